@@ -1,0 +1,86 @@
+"""The command line: `latentae train FAMILY …`, and what the files in scripts/ call.
+
+Nothing heavy is imported before the config has been read, so that a mistake in it is answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from latentae.config import FAMILIES, ConfigError, load_config
+from latentae.training.folder import RunError, RunFolder
+from latentae.training.summary import describe, finished_summary
+
+_USAGE = """\
+usage: latentae train FAMILY [--config NAME_OR_PATH] [key=value ...]
+
+  FAMILY    {families}
+
+`latentae train FAMILY --help` lists every key. For several devices: `accelerate launch -m latentae.cli train ...`
+"""
+
+
+def train(family: str, arguments: Sequence[str] | None = None) -> int:
+    """Trains an autoencoder of a family; returns the exit code: 0 done, 2 bad input, 1 stopped."""
+    try:
+        config = load_config(family, list(sys.argv[1:] if arguments is None else arguments))
+        folder = RunFolder(Path(config.output_dir))
+        folder.check(config)
+    except ConfigError as error:
+        return _fail(str(error), 2)
+    finished = finished_summary(folder, config)
+    if finished is not None:
+        print(f"The run in {folder.root} is complete. {describe(folder, finished)}")
+        return 0
+
+    from latentae.training.trainer import Trainer
+    from latentae.weights import WeightsNotFoundError
+
+    try:
+        trainer = Trainer(config)
+    except (ValueError, WeightsNotFoundError) as error:
+        return _fail(str(error), 2)
+    try:
+        trainer.fit()
+    except RunError as error:
+        return _fail(str(error), 1)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the `latentae` command."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    usage = _USAGE.format(families=" | ".join(FAMILIES))
+    if given in ([], ["-h"], ["--help"]):
+        print(usage)
+        return 0 if given else 2
+    command, *rest = given
+    if command not in _COMMANDS:
+        return _fail(f"unknown command {command!r}\n{usage}", 2)
+    return _COMMANDS[command](rest)
+
+
+def _train_command(arguments: list[str]) -> int:
+    family = arguments[0].replace("-", "_") if arguments else ""
+    if family not in FAMILIES:
+        return _fail(
+            f"`latentae train` needs a family, one of {', '.join(FAMILIES)}; got {family or 'none'}", 2
+        )
+    return train(family, arguments[1:])
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train_command}
+
+
+def _fail(message: str, code: int) -> int:
+    """Prints an error once, however many processes meet it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""What differs between two configs, and which differences a run may be continued over."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from latentae.config.schema import RunConfig
+from latentae.config.yaml_text import show
+
+RESUMABLE_KEYS = frozenset(
+    {
+        "output_dir",
+        "max_steps",
+        "resume",
+        "cpu_threads",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "sample_every",
+        "log_every",
+        "trackers",
+        "data.num_workers",
+        "data.max_broken",
+        "data.check_images",
+        "data.cache_megabytes",
+    }
+)
+"""Keys that may change when a run continues: none of them changes what was learned up to its checkpoint."""
+
+NOT_SET = "(not set)"
+"""Stands for the value of a key that one of two configs lacks, its section being of another type or null."""
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys whose values differ, each with its old and its new value as plain YAML values."""
+    before, after = (_flatten(config.model_dump(mode="json", by_alias=True)) for config in (old, new))
+    return {
+        key: (before.get(key, NOT_SET), after.get(key, NOT_SET))
+        for key in dict.fromkeys((*before, *after))
+        if before.get(key, NOT_SET) != after.get(key, NOT_SET)
+    }
+
+
+def refused_changes(old: RunConfig, new: RunConfig) -> list[str]:
+    """The changes that a run cannot be continued over, as lines `data.image_size: 64 → 128`; empty: none."""
+    return [
+        f"{key}: {show(before)} → {show(after)}"
+        for key, (before, after) in changed_keys(old, new).items()
+        if key not in RESUMABLE_KEYS
+    ]
+
+
+def _flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

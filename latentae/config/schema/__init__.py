@@ -1,0 +1,36 @@
+"""The typed sections of a run's config."""
+
+from latentae.config.schema.base import Section
+from latentae.config.schema.data import DataConfig
+from latentae.config.schema.discriminator import DiscriminatorConfig, PatchGANConfig
+from latentae.config.schema.loss import AdversarialConfig, LossConfig, PerceptualConfig, ReconstructionConfig
+from latentae.config.schema.model import (
+    EMAQuantizerConfig,
+    ModelConfig,
+    QuantizerConfig,
+    VectorQuantizerConfig,
+    VQGANConfig,
+    VQVAEConfig,
+)
+from latentae.config.schema.optimizer import AdamWConfig, OptimizerConfig
+from latentae.config.schema.run import RunConfig
+
+__all__ = [
+    "AdamWConfig",
+    "AdversarialConfig",
+    "DataConfig",
+    "DiscriminatorConfig",
+    "EMAQuantizerConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PatchGANConfig",
+    "PerceptualConfig",
+    "QuantizerConfig",
+    "ReconstructionConfig",
+    "RunConfig",
+    "Section",
+    "VQGANConfig",
+    "VQVAEConfig",
+    "VectorQuantizerConfig",
+]

@@ -1,0 +1,73 @@
+"""A whole training run: the top of the schema."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import model_validator
+
+from latentae.config.schema.base import FROM_LIST, Count, CountOrZero, Positive, Section, ShareBelowOne, Text
+from latentae.config.schema.checks import find_problems
+from latentae.config.schema.data import DataConfig
+from latentae.config.schema.discriminator import DiscriminatorConfig
+from latentae.config.schema.loss import LossConfig
+from latentae.config.schema.model import ModelConfig
+from latentae.config.schema.optimizer import OptimizerConfig
+
+
+class RunConfig(Section):
+    """Everything a training run is told.
+
+    Built from a file with `load_config` or `read_config`, whose errors are written for people; built by hand
+    it raises pydantic's `ValidationError`, a `ValueError`.
+    """
+
+    output_dir: Text = "run"
+    """Folder the run writes to: config.yaml, metrics.jsonl, samples/, checkpoints/, model/."""
+    seed: CountOrZero = 0
+    """Start of everything random."""
+    max_steps: Count
+    """Optimizer steps of the whole run, resumed parts included."""
+    batch_size: Count
+    """Images per process and forward pass."""
+    gradient_accumulation_steps: Count = 1
+    """Forward passes per optimizer step."""
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """Number format of the forward pass; null: what `accelerate launch` was told."""
+    deterministic: bool = False
+    """Use deterministic kernels only: bit-equal repeats on CUDA too, at some cost in speed."""
+    cpu_threads: Count | None = None
+    """Threads a process computes with on a CPU; null: the machine's cores, shared among its processes."""
+    resume: Text = "auto"
+    """auto: continue from the newest checkpoint in `output_dir` if there is one; never: start at step 0; or
+    the path of a checkpoint to continue from."""
+    checkpoint_every: Count = 1000
+    """Optimizer steps between checkpoints."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints kept; older ones are deleted."""
+    sample_every: Count = 500
+    """Optimizer steps between sample images."""
+    log_every: Count = 50
+    """Optimizer steps between lines of metrics.jsonl."""
+    ema_decay: ShareBelowOne | None = None
+    """Decay per step of the weights' exponential moving average, which is then what is exported; null: no
+    average."""
+    max_grad_norm: Positive | None = None
+    """Gradients are scaled down to this L2 norm, the discriminator's likewise; null: they are left alone."""
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], FROM_LIST] = ("tensorboard",)
+    """Where metrics go besides metrics.jsonl; []: nowhere."""
+    model: ModelConfig
+    """The autoencoder."""
+    loss: LossConfig
+    """What the autoencoder is trained on."""
+    discriminator: DiscriminatorConfig | None = None
+    """The adversarial loss's network; null where there is no adversarial loss."""
+    optimizer: OptimizerConfig
+    """The autoencoder's optimizer."""
+    data: DataConfig
+    """The training images."""
+
+    @model_validator(mode="after")
+    def _check_across_sections(self) -> Self:
+        problems = find_problems(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self

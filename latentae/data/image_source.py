@@ -1,0 +1,86 @@
+"""What a source of images is, and two wrappers that fit every one: a part of it, a cache of it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+
+
+class ImageSource(Protocol):
+    """A fixed sequence of images, each with a name, decoded when asked for.
+
+    Write one for data of your own: anything with these three methods trains. It is pickled to the
+    loader's workers, and `load` is called from several threads by `check_images`.
+    """
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def name(self, index: int) -> str:
+        """What to call image `index` in messages; the same on every machine, and different for each."""
+
+    def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
+        """Image `index` as [H, W, channels], uint8 or float32 in [0, 1], perhaps read-only.
+
+        `minimum_side` permits a smaller version whose shorter side has at least that many pixels.
+        Raises BrokenImageError where the image cannot be decoded.
+        """
+
+
+class SubsetSource:
+    """The images of `source` at `indices`, in that order."""
+
+    def __init__(self, source: ImageSource, indices: NDArray[np.int64]) -> None:
+        self.source = source
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+    def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
+        return self.source.load(int(self.indices[index]), channels, minimum_side)
+
+
+class CachedSource:
+    """`source`, keeping decoded images in memory up to `max_bytes`: for few images drawn many times.
+
+    Images that come when the cache is full are decoded each time; none is dropped for another, since
+    training draws all of them equally often. Each worker process has a cache of its own, which on Linux
+    begins with what the parent's held. Cached arrays are read-only.
+    """
+
+    def __init__(self, source: ImageSource, max_bytes: int = 256 * 2**20) -> None:
+        self.source = source
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
+        self._images: dict[tuple[int, int, int | None], Pixels] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
+        key = (index, channels, minimum_side)
+        cached = self._images.get(key)
+        if cached is not None:
+            return cached
+        image = self.source.load(index, channels, minimum_side)
+        if self.used_bytes + image.nbytes <= self.max_bytes:
+            image = image.view()  # the source may go on writing into its own
+            image.flags.writeable = False
+            self._images[key] = image
+            self.used_bytes += image.nbytes
+        return image
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled copy starts empty: sending the images would take longer than decoding them.
+        return {**self.__dict__, "used_bytes": 0, "_images": {}}

@@ -1,0 +1,120 @@
+"""Sums over ranks, by torch.distributed alone; without a process group each is its one-process case.
+
+None of these is differentiable: results carry no gradient. All but `rank`, `world_size` and `is_main` are
+collective: every rank calls them, in the same order. Results are new tensors on the argument's device, equal
+on all ranks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's number among all processes of the run, 0 without a process group."""
+    return dist.get_rank() if _is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes the run has, 1 without a process group."""
+    return dist.get_world_size() if _is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0."""
+    return rank() == 0
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over ranks of `tensor`, which has the same shape and type on each."""
+    total = _communicable(tensor)
+    if world_size() > 1:
+        dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return total.to(tensor.device)
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """The mean over ranks of `tensor`, which has the same shape and type on each.
+
+    Raises:
+        ValueError: the tensor is of integer type, which has no exact mean.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise ValueError(f"tensor is of type {tensor.dtype}: convert it to floats, or use all_reduce_sum")
+    return all_reduce_sum(tensor) / world_size()
+
+
+def all_gather_concat(tensor: Tensor) -> Tensor:
+    """The ranks' tensors one after the other, in rank order.
+
+    Args:
+        tensor: [N, ...], of the same type and trailing shape on each rank; N may differ, and be 0.
+
+    Returns:
+        [ΣN, ...].
+
+    Raises:
+        ValueError: the tensor is a scalar.
+    """
+    if tensor.ndim == 0:
+        raise ValueError("tensor is a scalar: give it a first dimension, with tensor[None]")
+    own = _communicable(tensor)
+    if world_size() == 1:
+        return own
+    length = torch.tensor([len(own)], device=own.device)
+    lengths = [torch.empty_like(length) for _ in range(world_size())]
+    dist.all_gather(lengths, length)
+    counts = [int(count) for count in torch.cat(lengths).tolist()]
+    # Gathering needs equal shapes: pad to the longest, cut afterwards.
+    padded = own.new_zeros((max(counts), *own.shape[1:]))
+    padded[: len(own)] = own
+    gathered = [torch.empty_like(padded) for _ in counts]
+    if padded.numel() > 0:
+        dist.all_gather(gathered, padded)
+    parts = [part[:count] for part, count in zip(gathered, counts, strict=True)]
+    return torch.cat(parts).to(tensor.device)
+
+
+def broadcast_from_main(tensor: Tensor) -> Tensor:
+    """Rank 0's `tensor`, on every rank; the others pass one of the same shape and type."""
+    result = _communicable(tensor)
+    if world_size() > 1:
+        dist.broadcast(result, src=0)
+    return result.to(tensor.device)
+
+
+def barrier() -> None:
+    """Waits until every rank has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Runs its body on rank 0, then on the others at once: one rank fetches a file, the rest find it.
+
+    The body must hold no collective call. Where rank 0 fails the others still run theirs, rather than wait
+    forever.
+    """
+    if not is_main():
+        barrier()
+    try:
+        yield
+    finally:
+        if is_main():
+            barrier()
+
+
+def _is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _communicable(tensor: Tensor) -> Tensor:
+    """A contiguous copy without gradient, on a device the backend can send from: NCCL knows only GPUs."""
+    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if world_size() > 1 and dist.get_backend() == "nccl" and copy.device.type == "cpu":
+        return copy.to(torch.device("cuda", torch.cuda.current_device()))
+    return copy

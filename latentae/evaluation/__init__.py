@@ -1,0 +1,1 @@
+"""Evaluation: how close reconstructions are to their images."""

@@ -1,0 +1,78 @@
+"""Reconstruction quality of an autoencoder over a set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentae import distributed
+from latentae.evaluation.metrics import psnr, ssim, to_uint8
+from latentae.quantizers import codebook_health
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class ReconstructionQuality:
+    """Means over all images of 8-bit reconstructions against 8-bit originals.
+
+    Attributes:
+        psnr: dB. ssim: in [−1, 1]. lpips: ≥ 0.
+        images: how many.
+        codebook_usage: share of the codes that occurred; None for models without codes.
+        codebook_perplexity: exp of the entropy of their frequencies.
+    """
+
+    psnr: float
+    ssim: float
+    lpips: float
+    images: int
+    codebook_usage: float | None = None
+    codebook_perplexity: float | None = None
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    autoencoder: nn.Module, batches: Iterable[dict[str, Any]], lpips: Distance, device: torch.device
+) -> ReconstructionQuality:
+    """Runs the autoencoder, in eval mode, over the images of all ranks; every rank must call it.
+
+    Args:
+        autoencoder: called as ``autoencoder(images).sample``.
+        batches: this rank's batches, with ``images`` [B, C, H, W] in [−1, 1] and ``indices`` [B].
+        lpips: maps two [B, C, H, W] to [B]; called in float32 on what 8 bits can hold.
+
+    Raises:
+        ValueError: no images.
+    """
+    rows: list[Tensor] = []
+    num_codes: int | None = getattr(getattr(autoencoder, "quantize", None), "num_codes", None)
+    counts = torch.zeros(num_codes or 0, dtype=torch.int64, device=device)
+    for batch in batches:
+        images = batch["images"].to(device)
+        output = autoencoder(images)
+        originals, reconstructions = (to_uint8(x).float() / 127.5 - 1 for x in (images, output.sample))
+        values = [
+            psnr(reconstructions, originals),
+            ssim(reconstructions, originals),
+            lpips(reconstructions, originals).double(),
+        ]
+        rows.append(torch.stack([batch["indices"].to(device).double(), *values], dim=1))
+        if num_codes:
+            counts += torch.bincount(output.indices.flatten(), minlength=num_codes)
+
+    own = torch.cat(rows) if rows else torch.zeros(0, 4, dtype=torch.float64, device=device)
+    table = distributed.all_gather_concat(own)
+    if not len(table):
+        raise ValueError("there are no images to evaluate on")
+    # Summed in the images' own order, the means do not depend on how many ranks shared the work.
+    mean_psnr, mean_ssim, mean_lpips = table[table[:, 0].argsort()][:, 1:].mean(dim=0).tolist()
+    quality = ReconstructionQuality(psnr=mean_psnr, ssim=mean_ssim, lpips=mean_lpips, images=len(table))
+    if num_codes:
+        health = codebook_health(distributed.all_reduce_sum(counts))
+        quality.codebook_usage, quality.codebook_perplexity = health.usage, health.perplexity
+    return quality

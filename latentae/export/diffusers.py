@@ -1,0 +1,12 @@
+"""A folder that diffusers loads, with or without latentae beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from latentae.models import VQVAE
+
+
+def export_diffusers(autoencoder: VQVAE, path: Path) -> None:
+    """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors`` of the stock class into ``path``."""
+    autoencoder.to_diffusers().save_pretrained(str(path))

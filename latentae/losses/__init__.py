@@ -1,0 +1,1 @@
+"""Losses: each a plain function or module, and the objective that sums them."""

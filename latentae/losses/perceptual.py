@@ -1,0 +1,191 @@
+"""LPIPS, the learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924), as a training loss."""
+
+import warnings
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# The smallest images that the trunk's strides and poolings leave something of.
+_MINIMUM_SIZE = {"alex": 31, "vgg": 16}
+_EPSILON = 1e-10  # of the `lpips` package's normalisation
+
+
+class LPIPS(nn.Module):
+    """The distance of the `lpips` package (version 0.1 of its heads), differentiable in the reconstruction.
+
+    With y_l, ŷ_l the unit-normalised features of layer l of a frozen ImageNet classifier and w_l ≥ 0 the
+    learned heads: d = Σ_l 1/(H_l W_l) Σ_hw Σ_c w_lc (ŷ_lchw − y_lchw)². Equal to `lpips.LPIPS` in value and
+    gradient, except where all of a pixel's features are zero: there `lpips` differentiates √0 and yields NaN,
+    this yields zero.
+
+    The module is frozen and stays in evaluation mode: `train()` does not switch it. It computes in float32
+    (in float64 after `.double()`), whatever the inputs' type and also under autocast. It holds no gradient
+    back: call it under `torch.no_grad()` to measure, without to train.
+
+    Args:
+        trunk: the classifier's convolutions under torchvision's names (`features.i.weight`,
+            `features.i.bias`), as `latentae.weights.load_trunk` returns them.
+        net: the classifier: `alex` (the usual choice for measuring) or `vgg` (the usual choice for training).
+
+    Raises:
+        ValueError: no such `net`, or `trunk` is not the weights of that network.
+    """
+
+    def __init__(self, trunk: dict[str, Tensor], net: str = "alex") -> None:
+        super().__init__()
+        if net not in _MINIMUM_SIZE:
+            raise ValueError(f"net is {net!r}: choose one of {', '.join(_MINIMUM_SIZE)}")
+        self.net = net
+        reference = _load_reference(trunk, net)
+        self.scaling = reference.scaling_layer
+        trunk_slices = reference.net
+        self.slices = nn.ModuleList([getattr(trunk_slices, f"slice{k}") for k in range(1, 6)])
+        self.heads = nn.ParameterList([head.model[-1].weight.detach().flatten() for head in reference.lins])
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode, whatever `mode`: the network is a fixed measure."""
+        return super().train(False)
+
+    def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """The distance of each image of a batch.
+
+        One channel is taken as grey and repeated to three; two are two grey images; three are RGB; of C > 3
+        the ⌈C/3⌉ evenly spaced, where need be overlapping triples of neighbouring channels are each taken as
+        RGB. The distance is the mean over these images and costs as much as they do: one image up to three
+        channels (two for two), ⌈C/3⌉ beyond.
+
+        Args:
+            reconstruction: [B, C, H, W] in [-1, 1]. Values outside are used as they are, since clamping them
+                would take their gradient away; clamp before measuring.
+            target: as `reconstruction`. Its features are computed without a gradient.
+
+        Returns:
+            [B], float32 (float64 after `.double()`): 0 for equal images, about 1 for unrelated ones.
+
+        Raises:
+            ValueError: the shapes differ or are not [B, C, H, W], the images are too small for the trunk or
+                not of floating-point type, the target asks for a gradient, or the module was cast to half
+                precision.
+        """
+        self._validate(reconstruction, target)
+        with torch.autocast(device_type=reconstruction.device.type, enabled=False):
+            with torch.no_grad():
+                directions = [
+                    features.mul_(_inverse_norm(features)[1]) for features in self._features(target)
+                ]
+            layers = zip(self._features(reconstruction), directions, self.heads, strict=True)
+            distances = [
+                _FeatureDistance.apply(features, direction, head) for features, direction, head in layers
+            ]
+            return torch.stack(distances).sum(dim=0).reshape(reconstruction.shape[0], -1).mean(dim=1)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        hidden = self.scaling(_as_rgb(images.to(self.heads[0].dtype)))
+        features = []
+        for layers in self.slices:
+            hidden = layers(hidden)
+            features.append(hidden)
+        return features
+
+    def _validate(self, reconstruction: Tensor, target: Tensor) -> None:
+        shape = tuple(reconstruction.shape)
+        if len(shape) != 4 or 0 in shape or shape != tuple(target.shape):
+            raise ValueError(
+                f"reconstruction and target have shapes {shape} and {tuple(target.shape)}: "
+                "give two non-empty batches of the same shape [B, C, H, W]"
+            )
+        minimum = _MINIMUM_SIZE[self.net]
+        if min(shape[2:]) < minimum:
+            raise ValueError(
+                f"images are {shape[2]} x {shape[3]}: "
+                f"LPIPS on {self.net!r} needs at least {minimum} pixels a side"
+            )
+        if not (reconstruction.is_floating_point() and target.is_floating_point()):
+            raise ValueError(
+                f"images are of type {reconstruction.dtype}, {target.dtype}: convert them to floats"
+            )
+        if target.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "target requires a gradient, but only the reconstruction gets one: detach the target"
+            )
+        if (dtype := self.heads[0].dtype) not in (torch.float32, torch.float64):
+            raise ValueError(f"LPIPS was cast to {dtype}: keep it in float32, it casts its inputs itself")
+
+
+def _inverse_norm(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The length s of each pixel's feature vector and 1/(s + ε): [B, 1, H, W] each."""
+    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return norm, (norm + _EPSILON).reciprocal()
+
+
+class _FeatureDistance(torch.autograd.Function):
+    """d = 1/(HW) Σ_hw Σ_c w_c (f_c/(|f| + ε) − y_c)² of features f, unit vectors y and a head w.
+
+    f and y are [B, C, H, W], w is [C], d is [B].
+
+    The derivative is written out since these are among the largest tensors of a training step: it takes about
+    half the time of what autograd derives from the `lpips` package's formula, and is finite at f = 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, direction: Tensor, head: Tensor) -> Tensor:
+        norm, inverse = _inverse_norm(features)
+        difference = (features * inverse).sub_(direction)
+        ctx.save_for_backward(features, difference, norm, inverse, head)
+        # Summing over space before weighting the channels reads the large tensor once.
+        squares = torch.linalg.vector_norm(difference, dim=(2, 3)).square()
+        return squares @ head / (features.shape[2] * features.shape[3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        features, difference, norm, inverse, head = ctx.saved_tensors
+        # g = ∂d/∂(f·r) with r = 1/(|f| + ε); then ∂d/∂f = r g − (r²/|f|) (g·f) f
+        scale = gradient[:, None] * head * (2 / (features.shape[2] * features.shape[3]))
+        inner = difference * scale[:, :, None, None]
+        projection = (inner * features).sum(dim=1, keepdim=True)
+        along = projection * inverse * inverse / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        return inner.mul_(inverse).addcmul_(features, along, value=-1), None, None
+
+
+def _as_rgb(images: Tensor) -> Tensor:
+    """[B, C, H, W] → [B·G, 3, H, W], the G images of a batch item next to each other."""
+    batch, channels, height, width = images.shape
+    if channels == 3:
+        return images
+    if channels < 3:
+        return images.reshape(batch * channels, 1, height, width).expand(-1, 3, -1, -1)
+    groups = -(-channels // 3)
+    starts = [round(k * (channels - 3) / (groups - 1)) for k in range(groups)]
+    return torch.stack([images[:, start : start + 3] for start in starts], dim=1).flatten(0, 1)
+
+
+def _load_reference(trunk: dict[str, Tensor], net: str) -> Any:
+    """An `lpips.LPIPS` with this trunk and the package's heads, built without touching the random state."""
+    import lpips  # imports for seconds: only where it is needed
+
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.filterwarnings("ignore", category=UserWarning)  # of torchvision: lpips' arguments are old
+        reference = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
+    reference.scaling_layer = lpips.ScalingLayer()
+    heads_file = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+    state = torch.load(heads_file, map_location="cpu", weights_only=True)
+    names = {f"features.{key.split('.', 1)[1]}": f"net.{key}" for key in reference.net.state_dict()}
+    expected = {name: reference.state_dict()[key].shape for name, key in names.items()}
+    if {name: tensor.shape for name, tensor in trunk.items()} != expected:
+        raise ValueError(
+            f"trunk does not hold the convolutions of net={net!r}: give latentae.weights.load_trunk({net!r})"
+        )
+    state |= {
+        names[name]: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in trunk.items()
+    }
+    state |= {f"scaling_layer.{name}": buffer for name, buffer in reference.scaling_layer.named_buffers()}
+    # Not strict, since lpips holds each head under two names of which its file has one.
+    reference.load_state_dict(state, strict=False, assign=True)
+    assert not any(parameter.is_meta for parameter in reference.parameters())
+    return reference

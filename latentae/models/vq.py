@@ -1,0 +1,193 @@
+"""VQ-VAE and VQGAN: an encoder, a table of codes, a decoder (arXiv 1711.00937, 2012.09841)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import ModelMixin, VQModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import Decoder, DecoderOutput, Encoder
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PointDistribution
+from latentae.quantizers import create_quantizer
+
+# What a stock VQModel has no parameter for.
+_OWN_KEYS = ("shift_factor", "quantizer")
+
+
+class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
+    """The backbone and parameter names of diffusers' VQModel around one of our quantizers.
+
+    The latents for diffusion are the continuous ones before quantization; ``decode`` quantizes them first, as
+    in latent diffusion (arXiv 2112.10752, section 3.1).
+
+    Args:
+        in_channels, out_channels: channels of the images; equal but for special uses.
+        down_block_types, up_block_types: a diffusers block type for each level.
+        block_out_channels: width of each level; each but the last halves the resolution.
+        layers_per_block: residual blocks a level (the decoder has one more).
+        act_fn: activation, ``silu``.
+        latent_channels: channels of the latents that leave the encoder.
+        sample_size: the image size trained on, in pixels; for information.
+        num_vq_embeddings: number of codes.
+        norm_num_groups: groups of the group normalisation.
+        vq_embed_dim: length of a code; None means ``latent_channels``.
+        scaling_factor, shift_factor: what ``to_latents`` applies, (latents − shift) · scale.
+        norm_type: ``group``.
+        mid_block_add_attention: attention at the lowest resolution.
+        lookup_from_codebook, force_upcast: read by diffusers pipelines, as in VQModel.
+        quantizer: its ``type`` and arguments other than its size; None means ``{"type": "vector"}``.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
+        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
+        block_out_channels: tuple[int, ...] = (64,),
+        layers_per_block: int = 1,
+        act_fn: str = "silu",
+        latent_channels: int = 3,
+        sample_size: int = 32,
+        num_vq_embeddings: int = 256,
+        norm_num_groups: int = 32,
+        vq_embed_dim: int | None = None,
+        scaling_factor: float = 1.0,
+        norm_type: str = "group",
+        mid_block_add_attention: bool = True,
+        lookup_from_codebook: bool = False,
+        force_upcast: bool = False,
+        shift_factor: float = 0.0,
+        quantizer: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if norm_type != "group":
+            raise ValueError(f"norm_type is {norm_type!r}, but only 'group' is supported")
+        shared: dict[str, Any] = {
+            "block_out_channels": block_out_channels,
+            "layers_per_block": layers_per_block,
+            "act_fn": act_fn,
+            "norm_num_groups": norm_num_groups,
+            "mid_block_add_attention": mid_block_add_attention,
+        }
+        code_dim = vq_embed_dim or latent_channels
+        self.encoder = Encoder(
+            in_channels, latent_channels, down_block_types=down_block_types, double_z=False, **shared
+        )
+        self.quant_conv = nn.Conv2d(latent_channels, code_dim, 1)
+        self.quantize = create_quantizer(
+            num_codes=num_vq_embeddings, code_dim=code_dim, **(quantizer or {"type": "vector"})
+        )
+        self.post_quant_conv = nn.Conv2d(code_dim, latent_channels, 1)
+        self.decoder = Decoder(latent_channels, out_channels, up_block_types=up_block_types, **shared)
+
+    @apply_forward_hook
+    def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
+        """Continuous latents [B, d, h, w] of images [B, C, H, W] in [−1, 1].
+
+        Sides that the downsampling factor does not divide are padded by repeating the edge.
+
+        Raises:
+            ValueError: wrong shape, channel count or dtype, or images smaller than one latent.
+        """
+        self._check_images(x)
+        latents = self.quant_conv(self.encoder(self._pad(x)))
+        if not return_dict:
+            return (latents,)
+        return EncoderOutput(latents=latents, latent_dist=PointDistribution(latents))
+
+    @apply_forward_hook
+    def decode(
+        self,
+        h: Tensor,
+        force_not_quantize: bool = False,
+        return_dict: bool = True,
+        shape: tuple[int, int, int, int] | None = None,
+        generator: torch.Generator | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> DecoderOutput | tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] of unscaled latents [B, d, h, w], which are quantized first.
+
+        Args:
+            h: the latents; with ``force_not_quantize`` they are decoded as they are, or looked up where
+                ``config.lookup_from_codebook`` says that they are indices.
+            shape: (B, h, w, d) of such indices.
+            generator: accepted because pipelines pass it; nothing is random here.
+            size: (H, W) to crop the images to.
+        """
+        commit_loss = h.new_zeros((), dtype=torch.float32)
+        if not force_not_quantize:
+            quantized = self.quantize(h)
+            commit_loss = torch.stack(list(quantized.losses.values())).sum()
+            h = quantized.quantized
+        elif self.config.lookup_from_codebook:
+            h = self.quantize.codes(h.view(shape[:3] if shape is not None else h.shape))
+        images = self._decode(h, size)
+        return DecoderOutput(sample=images, commit_loss=commit_loss) if return_dict else (images, commit_loss)
+
+    def encode_indices(self, images: Tensor) -> Tensor:
+        """Codes [B, h, w] of images [B, C, H, W] in [−1, 1]."""
+        return self.quantize(self.encode(images).latents).indices
+
+    def decode_indices(self, indices: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Images [B, C, H, W] of codes [B, h, w]; undoes ``encode_indices``.
+
+        Raises:
+            ValueError: an index outside the codebook.
+        """
+        return self._decode(self.quantize.codes(indices), size)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> AutoencoderOutput | tuple[Tensor, Tensor]:
+        """Reconstruction of images [B, C, H, W] in [−1, 1], of any size, with the quantizer's losses.
+
+        ``sample_posterior`` and ``generator`` are accepted as for a KL-VAE; nothing is random here.
+        """
+        latents = self.encode(sample).latents
+        quantized = self.quantize(latents)
+        height, width = sample.shape[-2:]
+        images = self._decode(quantized.quantized, (height, width))
+        commit_loss = torch.stack(list(quantized.losses.values())).sum()
+        if not return_dict:
+            return images, commit_loss
+        return AutoencoderOutput(
+            sample=images,
+            latents=latents,
+            commit_loss=commit_loss,
+            losses=quantized.losses,
+            indices=quantized.indices,
+        )
+
+    def to_diffusers(self) -> VQModel:
+        """A stock VQModel with the same weights, in eval mode, which loads without latentae."""
+        config = {k: v for k, v in self.config.items() if k not in _OWN_KEYS and not k.startswith("_")}
+        stock = VQModel(**config)
+        wanted = stock.state_dict().keys()
+        stock.load_state_dict({key: value for key, value in self.state_dict().items() if key in wanted})
+        if self.dtype != stock.dtype:
+            stock = stock.to(self.dtype)
+        return stock.to(self.device).eval()
+
+    def _decode(self, quantized: Tensor, size: tuple[int, int] | None) -> Tensor:
+        images = self.decoder(self.post_quant_conv(quantized))
+        return images if size is None else images[..., : size[0], : size[1]]
+
+
+class VQGAN(VQVAE):
+    """A VQVAE trained with a perceptual and an adversarial loss; same weights, same interface."""
+
+
+# Pipelines record a component as (top module, class name), and load it from there.
+VQVAE.__module__ = VQGAN.__module__ = "latentae"

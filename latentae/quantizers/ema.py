@@ -1,0 +1,96 @@
+"""Vector quantization with a codebook of moving averages (van den Oord et al. 2017, appendix A.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentae import distributed
+from latentae.quantizers.codebook import CodebookQuantizer
+
+
+class EMAQuantizer(CodebookQuantizer):
+    """Each code is the moving average of the latents that chose it; only the commitment term is a loss.
+
+    N ← γ N + (1 − γ) n and m ← γ m + (1 − γ) Σ z, with e = m / N and N smoothed by Laplace's rule; once per
+    optimizer step, with n and Σ z summed over its micro-batches and over all ranks.
+
+    Args:
+        num_codes, code_dim, init, revive_after: as in ``CodebookQuantizer``.
+        commitment_weight: β, what pulls the latents to their codes.
+        decay: γ, in (0, 1).
+        epsilon: the count every code is given by the smoothing.
+
+    Raises:
+        ValueError: a decay outside (0, 1).
+    """
+
+    average_counts: Tensor
+    average_sums: Tensor
+    pending_counts: Tensor
+    pending_sums: Tensor
+
+    def __init__(
+        self,
+        num_codes: int,
+        code_dim: int,
+        *,
+        commitment_weight: float = 0.25,
+        decay: float = 0.99,
+        epsilon: float = 1e-5,
+        init: str = "data",
+        revive_after: int | None = None,
+    ) -> None:
+        super().__init__(num_codes, code_dim, init=init, revive_after=revive_after)
+        if not 0 < decay < 1:
+            raise ValueError(f"decay is {decay}, but must lie between 0 and 1")
+        self.commitment_weight = commitment_weight
+        self.decay = decay
+        self.epsilon = epsilon
+        self.embedding.requires_grad_(False)
+        self.register_buffer("average_counts", torch.ones(num_codes), persistent=False)
+        self.register_buffer("average_sums", self.embedding.weight.detach().clone(), persistent=False)
+        self.register_buffer("pending_counts", torch.zeros(num_codes), persistent=False)
+        self.register_buffer("pending_sums", torch.zeros(num_codes, code_dim), persistent=False)
+
+    @property
+    def upkeep(self) -> dict[str, Tensor]:
+        return {
+            **super().upkeep,
+            "average_counts": self.average_counts,
+            "average_sums": self.average_sums,
+        }
+
+    def losses(self, flat: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        return {"commitment": self.commitment_weight * F.mse_loss(flat, codes.detach())}
+
+    def observe(self, flat: Tensor, indices: Tensor) -> None:
+        super().observe(flat, indices)
+        self.pending_counts += torch.bincount(indices, minlength=self.num_codes).to(self.pending_counts)
+        self.pending_sums.index_add_(0, indices, flat.to(self.pending_sums))
+
+    @torch.no_grad()
+    def start(self, latents: Tensor, generator: torch.Generator) -> None:
+        super().start(latents, generator)
+        # The averages begin at the codes there are, drawn, placed or loaded.
+        self.average_counts.fill_(1.0)
+        self.average_sums.copy_(self.embedding.weight)
+
+    @torch.no_grad()
+    def commit(self, step: int, generator: torch.Generator) -> None:
+        counts = distributed.all_reduce_sum(self.pending_counts)
+        sums = distributed.all_reduce_sum(self.pending_sums)
+        self.pending_counts.zero_()
+        self.pending_sums.zero_()
+        self.average_counts.lerp_(counts, 1 - self.decay)
+        self.average_sums.lerp_(sums, 1 - self.decay)
+        total = self.average_counts.sum()
+        smoothed = (self.average_counts + self.epsilon) / (total + self.num_codes * self.epsilon) * total
+        self.embedding.weight.copy_(self.average_sums / smoothed[:, None])
+        super().commit(step, generator)
+
+    def replace(self, mask: Tensor, codes: Tensor) -> None:
+        super().replace(mask, codes)
+        self.average_counts.masked_fill_(mask, 1.0)
+        self.average_sums.copy_(torch.where(mask[:, None], codes, self.average_sums))

@@ -1,0 +1,156 @@
+"""The folder of a run: what lies where, and whether a run may be started or continued in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentae.config import ConfigError, RunConfig, dump_config, read_config, refused_changes
+
+_STEP_NAME = re.compile(r"step_(\d+)")
+
+
+class RunError(RuntimeError):
+    """A run cannot go on; the message says why, what is safe and what to do."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths below ``output_dir``; the names are part of the interface."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    def sample(self, step: int) -> Path:
+        return self.samples / f"step_{step:06d}.png"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step:06d}"
+
+    def all_checkpoints(self) -> list[Path]:
+        """The finished checkpoints, oldest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = [path for path in self.checkpoints.iterdir() if _STEP_NAME.fullmatch(path.name)]
+        return sorted(found, key=step_of)
+
+    def check(self, config: RunConfig) -> None:
+        """Raises ConfigError if ``config`` may not be run here, before anything is written."""
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigError(f"output_dir is {self.root}, which is a file; choose another one")
+        if not self.config.exists():
+            if self.root.is_dir() and any(self.root.iterdir()):
+                raise ConfigError(
+                    f"output_dir is {self.root}, which holds files but no run (no {self.config.name}); "
+                    "choose an empty or new folder"
+                )
+            return
+        if config.resume == "never":
+            raise ConfigError(
+                f"output_dir is {self.root}, which already holds a run, and resume=never would overwrite it; "
+                "choose another output_dir, or resume=auto to continue"
+            )
+        changes = refused_changes(read_config(self.config), config)
+        if changes:
+            lines = "\n  ".join(changes)
+            raise ConfigError(
+                f"output_dir is {self.root}, which holds a run with other settings:\n  {lines}\n"
+                "choose another output_dir, or go back to that run's settings to continue it"
+            )
+
+    def create(self, config: RunConfig) -> None:
+        """Makes the folders and writes the resolved config."""
+        try:
+            for folder in (self.root, self.samples, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.config, dump_config(config))
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir is {self.root}, where nothing can be written ({error.strerror}); "
+                "choose another one"
+            ) from error
+
+    def checkpoint_to_resume(self, resume: str) -> Path | None:
+        """The checkpoint that ``resume`` (auto, never or a path) stands for; None is a fresh start."""
+        if resume == "never":
+            return None
+        if resume == "auto":
+            return next(reversed(self.all_checkpoints()), None)
+        path = Path(resume)
+        if not path.is_dir() or not _STEP_NAME.fullmatch(path.name):
+            here = ", ".join(path.name for path in self.all_checkpoints()) or "none"
+            raise ConfigError(
+                f"resume is {resume}, which is no checkpoint folder; in {self.checkpoints} there are: {here}"
+            )
+        return path
+
+    def forget_after(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl that a run continued at ``step`` will write again."""
+        if self.metrics.exists():
+            lines = self.metrics.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_text(self.metrics, "".join(kept))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps done when a checkpoint was written, from its name."""
+    match = _STEP_NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise ValueError(f"{checkpoint} is not named step_<number>")
+    return int(match.group(1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file aside and renames it, so that it is never half there."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """``write_text`` of a JSON object, indented."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def aside_of(path: Path) -> Path:
+    """Where a folder is written before it is renamed to ``path``."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def swap_in(aside: Path, path: Path) -> None:
+    """Renames a finished folder to its place; an older one there is removed only after the swap."""
+    if path.exists():
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        aside.rename(path)
+        shutil.rmtree(old)
+    else:
+        aside.rename(path)

@@ -1,0 +1,93 @@
+"""Where a run's numbers go: the progress bar, metrics.jsonl and the trackers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from latentae.training.folder import RunError, RunFolder
+
+# What the progress bar has room for.
+_SHOWN = {"loss": "loss", "adversarial_weight": "adv", "codebook_usage": "codes"}
+
+
+class Recorder:
+    """Writes on one rank, keeps silent on the others.
+
+    Args:
+        folder: the run's folder.
+        step, max_steps: where the run stands, and where it ends, in optimizer steps.
+        images_per_step: images that all ranks together see in an optimizer step.
+        track: hands named numbers and their step to the trackers.
+        enabled: whether this is the rank that writes.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        step: int,
+        max_steps: int,
+        images_per_step: int,
+        track: Callable[[dict[str, float], int], None],
+        enabled: bool,
+    ) -> None:
+        self.folder = folder
+        self.images_per_step = images_per_step
+        self.track = track
+        self.enabled = enabled
+        self.bar = tqdm(
+            total=max_steps,
+            initial=step,
+            desc="training",
+            unit="step",
+            disable=not enabled,
+            dynamic_ncols=True,
+        )
+        self.last_step = step
+        self.last_time = time.perf_counter()
+
+    def advance(self) -> None:
+        """Moves the bar by one step."""
+        self.bar.update()
+
+    def write(self, step: int, measurements: dict[str, float]) -> None:
+        """Logs the means since the last call, together with the throughput in between.
+
+        Raises:
+            RunError: metrics.jsonl cannot be written.
+        """
+        now = time.perf_counter()
+        speed = (step - self.last_step) * self.images_per_step / (now - self.last_time)
+        self.last_step, self.last_time = step, now
+        if not self.enabled:
+            return
+        line = {"step": step, "images_per_second": speed, **measurements}
+        try:
+            with self.folder.metrics.open("a") as file:
+                file.write(json.dumps({name: _rounded(value) for name, value in line.items()}) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self.folder.metrics} ({error.strerror}); {_CONTINUE}") from error
+        self.track({name: value for name, value in line.items() if name != "step"}, step)
+        shown = {label: f"{line[name]:.3g}" for name, label in _SHOWN.items() if name in line}
+        self.bar.set_postfix({"img/s": f"{speed:.0f}", **shown})
+
+    def say(self, message: str) -> None:
+        """Prints a line above the bar."""
+        if self.enabled:
+            self.bar.write(message)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self.bar.close()
+
+
+_CONTINUE = "the checkpoints are untouched: make room and run the same command again to continue"
+
+
+def _rounded(value: float) -> float:
+    """Six significant digits: what is worth reading in a log."""
+    return float(f"{value:.6g}")

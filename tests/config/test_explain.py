@@ -1,0 +1,108 @@
+from typing import Any
+
+import pytest
+
+from latentae.config import ConfigError, config_from_mapping
+from tests.config.example import REMOVED, config, mapping
+
+
+def problems(changes: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config(changes)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("max_steps", True, "`max_steps` is true; it must be an integer >= 1"),
+        ("batch_size", "8", '`batch_size` is "8"; it must be an integer >= 1; write it without quotes'),
+        ("batch_size", "inf", '`batch_size` is "inf"; it must be an integer >= 1'),
+        ("batch_size", "many", '`batch_size` is "many"; it must be an integer >= 1'),
+        ("seed", 1.5, "`seed` is 1.5; it must be an integer >= 0"),
+        ("output_dir", 7, """`output_dir` is 7; it must be text; put it in quotes: 'output_dir="7"'"""),
+        ("mixed_precision", "fp8", '`mixed_precision` is "fp8"; it must be one of no, bf16, fp16 or null'),
+        ("ema_decay", 1.0, "`ema_decay` is 1.0; it must be a number in [0, 1) or null"),
+        (
+            "optimizer.learning_rate",
+            float("inf"),
+            "`optimizer.learning_rate` is .inf; it must be a number > 0",
+        ),
+        ("optimizer.type", "adam", '`optimizer.type` is "adam"; it must be adamw'),
+        ("optimizer.betas", [0.5, 1.5], "`optimizer.betas[1]` is 1.5; it must be a number in [0, 1)"),
+        ("data.downscale", [1], "`data.downscale` is [1]; it must be a list of two numbers >= 1 or null"),
+        (
+            "data.image_size",
+            [0, 8],
+            "`data.image_size` is [0, 8]; it must be an integer >= 1 or a list of two integers >= 1",
+        ),
+        ("trackers", ["mail"], '`trackers[0]` is "mail"; it must be one of tensorboard, wandb'),
+        (
+            "model.quantizer.type",
+            "emma",
+            '`model.quantizer.type` is "emma"; it must be one of vector, ema; did you mean ema?',
+        ),
+        ("model.quantizer.type", [1], "`model.quantizer.type` is [1]; it must be one of vector, ema"),
+        ("model.quantizer.type", REMOVED, "`model.quantizer.type` is missing; it must be one of vector, ema"),
+        ("model.class", REMOVED, "`model.class` is missing; it must be one of VQVAE, VQGAN"),
+        ("max_steps", REMOVED, "`max_steps` is missing; it must be an integer >= 1"),
+        (
+            "model.quantizer.num_codes",
+            REMOVED,
+            "`model.quantizer.num_codes` is missing; it must be an integer >= 2",
+        ),
+        (
+            "loss",
+            None,
+            "`loss` is null; it must be a section with the keys reconstruction, perceptual, adversarial",
+        ),
+        ("data.image_szie", 64, "unknown key `data.image_szie`; did you mean `data.image_size`?"),
+        (
+            "model.quantizer.decay",
+            0.9,
+            "unknown key `model.quantizer.decay`: it exists only with `type: ema`",
+        ),
+        ("model.class_", "VQGAN", "unknown key `model.class_`; did you mean `model.class`?"),
+    ],
+)
+def test_message_names_key_value_and_expectation(key: str, value: Any, message: str) -> None:
+    assert problems({key: value}) == [message]
+
+
+def test_every_problem_is_reported_on_a_line_of_its_own() -> None:
+    found = problems({"seed": -1, "model.quantizer.num_codes": 1, "discriminator.foo": 3, "data": REMOVED})
+    assert [line.split("`")[1] for line in found] == [
+        "seed",
+        "model.quantizer.num_codes",
+        "discriminator.foo",
+        "data",
+    ]
+
+
+def test_long_values_are_cut() -> None:
+    (found,) = problems({"mixed_precision": "x" * 500})
+    assert len(found) < 130
+    assert "xxx…" in found
+
+
+def test_dotted_key_in_a_file() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_from_mapping(mapping() | {"data.image_size": 8})
+    assert str(caught.value).endswith("in a file write data: {image_size: ...}")
+
+
+def test_no_pydantic_jargon() -> None:
+    found = "\n".join(
+        problems({"seed": "x", "model": 3, "loss.adversarial.start_step": None, "data.image_size": {}})
+    )
+    assert len(found.splitlines()) == 4
+    for jargon in (
+        "pydantic",
+        "https",
+        "Input should",
+        "type=",
+        "VQGANConfig",
+        "constrained",
+        "discriminator'",
+    ):
+        assert jargon not in found

@@ -1,0 +1,84 @@
+from typing import Literal
+
+from latentae.config import EMAQuantizerConfig, VectorQuantizerConfig, VQGANConfig, VQVAEConfig
+from latentae.config.reflect import (
+    choice_of,
+    fields,
+    is_optional,
+    known_keys,
+    member_name,
+    section_classes,
+    sections_at,
+    selector,
+    walk,
+)
+from latentae.config.schema import LossConfig, PerceptualConfig, RunConfig, Section
+
+
+def test_fields_go_by_their_name_in_yaml() -> None:
+    assert list(fields(VQGANConfig))[:2] == ["class", "in_channels"]
+    assert "class_" not in fields(VQGANConfig)
+
+
+def test_sections_behind_an_annotation() -> None:
+    assert section_classes(RunConfig.model_fields["model"].annotation) == (VQVAEConfig, VQGANConfig)
+    assert section_classes(LossConfig.model_fields["perceptual"].annotation) == (PerceptualConfig,)
+    assert section_classes(RunConfig.model_fields["trackers"].annotation) == ()
+    assert is_optional(LossConfig.model_fields["perceptual"].annotation)
+    assert not is_optional(LossConfig.model_fields["reconstruction"].annotation)
+
+
+def test_members_and_what_chooses_them() -> None:
+    members = sections_at(["model", "quantizer"])
+    assert members == (VectorQuantizerConfig, EMAQuantizerConfig)
+    assert [member_name(member) for member in members] == ["vector", "ema"]
+    assert choice_of(members) == "type"
+    assert choice_of(sections_at(["loss"])) is None
+    assert selector(VQVAEConfig) == "class"
+    assert sections_at(["model", "nothing"]) == ()
+
+
+def test_walk_describes_keys() -> None:
+    (key,) = known_keys()["model.norm_num_groups"]
+    assert (key.type, key.default, key.only_with, key.is_section) == ("an integer >= 1", "32", "", False)
+    (key,) = known_keys()["model.quantizer.epsilon"]
+    assert (key.default, key.only_with) == ("1.0e-05", "type: ema")
+    (key,) = known_keys()["loss.perceptual"]
+    assert (key.type, key.default, key.is_section) == ("section or null", "null", True)
+    (key,) = known_keys()["model.class"]
+    assert (key.type, key.default) == ("one of VQVAE, VQGAN", None)
+    assert key.doc.startswith("VQVAE: Vector-quantized autoencoder trained without")
+
+
+class Inner(Section):
+    depth: int = 1
+    """How deep."""
+
+
+class First(Section):
+    type: Literal["first"]
+    inner: Inner
+
+
+class Second(Section):
+    type: Literal["second"]
+    inner: int
+
+
+def test_keys_below_a_choice_depend_on_it_too() -> None:
+    found = [(key.path, key.type, key.only_with) for key in walk((First, Second), prefix="x.")]
+    assert found == [
+        ("x.type", "one of first, second", ""),
+        ("x.inner", "section", "type: first"),
+        ("x.inner.depth", "an integer", "type: first"),
+        ("x.inner", "an integer", "type: second"),
+    ]
+
+
+def test_walk_gives_every_key_once_and_narrows_the_classes() -> None:
+    paths = [key.path for key in walk()]
+    assert len(paths) == len(set(paths)) == len(known_keys())
+    assert paths[:3] == ["output_dir", "seed", "max_steps"]
+    narrowed = {key.path: key for key in walk(classes=["VQVAE"])}
+    assert narrowed["model.class"].type == "VQVAE"
+    assert set(narrowed) == set(paths)

@@ -1,0 +1,129 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from latentae.data import BrokenImageError, CenterCrop, ImageDataset, RandomCrop, check_images, without_broken
+from tests.data.pictures import ListSource
+
+
+def dataset(source: ListSource, seed: int = 0, **options) -> ImageDataset:
+    return ImageDataset(source, RandomCrop(4, (1, 1.5), flip=True), channels=3, seed=seed, **options)
+
+
+def value(sample) -> int:
+    """Which picture of a ListSource this is: the value of its last channel."""
+    return int(sample["images"][-1].add(1).mul(127.5).round().mean())
+
+
+def test_sample():
+    sample = dataset(ListSource(5))[0, 3]
+    assert sample["images"].shape == (3, 4, 4)
+    assert value(sample) == 3
+    assert (sample["index"], sample["broken"]) == (3, "")
+    assert len(dataset(ListSource(5))) == 5
+
+
+def test_samples_depend_on_seed_epoch_and_index_only():
+    ours = dataset(ListSource(30), seed=1)
+    forwards = {index: ours[2, index]["images"] for index in range(30)}
+    again = dataset(ListSource(30), seed=1)
+    for index in reversed(range(30)):
+        assert torch.equal(again[2, index]["images"], forwards[index])
+    position = slice(0, 2)  # the channels that show where the crop was
+    assert any(not torch.equal(forwards[i][position], forwards[0][position]) for i in range(1, 30))
+    assert any(not torch.equal(ours[3, i]["images"], forwards[i]) for i in range(30))
+    assert any(
+        not torch.equal(dataset(ListSource(30), seed=2)[2, i]["images"], forwards[i]) for i in range(30)
+    )
+
+
+def test_broken_images_are_replaced_by_determined_others():
+    source = ListSource(10, broken=(3, 4, 5, 6, 7))
+    samples = [dataset(source)[epoch, 3] for epoch in range(30)]
+    replacements = [value(sample) for sample in samples]
+    assert set(replacements) == {0, 1, 2, 8, 9}
+    assert replacements == [value(dataset(source)[epoch, 3]) for epoch in range(30)]
+    for sample in samples:
+        assert sample["index"] == 3
+        assert sample["broken"].split("\n")[0] == "picture3: it is broken"
+    assert max(len(sample["broken"].split("\n")) for sample in samples) > 1
+
+
+def test_gives_up_after_max_retries():
+    source = ListSource(10, broken=tuple(range(10)))
+    with pytest.raises(
+        BrokenImageError, match="3 images in a row cannot be decoded, the first being picture1"
+    ):
+        dataset(source, max_retries=2)[0, 1]
+    assert len(source.loaded) == 3
+
+
+def test_minimum_side_is_the_transforms():
+    source = ListSource(2)
+    ImageDataset(source, RandomCrop((4, 6)), 3)[0, 0]
+    ImageDataset(source, CenterCrop(4), 3)[0, 0]
+    assert source.loaded == [(0, 12), (0, None)]
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="no images"):
+        dataset(ListSource(0))
+    with pytest.raises(ValueError, match="seed=-1"):
+        dataset(ListSource(1), seed=-1)
+    with pytest.raises(ValueError, match="max_retries=-1"):
+        dataset(ListSource(1), max_retries=-1)
+
+
+def test_check_images():
+    source = ListSource(1000, broken=(0, 10, 11, 500))
+    assert check_images(source, 3) == [f"picture{index}: it is\nbroken" for index in (0, 10, 11, 500)]
+    source.loaded.clear()
+    assert check_images(source, 3, limit=4) == ["picture0: it is\nbroken", "picture500: it is\nbroken"]
+    assert sorted(index for index, _ in source.loaded) == [0, 250, 500, 750]
+    assert check_images(source, 3, limit=0) == []
+    with pytest.raises(ValueError, match="check_images=-1"):
+        check_images(source, 3, limit=-1)
+    with pytest.raises(ValueError, match="channels=2"):
+        check_images(source, 2)
+
+
+def test_check_images_uses_threads(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    meeting = threading.Barrier(2, timeout=20)  # raises BrokenBarrierError unless two loads overlap
+
+    class Meeting(ListSource):
+        def load(self, index, channels, minimum_side=None):
+            meeting.wait()
+            return super().load(index, channels, minimum_side)
+
+    assert check_images(Meeting(2), 3) == []
+
+
+def test_without_broken():
+    sound = ListSource(5)
+    assert without_broken(sound, 3) == (sound, [])
+    source, broken = without_broken(ListSource(6, broken=(1, 4)), 3)
+    assert [source.name(index) for index in range(len(source))] == [f"picture{i}" for i in (0, 2, 3, 5)]
+    assert broken == ["picture1: it is\nbroken", "picture4: it is\nbroken"]
+    with pytest.raises(BrokenImageError, match="all 2 images are broken"):
+        without_broken(ListSource(2, broken=(0, 1)), 3)
+
+
+def test_errors_that_are_no_broken_image_are_not_hidden():
+    class Faulty(ListSource):
+        def load(self, index, channels, minimum_side=None):
+            raise KeyError("a mistake in the source")
+
+    for use in (lambda: dataset(Faulty(2))[0, 0], lambda: check_images(Faulty(2), 3)):
+        with pytest.raises(KeyError, match="a mistake"):
+            use()
+
+
+def test_float_pictures():
+    class Deep(ListSource):
+        def load(self, index, channels, minimum_side=None):
+            return np.full((9, 9, channels), 0.75, np.float32)
+
+    torch.testing.assert_close(dataset(Deep(1))[0, 0]["images"], torch.full((3, 4, 4), 0.5))

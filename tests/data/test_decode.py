@@ -1,0 +1,200 @@
+import io
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentae.data import BrokenImageError, decode_image
+
+
+def encode(image: Image.Image, file_format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def gradient(height: int, width: int) -> Image.Image:
+    rows, columns = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([rows * 3, columns * 2, rows + columns], axis=2).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("BMP", {})]
+)
+def test_lossless_formats_give_the_stored_values(file_format, options, tmp_path):
+    image = gradient(20, 30)
+    expected = np.asarray(image)
+    assert np.array_equal(decode_image(encode(image, file_format, **options), 3), expected)
+    path = tmp_path / "picture"  # the content decides, not the suffix
+    path.write_bytes(encode(image, file_format, **options))
+    assert np.array_equal(decode_image(path, 3), expected)
+    assert np.array_equal(decode_image(image, 3), expected)
+
+
+def test_jpeg_and_minimum_side():
+    image = gradient(80, 120)
+    data = encode(image, "JPEG", quality=95, subsampling=0)
+    full = decode_image(data, 3)
+    assert np.abs(full.astype(int) - np.asarray(image)).mean() < 2
+    shapes = {side: decode_image(data, 3, minimum_side=side).shape for side in (81, 80, 41, 40, 20, 10, 1)}
+    assert shapes == {
+        81: (80, 120, 3),
+        80: (80, 120, 3),
+        41: (80, 120, 3),
+        40: (40, 60, 3),
+        20: (20, 30, 3),
+        10: (10, 15, 3),
+        1: (10, 15, 3),
+    }
+    assert decode_image(encode(image, "PNG"), 3, minimum_side=10).shape == (80, 120, 3)
+
+
+def test_grey_from_colour_is_bt601_luma():
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [100, 100, 100]]], np.uint8)
+    grey = decode_image(Image.fromarray(colours), 1)
+    assert grey[..., 0].tolist() == [[76, 150, 29, 100]]  # 0.299, 0.587, 0.114 times 255
+    assert grey.shape == (1, 4, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_grey_file_in_every_channel_count(channels):
+    array = decode_image(encode(Image.new("L", (3, 2), 77), "PNG"), channels)
+    assert array.shape == (2, 3, channels)
+    assert array.dtype == np.uint8
+    assert array[0, 0].tolist() == {1: [77], 3: [77] * 3, 4: [77, 77, 77, 255]}[channels]
+
+
+def test_one_bit_file():
+    image = Image.fromarray(np.array([[True, False]]))
+    assert image.mode == "1"
+    assert decode_image(encode(image, "PNG"), 1)[..., 0].tolist() == [[255, 0]]
+
+
+def test_alpha_is_composited_over_white_or_kept():
+    pixels = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)
+    data = encode(Image.fromarray(pixels), "PNG")
+    # 51/255 = 0.2: 0.2·200 + 0.8·255 = 244, 0.2·100 + 204 = 224, 204
+    assert decode_image(data, 3).tolist() == [[[200, 100, 0], [255, 255, 255], [244, 224, 204]]]
+    assert decode_image(data, 1)[0, 1].tolist() == [255]
+    assert np.array_equal(decode_image(data, 4), pixels)
+
+
+def test_grey_alpha_and_transparent_palettes():
+    grey_alpha = Image.fromarray(np.array([[[60, 0], [60, 255]]], np.uint8))
+    assert grey_alpha.mode == "LA"
+    assert decode_image(encode(grey_alpha, "PNG"), 1)[..., 0].tolist() == [[255, 60]]
+    assert decode_image(encode(grey_alpha, "PNG"), 4).tolist() == [[[60, 60, 60, 0], [60, 60, 60, 255]]]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    opaque, transparent = encode(palette, "PNG"), encode(palette, "PNG", transparency=0)
+    assert decode_image(opaque, 3).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    assert decode_image(transparent, 3).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+    assert decode_image(transparent, 4).tolist() == [[[10, 20, 30, 0], [40, 50, 60, 255]]]
+    colour_key = encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG", transparency=(1, 2, 3))
+    assert decode_image(colour_key, 3).tolist() == [[[255, 255, 255]]]
+
+
+def test_cmyk():
+    for file_format in ("JPEG", "TIFF"):
+        array = decode_image(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), file_format), 3)
+        assert array[4, 4, 0] > 250
+        assert array[4, 4, 1:].max() < 5
+
+
+def test_sixteen_bits_become_float_fractions():
+    values = np.array([[0, 1, 32768, 65535]], np.uint16)
+    for file_format in ("PNG", "TIFF"):
+        data = encode(Image.fromarray(values), file_format)
+        grey = decode_image(data, 1)
+        assert grey.dtype == np.float32
+        assert np.allclose(grey[..., 0], [[0, 1 / 65535, 32768 / 65535, 1]], rtol=1e-7)
+        colour = decode_image(data, 3)
+        assert colour.shape == (1, 4, 3)
+        assert np.array_equal(colour[..., 2], grey[..., 0])
+        assert decode_image(data, 4)[..., 3].tolist() == [[1, 1, 1, 1]]
+    integers = Image.fromarray(values.astype(np.int32))
+    assert integers.mode == "I"
+    assert np.array_equal(decode_image(integers, 1), grey)
+    with pytest.raises(BrokenImageError, match="values 0 to 70000, not 0 to 65535"):
+        decode_image(Image.fromarray(np.array([[0, 70000]], np.int32)), 1)
+    with pytest.raises(BrokenImageError, match="mode F"):
+        decode_image(Image.new("F", (2, 2)), 1)
+
+
+def test_exif_orientation_is_applied_and_the_given_image_left_alone():
+    image = gradient(4, 6)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown rotated by 90 degrees clockwise
+    data = encode(image, "PNG", exif=exif)
+    assert np.array_equal(decode_image(data, 3), np.rot90(np.asarray(image), -1))
+    opened = Image.open(io.BytesIO(data))
+    assert decode_image(opened, 3).shape == (6, 4, 3)
+    assert opened.size == (6, 4)
+
+
+def test_arrays_own_their_memory():
+    assert decode_image(gradient(3, 3), 3).flags.writeable
+
+
+@pytest.mark.parametrize("channels", [0, 2, 5])
+def test_other_channel_counts_are_the_callers_error(channels):
+    with pytest.raises(ValueError, match=rf"channels={channels}.*1 \(grey\), 3 \(RGB\) or 4") as caught:
+        decode_image(b"", channels)
+    assert not isinstance(caught.value, BrokenImageError)
+
+
+def test_broken_files_are_named_with_a_reason(tmp_path):
+    png, jpeg = encode(gradient(40, 40), "PNG"), encode(gradient(200, 200), "JPEG")
+    cases = {
+        b"": "it is empty",
+        b"not a picture at all": "not a JPEG, PNG, WEBP, TIFF, BMP image",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "not a JPEG",
+        png[: len(png) // 2]: "truncated",
+        jpeg[: len(jpeg) // 2]: "truncated",
+    }
+    for data, reason in cases.items():
+        with pytest.raises(BrokenImageError, match=rf"^row 7: .*{reason}"):
+            decode_image(data, 3, name="row 7")
+    path = tmp_path / "half.jpg"
+    path.write_bytes(jpeg[: len(jpeg) // 2])
+    with pytest.raises(BrokenImageError, match=r"half\.jpg: .*truncated"):
+        decode_image(path, 3)
+    with pytest.raises(BrokenImageError, match=r"gone\.jpg: FileNotFoundError"):
+        decode_image(tmp_path / "gone.jpg", 3)
+
+
+def test_random_damage_gives_an_array_or_a_broken_image_error():
+    rng = np.random.default_rng(0)
+    files = [encode(gradient(24, 24), kind) for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP")]
+    broken = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for attempt in range(400):
+            data = bytearray(files[attempt % len(files)])
+            for place in rng.integers(len(data), size=4):
+                data[place] = rng.integers(256)
+            try:
+                assert decode_image(bytes(data), 3).shape[2] == 3
+            except BrokenImageError:
+                broken += 1
+    assert 50 < broken < 400
+
+
+def test_decompression_bombs(monkeypatch):
+    data = encode(Image.new("L", (100, 100)), "PNG")
+    assert decode_image(data, 1, max_pixels=10_000).shape == (100, 100, 1)
+    for image in (data, Image.new("L", (100, 100))):
+        with pytest.raises(
+            BrokenImageError, match="100 by 100 are 10000 pixels, more than the limit of 9999"
+        ):
+            decode_image(image, 1, max_pixels=9_999)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8_000)  # where Pillow itself would only warn
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(BrokenImageError, match="limit of 8000"):
+            decode_image(data, 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4_000)  # where it raises
+    with pytest.raises(BrokenImageError, match="DecompressionBombError"):
+        decode_image(data, 1)

@@ -1,0 +1,66 @@
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+
+from latentae.data import training_photos, validation_photos
+
+
+def names(source) -> list[str]:
+    return [source.name(index) for index in range(len(source))]
+
+
+def test_training_photographs():
+    source = training_photos()
+    shapes = {source.name(index): source.load(index, 3).shape for index in range(len(source))}
+    assert shapes == {
+        "astronaut.png": (512, 512, 3),
+        "coffee.png": (400, 600, 3),
+        "motorcycle_left.png": (500, 741, 3),
+        "motorcycle_right.png": (500, 741, 3),
+        "rocket.jpg": (427, 640, 3),
+        "hubble_deep_field.jpg": (872, 1000, 3),
+        "retina.jpg": (1411, 1411, 3),
+        "ihc.png": (512, 512, 3),
+        "flower.jpg": (427, 640, 3),
+    }
+    assert source.load(0, 3) is source.load(0, 3)
+
+
+def test_grey_photographs_on_request():
+    grey = names(training_photos(include_grey=True))[9:]
+    assert grey == ["camera.png", "brick.png", "grass.png", "gravel.png", "coins.png", "moon.png"]
+    assert training_photos(include_grey=True).load(9, 3).shape == (512, 512, 3)
+
+
+def test_validation_windows():
+    source = validation_photos()
+    found = names(source)
+    assert len(source) == 36
+    assert len(set(found)) == 36
+    assert sum(name.startswith("china.jpg") for name in found) == 24
+    assert found[:3] == ["china.jpg[0,0]", "china.jpg[0,86]", "china.jpg[0,172]"]
+    assert found[-1] == "chelsea.png[172,258]"
+    for index in range(36):
+        assert source.load(index, 3, minimum_side=16).shape == (128, 128, 3)
+    one, below = source.load(0, 3), source.load(found.index("china.jpg[86,0]"), 3)
+    assert np.array_equal(one[86:], below[:42])
+
+
+def test_packages_are_not_imported(monkeypatch):
+    for package in ("skimage", "sklearn"):
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    training_photos().load(0, 3)
+    validation_photos().load(0, 3)
+    assert not {"skimage", "sklearn"} & set(sys.modules)
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "sklearn" else find_spec(name)
+    )
+    for photos in (training_photos, validation_photos):
+        with pytest.raises(ValueError, match="of sklearn is not installed; run `pip install scikit-image"):
+            photos()

@@ -1,0 +1,153 @@
+from types import SimpleNamespace
+
+import datasets
+import pytest
+
+from latentae.data import open_source, open_sources, sources
+from tests.data.pictures import write_png
+from tests.data.test_table import image_table, own_cache  # noqa: F401
+
+
+def names(source) -> list[str]:
+    return [source.name(index) for index in range(len(source))]
+
+
+def values(source) -> list[int]:
+    return [int(source.load(index, 1)[0, 0, 0]) for index in range(len(source))]
+
+
+def test_photos():
+    assert len(open_source("photos")) == 9
+    opened = open_sources("photos")
+    assert (len(opened.train), len(opened.validation)) == (9, 36)
+    assert names(open_source("photos", split="val")) == names(opened.validation)
+    with pytest.raises(ValueError, match="split 'test' is not in 'photos'; there are: train, validation"):
+        open_source("photos", split="test")
+
+
+def test_a_flat_folder_holds_some_out(tmp_path):
+    for value in range(40):
+        write_png(tmp_path / f"{value:02}.png", value)
+    assert values(open_source(str(tmp_path))) == list(range(40))
+    opened = open_sources(str(tmp_path), holdout=0.2)
+    assert sorted(values(opened.train) + values(opened.validation)) == list(range(40))
+    assert 2 <= len(opened.validation) <= 16
+    assert values(open_sources(str(tmp_path), holdout=0.2).validation) == values(opened.validation)
+    with pytest.raises(ValueError, match=r"split 'validation' is not in .*; there are: train"):
+        open_source(str(tmp_path), split="validation")
+
+
+@pytest.mark.parametrize(
+    ("folders", "validation"), [(["train", "val", "test"], 1), (["train", "test"], 1), (["test", "train"], 0)]
+)
+def test_split_subfolders(tmp_path, folders, validation):
+    for value, folder in enumerate(folders):
+        write_png(tmp_path / folder / "a.png", value)
+    opened = open_sources(str(tmp_path))
+    assert values(opened.train) == [folders.index("train")]
+    assert values(opened.validation) == [validation]
+    assert values(open_source(str(tmp_path), split="test")) == [folders.index("test")]
+
+
+def test_training_on_the_test_split_does_not_validate_on_it(tmp_path):
+    for value, folder in enumerate(["train", "test", "test"]):
+        write_png(tmp_path / folder / f"{value}.png", value)
+    opened = open_sources(str(tmp_path), split="test")
+    assert sorted(values(opened.train) + values(opened.validation)) == [1, 2]
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_png(tmp_path / "pictures/a.png", 3)
+    assert values(open_source("~/pictures")) == [3]
+
+
+def test_tables(tmp_path):
+    image_table([1, 2]).to_parquet(tmp_path / "data/train-00000.parquet")
+    image_table([3]).to_parquet(tmp_path / "data/validation-00000.parquet")
+    write_png(tmp_path / ".hidden.png", 9)
+    opened = open_sources(str(tmp_path), image_column="image")
+    assert (values(opened.train), values(opened.validation)) == ([1, 2], [3])
+    assert names(opened.validation) == ["validation[0]"]
+    one_file = str(tmp_path / "data/validation-00000.parquet")
+    assert values(open_source(one_file)) == [3]
+    with pytest.raises(ValueError, match="only datasets of the hub can be sliced"):
+        open_source(one_file, split="train[:1]")
+    with pytest.raises(ValueError, match="image_column 'photo' is not there; columns: label, image"):
+        open_source(one_file, image_column="photo")
+
+
+def test_saved_datasets(tmp_path):
+    splits = datasets.DatasetDict({"train": image_table([1, 2]), "val": image_table([3])})
+    splits.save_to_disk(tmp_path / "many")
+    opened = open_sources(str(tmp_path / "many"))
+    assert (values(opened.train), values(opened.validation)) == ([1, 2], [3])
+    assert values(open_source(str(tmp_path / "many"), split="validation")) == [3]
+
+
+def test_hub(monkeypatch):
+    tables = {"train": image_table([1, 2, 3]), "valid": image_table([4]), "test": image_table([5])}
+    asked = []
+
+    def prepare(name, dataset_config):
+        asked.append((name, dataset_config))
+        return SimpleNamespace(
+            info=SimpleNamespace(splits=tables),
+            as_dataset=lambda split: tables[split.partition("[")[0]].select(range(2 if "[" in split else 1)),
+        )
+
+    monkeypatch.setattr(sources, "prepare_hub_dataset", prepare)
+    opened = open_sources("owner/data", split="train[:2]", dataset_config="small")
+    assert asked == [("owner/data", "small")]
+    assert (values(opened.train), values(opened.validation)) == ([1, 2], [4])
+    assert names(opened.train) == ["train[:2][0]", "train[:2][1]"]
+    assert values(open_source("owner/data", split="validation")) == [4]
+    with pytest.raises(
+        ValueError, match="split 'extra' is not in 'owner/data'; there are: train, valid, test"
+    ):
+        open_source("owner/data", split="extra")
+    with pytest.raises(ValueError, match="columns: label, image"):
+        open_source("owner/data", image_column="photo")
+
+
+def test_what_does_not_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in (
+        "data/gone",
+        "./gone",
+        "../gone",
+        str(tmp_path / "gone"),
+        "~/gone",
+        "a/b/c",
+        "a b",
+        "c:\\data",
+    ):
+        with pytest.raises(ValueError, match="looks like a path and does not exist") as caught:
+            open_source(name)
+        assert repr(name) in str(caught.value)
+
+
+def test_offline(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="neither 'photos', nor a file or folder here"):
+        open_source("owner/unknown")
+
+
+def test_settings_that_do_not_apply_are_refused(tmp_path):
+    write_png(tmp_path / "a.png", 1)
+    for name in ("photos", str(tmp_path)):
+        with pytest.raises(ValueError, match="image_column='image' is for tables"):
+            open_source(name, image_column="image")
+        with pytest.raises(ValueError, match="dataset_config='large' belongs to datasets of the hub"):
+            open_source(name, dataset_config="large")
+    with pytest.raises(ValueError, match="is one file; give a folder"):
+        open_source(str(tmp_path / "a.png"))
+
+
+def test_nothing_to_open(tmp_path):
+    with pytest.raises(ValueError, match="name is empty"):
+        open_source("")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"no image in the folder .* found 1 of \.txt"):
+        open_source(str(tmp_path))

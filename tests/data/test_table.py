@@ -1,0 +1,161 @@
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow
+import pytest
+
+from latentae.data import BrokenImageError, TableSource
+from latentae.data.table import (
+    find_image_column,
+    open_saved,
+    open_table_files,
+    prepare_hub_dataset,
+    saved_splits,
+    table_files,
+)
+from tests.data.pictures import png_bytes, write_png
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def image_table(values: list[int], column: str = "image") -> datasets.Dataset:
+    rows = {"label": values, column: [{"bytes": png_bytes(value), "path": None} for value in values]}
+    features = datasets.Features({"label": datasets.Value("int64"), column: datasets.Image()})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_rows_are_decoded_by_our_decoder():
+    source = TableSource(image_table([5, 6, 7]), "train")
+    assert len(source) == 3
+    assert source.name(2) == "train[2]"
+    assert [int(source.load(index, 1)[0, 0, 0]) for index in range(3)] == [5, 6, 7]
+    assert source.load(0, 4).shape == (8, 8, 4)
+
+
+def test_plain_bytes_and_paths(tmp_path):
+    as_bytes = datasets.Dataset.from_dict({"jpg": [png_bytes(9)], "caption": ["a"]})
+    assert TableSource(as_bytes, "train").load(0, 3)[0, 0].tolist() == [9, 9, 9]
+    as_paths = datasets.Dataset.from_dict({"img": [str(write_png(tmp_path / "a.png", 8))]})
+    assert TableSource(as_paths, "train").load(0, 3)[0, 0].tolist() == [8, 8, 8]
+
+
+def test_broken_rows_are_named():
+    dataset = datasets.Dataset.from_dict({"image": [png_bytes(1), b"nonsense", None]})
+    source = TableSource(dataset, "validation")
+    with pytest.raises(BrokenImageError, match=r"^validation\[1\]: not a JPEG"):
+        source.load(1, 3)
+    with pytest.raises(BrokenImageError, match=r"^validation\[2\]: the row has no image"):
+        source.load(2, 3)
+
+
+def test_the_image_column_is_found():
+    assert find_image_column(image_table([1], "photograph")) == "photograph"
+    assert find_image_column(datasets.Dataset.from_dict({"png": [b""], "img": [b""], "x": [1]})) == "img"
+    both = image_table([1], "mask").add_column("image", [b""]).cast_column("image", datasets.Image())
+    assert find_image_column(both) == "image"
+    assert find_image_column(both, "mask") == "mask"
+    with pytest.raises(ValueError, match="'photo' is not there; columns: label, mask, image"):
+        find_image_column(both, "photo")
+    with pytest.raises(ValueError, match="no image column; set image_column to one of x, y"):
+        find_image_column(datasets.Dataset.from_dict({"x": [1], "y": [2]}))
+    two = both.rename_columns({"mask": "left", "image": "right"})
+    with pytest.raises(
+        ValueError, match="several image columns; set image_column to one of label, left, right"
+    ):
+        find_image_column(two)
+
+
+def test_a_column_of_numbers_and_an_empty_table_are_refused():
+    with pytest.raises(ValueError, match=r"image_column 'image' holds Value\(.*int64.*\), no images"):
+        TableSource(datasets.Dataset.from_dict({"image": [1]}), "train")
+    with pytest.raises(ValueError, match="'train' has no rows"):
+        TableSource(image_table([1]).select([]), "train")
+
+
+def test_parquet_files(tmp_path):
+    first, second = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    image_table([1, 2]).to_parquet(first)
+    image_table([3]).to_parquet(second)
+    source = TableSource(open_table_files([first, second]), "train")
+    assert [int(source.load(index, 3)[0, 0, 0]) for index in range(3)] == [1, 2, 3]
+
+
+def test_parquet_written_by_another_program(tmp_path):
+    table = pyarrow.table({"image": [{"bytes": png_bytes(4), "path": "x.png"}], "text": ["a"]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    source = TableSource(open_table_files([tmp_path / "a.parquet"]), "train")
+    assert source.load(0, 1)[0, 0].tolist() == [4]
+
+
+def test_arrow_files_and_saved_datasets(tmp_path):
+    image_table([1, 2]).save_to_disk(tmp_path / "saved")
+    files = sorted((tmp_path / "saved").glob("*.arrow"))
+    for dataset in (open_table_files([*files, *files]), open_saved(tmp_path / "saved")):
+        assert TableSource(dataset, "train").load(1, 1)[0, 0].tolist() == [2]
+    assert len(open_table_files([*files, *files])) == 4
+    assert not list((tmp_path).glob("cache/*"))  # mapped, not copied
+
+
+def test_unreadable_files(tmp_path):
+    for name in ("a.parquet", "a.arrow"):
+        (tmp_path / name).write_bytes(b"no table")
+        with pytest.raises(ValueError, match=rf"cannot read .*{name} \(1 file"):
+            open_table_files([tmp_path / name])
+    with pytest.raises(ValueError, match=r"mixes \.arrow and \.parquet"):
+        open_table_files([tmp_path / "a.parquet", tmp_path / "a.arrow"])
+
+
+def test_splits_of_table_files(tmp_path):
+    names = [
+        "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/val.parquet",
+        "default/partial-test/0000.parquet", "latest.PARQUET", "notes.txt", "train/dev_test.arrow",
+    ]  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = {
+        split: [path.relative_to(tmp_path).as_posix() for path in files]
+        for split, files in table_files(tmp_path).items()
+    }
+    assert found == {
+        "train": [names[0], names[1], names[4]],
+        "validation": [names[2]],
+        "test": [names[3], names[6]],
+    }
+
+
+def test_saved_splits(tmp_path):
+    assert saved_splits(tmp_path) == {}
+    image_table([1]).save_to_disk(tmp_path / "one")
+    assert saved_splits(tmp_path / "one") == {"train": tmp_path / "one"}
+    splits = datasets.DatasetDict({"training_a": image_table([1]), "val": image_table([2])})
+    splits.save_to_disk(tmp_path / "many")
+    assert saved_splits(tmp_path / "many") == {
+        "training_a": tmp_path / "many/training_a",
+        "val": tmp_path / "many/val",
+    }
+
+
+def test_hub_errors_are_one_clear_sentence(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match=r"'owner/nothing' is neither .*HF_HUB_OFFLINE.* give the path"
+    ) as caught:
+        prepare_hub_dataset("owner/nothing", None)
+    assert "it failed: ConnectionError: " in str(caught.value)
+    with pytest.raises(ValueError, match="dataset_config 'large'"):
+        prepare_hub_dataset("owner/nothing", "large")
+
+
+def test_a_builder_is_prepared_and_opens_splits(tmp_path: Path):
+    # `datasets` takes a folder in the place of a hub id, and does the same with it, short of the network.
+    image_table([1, 2, 3, 4]).to_parquet(tmp_path / "repository/train.parquet")
+    image_table([5]).to_parquet(tmp_path / "repository/test.parquet")
+    builder = prepare_hub_dataset(str(tmp_path / "repository"), None)
+    assert list(builder.info.splits) == ["train", "test"]
+    source = TableSource(builder.as_dataset(split="train[50%:]"), "train[50%:]")
+    assert np.array_equal([source.load(index, 1)[0, 0, 0] for index in range(len(source))], [3, 4])

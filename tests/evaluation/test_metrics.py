@@ -1,0 +1,125 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+
+from latentae.evaluation.metrics import psnr, ssim, to_uint8
+
+
+def from_uint8(levels: Tensor) -> Tensor:
+    return levels.float() / 127.5 - 1
+
+
+@pytest.fixture
+def levels() -> tuple[Tensor, Tensor]:
+    """Two 8-bit batches [3, 3, 40, 33]: smooth images, and the same with noise of three strengths."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(3, 3, 5, 5, generator=generator) * 255
+    target = torch.nn.functional.interpolate(coarse, size=(40, 33), mode="bicubic").clamp(0, 255)
+    noise = torch.randn(target.shape, generator=generator) * torch.tensor([2.0, 20.0, 80.0]).view(3, 1, 1, 1)
+    return (target + noise).clamp(0, 255).round().byte(), target.round().byte()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_images_are_clamped_and_rounded(dtype: torch.dtype) -> None:
+    # 127.5 (x + 1) is 0, 0, 0, 0.498, 0.996, 127.5, 254.5, 255, 255; halves go to the even level.
+    images = torch.tensor([-9, -1, -1, -0.99609375, -0.9921875, 0, 0.99609375, 1, 9], dtype=dtype)
+    assert to_uint8(images).tolist() == [0, 0, 0, 0, 1, 128, 255, 255, 255]
+    assert to_uint8(images).dtype == torch.uint8
+
+
+def test_every_level_comes_back() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(levels)), levels)
+
+
+def test_what_has_no_8_bit_form_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"torch.uint8: convert them to floats"):
+        to_uint8(torch.zeros(2, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="images hold NaN"):
+        to_uint8(torch.tensor([0.0, math.nan]))
+
+
+def test_psnr_by_hand() -> None:
+    target = from_uint8(torch.full((3, 1, 2, 2), 100))
+    reconstruction = target.clone()
+    reconstruction[0] += 2 / 255 * 5  # every pixel is off by 5 levels
+    reconstruction[1, 0, 0, 0] += 2 / 255 * 40  # one pixel of four is off by 40
+    reconstruction[2] += 2 / 255 * 0.4  # rounded away
+    values = psnr(reconstruction, target)
+    assert values.dtype == torch.float64
+    expected = [10 * math.log10(255**2 / 25), 10 * math.log10(255**2 / 400), math.inf]
+    assert values.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_metrics_are_scikit_image_s(levels: tuple[Tensor, Tensor]) -> None:
+    reconstruction, target = levels
+    ratios = psnr(from_uint8(reconstruction), from_uint8(target))
+    similarities = ssim(from_uint8(reconstruction), from_uint8(target))
+    assert similarities.dtype == torch.float64
+    for i in range(3):
+        x, y = (np.moveaxis(images[i].numpy(), 0, -1) for images in (reconstruction, target))
+        assert ratios[i].item() == pytest.approx(peak_signal_noise_ratio(y, x, data_range=255), abs=1e-9)
+        expected = structural_similarity(
+            x,
+            y,
+            channel_axis=-1,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        assert similarities[i].item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_ssim_by_hand() -> None:
+    # Constant images have no variance: only the luminance term (2xy + c1) / (x² + y² + c1) is left.
+    levels = torch.tensor([[100, 50], [0, 255], [80, 80]])
+    x, y = (from_uint8(levels[:, i]).view(3, 1, 1, 1).expand(3, 2, 11, 15) for i in range(2))
+    c1 = 2.55**2
+    expected = [(2 * 5000 + c1) / (10000 + 2500 + c1), c1 / (255**2 + c1), 1.0]
+    assert ssim(x, y).tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_ssim_sees_no_border_and_its_channels_apart(levels: tuple[Tensor, Tensor]) -> None:
+    reconstruction, target = (from_uint8(images) for images in levels)
+    by_channel = [ssim(reconstruction[:, c : c + 1], target[:, c : c + 1]) for c in range(3)]
+    torch.testing.assert_close(ssim(reconstruction, target), torch.stack(by_channel).mean(dim=0))
+    # With 11 x 11 pixels there is one position of the window: one moment each, weighted by the Gaussian.
+    x, y = (to_uint8(images[0, 0, :11, :11]).double() for images in (reconstruction, target))
+    line = torch.exp(-(torch.arange(-5, 6, dtype=torch.float64) ** 2) / 4.5)
+    window = line.outer(line) / line.sum() ** 2
+    mean_x, mean_y = (window * x).sum(), (window * y).sum()
+    covariance = (window * (x - mean_x) * (y - mean_y)).sum()
+    variances = (window * ((x - mean_x) ** 2 + (y - mean_y) ** 2)).sum()
+    c1, c2 = 2.55**2, 7.65**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    expected = luminance * (2 * covariance + c2) / (variances + c2)
+    actual = ssim(reconstruction[:1, :1, :11, :11], target[:1, :1, :11, :11])
+    torch.testing.assert_close(actual, expected[None], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_values_outside_the_range_are_clamped(metric: object, levels: tuple[Tensor, Tensor]) -> None:
+    reconstruction, target = (from_uint8(images) for images in levels)
+    wide = reconstruction * 1.5
+    assert torch.equal(metric(wide, target), metric(wide.clamp(-1, 1), target))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_shapes_are_checked(metric: object) -> None:
+    images = torch.zeros(1, 3, 16, 16)
+    for other in (images[:, :1], images[0], images[:0]):
+        with pytest.raises(ValueError, match=r"give two non-empty batches of the same shape"):
+            metric(images, other)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"shapes \(0, 3, 16, 16\)"):
+        metric(images[:0], images[:0])  # type: ignore[operator]
+
+
+def test_images_smaller_than_ssim_s_window_are_refused() -> None:
+    images = torch.zeros(1, 3, 16, 10)
+    with pytest.raises(ValueError, match="images are 16 x 10: SSIM needs at least 11 pixels a side"):
+        ssim(images, images)

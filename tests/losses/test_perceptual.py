@@ -1,0 +1,215 @@
+import functools
+import warnings
+from typing import Any
+
+import lpips
+import pytest
+import torch
+import torchvision.models
+from torch import Tensor, nn
+
+from latentae.losses.perceptual import LPIPS, _FeatureDistance
+
+VGG_LAYERS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256)}
+VGG_LAYERS |= {14: (256, 256), 17: (256, 512), **dict.fromkeys((19, 21, 24, 26, 28), (512, 512))}
+
+
+@pytest.fixture(scope="module")
+def vgg_trunk() -> dict[str, Tensor]:
+    """Random weights, scaled so that every layer's features keep their size."""
+    generator = torch.Generator().manual_seed(0)
+    trunk = {}
+    for i, (inputs, outputs) in VGG_LAYERS.items():
+        scale = (2 / (9 * inputs)) ** 0.5
+        trunk[f"features.{i}.weight"] = scale * torch.randn(outputs, inputs, 3, 3, generator=generator)
+        trunk[f"features.{i}.bias"] = 0.1 * torch.randn(outputs, generator=generator)
+    return trunk
+
+
+@pytest.fixture(scope="module")
+def alex(alexnet_trunk: dict[str, Tensor]) -> LPIPS:
+    return LPIPS(alexnet_trunk, "alex")
+
+
+def package_lpips(trunk: dict[str, Tensor], net: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """The `lpips` package's own module, its random trunk replaced."""
+    # Without these the 120 million weights of VGG16's classifier, which lpips throws away, are drawn first.
+    monkeypatch.setattr(nn.Linear, "reset_parameters", lambda self: None)
+    without_init = functools.partial(torchvision.models.vgg16, init_weights=False)
+    monkeypatch.setattr(torchvision.models, "vgg16", without_init)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        package = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    keys = list(package.net.state_dict())
+    package.net.load_state_dict({key: trunk["features." + key.split(".", 1)[1]] for key in keys})
+    return package
+
+
+def image_pair(
+    channels: int = 3, size: int = 64, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    target = torch.rand(2, channels, size, size, generator=generator, dtype=torch.float64) * 2 - 1
+    noise = torch.randn(target.shape, generator=generator, dtype=torch.float64)
+    # Beyond [-1, 1] in places: the loss must not clamp.
+    return (target + torch.tensor([0.1, 0.5]).view(2, 1, 1, 1) * noise).to(dtype), target.to(dtype)
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
+def test_value_and_gradient_are_those_of_the_lpips_package(
+    net: str, dtype: torch.dtype, tolerance: float, request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = request.getfixturevalue("alexnet_trunk" if net == "alex" else "vgg_trunk")
+    ours, package = LPIPS(trunk, net).to(dtype), package_lpips(trunk, net, monkeypatch).to(dtype)
+    reconstruction, target = image_pair(dtype=dtype)
+    reconstruction.requires_grad_()
+    distance, expected = ours(reconstruction, target), package(reconstruction, target).flatten()
+    (gradient,) = torch.autograd.grad(distance.sum(), reconstruction)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), reconstruction)
+    assert distance.dtype == dtype
+    assert distance.shape == (2,)
+    assert (expected > 0.001).all()
+    torch.testing.assert_close(distance, expected, rtol=0, atol=tolerance)
+    scale = expected_gradient.abs().max()
+    torch.testing.assert_close(gradient / scale, expected_gradient / scale, rtol=0, atol=2 * tolerance)
+
+
+def test_the_derivative_is_that_of_the_formula() -> None:
+    generator = torch.Generator().manual_seed(2)
+    features, other = torch.randn(2, 2, 5, 3, 4, generator=generator, dtype=torch.float64)
+    head = torch.rand(5, generator=generator, dtype=torch.float64)
+    features.requires_grad_()
+    assert torch.autograd.gradcheck(_FeatureDistance.apply, (features, other, head))
+    unit = features / features.norm(dim=1, keepdim=True)
+    expected = (head[:, None, None] * (unit - other) ** 2).sum(dim=1).mean(dim=(1, 2))
+    torch.testing.assert_close(_FeatureDistance.apply(features, other, head), expected)
+
+
+def test_features_that_are_zero_give_no_nan(alexnet_trunk: dict[str, Tensor]) -> None:
+    silent = {name: torch.zeros_like(tensor) for name, tensor in alexnet_trunk.items()}
+    reconstruction, target = image_pair()
+    reconstruction.requires_grad_()
+    distance = LPIPS(silent)(reconstruction, target)
+    distance.sum().backward()
+    assert distance.tolist() == [0.0, 0.0]
+    assert reconstruction.grad.abs().max() == 0
+
+    features = torch.zeros(1, 2, 1, 1, requires_grad=True)
+    _FeatureDistance.apply(features, torch.ones(1, 2, 1, 1), torch.ones(2)).sum().backward()
+    assert features.grad.isfinite().all()
+
+
+def test_equal_images_have_no_distance_and_a_finite_gradient(alex: LPIPS) -> None:
+    _, target = image_pair()
+    reconstruction = target.clone().requires_grad_()
+    distance = alex(reconstruction, target)
+    distance.sum().backward()
+    assert distance.tolist() == [0.0, 0.0]
+    assert reconstruction.grad.abs().max() == 0
+
+
+def test_a_step_along_the_gradient_brings_the_images_closer(alex: LPIPS) -> None:
+    reconstruction, target = image_pair()
+    reconstruction.requires_grad_()
+    before = alex(reconstruction, target)
+    (gradient,) = torch.autograd.grad(before.sum(), reconstruction)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
+    assert (alex(reconstruction - gradient, target) < before).all()
+
+
+def test_it_is_frozen_and_never_in_training_mode(alexnet_trunk: dict[str, Tensor]) -> None:
+    module = nn.Sequential(LPIPS(alexnet_trunk))
+    module.train()
+    assert not any(child.training for child in module[0].modules())
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_building_it_is_silent_and_draws_no_random_numbers(
+    alexnet_trunk: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LPIPS(alexnet_trunk)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_it_keeps_its_own_copy_of_the_trunk(alexnet_trunk: dict[str, Tensor]) -> None:
+    trunk = {name: tensor.clone() for name, tensor in alexnet_trunk.items()}
+    module, images = LPIPS(trunk), image_pair()
+    before = module(*images)
+    for tensor in trunk.values():
+        tensor.zero_()
+    assert torch.equal(module(*images), before)
+
+
+def test_half_precision_inputs_and_autocast_are_computed_in_float32(alex: LPIPS) -> None:
+    reconstruction, target = (images.bfloat16() for images in image_pair())
+    expected = alex(reconstruction.float(), target.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distance = alex(reconstruction.requires_grad_(), target)
+        distance.sum().backward()
+    assert distance.dtype == torch.float32
+    assert torch.equal(distance, expected)
+    assert reconstruction.grad.dtype == torch.bfloat16
+    assert reconstruction.grad.abs().max() > 0
+
+
+def test_one_channel_is_grey_and_two_are_two_grey_images(alex: LPIPS) -> None:
+    reconstruction, target = image_pair(channels=2)
+    first, second = (alex(reconstruction[:, [c, c, c]], target[:, [c, c, c]]) for c in range(2))
+    torch.testing.assert_close(alex(reconstruction[:, :1], target[:, :1]), first)
+    torch.testing.assert_close(alex(reconstruction, target), (first + second) / 2)
+
+
+@pytest.mark.parametrize(
+    ("channels", "triples"), [(4, [0, 1]), (5, [0, 2]), (6, [0, 3]), (8, [0, 2, 5]), (9, [0, 3, 6])]
+)
+def test_more_channels_are_the_mean_of_their_triples(alex: LPIPS, channels: int, triples: list[int]) -> None:
+    reconstruction, target = image_pair(channels, size=32)
+    parts = [alex(reconstruction[:, k : k + 3], target[:, k : k + 3]) for k in triples]
+    torch.testing.assert_close(alex(reconstruction, target), torch.stack(parts).mean(dim=0))
+
+
+@pytest.mark.parametrize(("net", "minimum"), [("alex", 31), ("vgg", 16)])
+def test_the_smallest_size_is_named(net: str, minimum: int, request: Any) -> None:
+    trunk = request.getfixturevalue("alexnet_trunk" if net == "alex" else "vgg_trunk")
+    module = LPIPS(trunk, net)
+    reconstruction, target = image_pair(size=minimum)
+    assert module(reconstruction, target).isfinite().all()
+    with pytest.raises(ValueError, match=rf"{minimum - 1} x {minimum}: LPIPS on '{net}' needs .* {minimum}"):
+        module(reconstruction[:, :, 1:], target[:, :, 1:])
+    # One pixel less would in fact not do.
+    with pytest.raises(RuntimeError, match=r"[Oo]utput size is too small"):
+        module._features(reconstruction[:, :, 1:])
+
+
+def test_what_it_cannot_compare_is_refused(alex: LPIPS) -> None:
+    images = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"shapes \(1, 3, 32, 32\) and \(1, 1, 32, 32\)"):
+        alex(images, images[:, :1])
+    with pytest.raises(ValueError, match=r"shapes \(3, 32, 32\)"):
+        alex(images[0], images[0])
+    with pytest.raises(ValueError, match=r"shapes \(0, 3, 32, 32\)"):
+        alex(images[:0], images[:0])
+    with pytest.raises(ValueError, match=r"torch.uint8"):
+        alex(images, images.byte())
+    with pytest.raises(ValueError, match="detach the target"):
+        alex(images, images.clone().requires_grad_())
+
+
+def test_a_cast_to_half_precision_is_refused(alexnet_trunk: dict[str, Tensor]) -> None:
+    images = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"cast to torch.bfloat16: keep it in float32"):
+        LPIPS(alexnet_trunk).bfloat16()(images, images)
+
+
+def test_another_trunk_is_refused(alexnet_trunk: dict[str, Tensor], vgg_trunk: dict[str, Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"net is 'squeeze': choose one of alex, vgg"):
+        LPIPS(alexnet_trunk, "squeeze")
+    with pytest.raises(ValueError, match=r"not hold the convolutions of net='alex'.*load_trunk\('alex'\)"):
+        LPIPS(vgg_trunk, "alex")
+    with pytest.raises(ValueError, match=r"convolutions of net='vgg'"):
+        LPIPS({name: tensor for name, tensor in vgg_trunk.items() if name != "features.28.bias"}, "vgg")

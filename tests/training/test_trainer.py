@@ -1,0 +1,184 @@
+import json
+
+import pytest
+import torch
+from diffusers import VQModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from latentae.config import ConfigError, dump_config, read_config
+from latentae.training.folder import RunError
+from latentae.training.trainer import Trainer
+
+
+def weights(folder):
+    return load_file(folder / "model/diffusion_pytorch_model.safetensors")
+
+
+def test_a_run_from_start_to_end(tiny, tmp_path, capsys):
+    config = tiny()
+    summary = Trainer(config).fit()
+    run = tmp_path / "run"
+
+    assert read_config(run / "config.yaml") == config
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert summary["step"] == 6
+    assert {"psnr", "ssim", "lpips", "codebook_usage", "seconds"} <= set(summary)
+    assert 0 < summary["codebook_usage"] <= 1
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert "generator" not in lines[0]
+    assert lines[1]["adversarial_weight"] == pytest.approx(0.5 * lines[1]["adaptive_factor"], rel=1e-4)
+    assert {"images_per_second", "codebook_perplexity", "autoencoder_gradient_norm"} <= set(lines[0])
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_000003.png", "step_000006.png"]
+    with Image.open(run / "samples/step_000006.png") as grid:
+        assert grid.height == 2 * (32 + 4)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_000003", "step_000006"]
+    printed = capsys.readouterr()
+    assert f"{summary['psnr']:.2f} dB" in printed.out + printed.err
+
+
+def test_the_exported_model_is_the_average(tiny, tmp_path):
+    trainer = Trainer(tiny())
+    trainer.fit()
+    stock = VQModel.from_pretrained(tmp_path / "run/model")
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    torch.testing.assert_close(stock(images).sample, trainer.ema.model(images).sample, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(stock.encoder.conv_in.weight, trainer.autoencoder.encoder.conv_in.weight)
+
+
+@pytest.mark.parametrize("quantizer", ["vector", "ema"])
+def test_resumed_equals_uninterrupted(tiny, tmp_path, quantizer):
+    kind = [f"model.quantizer.type={quantizer}", "gradient_accumulation_steps=2"]
+    Trainer(tiny(*kind, f"output_dir={tmp_path}/whole")).fit()
+
+    class KilledError(Exception):
+        pass
+
+    interrupted = Trainer(tiny(*kind))
+    optimizer_step = interrupted._optimizer_step
+
+    def step_until_killed(*arguments):
+        if interrupted.step == 5:
+            raise KilledError
+        optimizer_step(*arguments)
+
+    interrupted._optimizer_step = step_until_killed
+    with pytest.raises(KilledError):
+        interrupted.fit()
+    continued = Trainer(tiny(*kind))
+    assert continued.step == 3
+    continued.fit()
+
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(tmp_path / "run")[name]), name
+    whole, parts = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "run"))
+    for line, other in zip(whole[-1:], parts[-1:], strict=True):
+        ours, theirs = json.loads(line), json.loads(other)
+        assert ours.pop("images_per_second") > 0
+        theirs.pop("images_per_second")
+        assert ours == theirs
+
+
+def test_a_longer_run_continues_a_finished_one(tiny, tmp_path):
+    Trainer(tiny()).fit()
+    longer = Trainer(tiny("max_steps=8"))
+    assert longer.step == 6
+    assert longer.fit()["step"] == 8
+
+
+def test_settings_that_were_learned_with_cannot_change(tiny, tmp_path):
+    Trainer(tiny("max_steps=3")).fit()
+    before = weights(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"data\.image_size: 32 → 64"):
+        Trainer(tiny("max_steps=3", "data.image_size=64"))
+    with pytest.raises(ConfigError, match="resume=never would overwrite it"):
+        Trainer(tiny("max_steps=3", "resume=never"))
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())
+
+
+def test_a_folder_with_something_else_in_it(tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="holds files but no run"):
+        Trainer(tiny())
+    assert (tmp_path / "run/thesis.tex").read_text() == "years of work"
+
+
+def test_an_output_that_is_a_file(tiny, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ConfigError, match=r"output_dir is .*run, which is a file"):
+        Trainer(tiny())
+
+
+def test_a_failed_start_leaves_no_run_behind(tiny, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image in the folder"):
+        Trainer(tiny(f"data.name={tmp_path}/empty"))
+    assert not (tmp_path / "run").exists()
+    Trainer(tiny("max_steps=1")).fit()
+
+
+def test_broken_images_are_named_and_skipped(tiny, tmp_path, capsys):
+    (tmp_path / "images/004.png").write_bytes(b"")
+    (tmp_path / "images/005.png").write_bytes((tmp_path / "images/006.png").read_bytes()[:200])
+    Trainer(tiny("max_steps=1")).fit()
+    printed = capsys.readouterr().out
+    assert "2 images cannot be read and are skipped" in printed
+    assert "004.png" in printed
+    assert "005.png" in printed
+
+
+def test_too_many_broken_images(tiny, tmp_path):
+    for number in (1, 2, 4):
+        (tmp_path / f"images/{number:03d}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"3 images cannot be read, and data\.max_broken is 2"):
+        Trainer(tiny("data.max_broken=2"))
+
+
+def test_images_that_break_during_the_run_end_it_with_a_checkpoint(tiny, tmp_path):
+    trainer = Trainer(tiny("data.max_broken=1", "data.cache_megabytes=0", "data.holdout=0.2"))
+    for path in sorted((tmp_path / "images").iterdir())[1:]:
+        path.write_bytes(b"no image")
+    with pytest.raises((RunError, ValueError), match=r"cannot be (read|decoded)"):
+        trainer.fit()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch):
+    trainer = Trainer(tiny())
+    save_state = trainer.accelerator.save_state
+
+    def save_until_full(folder):
+        if trainer.step > 3:
+            raise OSError(28, "No space left on device")
+        return save_state(folder)
+
+    monkeypatch.setattr(trainer.accelerator, "save_state", save_until_full)
+    with pytest.raises(RunError, match="No space left on device"):
+        trainer.fit()
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_000003"]
+    assert Trainer(tiny()).step == 3
+
+
+def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
+    Trainer(tiny()).fit()
+    (tmp_path / "run/checkpoints/step_000006/model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"(?s)step_000006 cannot be read.*continue from step_000003"):
+        Trainer(tiny("max_steps=8"))
+
+
+def test_another_global_batch_is_refused(tiny):
+    Trainer(tiny("max_steps=3")).fit()
+    with pytest.raises(ValueError, match="batch_size"):
+        Trainer(tiny("max_steps=6", "batch_size=3"))
+
+
+def test_bf16(tiny):
+    summary = Trainer(tiny("mixed_precision=bf16", "max_steps=3")).fit()
+    assert 0 < summary["psnr"] < 60
+
+
+def test_config_round_trip(tiny, tmp_path):
+    config = tiny()
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert read_config(tmp_path / "again.yaml") == config
