@@ -19,7 +19,7 @@ usage: latentae train FAMILY [--config NAME_OR_PATH] [key=value ...]
 
   FAMILY    {families}
 
-`latentae train FAMILY --help` lists every key. For several devices: `accelerate launch -m latentae.cli train ...`
+`latentae train FAMILY --help` lists every key. Several devices: `accelerate launch -m latentae.cli train ...`
 """
 
 

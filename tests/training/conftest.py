@@ -5,7 +5,7 @@ from PIL import Image
 
 from latentae.config import load_config
 
-# A VQGAN of 30 thousand parameters at 32 pixels, about the least that LPIPS takes: a step is a tenth of a second.
+# A VQGAN of 30 thousand parameters at 32 pixels, about the least that LPIPS takes: 0.1 s a step.
 TINY = """
 output_dir: {folder}/run
 max_steps: 6

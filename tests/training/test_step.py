@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.textbook import textbook_step
 from latentae.discriminators import PatchGAN
-from latentae.losses.adversarial import AdversarialTerms, hinge_discriminator, hinge_generator
+from latentae.losses.adversarial import AdversarialTerms
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.reconstruction import l1
 from latentae.models import VQGAN
@@ -52,31 +53,10 @@ def networks():
 
 
 def textbook_gradients(autoencoder, discriminator, objective, terms, micro_batches, step):
-    """Esser et al. 2021 as written: the adaptive weight by autograd at the last layer, two passes."""
-    count = len(micro_batches)
     for images in micro_batches:
-        output = autoencoder(images)
-        nll, _ = objective(output.sample, images)
-        loss = nll + output.commit_loss
-        if terms.autoencoder_learns(step):
-            generator = hinge_generator(discriminator(output.sample))
-            factor = torch.tensor(1.0, dtype=torch.float64)
-            if terms.adaptive:
-                layer = autoencoder.decoder.conv_out.weight
-                nll_gradient = torch.autograd.grad(nll, layer, retain_graph=True)[0]
-                generator_gradient = torch.autograd.grad(generator, layer, retain_graph=True)[0]
-                factor = (nll_gradient.norm() / (generator_gradient.norm() + 1e-4)).clamp(0, 1e4).detach()
-            loss = loss + terms.weight * factor * generator
-        parameters = list(autoencoder.parameters())
-        for parameter, gradient in zip(
-            parameters, torch.autograd.grad(loss / count, parameters), strict=True
-        ):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        if terms.discriminator_learns(step):
-            with torch.no_grad():
-                fakes = autoencoder(images).sample
-            loss = hinge_discriminator(discriminator(images), discriminator(fakes))
-            (loss / count).backward()
+        textbook_step(
+            autoencoder, discriminator, objective, terms, images, step, accumulation=len(micro_batches)
+        )
 
 
 def gradients(*modules):

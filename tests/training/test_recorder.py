@@ -1,0 +1,47 @@
+import json
+
+import pytest
+
+from latentae.training.folder import RunError, RunFolder
+from latentae.training.recorder import Recorder
+
+
+def recorder(tmp_path, tracked, enabled=True):
+    return Recorder(
+        RunFolder(tmp_path),
+        step=4,
+        max_steps=8,
+        images_per_step=3,
+        track=lambda values, step: tracked.append((step, values)),
+        enabled=enabled,
+    )
+
+
+def test_a_line_a_call(tmp_path):
+    tracked = []
+    log = recorder(tmp_path, tracked)
+    log.advance()
+    log.write(5, {"loss": 0.123456789})
+    log.write(6, {"loss": 2.0, "codebook_usage": 0.5})
+    log.close()
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (first["step"], first["loss"]) == (5, 0.123457)
+    assert first["images_per_second"] > 0
+    assert second["codebook_usage"] == 0.5
+    assert [step for step, _ in tracked] == [5, 6]
+    assert "step" not in tracked[0][1]
+
+
+def test_only_one_rank_writes(tmp_path):
+    tracked = []
+    log = recorder(tmp_path, tracked, enabled=False)
+    log.write(5, {"loss": 1.0})
+    log.say("nothing")
+    assert tracked == []
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_log_that_cannot_be_written(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl .*checkpoints are untouched"):
+        recorder(tmp_path, []).write(5, {})

@@ -1,0 +1,39 @@
+from types import SimpleNamespace
+
+from latentae.training.folder import RunFolder, write_json
+from latentae.training.summary import describe, finished_summary
+
+SUMMARY = {
+    "step": 200,
+    "psnr": 22.619,
+    "ssim": 0.7,
+    "lpips": 0.1634,
+    "images": 36,
+    "codebook_usage": 0.91,
+    "seconds": 301.4,
+}
+
+
+def test_numbers_places_and_what_to_do_next(tmp_path):
+    text = describe(RunFolder(tmp_path), SUMMARY)
+    for part in (
+        "22.62 dB",
+        "0.700",
+        "0.163",
+        "91%",
+        "36 images",
+        "samples/step_000200.png",
+        "max_steps=400",
+    ):
+        assert part in text
+    assert str(tmp_path / "model") in text
+
+
+def test_finished_only_with_all_steps_and_a_model(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert finished_summary(folder, SimpleNamespace(max_steps=200)) is None
+    write_json(folder.summary, SUMMARY)
+    assert finished_summary(folder, SimpleNamespace(max_steps=200)) is None
+    folder.model.mkdir()
+    assert finished_summary(folder, SimpleNamespace(max_steps=200)) == SUMMARY
+    assert finished_summary(folder, SimpleNamespace(max_steps=201)) is None
