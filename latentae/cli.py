@@ -47,6 +47,8 @@ def train(family: str, arguments: Sequence[str] | None = None) -> int:
         trainer.fit()
     except RunError as error:
         return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command continues from the last checkpoint", 130)
     return 0
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 from latentae.config import RunConfig
@@ -27,7 +31,9 @@ def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | N
 def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
     """The closing words of a run: its numbers, where everything lies, and what to try next."""
     rows = [
-        f"  {label:<14}{form.format(summary[key])}" for key, (label, form) in _ROWS.items() if key in summary
+        f"  {label:<14}{form.format(summary[key])}"
+        for key, (label, form) in _ROWS.items()
+        if summary.get(key) is not None
     ]
     return "\n".join(
         [
@@ -35,14 +41,35 @@ def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
             f"({summary['seconds']:.0f} s of training):",
             *rows,
             "",
-            f"  pictures      {folder.sample(summary['step'])} (images above, reconstructions below)",
-            f"  model         {folder.model}",
-            f"  log           {folder.metrics}; tensorboard --logdir {folder.root}",
+            f"  pictures      {folder.sample(summary['step'])}  (images above, reconstructions below)",
+            f"  model         {folder.model}  (loads with diffusers.VQModel.from_pretrained)",
+            f"  log           {folder.metrics}",
             "",
             "Next:",
-            f"  use it        diffusers.VQModel.from_pretrained({str(folder.model)!r})",
-            "  your images   accelerate launch scripts/train_vqgan.py data.name=path/to/images "
-            "output_dir=my_run",
-            f"  train longer  the same command with max_steps={2 * summary['step']}",
+            f"  {_training_command()} data.name=path/to/images output_dir=my_run",
+            f"  {_training_command()} max_steps={2 * summary['step']}  # continues this one; same settings otherwise",
+            f"  {_program('tensorboard')} --logdir {folder.root}",
         ]
     )
+
+
+def _training_command() -> str:
+    """How this process was started, as far as a person would type it again."""
+    script = Path(sys.argv[0])
+    if script.name.startswith("train_"):
+        return f"{_program('accelerate')} launch {_from_here(script)}"
+    return f"{_program('latentae')} {' '.join(sys.argv[1:3])}"
+
+
+def _program(name: str) -> str:
+    """A program of this environment: its name where the shell would find it, else its path."""
+    beside = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if not beside.exists() or (found is not None and Path(found).parent == beside.parent):
+        return name
+    return _from_here(beside)
+
+
+def _from_here(path: Path) -> str:
+    """The shorter of a path and the same seen from the working folder."""
+    return min(str(path), os.path.relpath(path), key=len)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import shutil
@@ -286,6 +287,9 @@ class _Upkeep:
 
 
 def _create_accelerator(config: RunConfig) -> Accelerator:
+    for tracker in config.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise ValueError(f"trackers asks for {tracker}, which is not installed: pip install {tracker}")
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,

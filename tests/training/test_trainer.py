@@ -173,6 +173,24 @@ def test_another_global_batch_is_refused(tiny):
         Trainer(tiny("max_steps=6", "batch_size=3"))
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_rgba(tiny, tmp_path, channels):
+    Trainer(tiny("max_steps=1", f"model.in_channels={channels}")).fit()
+    assert VQModel.from_pretrained(tmp_path / "run/model").config.out_channels == channels
+
+
+def test_crops_that_are_not_square(tiny, tmp_path):
+    Trainer(tiny("max_steps=1", "data.image_size=[32, 40]")).fit()
+    with Image.open(tmp_path / "run/samples/step_000001.png") as grid:
+        assert grid.height == 2 * (32 + 4)
+        assert grid.width % (40 + 4) == 0
+
+
+def test_a_tracker_that_is_not_installed(tiny):
+    with pytest.raises(ValueError, match="pip install wandb"):
+        Trainer(tiny('trackers=["wandb"]'))
+
+
 def test_bf16(tiny):
     summary = Trainer(tiny("mixed_precision=bf16", "max_steps=3")).fit()
     assert 0 < summary["psnr"] < 60
