@@ -1,8 +1,8 @@
 """The VQGAN step as published, written out plainly: what ours is measured and tested against.
 
-The order of work is that of the reference implementation (taming-transformers under Lightning). For the
-autoencoder: a forward, two gradients at the last layer for the adaptive weight, a backward pass. Then, for the
-discriminator, the forward again and a backward pass of its own.
+The order of work is that of the reference implementation (taming-transformers under Lightning).
+Autoencoder: a forward, two gradients at the last layer for the adaptive weight, a backward pass.
+Discriminator: the autoencoder's forward again, and a backward pass of its own.
 """
 
 from __future__ import annotations

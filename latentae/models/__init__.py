@@ -1,7 +1,16 @@
 """The autoencoders, behind one interface."""
 
+from latentae.models.kl import KLVAE
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder
 from latentae.models.loading import load_autoencoder
 from latentae.models.vq import VQGAN, VQVAE
 
-__all__ = ["VQGAN", "VQVAE", "AutoencoderOutput", "EncoderOutput", "LatentAutoencoder", "load_autoencoder"]
+__all__ = [
+    "KLVAE",
+    "VQGAN",
+    "VQVAE",
+    "AutoencoderOutput",
+    "EncoderOutput",
+    "LatentAutoencoder",
+    "load_autoencoder",
+]

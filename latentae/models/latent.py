@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
+
+Stock = TypeVar("Stock", bound=nn.Module)
 
 
 class PointDistribution:
@@ -32,12 +35,12 @@ class EncoderOutput(BaseOutput):
     """What ``encode`` returns.
 
     Attributes:
-        latents: [B, C, h, w] the posterior's mode, unscaled.
+        latents: [B, c, h, w] the posterior's mode, unscaled.
         latent_dist: the posterior, with ``sample(generator)`` and ``mode()``.
     """
 
     latents: Tensor
-    latent_dist: PointDistribution
+    latent_dist: PointDistribution | DiagonalGaussianDistribution
 
 
 @dataclass
@@ -50,6 +53,7 @@ class AutoencoderOutput(BaseOutput):
         commit_loss: the sum of ``losses``, under the name diffusers' VQModel gives it.
         losses: regularisers by name, scalars, already weighted.
         indices: [B, h, w] the codes, of VQ models.
+        mean, log_variance: [B, c, h, w] the posterior's, of KL models.
     """
 
     sample: Tensor
@@ -57,6 +61,8 @@ class AutoencoderOutput(BaseOutput):
     commit_loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     indices: Tensor | None = None
+    mean: Tensor | None = None
+    log_variance: Tensor | None = None
 
 
 class LatentAutoencoder:
@@ -66,6 +72,8 @@ class LatentAutoencoder:
     encode: Callable[..., Any]
     decode: Callable[..., Any]
     decoder: Any
+    device: Any
+    dtype: Any
 
     @property
     def downsampling_factor(self) -> int:
@@ -80,16 +88,37 @@ class LatentAutoencoder:
     def to_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents [B, c, h, w] as a denoiser should see them: (sample − shift) · scale.
 
+        Where the config has ``latents_mean`` and ``latents_std``: (sample − mean) · scale / std, by channel.
+
         Args:
             images: [B, C, H, W] in [−1, 1].
             generator: draws the posterior's sample.
+
+        Raises:
+            ValueError: the model's normalisation is not known.
         """
         latents = self.encode(images).latent_dist.sample(generator)
-        return (latents - self.config.shift_factor) * self.config.scaling_factor
+        shift, scale = self._normalisation(latents)
+        return (latents - shift) * scale
 
-    def from_latents(self, latents: Tensor) -> Tensor:
+    def from_latents(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Images [B, C, H, W] of a denoiser's latents [B, c, h, w]; undoes ``to_latents``."""
-        return self.decode(latents / self.config.scaling_factor + self.config.shift_factor).sample
+        shift, scale = self._normalisation(latents)
+        return self.decode(latents / scale + shift, size=size).sample
+
+    def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale, each a number or [c, 1, 1]."""
+        config = self.config
+        if config.scaling_factor is None:
+            raise ValueError(
+                "the scale of this model's latents is not known; measure it with scripts/latent_stats.py MODEL "
+                "--data IMAGES, or name its family: load_autoencoder(path, family='sd1')"
+            )
+        scale = latents.new_tensor(config.scaling_factor)
+        if config.latents_mean is None or config.latents_std is None:
+            return latents.new_tensor(config.shift_factor or 0.0), scale
+        mean, std = (latents.new_tensor(x)[:, None, None] for x in (config.latents_mean, config.latents_std))
+        return mean, scale / std
 
     def _check_images(self, images: Tensor) -> None:
         """Raises ValueError for images that ``encode`` cannot take."""
@@ -112,3 +141,17 @@ class LatentAutoencoder:
         if height % factor or width % factor:
             images = F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")
         return images
+
+    def _check_latents(self, latents: Tensor, channels: int) -> None:
+        """Raises ValueError for latents that ``decode`` cannot take."""
+        if latents.ndim != 4 or latents.shape[1] != channels or not latents.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__} decodes floating-point latents [B, {channels}, h, w]; got "
+                f"{str(latents.dtype).removeprefix('torch.')} {list(latents.shape)}"
+            )
+
+    def _like_self(self, stock: Stock) -> Stock:
+        """A stock model on this one's device and in its dtype, in eval mode."""
+        if self.dtype != stock.dtype:
+            stock = stock.to(self.dtype)
+        return stock.to(self.device).eval()

@@ -6,13 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from latentae.models.kl import KLVAE
 from latentae.models.vq import VQGAN, VQVAE
 
 # A plain VQModel does not say how it was trained; the two classes differ in name only.
-_CLASSES: dict[str, type[VQVAE]] = {"VQVAE": VQVAE, "VQGAN": VQGAN, "VQModel": VQGAN}
+_CLASSES: dict[str, type[KLVAE] | type[VQVAE]] = {
+    "KLVAE": KLVAE,
+    "AutoencoderKL": KLVAE,
+    "VQVAE": VQVAE,
+    "VQGAN": VQGAN,
+    "VQModel": VQGAN,
+}
 
 
-def load_autoencoder(path: str | Path, **arguments: Any) -> VQVAE:
+def load_autoencoder(path: str | Path, **arguments: Any) -> KLVAE | VQVAE:
     """The model in a folder with ``config.json`` and safetensors, in eval mode.
 
     Args:

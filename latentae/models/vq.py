@@ -15,7 +15,7 @@ from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoe
 from latentae.quantizers import create_quantizer
 
 # What a stock VQModel has no parameter for.
-_OWN_KEYS = ("shift_factor", "quantizer")
+_OWN_KEYS = ("shift_factor", "latents_mean", "latents_std", "quantizer")
 
 
 class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
@@ -35,10 +35,12 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
         num_vq_embeddings: number of codes.
         norm_num_groups: groups of the group normalisation.
         vq_embed_dim: length of a code; None means ``latent_channels``.
-        scaling_factor, shift_factor: what ``to_latents`` applies, (latents − shift) · scale.
+        scaling_factor, shift_factor: what ``to_latents`` applies, (latents − shift) · scale. A scale of None
+            is not known yet.
         norm_type: ``group``.
         mid_block_add_attention: attention at the lowest resolution.
         lookup_from_codebook, force_upcast: read by diffusers pipelines, as in VQModel.
+        latents_mean, latents_std: as in ``KLVAE``.
         quantizer: its ``type`` and arguments other than its size; None means ``{"type": "vector"}``.
     """
 
@@ -59,12 +61,14 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
         num_vq_embeddings: int = 256,
         norm_num_groups: int = 32,
         vq_embed_dim: int | None = None,
-        scaling_factor: float = 1.0,
+        scaling_factor: float | None = 1.0,
         norm_type: str = "group",
         mid_block_add_attention: bool = True,
         lookup_from_codebook: bool = False,
         force_upcast: bool = False,
         shift_factor: float = 0.0,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
         quantizer: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -122,7 +126,9 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
             generator: accepted because pipelines pass it; nothing is random here.
             size: (H, W) to crop the images to.
         """
-        commit_loss = h.new_zeros((), dtype=torch.float32)
+        commit_loss = torch.zeros((), device=h.device)
+        if not (force_not_quantize and self.config.lookup_from_codebook):
+            self._check_latents(h, self.quantize.code_dim)
         if not force_not_quantize:
             quantized = self.quantize(h)
             commit_loss = torch.stack(list(quantized.losses.values())).sum()
@@ -150,10 +156,11 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
         sample_posterior: bool = False,
         return_dict: bool = True,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> AutoencoderOutput | tuple[Tensor, Tensor]:
         """Reconstruction of images [B, C, H, W] in [−1, 1], of any size, with the quantizer's losses.
 
-        ``sample_posterior`` and ``generator`` are accepted as for a KL-VAE; nothing is random here.
+        ``sample_posterior``, ``generator`` and ``noise`` are a KL-VAE's; nothing is random here.
         """
         latents = self.encode(sample).latents
         quantized = self.quantize(latents)
@@ -176,9 +183,7 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
         stock = VQModel(**config)
         wanted = stock.state_dict().keys()
         stock.load_state_dict({key: value for key, value in self.state_dict().items() if key in wanted})
-        if self.dtype != stock.dtype:
-            stock = stock.to(self.dtype)
-        return stock.to(self.device).eval()
+        return self._like_self(stock)
 
     def _decode(self, quantized: Tensor, size: tuple[int, int] | None) -> Tensor:
         images = self.decoder(self.post_quant_conv(quantized))

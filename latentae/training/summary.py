@@ -47,7 +47,7 @@ def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
             "",
             "Next:",
             f"  {_training_command()} data.name=path/to/images output_dir=my_run",
-            f"  {_training_command()} max_steps={2 * summary['step']}  # continues this one; same settings otherwise",
+            f"  {_training_command()} max_steps={2 * summary['step']}  # continues with the same settings",
             f"  {_program('tensorboard')} --logdir {folder.root}",
         ]
     )

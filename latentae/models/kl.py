@@ -1,0 +1,163 @@
+"""The KL-VAE of latent diffusion (Rombach et al. 2022, arXiv 2112.10752)."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor
+
+from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder
+
+
+class KLVAE(LatentAutoencoder, AutoencoderKL):
+    """diffusers' AutoencoderKL with the interface all latentae models share.
+
+    Weights, key names and config are the stock class's; either loads what the other saved. With the KL term
+    off and the posterior's mode as latents it is a plain autoencoder.
+
+    Args:
+        in_channels, out_channels: channels of the images; equal but for special uses.
+        down_block_types, up_block_types: a diffusers block type for each level.
+        block_out_channels: width of each level; each but the last halves the resolution.
+        layers_per_block: residual blocks a level (the decoder has one more).
+        act_fn: activation, ``silu``.
+        latent_channels: channels of the latents.
+        norm_num_groups: groups of the group normalisation.
+        sample_size: the image size trained on, in pixels; tiles are as large.
+        scaling_factor, shift_factor: what ``to_latents`` applies, (latents − shift) · scale. A scale of None
+            is not known yet.
+        latents_mean, latents_std: a value for each latent channel, in place of the shift: (latents − mean) ·
+            scale / std, as SDXL pipelines do it.
+        force_upcast: whether SDXL pipelines run the model in float32 although the rest is in float16.
+        use_quant_conv, use_post_quant_conv: 1×1 convolutions around the latents (SD 1 and SDXL have them, SD3
+            and FLUX do not).
+        mid_block_add_attention: attention at the lowest resolution.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
+        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
+        block_out_channels: tuple[int, ...] = (64,),
+        layers_per_block: int = 1,
+        act_fn: str = "silu",
+        latent_channels: int = 4,
+        norm_num_groups: int = 32,
+        sample_size: int = 32,
+        scaling_factor: float | None = 1.0,
+        shift_factor: float = 0.0,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+        force_upcast: bool = False,
+        use_quant_conv: bool = True,
+        use_post_quant_conv: bool = True,
+        mid_block_add_attention: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            latent_channels=latent_channels,
+            norm_num_groups=norm_num_groups,
+            sample_size=sample_size,
+            scaling_factor=scaling_factor,
+            shift_factor=shift_factor,
+            latents_mean=latents_mean,
+            latents_std=latents_std,
+            force_upcast=force_upcast,
+            use_quant_conv=use_quant_conv,
+            use_post_quant_conv=use_post_quant_conv,
+            mid_block_add_attention=mid_block_add_attention,
+        )
+
+    @apply_forward_hook
+    def encode(
+        self, x: Tensor, return_dict: bool = True
+    ) -> EncoderOutput | tuple[DiagonalGaussianDistribution]:
+        """Posterior of images [B, C, H, W] in [−1, 1], and its mode as ``latents`` [B, c, h, w].
+
+        Sides that the downsampling factor does not divide are padded by repeating the edge.
+
+        Raises:
+            ValueError: wrong shape, channel count or dtype, or images smaller than one latent.
+        """
+        self._check_images(x)
+        (posterior,) = super().encode(self._pad(x), return_dict=False)
+        if not return_dict:
+            return (posterior,)
+        return EncoderOutput(latents=posterior.mode(), latent_dist=posterior)
+
+    @apply_forward_hook
+    def decode(
+        self,
+        z: Tensor,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Images [B, C, H, W] of unscaled latents [B, c, h, w].
+
+        Args:
+            generator: accepted because pipelines pass it; nothing is random here.
+            size: (H, W) to crop the images to.
+
+        Raises:
+            ValueError: latents of another shape or channel count.
+        """
+        self._check_latents(z, self.config.latent_channels)
+        (images,) = super().decode(z, return_dict=False)
+        if size is not None:
+            images = images[..., : size[0], : size[1]]
+        return DecoderOutput(sample=images) if return_dict else (images,)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> AutoencoderOutput | tuple[Tensor]:
+        """Reconstruction of images [B, C, H, W] in [−1, 1], of any size.
+
+        Args:
+            sample: the images.
+            sample_posterior: decode a sample of the posterior instead of its mode.
+            generator: draws that sample.
+            noise: [B, c, h, w] standard normal noise for the sample, in the place of the generator.
+        """
+        posterior = self.encode(sample).latent_dist
+        if noise is not None:
+            latents = posterior.mean + posterior.std * noise.to(posterior.std.dtype)
+        elif sample_posterior:
+            latents = posterior.sample(generator=generator)
+        else:
+            latents = posterior.mode()
+        height, width = sample.shape[-2:]
+        images = self.decode(latents, size=(height, width)).sample
+        if not return_dict:
+            return (images,)
+        return AutoencoderOutput(
+            sample=images, latents=latents, mean=posterior.mean, log_variance=posterior.logvar
+        )
+
+    def to_diffusers(self) -> AutoencoderKL:
+        """A stock AutoencoderKL with the same weights, in eval mode, which loads without latentae."""
+        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        stock = AutoencoderKL(**config)
+        stock.load_state_dict(self.state_dict())
+        return self._like_self(stock)
+
+
+# Pipelines record a component as (top module, class name), and load it from there.
+KLVAE.__module__ = "latentae"
