@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-from latentae.config import DataConfig, LossConfig, ModelConfig, RunConfig
+from latentae.config import DataConfig, KLVAEConfig, LossConfig, ModelConfig, RunConfig
 from latentae.data import CachedSource, CenterCrop, ImageDataset, RandomCrop, Sources, open_sources
 from latentae.discriminators import PatchGAN
 from latentae.losses.adversarial import AdversarialTerms
+from latentae.losses.kl import KLRegulariser
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.perceptual import LPIPS
 from latentae.losses.reconstruction import RECONSTRUCTION_LOSSES
-from latentae.models import VQGAN, VQVAE
+from latentae.models import KLVAE, VQGAN, VQVAE
 from latentae.weights import load_trunk
 
-_MODELS: dict[str, type[VQVAE]] = {"VQVAE": VQVAE, "VQGAN": VQGAN}
+_VQ_MODELS: dict[str, type[VQVAE]] = {"VQVAE": VQVAE, "VQGAN": VQGAN}
 _DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN}
 
 
-def build_autoencoder(config: ModelConfig, sample_size: int) -> VQVAE:
+def build_autoencoder(config: ModelConfig, sample_size: int) -> KLVAE | VQVAE:
     """The model with fresh weights; ``sample_size`` is written into its config for information."""
-    attention = config.attention_levels or [False] * len(config.block_out_channels)
-    quantizer = config.quantizer.model_dump()
-    num_codes, code_dim = quantizer.pop("num_codes"), quantizer.pop("code_dim")
-    return _MODELS[config.class_](
-        in_channels=config.in_channels,
-        out_channels=config.out_channels or config.in_channels,
-        down_block_types=tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attention),
-        up_block_types=tuple(
+    attention = config.attention_levels or (False,) * len(config.block_out_channels)
+    backbone: dict[str, Any] = {
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels or config.in_channels,
+        "down_block_types": tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attention),
+        "up_block_types": tuple(
             "AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attention)
         ),
-        block_out_channels=tuple(config.block_out_channels),
-        layers_per_block=config.layers_per_block,
-        latent_channels=config.latent_channels,
-        sample_size=sample_size,
-        num_vq_embeddings=num_codes,
-        norm_num_groups=config.norm_num_groups,
-        vq_embed_dim=code_dim,
-        mid_block_add_attention=config.mid_block_attention,
-        quantizer=quantizer,
+        "block_out_channels": config.block_out_channels,
+        "layers_per_block": config.layers_per_block,
+        "latent_channels": config.latent_channels,
+        "sample_size": sample_size,
+        "norm_num_groups": config.norm_num_groups,
+        "mid_block_add_attention": config.mid_block_attention,
+    }
+    if isinstance(config, KLVAEConfig):
+        quant_convs = dict.fromkeys(("use_quant_conv", "use_post_quant_conv"), config.use_quant_conv)
+        return KLVAE(**backbone, **quant_convs)
+    quantizer = config.quantizer.model_dump()
+    num_codes, code_dim = quantizer.pop("num_codes"), quantizer.pop("code_dim")
+    return _VQ_MODELS[config.class_](
+        **backbone, num_vq_embeddings=num_codes, vq_embed_dim=code_dim, quantizer=quantizer
     )
+
+
+def build_regulariser(config: LossConfig) -> KLRegulariser | None:
+    """The KL term, or None where there is none."""
+    return None if config.kl is None else KLRegulariser(config.kl.weight)
 
 
 def build_objective(config: LossConfig) -> ReconstructionObjective:

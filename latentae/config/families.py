@@ -9,10 +9,11 @@ class Family:
 
     classes: tuple[str, ...]
     script: str
-    default_config: str | None
+    default_config: str
 
 
 FAMILIES = {
-    "vq_vae": Family(classes=("VQVAE",), script="train_vq_vae.py", default_config=None),
+    "kl_vae": Family(classes=("KLVAE",), script="train_kl_vae.py", default_config="quickstart_kl"),
+    "vq_vae": Family(classes=("VQVAE",), script="train_vq_vae.py", default_config="quickstart_vq"),
     "vqgan": Family(classes=("VQGAN",), script="train_vqgan.py", default_config="quickstart"),
 }

@@ -26,7 +26,7 @@ def help_text(family: str, width: int | None = None) -> str:
         f"usage: {chosen.script} [--config NAME_OR_PATH] [key=value ...]",
         "",
         *textwrap.wrap(_INTRODUCTION.strip(), columns),
-        *([f"Without --config: {chosen.default_config}."] if chosen.default_config else []),
+        f"Without --config: {chosen.default_config}.",
         "",
         "Shipped configs:",
         *_configs(columns),

@@ -15,7 +15,7 @@ from latentae.config.families import FAMILIES, Family
 from latentae.config.help import help_text
 from latentae.config.merge import merge
 from latentae.config.schema import RunConfig
-from latentae.config.shipped import read_layers, shipped_configs
+from latentae.config.shipped import read_layers
 from latentae.config.yaml_text import ConfigDumper
 
 
@@ -39,10 +39,7 @@ def load_config(family: str, argv: Sequence[str]) -> RunConfig:
     if arguments.help:
         sys.stdout.write(help_text(family))
         raise SystemExit(0)
-    name = arguments.config or FAMILIES[family].default_config
-    if name is None:
-        raise ConfigError(f"name a config with --config: a path or one of {', '.join(shipped_configs())}")
-    data = merge(read_layers(name), arguments.overrides)
+    data = merge(read_layers(arguments.config or FAMILIES[family].default_config), arguments.overrides)
     _check_family(FAMILIES[family], data)
     return config_from_mapping(data)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from latentae.models import VQVAE
+from latentae.models import KLVAE, VQVAE
 
 
-def export_diffusers(autoencoder: VQVAE, path: Path) -> None:
+def export_diffusers(autoencoder: KLVAE | VQVAE, path: Path) -> None:
     """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors`` of the stock class into ``path``."""
     autoencoder.to_diffusers().save_pretrained(str(path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from latentae.losses.adversarial import (
 from latentae.losses.objective import ReconstructionObjective
 
 Backward = Callable[[Tensor], None]
+Regulariser = Callable[[Any], dict[str, Tensor]]
 
 
 @dataclass
@@ -48,6 +50,7 @@ class TrainingStep:
         objective: reconstruction and perceptual losses.
         discriminator: the prepared discriminator, or None for training without.
         adversarial: how its loss enters.
+        regulariser: further losses of the autoencoder's output, by name, weighted.
         backward: accumulates gradients of a scalar; where accumulation and loss scaling take place.
         reuse_discriminator_forward: false where a forward of the discriminator changes it.
     """
@@ -57,20 +60,24 @@ class TrainingStep:
     objective: ReconstructionObjective
     discriminator: nn.Module | None = None
     adversarial: AdversarialTerms = field(default_factory=AdversarialTerms)
+    regulariser: Regulariser | None = None
     backward: Backward = torch.Tensor.backward
     reuse_discriminator_forward: bool = True
 
-    def __call__(self, images: Tensor, step: int) -> StepResult:
+    def __call__(self, images: Tensor, step: int, noise: Tensor | None = None) -> StepResult:
         """Adds the gradients of one micro-batch.
 
         Args:
             images: [B, C, H, W] float32 in [−1, 1].
             step: optimizer steps done so far.
+            noise: [B, c, h, w] for the posterior's sample; None decodes the mode.
         """
         # 1. One forward, keeping what the last layer was given.
         with _InputOf(self.last_layer) as last_layer:
-            output = self.autoencoder(images)
-        regularisers = output.losses or {}
+            output = self.autoencoder(images, noise=noise)
+        regularisers = dict(output.losses or {})
+        if self.regulariser is not None:
+            regularisers |= self.regulariser(output)
 
         # 2. Gradients at a leaf that stands for the reconstruction: the losses never reach further back.
         leaf = output.sample.detach().to(images.dtype).requires_grad_()

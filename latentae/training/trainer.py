@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object, set_seed
@@ -99,13 +100,15 @@ class Trainer:
             self.learners.append(
                 self._learner("discriminator", discriminator, config.discriminator.optimizer, first_step)
             )
-        self.accelerator.register_for_checkpointing(self.ema, _Upkeep(self.autoencoder.quantize))
+        self.quantizer: CodebookQuantizer | None = getattr(self.autoencoder, "quantize", None)
+        self.accelerator.register_for_checkpointing(self.ema, _Upkeep(self.quantizer))
         self.training_step = TrainingStep(
             autoencoder=self.learners[0].module,
             last_layer=self.autoencoder.last_layer,
             objective=self.objective,
             discriminator=self.learners[1].module if discriminator is not None else None,
             adversarial=adversarial,
+            regulariser=build.build_regulariser(config.loss),
             backward=self.accelerator.backward,
             reuse_discriminator_forward=not getattr(discriminator, "forward_has_state", False),
         )
@@ -156,7 +159,7 @@ class Trainer:
         )
         for sentence in [self._describe_start(), *config_warnings(config)]:
             recorder.say(sentence)
-        meter = Meter(self.autoencoder.quantize.num_codes)
+        meter = Meter(None if self.quantizer is None else self.quantizer.num_codes)
         batches = self._batches()
         started = time.perf_counter() - self.seconds
         while self.step < config.max_steps:
@@ -200,31 +203,45 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
         batches: Iterator[Batch] = iter(loader)
-        if self.step == 0:
+        if self.step == 0 and self.quantizer is not None:
             first = next(batches)
             with torch.no_grad():
                 latents = self.autoencoder.encode(first["images"].to(self.device)).latents
-            self.autoencoder.quantize.start(latents, self._generator())
+            self.quantizer.start(latents, self._generator())
             batches = itertools.chain([first], batches)
         return batches
 
     def _optimizer_step(self, batches: Iterator[Batch], meter: Meter) -> None:
         """The micro-batches of one optimizer step, then the update and what follows it."""
-        for _ in range(self.config.gradient_accumulation_steps):
+        for micro_batch in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
             self.broken.add(batch["broken"])
             images = batch["images"].to(self.device, non_blocking=True)
             with self.accelerator.accumulate(*(learner.module for learner in self.learners)):
-                result = self.training_step(images, self.step)
+                result = self.training_step(images, self.step, self._noise(micro_batch))
             meter.add(result.losses, result.indices)
         meter.add(update(self.learners, self.step, self.accelerator.scaler, self.config.max_grad_norm))
         self.step += 1
-        self.autoencoder.quantize.commit(self.step, self._generator())
+        if self.quantizer is not None:
+            self.quantizer.commit(self.step, self._generator())
         self.ema.update(self.autoencoder)
 
-    def _generator(self) -> torch.Generator:
-        """A function of the seed and the step, the same on every rank."""
-        return torch.Generator().manual_seed((self.config.seed << 32) + self.step)
+    def _noise(self, micro_batch: int) -> Tensor | None:
+        """This rank's slice of the noise of the global micro-batch; None where the mode is decoded."""
+        config = self.config
+        if config.loss.kl is None:
+            return None
+        factor, channels = self.autoencoder.downsampling_factor, config.model.latent_channels
+        height, width = (side // factor for side in config.data.height_and_width)
+        generator = self._generator(micro_batch + 1)
+        noise = torch.randn(self._global_batch(), channels, height, width, generator=generator)
+        first = distributed.rank() * config.batch_size
+        return noise[first : first + config.batch_size].to(self.device, non_blocking=True)
+
+    def _generator(self, purpose: int = 0) -> torch.Generator:
+        """A function of the seed, the step and the purpose, the same on every rank."""
+        sequence = np.random.SeedSequence(self.config.seed, spawn_key=(self.step, purpose))
+        return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.max_steps
@@ -275,14 +292,14 @@ class Trainer:
 class _Upkeep:
     """A codebook's upkeep, as something that accelerate saves and loads."""
 
-    def __init__(self, quantizer: CodebookQuantizer) -> None:
+    def __init__(self, quantizer: CodebookQuantizer | None) -> None:
         self.quantizer = quantizer
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.quantizer.upkeep
+        return {} if self.quantizer is None else self.quantizer.upkeep
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, buffer in self.quantizer.upkeep.items():
+        for name, buffer in self.state_dict().items():
             buffer.copy_(state[name])
 
 

@@ -44,7 +44,7 @@ def problems(changes: dict[str, Any]) -> list[str]:
         ),
         ("model.quantizer.type", [1], "`model.quantizer.type` is [1]; it must be one of vector, ema"),
         ("model.quantizer.type", REMOVED, "`model.quantizer.type` is missing; it must be one of vector, ema"),
-        ("model.class", REMOVED, "`model.class` is missing; it must be one of VQVAE, VQGAN"),
+        ("model.class", REMOVED, "`model.class` is missing; it must be one of KLVAE, VQVAE, VQGAN"),
         ("max_steps", REMOVED, "`max_steps` is missing; it must be an integer >= 1"),
         (
             "model.quantizer.num_codes",
@@ -54,7 +54,7 @@ def problems(changes: dict[str, Any]) -> list[str]:
         (
             "loss",
             None,
-            "`loss` is null; it must be a section with the keys reconstruction, perceptual, adversarial",
+            "`loss` is null; it must be a section with the keys reconstruction, perceptual, kl, adversarial",
         ),
         ("data.image_szie", 64, "unknown key `data.image_szie`; did you mean `data.image_size`?"),
         (

@@ -51,12 +51,15 @@ def test_class_of_another_family_says_which_script() -> None:
     assert error("vq_vae", "--config", "quickstart") == (
         "`model.class` is VQGAN, which train_vq_vae.py does not train (it trains VQVAE); use train_vqgan.py"
     )
-    assert error("vqgan", "model.class=Foo") == '`model.class` is "Foo"; it must be one of VQVAE, VQGAN'
+    assert (
+        error("vqgan", "model.class=Foo") == '`model.class` is "Foo"; it must be one of KLVAE, VQVAE, VQGAN'
+    )
 
 
-def test_family_without_default_needs_a_config() -> None:
-    assert error("vq_vae", "seed=1").startswith("name a config with --config: a path or one of quickstart")
-    assert error("vqwhat") == "unknown family `vqwhat`; there are vq_vae, vqgan"
+def test_every_family_has_a_config_of_its_own() -> None:
+    for name, family in FAMILIES.items():
+        assert load_config(name, []).model.class_ in family.classes
+    assert error("vqwhat") == "unknown family `vqwhat`; there are kl_vae, vq_vae, vqgan"
 
 
 def test_help_prints_and_exits(capsys: pytest.CaptureFixture[str]) -> None:

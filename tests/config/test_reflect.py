@@ -1,6 +1,6 @@
 from typing import Literal
 
-from latentae.config import EMAQuantizerConfig, VectorQuantizerConfig, VQGANConfig, VQVAEConfig
+from latentae.config import EMAQuantizerConfig, KLVAEConfig, VectorQuantizerConfig, VQGANConfig, VQVAEConfig
 from latentae.config.reflect import (
     choice_of,
     fields,
@@ -21,7 +21,11 @@ def test_fields_go_by_their_name_in_yaml() -> None:
 
 
 def test_sections_behind_an_annotation() -> None:
-    assert section_classes(RunConfig.model_fields["model"].annotation) == (VQVAEConfig, VQGANConfig)
+    assert section_classes(RunConfig.model_fields["model"].annotation) == (
+        KLVAEConfig,
+        VQVAEConfig,
+        VQGANConfig,
+    )
     assert section_classes(LossConfig.model_fields["perceptual"].annotation) == (PerceptualConfig,)
     assert section_classes(RunConfig.model_fields["trackers"].annotation) == ()
     assert is_optional(LossConfig.model_fields["perceptual"].annotation)
@@ -46,8 +50,8 @@ def test_walk_describes_keys() -> None:
     (key,) = known_keys()["loss.perceptual"]
     assert (key.type, key.default, key.is_section) == ("section or null", "null", True)
     (key,) = known_keys()["model.class"]
-    assert (key.type, key.default) == ("one of VQVAE, VQGAN", None)
-    assert key.doc.startswith("VQVAE: Vector-quantized autoencoder trained without")
+    assert (key.type, key.default) == ("one of KLVAE, VQVAE, VQGAN", None)
+    assert key.doc.startswith("KLVAE: Variational autoencoder with Gaussian latents")
 
 
 class Inner(Section):
@@ -81,4 +85,4 @@ def test_walk_gives_every_key_once_and_narrows_the_classes() -> None:
     assert paths[:3] == ["output_dir", "seed", "max_steps"]
     narrowed = {key.path: key for key in walk(classes=["VQVAE"])}
     assert narrowed["model.class"].type == "VQVAE"
-    assert set(narrowed) == set(paths)
+    assert set(paths) - set(narrowed) == {"model.use_quant_conv"}

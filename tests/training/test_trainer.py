@@ -2,11 +2,11 @@ import json
 
 import pytest
 import torch
-from diffusers import VQModel
+from diffusers import AutoencoderKL, VQModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from latentae.config import ConfigError, dump_config, read_config
+from latentae.config import ConfigError, dump_config, load_config, read_config
 from latentae.training.folder import RunError
 from latentae.training.trainer import Trainer
 
@@ -200,3 +200,52 @@ def test_config_round_trip(tiny, tmp_path):
     config = tiny()
     (tmp_path / "again.yaml").write_text(dump_config(config))
     assert read_config(tmp_path / "again.yaml") == config
+
+
+KL = ["model.class=KLVAE", "loss.adversarial=null", "discriminator=null"]
+
+
+@pytest.fixture
+def tiny_kl(tiny, tmp_path):
+    def config(*overrides):
+        return load_config("kl_vae", ["--config", str(tiny.file), *KL, *overrides])
+
+    return config
+
+
+def test_a_kl_vae(tiny_kl, tmp_path):
+    summary = Trainer(tiny_kl("loss.kl.weight=1.0e-4")).fit()
+    assert summary["codebook_usage"] is None
+    line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert line["kl"] > 0
+    assert line["loss"] == pytest.approx(
+        line["reconstruction"] + 0.5 * line["perceptual"] + line["kl"], rel=1e-4
+    )
+    assert AutoencoderKL.from_pretrained(tmp_path / "run/model").config.latent_channels == 4
+
+
+def test_a_plain_autoencoder_decodes_the_mode(tiny_kl, tmp_path):
+    trainer = Trainer(tiny_kl())
+    assert trainer._noise(0) is None
+    trainer.fit()
+    assert "kl" not in json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_noise_is_a_function_of_seed_and_step(tiny_kl):
+    trainer = Trainer(tiny_kl("loss.kl.weight=1.0e-6"))
+    first, again, other = trainer._noise(0), trainer._noise(0), trainer._noise(1)
+    assert first.shape == (2, 4, 16, 16)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    trainer.step = 1
+    assert not torch.equal(first, trainer._noise(0))
+
+
+def test_a_kl_vae_resumes(tiny_kl, tmp_path):
+    weight = "loss.kl.weight=1.0e-4"
+    for run, steps in (("constant", [6]), ("halves", [3, 6])):
+        for count in steps:
+            constant = [f"output_dir={tmp_path}/{run}", f"max_steps={count}", "optimizer.schedule=constant"]
+            Trainer(tiny_kl(weight, *constant)).fit()
+    for name, value in weights(tmp_path / "constant").items():
+        assert torch.equal(value, weights(tmp_path / "halves")[name]), name

@@ -3,9 +3,16 @@
 from latentae.config.schema.base import Section
 from latentae.config.schema.data import DataConfig
 from latentae.config.schema.discriminator import DiscriminatorConfig, PatchGANConfig
-from latentae.config.schema.loss import AdversarialConfig, LossConfig, PerceptualConfig, ReconstructionConfig
+from latentae.config.schema.loss import (
+    AdversarialConfig,
+    KLConfig,
+    LossConfig,
+    PerceptualConfig,
+    ReconstructionConfig,
+)
 from latentae.config.schema.model import (
     EMAQuantizerConfig,
+    KLVAEConfig,
     ModelConfig,
     QuantizerConfig,
     VectorQuantizerConfig,
@@ -21,6 +28,8 @@ __all__ = [
     "DataConfig",
     "DiscriminatorConfig",
     "EMAQuantizerConfig",
+    "KLConfig",
+    "KLVAEConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from latentae.config.schema.model import VQGANConfig, VQVAEConfig
+from latentae.config.schema.model import KLVAEConfig, VQGANConfig, VQVAEConfig
 from latentae.config.yaml_text import show
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def find_problems(config: RunConfig) -> list[str]:
         *_image_size(config),
         *_norm_groups(config),
         *_attention_levels(config),
+        *_kl(config),
         *_adversarial(config),
         *_discriminator(config),
         *_downscale(config),
@@ -87,6 +88,14 @@ def _attention_levels(config: RunConfig) -> Iterator[str]:
         yield (
             f"`model.attention_levels` is {show(switches)}; it needs one true or false for each of the "
             f"{levels} levels of `model.block_out_channels`"
+        )
+
+
+def _kl(config: RunConfig) -> Iterator[str]:
+    if config.loss.kl is not None and not isinstance(config.model, KLVAEConfig):
+        yield (
+            f"`loss.kl` is set, and `model.class: {config.model.class_}` has no posterior to measure; set it "
+            "to null or use `model.class: KLVAE`"
         )
 
 

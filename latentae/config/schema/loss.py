@@ -24,6 +24,15 @@ class PerceptualConfig(Section):
     """Factor of this term in the sum."""
 
 
+class KLConfig(Section):
+    """Divergence KL(q(z|x) || N(0, I)) of a KLVAE's posterior (arXiv 1312.6114)."""
+
+    weight: PositiveOrZero = 1e-6
+    """Factor of the divergence, in nats summed over the latents of an image, against the reconstruction loss
+    summed over its values: latent diffusion's convention, in which Stable Diffusion has 1e-6. The other terms
+    are means per value, so the sum over latents is divided by the number of values of the image."""
+
+
 class AdversarialConfig(Section):
     """The loss that a discriminator gives the reconstruction (VQGAN, arXiv 2012.09841)."""
 
@@ -50,5 +59,8 @@ class LossConfig(Section):
     """Pixel loss."""
     perceptual: PerceptualConfig | None = None
     """Perceptual loss; null: none."""
+    kl: KLConfig | None = None
+    """Divergence of a KLVAE's posterior; null: none, and the posterior's mode as latents (a plain
+    autoencoder)."""
     adversarial: AdversarialConfig | None = None
     """Adversarial loss; null: none. A VQVAE must have none, a VQGAN must have one."""

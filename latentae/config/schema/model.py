@@ -53,8 +53,8 @@ class EMAQuantizerConfig(_Codebook):
 QuantizerConfig = Annotated[VectorQuantizerConfig | EMAQuantizerConfig, Field(discriminator="type")]
 
 
-class _VQConfig(Section):
-    """The convolutional encoder and decoder around a quantizer, as in diffusers' VQModel."""
+class _BackboneConfig(Section):
+    """The convolutional encoder and decoder that all models share, as in diffusers."""
 
     class_: str = Field(alias="class")
     in_channels: Count = 3
@@ -73,13 +73,27 @@ class _VQConfig(Section):
     """For each level, whether it has self-attention; null: none has (VQGAN: at 16x16 only)."""
     mid_block_attention: bool = True
     """Whether the block between the encoder's (decoder's) levels and the latents has self-attention."""
-    quantizer: QuantizerConfig
-    """How latents are mapped to a finite set of codes."""
 
     @property
     def downsampling_factor(self) -> int:
         """Image pixels per latent pixel along each side: 2^(levels − 1)."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+
+class KLVAEConfig(_BackboneConfig):
+    """Variational autoencoder with Gaussian latents (latent diffusion, arXiv 2112.10752); without `loss.kl` a
+    plain autoencoder."""
+
+    class_: Literal["KLVAE"] = Field(alias="class")
+    use_quant_conv: bool = True
+    """Whether 1x1 convolutions stand around the latents: true in SD 1 and SDXL, false in SD3 and FLUX.1."""
+
+
+class _VQConfig(_BackboneConfig):
+    """The backbone around a quantizer, as in diffusers' VQModel."""
+
+    quantizer: QuantizerConfig
+    """How latents are mapped to a finite set of codes."""
 
 
 class VQVAEConfig(_VQConfig):
@@ -94,4 +108,4 @@ class VQGANConfig(_VQConfig):
     class_: Literal["VQGAN"] = Field(alias="class")
 
 
-ModelConfig = Annotated[VQVAEConfig | VQGANConfig, Field(discriminator="class_")]
+ModelConfig = Annotated[KLVAEConfig | VQVAEConfig | VQGANConfig, Field(discriminator="class_")]

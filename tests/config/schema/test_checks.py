@@ -129,3 +129,11 @@ def test_warnings() -> None:
         "`optimizer.learning_rate`",
     ]
     assert config_warnings(config({"loss.adversarial.start_step": 99, "optimizer.warmup_steps": 99})) == []
+
+
+def test_only_a_posterior_has_a_divergence() -> None:
+    (problem,) = problems({"loss.kl": {"weight": 1e-6}})
+    assert problem == (
+        "`loss.kl` is set, and `model.class: VQGAN` has no posterior to measure; set it to null or use "
+        "`model.class: KLVAE`"
+    )
