@@ -20,11 +20,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def train(config_file, processes, *overrides):
+def train(config_file, processes, *overrides, script="train_vqgan.py"):
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     launcher += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     result = subprocess.run(
-        [sys.executable, *launcher, "scripts/train_vqgan.py", "--config", str(config_file), *overrides],
+        [sys.executable, *launcher, f"scripts/{script}", "--config", str(config_file), *overrides],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -38,31 +38,43 @@ def weights(folder):
     return load_file(folder / "model/diffusion_pytorch_model.safetensors")
 
 
-@pytest.mark.parametrize("quantizer", ["vector", "ema"])
-def test_two_ranks_equal_one(tiny, tmp_path, quantizer):
-    shared = [
-        f"model.quantizer.type={quantizer}",
-        "max_steps=5",
-        "gradient_accumulation_steps=2",
-        "checkpoint_every=5",
-        # Adam divides by the gradient's size, which turns the rounding of a tiny one into a whole step.
-        "optimizer.epsilon=1.0e-3",
-        "discriminator.optimizer.epsilon=1.0e-3",
-    ]
-    train(tiny.file, 1, *shared, "batch_size=4", f"output_dir={tmp_path}/one")
-    train(tiny.file, 2, *shared, "batch_size=2", f"output_dir={tmp_path}/two")
+MODELS = {
+    "vqgan": ("train_vqgan.py", ["model.quantizer.type=vector"]),
+    "vqgan with an EMA codebook": ("train_vqgan.py", ["model.quantizer.type=ema"]),
+    "kl": (
+        "train_kl_vae.py",
+        ["model.class=KLVAE", "loss.kl.weight=0.01", "loss.adversarial=null", "discriminator=null"],
+    ),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_two_ranks_equal_one(tiny, tmp_path, model):
+    script, changes = MODELS[model]
+    shared = [*changes, "max_steps=5", "gradient_accumulation_steps=2", "checkpoint_every=5"]
+    # Adam divides by the gradient's size, which turns the rounding of a tiny one into a whole step.
+    shared += ["optimizer.epsilon=1.0e-3"]
+    shared += ["discriminator.optimizer.epsilon=1.0e-3"] if "gan" in model else []
+    train(tiny.file, 1, *shared, "batch_size=4", f"output_dir={tmp_path}/one", script=script)
+    train(tiny.file, 2, *shared, "batch_size=2", f"output_dir={tmp_path}/two", script=script)
 
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-6)
-    lines = [
-        json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[-1]) for run in ("one", "two")
-    ]
-    for key in ("loss", "adaptive_factor", "discriminator", "codebook_usage", "codebook_perplexity"):
-        assert lines[1][key] == pytest.approx(lines[0][key], rel=1e-4), key
-    summaries = [json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two")]
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-4, atol=1e-5
+        )  # five steps move a weight by up to 5e-3
+    lines, summaries = zip(*(read_numbers(tmp_path / run) for run in ("one", "two")), strict=True)
+    assert lines[0].keys() == lines[1].keys()
+    for key in lines[0].keys() - {"images_per_second"}:
+        assert lines[1][key] == pytest.approx(lines[0][key], rel=1e-3, abs=1e-5), key
     assert summaries[0]["images"] == summaries[1]["images"]
     assert summaries[1]["psnr"] == pytest.approx(summaries[0]["psnr"], abs=1e-3)
+
+
+def read_numbers(run):
+    """The last line of the log, and the summary."""
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return line, json.loads((run / "summary.json").read_text())
 
 
 def test_two_ranks_resume(tiny, tmp_path):
