@@ -12,11 +12,13 @@ from typing import Any
 from latentae.config import RunConfig
 from latentae.training.folder import RunFolder
 
+_STOCK_CLASSES = ("AutoencoderKL", "VQModel")
 _ROWS = {
     "psnr": ("PSNR", "{:.2f} dB"),
     "ssim": ("SSIM", "{:.3f}"),
     "lpips": ("LPIPS", "{:.3f} (alex)"),
     "codebook_usage": ("codes in use", "{:.0%}"),
+    "scaling_factor": ("latent scale", "{:.4f} (measured on the training images)"),
 }
 
 
@@ -42,7 +44,7 @@ def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
             *rows,
             "",
             f"  pictures      {folder.sample(summary['step'])}  (images above, reconstructions below)",
-            f"  model         {folder.model}  (loads with diffusers.VQModel.from_pretrained)",
+            f"  model         {folder.model}  (loads with {_loader(folder)})",
             f"  log           {folder.metrics}",
             "",
             "Next:",
@@ -51,6 +53,12 @@ def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
             f"  {_program('tensorboard')} --logdir {folder.root}",
         ]
     )
+
+
+def _loader(folder: RunFolder) -> str:
+    """The call that opens the exported model: diffusers' own wherever the stock class can hold it."""
+    name = json.loads((folder.model / "config.json").read_text())["_class_name"]
+    return f"diffusers.{name}.from_pretrained" if name in _STOCK_CLASSES else "latentae.load_autoencoder"
 
 
 def _training_command() -> str:

@@ -23,6 +23,7 @@ from latentae.config import OptimizerConfig, RunConfig, config_warnings, dump_co
 from latentae.data import Batch, Sources, check_images, training_loader, validation_loader, without_broken
 from latentae.evaluation.reconstruction import evaluate_reconstruction
 from latentae.export import export_diffusers
+from latentae.latents.calibration import calibrate_on
 from latentae.quantizers import CodebookQuantizer
 from latentae.training.broken import BrokenImages, TooManyBrokenImagesError
 from latentae.training.checkpoint import load_checkpoint, needing_disk, save_checkpoint
@@ -269,7 +270,10 @@ class Trainer:
         save_checkpoint(self.folder, self.accelerator.save_state, progress, self.config.keep_checkpoints)
 
     def _finish(self) -> dict[str, Any]:
-        """Measures the averaged weights on the validation images, then exports them."""
+        """Calibrates the averaged weights' latents, measures on the validation images, exports."""
+        calibration = calibrate_on(
+            self.ema.model, self.training_images, batch_size=self.config.batch_size, seed=self.config.seed
+        )
         loader = validation_loader(
             self.validation_images,
             batch_size=self.config.batch_size,
@@ -277,7 +281,13 @@ class Trainer:
             world_size=distributed.world_size(),
         )
         quality = evaluate_reconstruction(self.ema.model, loader, self.validation_lpips, self.device)
-        summary = {"step": self.step, **asdict(quality), "seconds": round(self.seconds, 1)}
+        summary = {
+            "step": self.step,
+            **asdict(quality),
+            "scaling_factor": calibration.scaling_factor,
+            "shift_factor": calibration.shift_factor,
+            "seconds": round(self.seconds, 1),
+        }
         if distributed.is_main():
             with needing_disk(self.folder.model):
                 aside = aside_of(self.folder.model)

@@ -1,5 +1,7 @@
 from types import SimpleNamespace
 
+import pytest
+
 from latentae.training.folder import RunFolder, write_json
 from latentae.training.summary import describe, finished_summary
 
@@ -14,8 +16,16 @@ SUMMARY = {
 }
 
 
-def test_numbers_places_and_what_to_do_next(tmp_path):
-    text = describe(RunFolder(tmp_path), SUMMARY)
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.model.mkdir()
+    write_json(folder.model / "config.json", {"_class_name": "VQModel"})
+    return folder
+
+
+def test_numbers_places_and_what_to_do_next(folder, tmp_path):
+    text = describe(folder, SUMMARY)
     for part in (
         "22.62 dB",
         "0.700",
@@ -27,6 +37,17 @@ def test_numbers_places_and_what_to_do_next(tmp_path):
     ):
         assert part in text
     assert str(tmp_path / "model") in text
+    assert "diffusers.VQModel.from_pretrained" in text
+
+
+def test_a_model_that_no_stock_class_holds(folder):
+    write_json(folder.model / "config.json", {"_class_name": "VQVAE"})
+    assert "latentae.load_autoencoder" in describe(folder, SUMMARY)
+
+
+def test_rows_of_codes_are_for_models_with_codes(folder):
+    assert "codes in use" in describe(folder, SUMMARY)
+    assert "codes in use" not in describe(folder, {**SUMMARY, "codebook_usage": None})
 
 
 def test_finished_only_with_all_steps_and_a_model(tmp_path):

@@ -34,6 +34,8 @@ def test_a_run_from_start_to_end(tiny, tmp_path, capsys):
     with Image.open(run / "samples/step_000006.png") as grid:
         assert grid.height == 2 * (32 + 4)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_000003", "step_000006"]
+    stock = VQModel.from_pretrained(run / "model")
+    assert stock.config.scaling_factor == pytest.approx(summary["scaling_factor"])
     printed = capsys.readouterr()
     assert f"{summary['psnr']:.2f} dB" in printed.out + printed.err
 
