@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from latentae.config import FAMILIES, ConfigError, load_config
@@ -16,6 +17,9 @@ from latentae.training.summary import describe, finished_summary
 
 _USAGE = """\
 usage: latentae train FAMILY [--config NAME_OR_PATH] [key=value ...]
+       latentae stats MODEL --data NAME [--out FOLDER | --in-place] ...
+       latentae export RUN_OR_MODEL --format FORMAT --out PATH ...
+       latentae reconstruct IMAGE_OR_FOLDER OUT --model MODEL ...
 
   FAMILY    {families}
 
@@ -74,7 +78,12 @@ def _train_command(arguments: list[str]) -> int:
     return train(family, arguments[1:])
 
 
-_COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train_command}
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train_command,
+    "stats": lambda arguments: import_module("latentae.latents.command").main(arguments),
+    "export": lambda arguments: import_module("latentae.export.command").main(arguments),
+    "reconstruct": lambda arguments: import_module("latentae.evaluation.reconstruct").main(arguments),
+}
 
 
 def _fail(message: str, code: int) -> int:

@@ -5,6 +5,7 @@ collective: every rank calls them, in the same order. Results are new tensors on
 on all ranks.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -106,6 +107,39 @@ def main_first() -> Iterator[None]:
     finally:
         if is_main():
             barrier()
+
+
+@contextmanager
+def init_from_environment() -> Iterator[torch.device]:
+    """A process group for the body, if torchrun or `accelerate launch` started several processes.
+
+    For programs that train nothing; accelerate has a start of its own. Gives this process's device: on CUDA
+    one a process (NCCL), or the CPU (gloo) where there is no CUDA or `ACCELERATE_USE_CPU` is set. With one
+    process, or a process group that is there already, only the device is chosen. The group it has made is
+    taken down at the end, also after an exception, so that no other rank waits for this one.
+
+    Raises:
+        ValueError: more processes on this machine than CUDA devices.
+    """
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "on")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cpu")
+    if not use_cpu and torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"{local_rank + 1} or more processes, but {torch.cuda.device_count()} CUDA device(s): start "
+                "one process a device, or set ACCELERATE_USE_CPU=true"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _is_initialized():
+        yield device
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
 
 
 def _is_initialized() -> bool:

@@ -41,7 +41,7 @@ RULES: dict[str, Rule] = {
     "models": Rule(("distributed", "quantizers"), forbidden=("pydantic",)),
     "build": Rule(("distributed", "config", *COMPONENTS, "weights", "models")),
     "evaluation": MEASURE,
-    "latents": MEASURE,
+    "latents": Rule((*MEASURE.internal, "export"), MEASURE.forbidden),  # writes what it has calibrated
     "diffusion": MEASURE,
     "export": MEASURE,
     "training": Rule(RUN),

@@ -1,4 +1,5 @@
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,83 @@ def test_a_failing_main_rank_lets_the_others_go(ranks: list[dict[str, Any]]) -> 
 
 def test_the_barrier_waits_for_all(ranks: list[dict[str, Any]]) -> None:
     assert [seen["barrier"] for seen in ranks] == [True, True]
+
+
+LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU")
+
+
+@pytest.fixture
+def as_from_a_shell(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No launcher has been here, and no GPU is in this machine."""
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("size", [None, "1"])
+def test_one_process_needs_no_group(as_from_a_shell: pytest.MonkeyPatch, size: str | None) -> None:
+    if size is not None:
+        as_from_a_shell.setenv("WORLD_SIZE", size)
+    with distributed.init_from_environment() as device:
+        assert device == torch.device("cpu")
+        assert not dist.is_initialized()
+
+
+def test_each_process_has_its_own_cuda_device(as_from_a_shell: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+    as_from_a_shell.setattr(torch.cuda, "is_available", lambda: True)
+    as_from_a_shell.setattr(torch.cuda, "device_count", lambda: 2)
+    as_from_a_shell.setattr(torch.cuda, "set_device", chosen.append)
+    as_from_a_shell.setenv("LOCAL_RANK", "1")
+    with distributed.init_from_environment() as device:
+        assert device == torch.device("cuda", 1)
+    assert chosen == [device]
+    as_from_a_shell.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"3 or more processes, but 2 CUDA device\(s\)"):
+        distributed.init_from_environment().__enter__()
+    as_from_a_shell.setenv("ACCELERATE_USE_CPU", "true")
+    with distributed.init_from_environment() as device:
+        assert device == torch.device("cpu")
+
+
+def launched(rank: int, folder: Path, ports: list[int]) -> None:
+    """What a program started by torchrun sees."""
+    values = (WORLD_SIZE, rank, rank, "127.0.0.1", ports[0], "true")
+    os.environ |= {name: str(value) for name, value in zip(LAUNCHED, values, strict=True)}
+    with distributed.init_from_environment() as device:
+        seen = {
+            "device": str(device),
+            "backend": dist.get_backend(),
+            "rank": distributed.rank(),
+            "sum": distributed.all_reduce_sum(torch.tensor(10**rank)).item(),
+        }
+        with distributed.init_from_environment():
+            pass
+        seen["still there"] = distributed.world_size()
+    seen["afterwards"] = dist.is_initialized()
+    os.environ["MASTER_PORT"] = str(ports[1])
+    try:
+        with distributed.init_from_environment():
+            raise KeyError("the program fails")
+    except KeyError:
+        seen["after a failure"] = dist.is_initialized()
+    torch.save(seen, folder / f"{rank}.pt")
+
+
+def test_launched_processes_find_each_other(tmp_path: Path) -> None:
+    with socket.socket() as first, socket.socket() as second:
+        for probe in (first, second):
+            probe.bind(("127.0.0.1", 0))
+        ports = [probe.getsockname()[1] for probe in (first, second)]
+    mp.spawn(launched, args=(tmp_path, ports), nprocs=WORLD_SIZE)
+    for rank in range(WORLD_SIZE):
+        assert torch.load(tmp_path / f"{rank}.pt") == {
+            "device": "cpu",
+            "backend": "gloo",
+            "rank": rank,
+            "sum": 11,
+            "still there": 2,
+            "afterwards": False,
+            "after a failure": False,
+        }

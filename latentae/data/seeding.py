@@ -7,6 +7,7 @@ import numpy as np
 SAMPLE = 0  # crop and flip of one sample
 REPLACEMENT = 1  # which image stands in for a broken one
 ORDER = 2  # the permutation of one epoch
+POSTERIOR = 3  # the noise of one image's posterior
 
 
 def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:

@@ -4,9 +4,61 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from latentae.models import KLVAE, VQVAE
+import torch
+from torch import nn
+
+from latentae.export.format import Format
+from latentae.export.normalisation import MEASURE, fold_to
+from latentae.models import KLVAE, VQVAE, load_autoencoder
 
 
-def export_diffusers(autoencoder: KLVAE | VQVAE, path: Path) -> None:
-    """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors`` of the stock class into ``path``."""
-    autoencoder.to_diffusers().save_pretrained(str(path))
+def export_diffusers(autoencoder: KLVAE | VQVAE, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors`` of the stock class into ``path``.
+
+    Args:
+        dtype: of the weights; None leaves them as they are.
+    """
+    stock = autoencoder.to_diffusers()
+    if dtype is not None:
+        nn.Module.to(
+            stock, dtype
+        )  # ModelMixin's own warns of modules to keep in float32, though there are none
+    stock.save_pretrained(str(path))
+
+
+def _prepare(model: KLVAE | VQVAE, family: str | None) -> list[str]:
+    remarks = []
+    if family is not None:
+        remarks.append(f"family {family} changes nothing in this format, whose config tells scale and shift")
+    config = model.config
+    if config.scaling_factor is None:
+        remarks.append(f"the scale of the latents is not known, and pipelines need it: {MEASURE}")
+    elif isinstance(model, VQVAE) and (config.shift_factor or config.latents_mean is not None):
+        # A VQModel's config has a place for the scale alone.
+        remark = fold_to(model, 0.0, config.scaling_factor)
+        remarks += [remark] if remark else []
+    if isinstance(model, KLVAE):
+        if config.shift_factor is None:
+            model.register_to_config(shift_factor=0.0)  # SD 3 and FLUX pipelines compute with it
+        if config.force_upcast and model.post_quant_conv is None:
+            model.register_to_config(force_upcast=False)
+            remarks.append(
+                "force_upcast is off, since SDXL pipelines look for post_quant_conv where it is on"
+            )
+    return remarks
+
+
+def _write(model: KLVAE | VQVAE, path: Path, dtype: torch.dtype, family: str | None) -> None:
+    export_diffusers(model, path, dtype)
+
+
+def _reopen(path: Path, family: str | None) -> KLVAE | VQVAE:
+    return load_autoencoder(path, torch_dtype=torch.float32)
+
+
+def _load_hint(model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
+    stock = "AutoencoderKL" if isinstance(model, KLVAE) else "VQModel"
+    return f'diffusers.{stock}.from_pretrained("{path}")'
+
+
+DIFFUSERS = Format(is_folder=True, prepare=_prepare, write=_write, reopen=_reopen, load_hint=_load_hint)

@@ -3,6 +3,7 @@
 from latentae.models.kl import KLVAE
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder
 from latentae.models.loading import load_autoencoder
+from latentae.models.tiny import TinyAutoencoder
 from latentae.models.vq import VQGAN, VQVAE
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "AutoencoderOutput",
     "EncoderOutput",
     "LatentAutoencoder",
+    "TinyAutoencoder",
     "load_autoencoder",
 ]

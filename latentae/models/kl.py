@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder
+from latentae.models.latent import AutoencoderOutput, LatentAutoencoder, PosteriorOutput
 
 
 class KLVAE(LatentAutoencoder, AutoencoderKL):
@@ -26,7 +26,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         act_fn: activation, ``silu``.
         latent_channels: channels of the latents.
         norm_num_groups: groups of the group normalisation.
-        sample_size: the image size trained on, in pixels; tiles are as large.
+        sample_size: the image size trained on, in pixels; with tiling on, tiles are as large.
         scaling_factor, shift_factor: what ``to_latents`` applies, (latents − shift) · scale. A scale of None
             is not known yet.
         latents_mean, latents_std: a value for each latent channel, in place of the shift: (latents − mean) ·
@@ -79,23 +79,24 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             use_post_quant_conv=use_post_quant_conv,
             mid_block_add_attention=mid_block_add_attention,
         )
+        self._start_whole(sample_size)
 
     @apply_forward_hook
     def encode(
         self, x: Tensor, return_dict: bool = True
-    ) -> EncoderOutput | tuple[DiagonalGaussianDistribution]:
+    ) -> PosteriorOutput | tuple[DiagonalGaussianDistribution]:
         """Posterior of images [B, C, H, W] in [−1, 1], and its mode as ``latents`` [B, c, h, w].
 
         Sides that the downsampling factor does not divide are padded by repeating the edge.
 
         Raises:
-            ValueError: wrong shape, channel count or dtype, or images smaller than one latent.
+            ValueError: wrong shape, channel count, dtype or range, or images smaller than one latent.
         """
         self._check_images(x)
-        (posterior,) = super().encode(self._pad(x), return_dict=False)
+        posterior = DiagonalGaussianDistribution(self._encode_in_pieces(self._moments, self._pad(x)))
         if not return_dict:
             return (posterior,)
-        return EncoderOutput(latents=posterior.mode(), latent_dist=posterior)
+        return PosteriorOutput(latent_dist=posterior, latents=posterior.mode())
 
     @apply_forward_hook
     def decode(
@@ -112,10 +113,10 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             size: (H, W) to crop the images to.
 
         Raises:
-            ValueError: latents of another shape or channel count.
+            ValueError: latents of another shape, channel count or dtype.
         """
         self._check_latents(z, self.config.latent_channels)
-        (images,) = super().decode(z, return_dict=False)
+        images = self._decode_in_pieces(self._images, z)
         if size is not None:
             images = images[..., : size[0], : size[1]]
         return DecoderOutput(sample=images) if return_dict else (images,)
@@ -157,6 +158,14 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         stock = AutoencoderKL(**config)
         stock.load_state_dict(self.state_dict())
         return self._like_self(stock)
+
+    def _moments(self, images: Tensor) -> Tensor:
+        """Mean and log-variance [B, 2c, h, w]."""
+        moments = self.encoder(images)
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+    def _images(self, latents: Tensor) -> Tensor:
+        return self.decoder(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
 
 
 # Pipelines record a component as (top module, class name), and load it from there.

@@ -12,6 +12,13 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from latentae.models.card import ModelCardMixin
+from latentae.models.tiling import PiecewiseMixin
+
+# Beyond this an image is not in [-1, 1]. Bicubic resizing overshoots by up to a fifth of the contrast.
+_LARGEST_VALUE = 1.5
+_CONVERSION = "; values from 0 to 255 become so by images.float() / 127.5 - 1"
+
 Stock = TypeVar("Stock", bound=nn.Module)
 
 
@@ -32,15 +39,28 @@ class PointDistribution:
 
 @dataclass
 class EncoderOutput(BaseOutput):
-    """What ``encode`` returns.
+    """What a VQ model's ``encode`` returns; the first field is what VQModel's has.
 
     Attributes:
-        latents: [B, c, h, w] the posterior's mode, unscaled.
-        latent_dist: the posterior, with ``sample(generator)`` and ``mode()``.
+        latents: [B, c, h, w] the latents before quantization, unscaled.
+        latent_dist: the same as a posterior, with ``sample(generator)`` and ``mode()``.
     """
 
     latents: Tensor
-    latent_dist: PointDistribution | DiagonalGaussianDistribution
+    latent_dist: PointDistribution
+
+
+@dataclass
+class PosteriorOutput(BaseOutput):
+    """What a KL-VAE's ``encode`` returns; the first field is what AutoencoderKL's has.
+
+    Attributes:
+        latent_dist: the posterior, with ``sample(generator)`` and ``mode()``.
+        latents: [B, c, h, w] its mode, unscaled.
+    """
+
+    latent_dist: DiagonalGaussianDistribution
+    latents: Tensor
 
 
 @dataclass
@@ -49,31 +69,34 @@ class AutoencoderOutput(BaseOutput):
 
     Attributes:
         sample: [B, C, H, W] the reconstruction, as large as the images.
+        commit_loss: the sum of ``losses``, under the name and in the place diffusers' VQModel gives it.
         latents: [B, c, h, w] what was decoded (VQ: before quantization), unscaled.
-        commit_loss: the sum of ``losses``, under the name diffusers' VQModel gives it.
         losses: regularisers by name, scalars, already weighted.
         indices: [B, h, w] the codes, of VQ models.
         mean, log_variance: [B, c, h, w] the posterior's, of KL models.
     """
 
     sample: Tensor
-    latents: Tensor | None = None
     commit_loss: Tensor | None = None
+    latents: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     indices: Tensor | None = None
     mean: Tensor | None = None
     log_variance: Tensor | None = None
 
 
-class LatentAutoencoder:
-    """Mixin of every model: needs ``config``, ``encode``, ``decode`` and ``decoder``."""
+class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
+    """Mixin of every model: needs ``config``, ``encode``, ``decode``, ``encoder`` and ``decoder``."""
 
     config: Any
     encode: Callable[..., Any]
     decode: Callable[..., Any]
+    encoder: Any
     decoder: Any
+    post_quant_conv: Any
     device: Any
     dtype: Any
+    training: bool
 
     @property
     def downsampling_factor(self) -> int:
@@ -111,8 +134,8 @@ class LatentAutoencoder:
         config = self.config
         if config.scaling_factor is None:
             raise ValueError(
-                "the scale of this model's latents is not known; measure it with scripts/latent_stats.py MODEL "
-                "--data IMAGES, or name its family: load_autoencoder(path, family='sd1')"
+                "the scale of this model's latents is not known: measure it with scripts/latent_stats.py "
+                "MODEL --data IMAGES, or name its family: load_autoencoder(path, family='sd1')"
             )
         scale = latents.new_tensor(config.scaling_factor)
         if config.latents_mean is None or config.latents_std is None:
@@ -126,12 +149,41 @@ class LatentAutoencoder:
         if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
             raise ValueError(
                 f"{type(self).__name__} encodes floating-point images [B, {channels}, H, W] in [-1, 1]; got "
-                f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+                f"{_describe(images)}{_CONVERSION if images.dtype == torch.uint8 else ''}"
             )
         if min(images.shape[-2:]) < self.downsampling_factor:
             raise ValueError(
                 f"images of {images.shape[-2]}x{images.shape[-1]} pixels are smaller than one latent, which "
                 f"stands for {self.downsampling_factor}x{self.downsampling_factor}"
+            )
+        self._check_dtype("images", images, self.encoder)
+        # Reading values would stall a GPU and break a graph, and training images come through a loader that
+        # scales them.
+        if images.device.type == "cpu" and not (self.training or torch.compiler.is_compiling()):
+            self._check_range(images)
+
+    def _check_range(self, images: Tensor) -> None:
+        if images.numel() == 0:
+            return
+        low, high = (float(value) for value in torch.aminmax(images.detach()))
+        if not (low >= -_LARGEST_VALUE and high <= _LARGEST_VALUE):  # so that NaN is caught, too
+            raise ValueError(
+                f"{type(self).__name__} encodes images in [-1, 1]; these run from {low:g} to {high:g}"
+                f"{_CONVERSION}"
+            )
+
+    def _check_dtype(self, name: str, inputs: Tensor, first: nn.Module) -> None:
+        """Raises ValueError where ``inputs`` would meet weights of another dtype in ``first``."""
+        weight = next(first.parameters())
+        if (
+            inputs.dtype != weight.dtype
+            and type(weight) is nn.Parameter  # else sharded or quantized, by someone who also converts
+            and not torch.is_autocast_enabled(inputs.device.type)
+            and inputs.dtype != self.dtype  # which knows of weights that are only stored in another dtype
+        ):
+            raise ValueError(
+                f"the {name} are {_name(inputs.dtype)} and the {type(self).__name__} is "
+                f"{_name(self.dtype)}: convert one of them with .to()"
             )
 
     def _pad(self, images: Tensor) -> Tensor:
@@ -147,11 +199,20 @@ class LatentAutoencoder:
         if latents.ndim != 4 or latents.shape[1] != channels or not latents.is_floating_point():
             raise ValueError(
                 f"{type(self).__name__} decodes floating-point latents [B, {channels}, h, w]; got "
-                f"{str(latents.dtype).removeprefix('torch.')} {list(latents.shape)}"
+                f"{_describe(latents)}"
             )
+        self._check_dtype("latents", latents, self.post_quant_conv or self.decoder)
 
     def _like_self(self, stock: Stock) -> Stock:
         """A stock model on this one's device and in its dtype, in eval mode."""
         if self.dtype != stock.dtype:
             stock = stock.to(self.dtype)
         return stock.to(self.device).eval()
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{_name(tensor.dtype)} {list(tensor.shape)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,40 +1,86 @@
-"""Opening an autoencoder from a folder, whoever wrote it."""
+"""Opening an autoencoder, whoever wrote it: a folder, a file, or a repository on the hub."""
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
-from latentae.models.kl import KLVAE
-from latentae.models.vq import VQGAN, VQVAE
+import torch
 
-# A plain VQModel does not say how it was trained; the two classes differ in name only.
-_CLASSES: dict[str, type[KLVAE] | type[VQVAE]] = {
-    "KLVAE": KLVAE,
-    "AutoencoderKL": KLVAE,
-    "VQVAE": VQVAE,
-    "VQGAN": VQGAN,
-    "VQModel": VQGAN,
-}
+from latentae.models.checkpoints.families import FAMILIES
+from latentae.models.checkpoints.folders import CONFIG, find_model_folder, read_config
+from latentae.models.checkpoints.pretrained import fetch_config, load_pretrained
+from latentae.models.checkpoints.single_file import Autoencoder, load_single_file
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)(?<!\.pt)(?<!\.pth)(?<!\.bin)")
+_MODEL_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.([\w-]+))?\.(?:safetensors|bin)")
 
 
-def load_autoencoder(path: str | Path, **arguments: Any) -> KLVAE | VQVAE:
-    """The model in a folder with ``config.json`` and safetensors, in eval mode.
+def load_autoencoder(
+    path: str | Path,
+    *,
+    family: str | None = None,
+    subfolder: str | None = None,
+    torch_dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    **arguments: Any,
+) -> Autoencoder:
+    """The autoencoder at ``path``, in eval mode.
+
+    That may be the folder of a model (latentae's, or diffusers' AutoencoderKL, VQModel, AutoencoderTiny), of
+    a run, or of a pipeline; the id of one on the hub; or a single file, safetensors or a pickle, in latent
+    diffusion's, taming's, diffusers' or TAESD's layout, also within a whole Stable Diffusion checkpoint. The
+    architecture of a single file is read off its tensors. Pickles are read without running anything.
+
+    An AutoencoderKL becomes a ``KLVAE``, a VQModel and the file of a VQ model a ``VQGAN``, and an
+    AutoencoderTiny a ``TinyAutoencoder``, which is for evaluation only.
+
+    The latents' scale and shift are those of ``family``; else those in the folder's config or the file's
+    metadata; else those of the family whose denoiser lies in the same file. Where none of these says, the
+    model's ``config.scaling_factor`` is None: ``encode`` and ``decode`` work, and ``to_latents`` raises.
 
     Args:
-        path: a folder written by latentae or by diffusers.
-        arguments: passed to ``from_pretrained``, such as ``torch_dtype`` or ``variant``.
+        path: a path, or ``owner/name`` on the hub where there is no such path.
+        family: ``sd1``, ``sdxl``, ``sd3`` or ``flux``.
+        subfolder: of a folder or repository; a run's ``model`` and a pipeline's autoencoder are found by
+            themselves.
+        torch_dtype: of the weights; None means float32.
+        variant: which of a folder's files, as in ``diffusion_pytorch_model.fp16.safetensors``. Of a single
+            file, ``ema`` takes the averaged weights that LDM keeps as ``model_ema.*``; None the plain ones.
+        arguments: constructor arguments of the model in place of what was found, such as ``norm_num_groups``,
+            which tensors do not show; for folders and repositories also what ``from_pretrained`` takes, such
+            as ``device_map`` or ``revision``.
 
     Raises:
-        ValueError: no model there, or one of a class that is not an autoencoder of ours.
+        ValueError: nothing is there, or something else; the message says what it looks like.
     """
-    config_file = Path(path) / "config.json"
-    if not config_file.is_file():
-        raise ValueError(
-            f"no model in {path}: no {config_file.name} there. A run's model is in <output_dir>/model"
-        )
-    name = json.loads(config_file.read_text()).get("_class_name")
-    if name not in _CLASSES:
-        raise ValueError(f"{config_file} describes a {name}, but must be one of {', '.join(_CLASSES)}")
-    return _CLASSES[name].from_pretrained(str(path), **arguments).eval()
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"family is {family!r}, but must be one of {', '.join(FAMILIES)}")
+    if torch_dtype is not None and not (
+        isinstance(torch_dtype, torch.dtype) and torch_dtype.is_floating_point
+    ):
+        raise ValueError(f"torch_dtype is {torch_dtype!r}, but must be a floating-point torch.dtype or None")
+    place = Path(path).expanduser()
+    if place.is_file():
+        if subfolder is not None:
+            raise ValueError(f"subfolder is {subfolder!r}, but {place} is a file")
+        named = _MODEL_WEIGHTS.fullmatch(place.name)
+        if not (named and (place.parent / CONFIG).is_file()):
+            return _load_file(place, variant, family=family, torch_dtype=torch_dtype, **arguments)
+        # The weights in a model's folder: the config beside them knows what tensors do not show.
+        place, variant = place.parent, variant or named[1]
+    arguments = {"torch_dtype": torch_dtype, "variant": variant, **arguments}
+    if place.is_dir():
+        folder = find_model_folder(place, subfolder)
+        return load_pretrained(str(folder), read_config(folder), family=family, **arguments)
+    if isinstance(path, str) and _HUB_ID.fullmatch(path):
+        config, part = fetch_config(path, subfolder, arguments)
+        return load_pretrained(path, config, family=family, subfolder=part, **arguments)
+    raise ValueError(f"there is no file or folder {path}")
+
+
+def _load_file(path: Path, variant: str | None, **arguments: Any) -> Autoencoder:
+    if variant not in (None, "ema"):
+        raise ValueError(f"variant is {variant!r}, but of a single file it must be 'ema' or None")
+    return load_single_file(path, ema=variant == "ema", **arguments)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
-from diffusers import ModelMixin, VQModel
+from diffusers import AutoencoderKL, ModelMixin, VQModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import Decoder, DecoderOutput, Encoder
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PointDistribution
-from latentae.quantizers import create_quantizer
+from latentae.quantizers import QUANTIZERS, create_quantizer
 
 # What a stock VQModel has no parameter for.
 _OWN_KEYS = ("shift_factor", "latents_mean", "latents_std", "quantizer")
 
 
-class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
+class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
     """The backbone and parameter names of diffusers' VQModel around one of our quantizers.
 
     The latents for diffusion are the continuous ones before quantization; ``decode`` quantizes them first, as
@@ -31,13 +33,14 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
         layers_per_block: residual blocks a level (the decoder has one more).
         act_fn: activation, ``silu``.
         latent_channels: channels of the latents that leave the encoder.
-        sample_size: the image size trained on, in pixels; for information.
+        sample_size: the image size trained on, in pixels; with tiling on, tiles are as large.
         num_vq_embeddings: number of codes.
         norm_num_groups: groups of the group normalisation.
         vq_embed_dim: length of a code; None means ``latent_channels``.
         scaling_factor, shift_factor: what ``to_latents`` applies, (latents − shift) · scale. A scale of None
             is not known yet.
-        norm_type: ``group``.
+        norm_type: ``group``, or ``spatial`` for a decoder whose normalisations see the codes (MoVQ, arXiv
+            2209.09002); the latter wants codes as long as the latents.
         mid_block_add_attention: attention at the lowest resolution.
         lookup_from_codebook, force_upcast: read by diffusers pipelines, as in VQModel.
         latents_mean, latents_std: as in ``KLVAE``.
@@ -45,6 +48,14 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _supports_group_offloading = False  # the codebook is read without a call to its module, as in VQModel
+    _skip_layerwise_casting_patterns = ("quantize",)
+    _no_split_modules = ("ResnetBlock2D", *(quantizer.__name__ for quantizer in QUANTIZERS.values()))
+
+    # AttentionMixin has no fusion for the attention class that autoencoders are built of.
+    set_default_attn_processor = AutoencoderKL.set_default_attn_processor
+    fuse_qkv_projections = AutoencoderKL.fuse_qkv_projections
+    unfuse_qkv_projections = AutoencoderKL.unfuse_qkv_projections
 
     @register_to_config
     def __init__(
@@ -72,8 +83,14 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
         quantizer: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if norm_type != "group":
-            raise ValueError(f"norm_type is {norm_type!r}, but only 'group' is supported")
+        code_dim = vq_embed_dim or latent_channels
+        if norm_type not in ("group", "spatial"):
+            raise ValueError(f"norm_type is {norm_type!r}, but must be 'group' or 'spatial'")
+        if norm_type == "spatial" and code_dim != latent_channels:
+            raise ValueError(
+                f"vq_embed_dim is {vq_embed_dim} and latent_channels is {latent_channels}, but must be the "
+                "same where norm_type is 'spatial'"
+            )
         shared: dict[str, Any] = {
             "block_out_channels": block_out_channels,
             "layers_per_block": layers_per_block,
@@ -81,7 +98,6 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
             "norm_num_groups": norm_num_groups,
             "mid_block_add_attention": mid_block_add_attention,
         }
-        code_dim = vq_embed_dim or latent_channels
         self.encoder = Encoder(
             in_channels, latent_channels, down_block_types=down_block_types, double_z=False, **shared
         )
@@ -90,7 +106,10 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
             num_codes=num_vq_embeddings, code_dim=code_dim, **(quantizer or {"type": "vector"})
         )
         self.post_quant_conv = nn.Conv2d(code_dim, latent_channels, 1)
-        self.decoder = Decoder(latent_channels, out_channels, up_block_types=up_block_types, **shared)
+        self.decoder = Decoder(
+            latent_channels, out_channels, up_block_types=up_block_types, norm_type=norm_type, **shared
+        )
+        self._start_whole(sample_size)
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
@@ -99,10 +118,10 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
         Sides that the downsampling factor does not divide are padded by repeating the edge.
 
         Raises:
-            ValueError: wrong shape, channel count or dtype, or images smaller than one latent.
+            ValueError: wrong shape, channel count, dtype or range, or images smaller than one latent.
         """
         self._check_images(x)
-        latents = self.quant_conv(self.encoder(self._pad(x)))
+        latents = self._encode_in_pieces(lambda tile: self.quant_conv(self.encoder(tile)), self._pad(x))
         if not return_dict:
             return (latents,)
         return EncoderOutput(latents=latents, latent_dist=PointDistribution(latents))
@@ -125,16 +144,19 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
             shape: (B, h, w, d) of such indices.
             generator: accepted because pipelines pass it; nothing is random here.
             size: (H, W) to crop the images to.
+
+        Raises:
+            ValueError: latents of another shape, channel count or dtype, or an index outside the codebook.
         """
         commit_loss = torch.zeros((), device=h.device)
-        if not (force_not_quantize and self.config.lookup_from_codebook):
+        if force_not_quantize and self.config.lookup_from_codebook:
+            h = self._codes(h if shape is None else h.reshape(shape[:3]))
+        else:
             self._check_latents(h, self.quantize.code_dim)
         if not force_not_quantize:
             quantized = self.quantize(h)
             commit_loss = torch.stack(list(quantized.losses.values())).sum()
             h = quantized.quantized
-        elif self.config.lookup_from_codebook:
-            h = self.quantize.codes(h.view(shape[:3] if shape is not None else h.shape))
         images = self._decode(h, size)
         return DecoderOutput(sample=images, commit_loss=commit_loss) if return_dict else (images, commit_loss)
 
@@ -146,9 +168,9 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
         """Images [B, C, H, W] of codes [B, h, w]; undoes ``encode_indices``.
 
         Raises:
-            ValueError: an index outside the codebook.
+            ValueError: an index outside the codebook, or indices that are no integers.
         """
-        return self._decode(self.quantize.codes(indices), size)
+        return self._decode(self._codes(indices), size)
 
     def forward(
         self,
@@ -178,16 +200,38 @@ class VQVAE(LatentAutoencoder, ModelMixin, ConfigMixin):
         )
 
     def to_diffusers(self) -> VQModel:
-        """A stock VQModel with the same weights, in eval mode, which loads without latentae."""
+        """A stock VQModel with the same weights, in eval mode, which loads without latentae.
+
+        Warns where the latents' normalisation is more than a scale, since VQModel has no place for it.
+        """
+        if self.config.shift_factor or self.config.latents_mean is not None:
+            warnings.warn(
+                "a stock VQModel keeps scaling_factor only, not shift_factor, latents_mean or latents_std; "
+                "scripts/latent_stats.py folds the mean into the weights",
+                stacklevel=2,
+            )
         config = {k: v for k, v in self.config.items() if k not in _OWN_KEYS and not k.startswith("_")}
         stock = VQModel(**config)
         wanted = stock.state_dict().keys()
         stock.load_state_dict({key: value for key, value in self.state_dict().items() if key in wanted})
         return self._like_self(stock)
 
+    def _codes(self, indices: Tensor) -> Tensor:
+        """Codes [B, d, h, w] of indices [B, h, w]."""
+        if indices.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"indices are {str(indices.dtype).removeprefix('torch.')}, but must be int64 or int32: "
+                "convert them with .long()"
+            )
+        return self.quantize.codes(indices)
+
     def _decode(self, quantized: Tensor, size: tuple[int, int] | None) -> Tensor:
-        images = self.decoder(self.post_quant_conv(quantized))
+        images = self._decode_in_pieces(self._images, quantized)
         return images if size is None else images[..., : size[0], : size[1]]
+
+    def _images(self, quantized: Tensor) -> Tensor:
+        spatial = self.config.norm_type == "spatial"
+        return self.decoder(self.post_quant_conv(quantized), quantized if spatial else None)
 
 
 class VQGAN(VQVAE):

@@ -105,7 +105,7 @@ class CodebookQuantizer(nn.Module):
                 f"the quantizer takes latents [B, {self.code_dim}, h, w]; got {list(latents.shape)}"
             )
         with torch.autocast(latents.device.type, enabled=False):
-            weight = self.embedding.weight
+            weight = self._table(latents.device)
             flat = rearrange(latents, "b d h w -> (b h w) d").to(weight.dtype)
             indices = nearest_code(flat, weight)
             codes = self.embedding(indices)
@@ -133,6 +133,15 @@ class CodebookQuantizer(nn.Module):
                 f"{self.num_codes} codes, numbered from 0"
             )
         return rearrange(self.embedding(indices), "b h w d -> b d h w")
+
+    def _table(self, device: torch.device) -> Tensor:
+        """The codes [K, d]; where weights are offloaded, only a call of their module brings them here."""
+        weight: Tensor = self.embedding.weight
+        return weight if weight.device == device else self.embedding(torch.arange(len(weight), device=device))
+
+    def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        """``codes`` as diffusers' pipelines ask for them: indices of any shape, and (B, h, w, d)."""
+        return self.codes(indices.reshape(shape[:3]))
 
     @torch.no_grad()
     def start(self, latents: Tensor, generator: torch.Generator) -> None:

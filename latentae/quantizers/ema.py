@@ -50,7 +50,9 @@ class EMAQuantizer(CodebookQuantizer):
         self.epsilon = epsilon
         self.embedding.requires_grad_(False)
         self.register_buffer("average_counts", torch.ones(num_codes), persistent=False)
-        self.register_buffer("average_sums", self.embedding.weight.detach().clone(), persistent=False)
+        self.register_buffer("average_sums", torch.zeros(num_codes, code_dim), persistent=False)
+        if not self.embedding.weight.is_meta:  # as it is while weights are loaded, until ``start``
+            self.average_sums.copy_(self.embedding.weight.detach())
         self.register_buffer("pending_counts", torch.zeros(num_codes), persistent=False)
         self.register_buffer("pending_sums", torch.zeros(num_codes, code_dim), persistent=False)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -20,3 +22,8 @@ class QuantizerOutput:
     quantized: Tensor
     indices: Tensor
     losses: dict[str, Tensor]
+
+    def __getitem__(self, index: int) -> Any:
+        """The tuple that diffusers' VectorQuantizer returns: codes, loss, (None, None, flat indices)."""
+        loss = torch.stack(list(self.losses.values())).sum()
+        return (self.quantized, loss, (None, None, self.indices.flatten()))[index]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentae import VQGAN
+from latentae import KLVAE, VQGAN, VQVAE
 from tests.models.conftest import make
 
 
@@ -24,15 +24,84 @@ def test_factor_and_last_layer(model):
     assert model.last_layer is model.decoder.conv_out
 
 
+@pytest.fixture(params=[KLVAE, VQVAE, VQGAN])
+def autoencoder(request):
+    torch.manual_seed(0)
+    return make(request.param)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
         (torch.zeros(3, 16, 16), r"\[B, 3, H, W\].*\[3, 16, 16\]"),
         (torch.zeros(1, 1, 16, 16), r"\[B, 3, H, W\].*\[1, 1, 16, 16\]"),
-        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "floating-point.*uint8"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), r"floating-point.*uint8.*/ 127\.5 - 1"),
         (torch.zeros(1, 3, 1, 16), "1x16 pixels are smaller than one latent"),
+        (torch.zeros(1, 3, 16, 16).double(), r"images are float64 and the \w+ is float32.*\.to\(\)"),
+        (torch.tensor([0.0, 255.0]).expand(1, 3, 16, 2), r"\[-1, 1\]; these run from 0 to 255.*/ 127\.5 - 1"),
+        (torch.full((1, 3, 16, 16), -1.6), r"these run from -1\.6 to -1\.6"),
+        (torch.full((1, 3, 16, 16), float("nan")), "these run from nan"),
     ],
 )
-def test_images_that_cannot_be_encoded(model, images, message):
+def test_images_that_cannot_be_encoded(autoencoder, images, message):
     with pytest.raises(ValueError, match=message):
-        model.encode(images)
+        autoencoder.encode(images)
+    with pytest.raises(ValueError, match=message):
+        autoencoder(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_range_in_other_dtypes(autoencoder, dtype):
+    with pytest.raises(ValueError, match="from 0 to 255"):
+        autoencoder.to(dtype).encode(torch.tensor([0.0, 255.0], dtype=dtype).expand(1, 3, 16, 2))
+
+
+def test_images_that_only_seem_wrong(autoencoder):
+    autoencoder.encode(torch.full((1, 3, 16, 16), 1.2))  # bicubic resizing overshoots
+    with torch.autocast("cpu", torch.bfloat16):  # which converts by itself
+        autoencoder.encode(torch.zeros(1, 3, 16, 16).bfloat16())
+    autoencoder.train()(torch.full((1, 3, 16, 16), 2.0))  # a loader answers for these
+
+
+def test_no_images_at_all():
+    model = make(KLVAE, mid_block_add_attention=False)
+    assert model.encode(torch.zeros(0, 3, 16, 16)).latents.shape == (0, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (
+            torch.zeros(1, 3, 8, 8),
+            r"decodes floating-point latents \[B, 4, h, w\]; got float32 \[1, 3, 8, 8\]",
+        ),
+        (torch.zeros(4, 8, 8), r"got float32 \[4, 8, 8\]"),
+        (torch.zeros(1, 4, 8, 8, dtype=torch.int64), r"got int64 \[1, 4, 8, 8\]"),
+        (torch.zeros(1, 4, 8, 8).half(), r"latents are float16 and the \w+ is float32"),
+    ],
+)
+def test_latents_that_cannot_be_decoded(autoencoder, latents, message):
+    with pytest.raises(ValueError, match=message):
+        autoencoder.decode(latents)
+
+
+def test_latents_have_no_range(autoencoder):
+    assert autoencoder.decode(torch.full((1, 4, 8, 8), 100.0)).sample.shape == (1, 3, 16, 16)
+
+
+def test_normalisation_by_channel(autoencoder, images):
+    mean, std = [0.5, -1.0, 0.0, 2.0], [1.0, 2.0, 0.5, 4.0]
+    autoencoder.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=0.5)
+    latents = autoencoder.to_latents(images, torch.Generator().manual_seed(0))
+    raw = autoencoder.encode(images).latent_dist.sample(torch.Generator().manual_seed(0))
+    expected = (raw - torch.tensor(mean)[:, None, None]) * 0.5 / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(latents, expected)
+    torch.testing.assert_close(autoencoder.from_latents(latents), autoencoder.decode(raw).sample)
+
+
+def test_a_scale_that_is_not_known(images):
+    model = make(KLVAE, scaling_factor=None)
+    assert model(images).sample.shape == images.shape
+    for method, inputs in ((model.to_latents, images), (model.from_latents, torch.zeros(1, 4, 8, 8))):
+        with pytest.raises(ValueError, match=r"scripts/latent_stats\.py"):
+            method(inputs)

@@ -1,8 +1,12 @@
+import inspect
+
 import pytest
 import torch
 from diffusers import VQModel
 
+from latentae import VQGAN
 from latentae.models import AutoencoderOutput
+from tests.models.conftest import make
 
 
 def test_forward_is_decode_of_encode(model, images):
@@ -54,16 +58,60 @@ def test_training_reaches_every_parameter(model, images):
 
 
 def test_one_and_many_channels():
-    from tests.models.conftest import make
-
     for channels in (1, 13):
         model = make(in_channels=channels, out_channels=channels)
         images = torch.rand(1, channels, 16, 16)
         assert model(images).sample.shape == images.shape
 
 
-def test_norm_type_of_another_decoder():
-    from tests.models.conftest import make
+def test_every_argument_of_the_stock_class_is_repeated():
+    own, stock = (list(inspect.signature(cls.__init__).parameters) for cls in (VQGAN, VQModel))
+    assert own[: len(stock)] == stock
 
-    with pytest.raises(ValueError, match="norm_type is 'spatial'"):
-        make(norm_type="spatial")
+
+def test_a_spatial_decoder_is_the_stock_one(images):
+    # diffusers' spatial normalisation always has 32 groups
+    model = make(norm_type="spatial", vq_embed_dim=4, block_out_channels=(32, 32))
+    stock = model.to_diffusers()
+    assert stock.config.norm_type == "spatial"
+    torch.testing.assert_close(stock(images).sample, model(images).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm_type": "layer"}, "norm_type is 'layer', but must be 'group' or 'spatial'"),
+        ({"norm_type": "spatial", "vq_embed_dim": 8}, "vq_embed_dim is 8 and latent_channels is 4"),
+    ],
+)
+def test_decoders_that_cannot_be_built(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_indices_that_are_looked_up(images):
+    model = make(lookup_from_codebook=True)
+    indices = model.encode_indices(images)
+    expected = model.decode_indices(indices)
+    assert torch.equal(model.decode(indices, force_not_quantize=True).sample, expected)
+    flat = model.decode(indices.flatten(1), force_not_quantize=True, shape=(2, 8, 12, 4)).sample
+    assert torch.equal(flat, expected)
+    with pytest.raises(ValueError, match=r"indices are float32.*\.long\(\)"):
+        model.decode(indices.float(), force_not_quantize=True)
+
+
+def test_the_quantizer_answers_as_the_stock_one_does(model, images):
+    latents = model.encode(images).latents
+    ours, stock = model.quantize(latents), model.to_diffusers().quantize(latents)
+    quantized, loss, (_, _, indices) = ours
+    torch.testing.assert_close(quantized, stock[0])
+    torch.testing.assert_close(loss, sum(ours.losses.values()))
+    assert torch.equal(indices, stock[2][2])
+    shape = (2, 8, 12, 4)
+    entry = model.quantize.get_codebook_entry(indices, shape)
+    assert torch.equal(entry, model.to_diffusers().quantize.get_codebook_entry(indices, shape))
+
+
+def test_a_normalisation_that_the_stock_class_cannot_hold():
+    with pytest.warns(UserWarning, match="keeps scaling_factor only"):
+        make(shift_factor=0.5).to_diffusers()

@@ -1,0 +1,76 @@
+"""A model's normalisation, read from its config, and moved into its weights for formats that have none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentae.models import KLVAE, VQVAE
+from latentae.models.folding import fold_normalisation
+
+MEASURE = "measure it with scripts/latent_stats.py MODEL --data IMAGES --out FOLDER"
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What ``to_latents`` applies: (latents − shift) · scale, by channel.
+
+    Attributes:
+        shift, scale: [c] float64.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+
+def read_normalisation(model: KLVAE | VQVAE) -> Normalisation | None:
+    """The normalisation in a model's config; None where its scale is not known."""
+    config = model.config
+    if config.scaling_factor is None:
+        return None
+    channels = config.latent_channels if isinstance(model, KLVAE) else config.vq_embed_dim
+    scale = torch.full([channels or config.latent_channels], config.scaling_factor, dtype=torch.float64)
+    if config.latents_mean is None or config.latents_std is None:
+        return Normalisation(torch.full_like(scale, config.shift_factor or 0.0), scale)
+    mean, std = (torch.tensor(x, dtype=torch.float64) for x in (config.latents_mean, config.latents_std))
+    return Normalisation(mean, scale / std)
+
+
+def write_normalisation(model: KLVAE | VQVAE, shift: float, scale: float) -> None:
+    """Puts one shift and one scale into a model's config."""
+    model.register_to_config(scaling_factor=scale, shift_factor=shift, latents_mean=None, latents_std=None)
+
+
+def fold_to(model: KLVAE | VQVAE, shift: float, scale: float) -> str | None:
+    """Changes a model's weights and config in place so that its normalisation is (latents − shift) · scale.
+
+    Pixels and normalised latents stay what they were. A KL-VAE without convolutions around its latents gets
+    them, unless there is nothing to change.
+
+    Returns:
+        A remark on what was done; None where there was nothing to do.
+
+    Raises:
+        ValueError: the model's scale is not known, or differs by channel for a VQ model.
+    """
+    own = read_normalisation(model)
+    if own is None:
+        raise ValueError(
+            f"the scale of this model's latents is not known, and so cannot be folded: {MEASURE}"
+        )
+    # (z − s) · k = (z' − S) · K for z' = (z − s) · k / K + S
+    factor = own.scale / scale
+    origin = own.shift - shift / factor
+    write_normalisation(model, shift, scale)
+    unchanged = bool((factor == 1).all() and (origin == 0).all())
+    missing = [conv for conv in (model.quant_conv, model.post_quant_conv) if conv is None]
+    if unchanged and len(missing) != 1:  # one alone is more than some readers can hold
+        return None
+    fold_normalisation(model, origin, factor, add_convs=True)
+    convs = "1x1 convolutions, which were added around" if missing else "the convolutions around"
+    return (
+        f"the normalisation was folded into {convs} the latents, so that a denoiser sees "
+        f"(latents - {shift:g}) * {scale:g}"
+    )

@@ -1,0 +1,66 @@
+"""`latentae stats MODEL --data NAME`: measures a model's latents, and calibrates the model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_DESCRIPTION = """\
+Measures mean and standard deviation of a model's latents over images, and writes the model so changed that
+to_latents() has zero mean and unit variance, under every pipeline's own scaling. Pixels stay as they are.
+Without --out and --in-place it measures and writes nothing. For several devices start it by torchrun or
+`accelerate launch`."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit code: 0 done, 2 bad input."""
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as stopped:  # argparse has said what is wrong, or printed the help
+        return int(stopped.code or 0)
+
+    # Not before: torch takes seconds to load, and --help shall not.
+    from latentae import distributed
+    from latentae.data import BrokenImageError
+    from latentae.latents.recalibration import recalibrate
+
+    try:
+        with distributed.init_from_environment() as device:
+            recalibrate(device=device, say=_say, **vars(options))
+    except (ValueError, OSError) as error:
+        # A bad argument is met by every rank, and said by one; a bad image only by the rank that has it.
+        if _is_first() or isinstance(error, BrokenImageError):
+            sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("latentae stats", description=_DESCRIPTION, allow_abbrev=False)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a model's folder, or what else load_autoencoder opens")
+    add("--data", required=True, metavar="NAME", help="what it trained on: photos, a path or a hub dataset")
+    add("--split", default="train", metavar="NAME", help="the split to measure (train)")
+    add("--image-size", type=int, metavar="N", help="pixels of the crops (the sample_size of the model)")
+    add("--per-channel", action="store_true", help="give each channel unit variance (KL-VAEs only)")
+    add("--max-images", type=int, metavar="N", help="measure at most so many images")
+    add("--batch-size", type=int, default=16, metavar="N", help="images at a time, on each process (16)")
+    add("--num-workers", type=int, default=0, metavar="N", help="processes that decode images (0)")
+    add("--seed", type=int, default=0, metavar="N", help="of crops, order and posterior samples (0)")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--out", type=Path, metavar="FOLDER", help="where to write the calibrated model")
+    place.add_argument("--in-place", action="store_true", help="replace MODEL by the calibrated one")
+    return parser
+
+
+def _say(text: str) -> None:
+    """Prints, once however many processes there are."""
+    if _is_first():
+        sys.stdout.write(f"{text}\n")
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,161 @@
+"""The model card that goes along with a model to the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+_MARK = "<!-- written by latentae: edit this line away, and the card is yours -->"
+# What diffusers writes where there is no card yet.
+_PLACEHOLDER = "This model card has been automatically generated."
+_METRICS = {
+    "psnr": ("PSNR", "{:.2f} dB"),
+    "ssim": ("SSIM", "{:.4f}"),
+    "lpips": ("LPIPS (AlexNet)", "{:.4f}"),
+    "codebook_usage": ("codes in use", "{:.1%}"),
+    "codebook_perplexity": ("codebook perplexity", "{:.0f}"),
+}
+
+
+def model_card(model: Any, name: str) -> str:
+    """Markdown with the hub's YAML header: what the model is, how to load it, its training and its metrics.
+
+    The latter come from ``config.yaml`` and ``summary.json``, where these lie in the folder that the model
+    was loaded from, or in the one above, as they do in a run.
+
+    Args:
+        model: a KLVAE, VQVAE or VQGAN.
+        name: what the reader will load it as: a hub id or a folder.
+    """
+    header = yaml.safe_dump(
+        {"library_name": "diffusers", "tags": ["latentae", "autoencoder", type(model).__name__.lower()]},
+        sort_keys=False,
+    )
+    sections = [
+        f"---\n{header}---",
+        _MARK,
+        f"# {name.rsplit('/', 1)[-1]}",
+        _description(model),
+        "## How to load it",
+        _usage(model, name),
+        "## Training",
+        _training(_beside(model, "config.yaml")),
+        "## Reconstruction",
+        _quality(_beside(model, "summary.json")),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+class ModelCardMixin:
+    """Puts a model card beside what ``push_to_hub`` uploads, unless somebody has written one."""
+
+    def _upload_folder(self, working_dir: str | os.PathLike[str], repo_id: str, **arguments: Any) -> Any:
+        # Where both of diffusers' ways to the hub meet; for a subfolder they write no card.
+        path = Path(working_dir) / "README.md"
+        if path.is_file() and _is_generated(path.read_text(encoding="utf-8")):
+            path.write_text(model_card(self, repo_id), encoding="utf-8")
+        return super()._upload_folder(working_dir, repo_id, **arguments)  # type: ignore[misc]
+
+
+def _is_generated(card: str) -> bool:
+    return _MARK in card or _PLACEHOLDER in card
+
+
+def _description(model: Any) -> str:
+    config = model.config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    factor = model.downsampling_factor
+    quantize: nn.Module | None = getattr(model, "quantize", None)
+    rows = {
+        "class": f"`latentae.{type(model).__name__}`, {parameters / 1e6:.2f} M parameters",
+        "images": f"{config.in_channels} channels, values in [-1, 1], any size from {factor}x{factor}",
+        "latents": f"{config.latent_channels} channels, one position for {factor}x{factor} pixels",
+    }
+    if quantize is not None:
+        rows["codes"] = f"{config.num_vq_embeddings}, each of {model.quant_conv.out_channels} values"
+    rows["scaling"] = _scaling(config)
+    return _table(rows)
+
+
+def _scaling(config: Any) -> str:
+    if config.scaling_factor is None:
+        return "not measured"
+    if config.latents_mean is not None and config.latents_std is not None:
+        return f"(latents - `latents_mean`) * {config.scaling_factor:.6g} / `latents_std`"
+    return f"(latents - {config.shift_factor or 0:.6g}) * {config.scaling_factor:.6g}"
+
+
+def _usage(model: Any, name: str) -> str:
+    stock = "VQModel" if hasattr(model, "quantize") else "AutoencoderKL"
+    return "\n".join(
+        [
+            "```python",
+            "import torch",
+            "from latentae import load_autoencoder",
+            "",
+            f"vae = load_autoencoder({name!r})",
+            f"images = torch.rand(1, {model.config.in_channels}, 256, 256) * 2 - 1  # values in [-1, 1]",
+            "latents = vae.to_latents(images)  # as a denoiser should see them",
+            "images = vae.from_latents(latents)",
+            "```",
+            "",
+            "It serves as `vae=` or `vqvae=` of a diffusers pipeline. `vae.to_diffusers()` is a stock "
+            f"`{stock}` with the same weights, where that class can hold them.",
+        ]
+    )
+
+
+def _training(config: dict[str, Any] | None) -> str:
+    if config is None:
+        return "Not recorded beside the model."
+    data = config.get("data") or {}
+    effective = config.get("batch_size", 1) * config.get("gradient_accumulation_steps", 1)
+    rows = {
+        "images": _data_name(str(data.get("name"))),
+        "split": data.get("split"),
+        "crop": data.get("image_size"),
+        "steps": config.get("max_steps"),
+        "batch per process": effective,
+        "precision": config.get("mixed_precision"),
+        "seed": config.get("seed"),
+    }
+    return _table({key: str(value) for key, value in rows.items() if value is not None})
+
+
+def _data_name(name: str) -> str:
+    """A data set's id, or the last part of a path: where it lay concerns nobody."""
+    local = name.startswith(("/", "~", ".")) or Path(name).exists()
+    return f"`{Path(name).name}`, a local file or folder" if local else f"`{name}`"
+
+
+def _quality(summary: dict[str, Any] | None) -> str:
+    if summary is None:
+        return "Not recorded beside the model."
+    rows = {
+        label: form.format(summary[key])
+        for key, (label, form) in _METRICS.items()
+        if summary.get(key) is not None
+    }
+    return f"On {summary['images']} validation images after {summary['step']} steps:\n\n{_table(rows)}"
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def _beside(model: Any, file: str) -> dict[str, Any] | None:
+    """A run's file near the folder that the model was loaded from."""
+    source = model.config.get("_name_or_path")
+    if not source or not Path(source).is_dir():
+        return None
+    for folder in (Path(source), Path(source).resolve().parent):
+        path = folder / file
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    return None

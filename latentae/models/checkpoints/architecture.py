@@ -1,0 +1,151 @@
+"""The architecture of an autoencoder, read off the shapes of its tensors."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_CODEBOOK = "quantize.embedding.weight"
+_GROUPS = 32  # in every published autoencoder of this kind
+
+
+@dataclass
+class Architecture:
+    """An autoencoder's class and constructor arguments, as far as tensors show them.
+
+    Attributes:
+        quantized: whether it is a VQ model; otherwise a KL-VAE.
+        arguments: for the constructor of ``VQGAN`` or ``KLVAE``.
+    """
+
+    quantized: bool
+    arguments: dict[str, Any]
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of what ``encode`` returns, for a VQ model the length of a code."""
+        return int(self.arguments["vq_embed_dim" if self.quantized else "latent_channels"])
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along a side."""
+        return int(2 ** (len(self.arguments["block_out_channels"]) - 1))
+
+
+def infer_architecture(state: Mapping[str, Tensor], norm_num_groups: int | None = None) -> Architecture:
+    """The architecture whose tensors these are.
+
+    The number of normalisation groups leaves no trace in them. It is 32 where all widths allow it, and else
+    the largest power of two up to 32 that they allow, with a warning in the log.
+
+    Args:
+        state: the tensors of an autoencoder under diffusers' names.
+        norm_num_groups: that number, where the caller knows it.
+
+    Raises:
+        ValueError: tensors that neither ``KLVAE`` nor ``VQGAN`` can hold; the message says which and why.
+    """
+    _check_kind(state)
+    widths = _widths(state)
+    levels = range(len(widths))
+    layers = _count(state, "encoder.down_blocks.0.resnets.")
+    latent_channels = state["decoder.conv_in.weight"].shape[1]
+    arguments: dict[str, Any] = {
+        "in_channels": state["encoder.conv_in.weight"].shape[1],
+        "out_channels": _shape(state, "decoder.conv_out.weight")[0],
+        "block_out_channels": widths,
+        "down_block_types": tuple(
+            "AttnDownEncoderBlock2D"
+            if _count(state, f"encoder.down_blocks.{i}.attentions.")
+            else "DownEncoderBlock2D"
+            for i in levels
+        ),
+        "up_block_types": tuple(
+            "AttnUpDecoderBlock2D"
+            if _count(state, f"decoder.up_blocks.{i}.attentions.")
+            else "UpDecoderBlock2D"
+            for i in levels
+        ),
+        "layers_per_block": layers,
+        "latent_channels": latent_channels,
+        "mid_block_add_attention": _count(state, "encoder.mid_block.attentions.") > 0,
+        "norm_num_groups": norm_num_groups or _groups(widths),
+    }
+    if _CODEBOOK in state:
+        arguments["num_vq_embeddings"], arguments["vq_embed_dim"] = _shape(state, _CODEBOOK)
+        return Architecture(quantized=True, arguments=arguments)
+    for name in ("quant_conv", "post_quant_conv"):
+        arguments[f"use_{name}"] = f"{name}.weight" in state
+    # As in the stock class: SDXL's own weights overflow in float16. Its pipelines look for a quant conv then.
+    arguments["force_upcast"] = arguments["use_post_quant_conv"]
+    return Architecture(quantized=False, arguments=arguments)
+
+
+def _check_kind(state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for relatives that share some names."""
+    if any(tensor.ndim == 5 for tensor in state.values()):
+        raise ValueError("is a video autoencoder: its convolutions have three dimensions")
+    for name in ("encoder.conv_in.weight", "decoder.conv_in.weight"):
+        if state[name].ndim != 4:
+            raise ValueError(
+                f"has {name} of shape {list(state[name].shape)}, where a convolution has four sizes"
+            )
+    if "quantize.embed.weight" in state:
+        raise ValueError("is a VQGAN with a Gumbel quantizer, which is not supported")
+    encoded, latents = _shape(state, "encoder.conv_out.weight")[0], state["decoder.conv_in.weight"].shape[1]
+    if _CODEBOOK in state and encoded != latents:
+        raise ValueError(
+            f"has an encoder that puts out {encoded} channels and a decoder that takes {latents}"
+        )
+    if _CODEBOOK not in state and encoded != 2 * latents:
+        raise ValueError(
+            f"has no codebook ({_CODEBOOK}), and its encoder puts out {encoded} channels, where a posterior "
+            f"over {latents} takes {2 * latents}"
+        )
+
+
+def _widths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Width of each level, from the image's resolution downwards."""
+    count = _count(state, "encoder.down_blocks.")
+    first = state["encoder.conv_in.weight"].shape[0]
+    widths = tuple(_shape(state, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(count))
+    if not widths or widths[0] != first:
+        raise ValueError(
+            f"has levels of widths {list(widths)} after {first} channels at the start, but diffusers' "
+            "encoder starts with the first level's width (a multiplier of 1)"
+        )
+    for i in range(count - 1):
+        if f"encoder.down_blocks.{i}.downsamplers.0.conv.weight" not in state:
+            raise ValueError(f"has no convolution that halves the resolution after level {i}")
+    return widths
+
+
+def _groups(widths: tuple[int, ...]) -> int:
+    groups = math.gcd(_GROUPS, *widths)
+    if groups < _GROUPS:
+        logger.warning(
+            "How many groups the normalisation has does not show in tensors. Widths %s do not allow the "
+            "usual %d: taking %d; name another by norm_num_groups.",
+            list(widths),
+            _GROUPS,
+            groups,
+        )
+    return groups
+
+
+def _count(state: Mapping[str, Tensor], before: str) -> int:
+    """How many different numbers follow ``before``."""
+    return len({name.removeprefix(before).split(".")[0] for name in state if name.startswith(before)})
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in state:
+        raise ValueError(f"lacks {name}")
+    return tuple(state[name].shape)

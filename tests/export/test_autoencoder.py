@@ -1,0 +1,91 @@
+import dataclasses
+
+import pytest
+import torch
+
+from latentae import load_autoencoder
+from latentae.export import autoencoder, export_autoencoder
+from tests.export.conftest import all_files, make_kl, make_vq
+
+
+@pytest.mark.parametrize("make", [make_kl, make_vq])
+def test_the_model_is_left_as_it_is(tmp_path, make):
+    model = make(shift_factor=0.4).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = dict(model.config)
+    report = export_autoencoder(model, tmp_path / "model", format="diffusers", dtype="bf16")
+    assert model.training
+    assert dict(model.config) == config
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert report.path == tmp_path / "model"
+    assert report.files == ("config.json", "diffusion_pytorch_model.safetensors")
+    assert set(report.errors) == {"encode", "decode", "normalised latents"}
+    assert load_autoencoder(tmp_path / "model", torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_model_in_half_precision(tmp_path):
+    report = export_autoencoder(make_kl().half(), tmp_path / "model", format="diffusers", dtype="fp16")
+    assert report.max_error == 0.0  # nothing is left to round
+
+
+def test_tiles_do_not_disturb_the_comparison(tmp_path):
+    model = make_kl(sample_size=4)
+    model.enable_tiling()
+    assert export_autoencoder(model, tmp_path / "model", format="diffusers").max_error == 0.0
+    assert model.use_tiling
+
+
+def test_an_earlier_export_is_replaced_only_on_request(tmp_path):
+    path = tmp_path / "model.safetensors"
+    export_autoencoder(make_kl(), path, format="ldm")
+    first = path.read_bytes()
+    with pytest.raises(ValueError, match="exists: choose another path, or say overwrite"):
+        export_autoencoder(make_kl(), path, format="ldm", dtype="fp16")
+    assert path.read_bytes() == first
+    export_autoencoder(make_kl(), path, format="ldm", dtype="fp16", overwrite=True)
+    assert len(path.read_bytes()) < 0.6 * len(first)
+    assert all_files(tmp_path) == ["model.safetensors"]
+
+
+def spoil(path, family):
+    model = autoencoder.DIFFUSERS.reopen(path, family)
+    with torch.no_grad():
+        model.decoder.conv_out.bias += 0.1
+    return model
+
+
+def test_what_differs_from_the_model_is_not_kept(tmp_path, monkeypatch):
+    spoilt = dataclasses.replace(autoencoder.DIFFUSERS, reopen=spoil)
+    monkeypatch.setitem(autoencoder._FORMATS, "diffusers", spoilt)
+    with pytest.raises(ValueError, match=r"in decode it differs .* fp32 explains 1e-04 at most"):
+        export_autoencoder(make_kl(), tmp_path / "new/model", format="diffusers")
+    assert all_files(tmp_path) == []
+
+
+def test_weights_that_overflow_the_dtype_are_not_kept(tmp_path):
+    model = make_kl()
+    with torch.no_grad():
+        model.encoder.conv_in.weight *= 1e7  # a group normalisation follows
+    with pytest.raises(ValueError, match="weights overflow, choose bf16 or fp32"):
+        export_autoencoder(model, tmp_path / "model", format="diffusers", dtype="fp16")
+    assert all_files(tmp_path) == []
+    export_autoencoder(model, tmp_path / "model", format="diffusers", dtype="bf16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"format": "onnx"}, "format is 'onnx', but must be one of diffusers, ldm, comfyui"),
+        ({"format": "ldm", "dtype": "int8"}, "dtype is 'int8', but must be one of fp32, fp16, bf16"),
+        ({"format": "ldm", "family": "sd9"}, "family is 'sd9', but must be one of sd1, sdxl, sd3, flux"),
+        ({"format": "ldm"}, "end it in .safetensors"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, says):
+    with pytest.raises(ValueError, match=says):
+        export_autoencoder(make_kl(), tmp_path / "model", **arguments)
+
+
+def test_only_autoencoders_of_ours():
+    with pytest.raises(ValueError, match="model is a Linear"):
+        export_autoencoder(torch.nn.Linear(1, 1), "model", format="ldm")

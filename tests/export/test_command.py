@@ -1,0 +1,87 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from latentae import load_autoencoder
+from latentae.export.command import main
+from tests.export.conftest import all_files, make_kl
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    make_kl().save_pretrained(tmp_path / "run/model")
+    return tmp_path / "run"
+
+
+def test_a_run_as_one_file(run_folder, tmp_path, capsys):
+    out = tmp_path / "exports/vae.safetensors"
+    assert main([str(run_folder), "--format", "ldm", "--dtype", "fp16", "--out", str(out)]) == 0
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    compared, wrote, load = printed.splitlines()
+    assert compared.startswith("reopened and compared with the model: max error ")
+    assert "fp16 allows 1e-02" in compared
+    assert wrote == f"wrote {out} (ldm, fp16: vae.safetensors)"
+    assert load == f'to load it: latentae.load_autoencoder("{out}")'
+    assert {tensor.dtype for tensor in load_file(out).values()} == {torch.float16}
+    # and from one format to the next
+    assert main([str(out), "--format", "diffusers", "--out", str(tmp_path / "folder")]) == 0
+    assert load_autoencoder(tmp_path / "folder").config.scaling_factor == 0.7
+
+
+def test_a_model_folder_and_overwrite(run_folder, tmp_path, capsys):
+    arguments = [str(run_folder / "model"), "--format", "diffusers", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_notes(run_folder, tmp_path, capsys):
+    arguments = [str(run_folder), "--format", "diffusers", "--family", "sd1", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("note: family sd1 changes nothing in this format")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["{tmp}/nowhere", "--format", "ldm", "--out", "{tmp}/a.safetensors"], "nowhere"),
+        (["{run}", "--format", "ldm", "--out", "{tmp}/a"], "end it in .safetensors"),
+        (["{run}", "--format", "comfyui", "--out", "{tmp}/a.safetensors"], "needs --family"),
+        (
+            ["{run}", "--format", "comfyui", "--family", "sd1", "--out", "{tmp}/a.safetensors"],
+            "block_out_channels",
+        ),
+        (["{run}", "--format", "onnx", "--out", "{tmp}/a"], "invalid choice: 'onnx'"),
+        (["{run}", "--format", "ldm"], "--out"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(run_folder, tmp_path, capsys, arguments, says):
+    before = all_files(tmp_path)
+    assert main([argument.format(tmp=tmp_path, run=run_folder) for argument in arguments]) == 2
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    assert says in errors.splitlines()[-1]
+    assert all_files(tmp_path) == before
+
+
+def test_mistakes_and_help_do_not_wait_for_torch():
+    code = (
+        "import sys; from latentae.cli import main; "
+        "print(main(sys.argv[1:])); assert not {'torch', 'diffusers'} & set(sys.modules)"
+    )
+    for arguments, exit_code in ((["--help"], "0"), (["run", "--format", "comfyui", "--out", "a"], "2")):
+        command = [sys.executable, "-c", code, "export", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == exit_code

@@ -1,0 +1,196 @@
+import collections
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from latentae.models.checkpoints.reading import read_checkpoint
+
+TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.tensor([1.5], dtype=torch.float16)}
+
+
+class Touch:
+    """Pickles into a call that creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+class RunShell:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        import os
+
+        return os.system, (f"touch {self.path}",)
+
+
+def _equal(tensors, expected=TENSORS):
+    return tensors.keys() == expected.keys() and all(
+        torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype
+        for name, tensor in expected.items()
+    )
+
+
+def test_safetensors_with_metadata(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    save_file(TENSORS, path, metadata={"latentae.family": "sd1"})
+    checkpoint = read_checkpoint(path)
+    assert _equal(checkpoint.tensors)
+    assert checkpoint.metadata == {"latentae.family": "sd1"}
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        dict,
+        collections.OrderedDict,
+        lambda tensors: {"state_dict": tensors, "epoch": 3, "hyper_parameters": None},
+        lambda tensors: {"model": {"state_dict": tensors}, "optimizer": {"state": {}}},
+    ],
+)
+def test_what_torch_saved(tmp_path, wrap, new_format):
+    path = tmp_path / "vae.ckpt"
+    torch.save(wrap(TENSORS), path, _use_new_zipfile_serialization=new_format)
+    checkpoint = read_checkpoint(path)
+    assert _equal(checkpoint.tensors)
+    assert checkpoint.metadata == {}
+
+
+def test_the_first_bytes_tell_and_not_the_name(tmp_path):
+    save_file(TENSORS, tmp_path / "a.ckpt")
+    torch.save(TENSORS, tmp_path / "b.safetensors")
+    assert _equal(read_checkpoint(tmp_path / "a.ckpt").tensors)
+    assert _equal(read_checkpoint(tmp_path / "b.safetensors").tensors)
+
+
+def test_what_is_no_tensor_is_left_out(tmp_path):
+    path = tmp_path / "vae.pt"
+    torch.save({**TENSORS, "step": 5, "names": ["x"], 7: torch.zeros(1)}, path)
+    assert _equal(read_checkpoint(path).tensors)
+
+
+@pytest.mark.parametrize("share", [4, 40, 200, 0.5, 0.99])
+def test_a_download_that_was_cut_off(tmp_path, share):
+    path = tmp_path / "vae.safetensors"
+    save_file({"weight": torch.zeros(1000)}, path)
+    data = path.read_bytes()
+    path.write_bytes(data[: share if share > 1 else int(share * len(data))])
+    with pytest.raises(ValueError, match=r"vae\.safetensors is (cut off: \d+ bytes are there of at|no file)"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(("new_format", "message"), [(True, "is cut off"), (False, "is damaged, cut off")])
+def test_a_pickle_that_was_cut_off(tmp_path, new_format, message):
+    path = tmp_path / "vae.ckpt"
+    torch.save({"weight": torch.zeros(1000)}, path, _use_new_zipfile_serialization=new_format)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(path)
+
+
+def test_a_damaged_header(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    path.write_bytes((20).to_bytes(8, "little") + b'{"weight": nonsense}')
+    with pytest.raises(ValueError, match=r"is a damaged safetensors file"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no file of weights: it is empty"),
+        (b"<html><body>Sign in", "no file of weights: it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "no file of weights: it is a Git LFS pointer"),
+        (b"GGUF\x03\x00\x00\x00\x00", "no file of weights: it is a GGUF file"),
+    ],
+)
+def test_something_else_by_that_name(tmp_path, content, message):
+    path = tmp_path / "vae.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize(
+    ("bomb", "name"), [(Touch, r"pathlib\.\S*touch|getattr"), (RunShell, r"(posix|nt)\.system")]
+)
+def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, bomb, name, new_format):
+    path, victim = tmp_path / "vae.ckpt", tmp_path / "ran"
+    torch.save(
+        {"state_dict": TENSORS, "extra": bomb(str(victim))}, path, _use_new_zipfile_serialization=new_format
+    )
+    with pytest.raises(ValueError, match=rf"names ({name}), which is no tensor and could run code"):
+        read_checkpoint(path)
+    assert not victim.exists()
+    torch.load(path, weights_only=False)  # the file would have done it
+    assert victim.exists()
+
+
+def test_a_whole_model_is_refused(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(ValueError, match=r"names torch\.nn\.modules\.linear\.Linear"):
+        read_checkpoint(path)
+
+
+def test_a_program_is_refused(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+    with pytest.raises(ValueError, match=r"is a TorchScript program"):
+        read_checkpoint(path)
+
+
+def test_pickles_that_torch_did_not_write(tmp_path):
+    path = tmp_path / "vae.pkl"
+    path.write_bytes(pickle.dumps({"a": [1, 2, 3]}))
+    with pytest.raises(
+        ValueError, match=r"is a pickle that holds more than tensors, or is damaged|was not written"
+    ):
+        read_checkpoint(path)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(
+        ValueError, match=r"is an archive that torch\.save did not write: it holds readme\.txt"
+    ):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [({"epoch": 1}, "holds no tensors"), ([torch.zeros(1)], "holds a list")]
+)
+def test_no_state_dict(tmp_path, content, message):
+    path = tmp_path / "vae.ckpt"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(path)
+
+
+def test_a_dict_that_holds_itself(tmp_path):
+    content = {"epoch": 1}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "vae.ckpt")
+    with pytest.raises(ValueError, match=r"holds a dict where a state dict must be"):
+        read_checkpoint(tmp_path / "vae.ckpt")
+
+
+def test_a_damaged_archive(tmp_path):
+    path = tmp_path / "vae.ckpt"
+    torch.save(TENSORS, path)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02")] = 0  # in the directory at the archive's end
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"vae\.ckpt is (a damaged archive|damaged, cut off)"):
+        read_checkpoint(path)

@@ -1,0 +1,180 @@
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import save_file
+
+from latentae import KLVAE, VQGAN
+from latentae.models import TinyAutoencoder
+from latentae.models.checkpoints.names import to_ldm_names
+from latentae.models.checkpoints.single_file import load_single_file
+from tests.models.checkpoints.examples import ARCHITECTURES, build, images_for
+
+UNET = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+def _contiguous(state):
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(block_out_channels=(32, 32, 64, 64), layers_per_block=1)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_same_pixels_from_ldm_layout(name, tmp_path):
+    model = build(**ARCHITECTURES[name])
+    path = tmp_path / "vae.safetensors"
+    save_file(_contiguous(to_ldm_names(model.state_dict())), path)
+    loaded = load_single_file(path)
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert loaded.config.scaling_factor is None
+    images = images_for(model)
+    assert torch.equal(loaded(images).sample, model(images).sample)
+    assert torch.equal(loaded.encode(images).latents, model.encode(images).latents)
+    if type(model) is VQGAN:
+        assert torch.equal(loaded.encode_indices(images), model.encode_indices(images))
+    with pytest.raises(ValueError, match=r"not known.*latent_stats"):
+        loaded.to_latents(images)
+
+
+@pytest.mark.parametrize("name", ["VQ f16 with level attention", "KL f8 without quant convs"])
+def test_the_same_pixels_from_diffusers_layout(name, tmp_path):
+    model = build(**ARCHITECTURES[name])
+    model.to_diffusers().save_pretrained(tmp_path)
+    loaded = load_single_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    images = images_for(model)
+    assert torch.equal(loaded(images).sample, model(images).sample)
+
+
+@pytest.mark.parametrize(
+    ("width", "scale", "side"), [(768, 0.18215, 512), (2048, 0.13025, 1024), (640, None, 256)]
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_inside_a_whole_checkpoint(model, tmp_path, width, scale, side, suffix):
+    stored = {
+        f"first_stage_model.{name}": x for name, x in _contiguous(to_ldm_names(model.state_dict())).items()
+    }
+    stored |= {UNET: torch.zeros(320, width), "cond_stage_model.transformer.x": torch.zeros(2)}
+    path = tmp_path / f"sd.{suffix}"
+    save_file(stored, path) if suffix == "safetensors" else torch.save({"state_dict": stored}, path)
+    loaded = load_single_file(path)
+    assert type(loaded) is KLVAE
+    assert (loaded.config.scaling_factor, loaded.config.sample_size) == (scale, side)
+    images = images_for(model)
+    assert torch.equal(loaded(images).sample, model(images).sample)
+
+
+def test_a_taming_checkpoint(tmp_path):
+    model = build(**ARCHITECTURES["VQ f16 with level attention"])
+    stored = {
+        **to_ldm_names(model.state_dict()),
+        "loss.perceptual_loss.lin0.model.1.weight": torch.zeros(1, 64, 1, 1),
+        "loss.discriminator.main.0.weight": torch.zeros(64, 3, 4, 4),
+        "quantize.embedding.cluster_size": torch.zeros(64),
+    }
+    torch.save({"state_dict": stored, "epoch": 1}, tmp_path / "last.ckpt")
+    loaded = load_single_file(tmp_path / "last.ckpt")
+    images = images_for(model)
+    assert torch.equal(loaded(images).sample, model(images).sample)
+
+
+def test_normalisation_from_the_metadata_and_by_name(model, tmp_path):
+    path = tmp_path / "vae.safetensors"
+    metadata = {"latentae.scaling_factor": "0.75", "latentae.shift_factor": "0.5"}
+    save_file(_contiguous(to_ldm_names(model.state_dict())), path, metadata=metadata)
+    images = images_for(model)
+    loaded = load_single_file(path)
+    noise = [torch.Generator().manual_seed(3) for _ in range(2)]
+    expected = (model.encode(images).latent_dist.sample(noise[0]) - 0.5) * 0.75
+    torch.testing.assert_close(loaded.to_latents(images, generator=noise[1]), expected)
+    named = load_single_file(path, family="sdxl").config
+    assert (named.scaling_factor, named.shift_factor, named.sample_size) == (0.13025, 0.0, 1024)
+    assert load_single_file(path, scaling_factor=2.0).config.scaling_factor == 2.0
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float64])
+def test_dtype(model, tmp_path, stored):
+    path = tmp_path / "vae.safetensors"
+    state = {name: x.to(stored) for name, x in _contiguous(to_ldm_names(model.state_dict())).items()}
+    save_file(state, path)
+    assert load_single_file(path).dtype == torch.float32
+    loaded = load_single_file(path, torch_dtype=torch.bfloat16)
+    assert {x.dtype for x in loaded.state_dict().values()} == {torch.bfloat16}
+    exact = load_single_file(path, torch_dtype=stored).state_dict()
+    assert all(torch.equal(exact[name], x.to(stored)) for name, x in model.state_dict().items())
+
+
+def test_averaged_weights(model, tmp_path):
+    state = to_ldm_names(model.state_dict())
+    averages = {f"model_ema.{name.replace('.', '')}": x * 0.5 for name, x in state.items()}
+    torch.save({"state_dict": {**state, **averages}}, tmp_path / "vae.ckpt")
+    plain, averaged = (load_single_file(tmp_path / "vae.ckpt", ema=ema) for ema in (False, True))
+    assert torch.equal(plain.decoder.conv_in.weight, model.decoder.conv_in.weight)
+    assert torch.equal(averaged.decoder.conv_in.weight, model.decoder.conv_in.weight * 0.5)
+
+
+def test_groups_that_the_caller_knows(tmp_path):
+    model = build(block_out_channels=(8, 16), norm_num_groups=2)
+    save_file(_contiguous(to_ldm_names(model.state_dict())), tmp_path / "vae.safetensors")
+    images = images_for(model)
+    guessed = load_single_file(tmp_path / "vae.safetensors")
+    told = load_single_file(tmp_path / "vae.safetensors", norm_num_groups=2)
+    assert guessed.config.norm_num_groups == 8
+    assert torch.equal(told(images).sample, model(images).sample)
+    assert not torch.equal(guessed(images).sample, model(images).sample)
+
+
+@pytest.mark.parametrize("prefix", ["diffusers", "taesd"])
+def test_taesd(tmp_path, prefix):
+    torch.manual_seed(0)
+    tiny = AutoencoderTiny(latent_channels=16).eval()
+    state = tiny.state_dict()
+    if prefix == "taesd":
+        parts = {name: name.split(".", 3) for name in state}
+        state = {
+            f"taesd_{side}.{int(number) + (side == 'decoder')}.{rest}": state[name]
+            for name, (side, _, number, rest) in parts.items()
+        }
+    save_file(_contiguous(state), tmp_path / "taesd.safetensors")
+    loaded = load_single_file(tmp_path / "taesd.safetensors", torch_dtype=torch.float64)
+    assert type(loaded) is TinyAutoencoder
+    images = images_for(loaded).double()
+    expected = tiny.double().decode(tiny.double().encode(images).latents).sample
+    assert torch.equal(loaded(images).sample, expected)
+    with pytest.raises(ValueError, match="this is TAESD, whose latents are scaled already"):
+        load_single_file(tmp_path / "taesd.safetensors", family="sd1")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda s: s.pop("decoder.norm_out.bias"),
+            r"lacks 1 tensors of a KLVAE, such as decoder\.conv_norm_out\.bias",
+        ),
+        (
+            lambda s: s.update(extra=torch.zeros(1)),
+            "holds 1 tensors that a KLVAE has no place for, such as extra",
+        ),
+        (
+            lambda s: s.update({"quant_conv.weight": torch.zeros(6, 8, 1, 1)}),
+            r"holds quant_conv\.weight of shape \[6, 8, 1, 1\], but all else says KLVAE with \[8, 8, 1, 1\]",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit(model, tmp_path, spoil, message):
+    state = _contiguous(to_ldm_names(model.state_dict()))
+    spoil(state)
+    save_file(state, tmp_path / "vae.safetensors")
+    with pytest.raises(ValueError, match=rf"vae\.safetensors: {message}"):
+        load_single_file(tmp_path / "vae.safetensors")
+
+
+def test_an_argument_that_no_file_takes(model, tmp_path):
+    save_file(_contiguous(to_ldm_names(model.state_dict())), tmp_path / "vae.safetensors")
+    with pytest.raises(
+        ValueError, match="device_map, norm_groups: no argument of KLVAE, nor one for a single"
+    ):
+        load_single_file(tmp_path / "vae.safetensors", norm_groups=4, device_map="auto")

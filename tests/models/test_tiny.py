@@ -1,0 +1,52 @@
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+from latentae.models import AutoencoderOutput, TinyAutoencoder
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return TinyAutoencoder(latent_channels=4).eval()
+
+
+def test_any_size_through_the_common_interface(model):
+    images = torch.rand(2, 3, 17, 30) * 2 - 1
+    output = model(images)
+    assert isinstance(output, AutoencoderOutput)
+    assert output.sample.shape == images.shape
+    assert output.latents.shape == (2, 4, 3, 4)
+    assert torch.equal(model(images, return_dict=False)[0], output.sample)
+    assert torch.equal(model.decode(model.encode(images).latents, size=(17, 30)).sample, output.sample)
+    assert model.downsampling_factor == 8
+    assert model.last_layer.out_channels == 3
+    with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
+        model(torch.zeros(1, 1, 16, 16))
+
+
+def test_its_latents_are_the_denoisers(model):
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    latents = model.encode(images).latents
+    assert torch.equal(model.to_latents(images), latents)
+    assert torch.equal(model.from_latents(latents), model.decode(latents).sample)
+
+
+def test_as_the_stock_class_but_without_rounding_the_latents(model):
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    stock = model.to_diffusers()
+    assert type(stock) is AutoencoderTiny
+    assert not stock.training
+    assert torch.equal(stock.decode(stock.encode(images).latents).sample, model(images).sample)
+    assert not torch.equal(stock(images).sample, model(images).sample)
+
+
+def test_for_evaluation_only(model, tmp_path):
+    with pytest.raises(ValueError, match="for evaluation only"):
+        model.train()
+    assert not model.eval().training
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == "AutoencoderTiny"
+    assert type(AutoencoderTiny.from_pretrained(tmp_path)) is AutoencoderTiny
