@@ -1,7 +1,7 @@
 """Parameters and work of every shipped model, as a Markdown table: `python benchmarks/model_sizes.py`.
 
-FLOPs are counted by torch on a forward pass over one image of 256×256 pixels, a multiply-add as two, on the meta
-device: nothing is computed.
+FLOPs are counted by torch for one image of 256×256 pixels, a multiply-add as two, on the meta device: nothing is
+computed.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def main() -> None:
         codes = f"{model.quantize.num_codes:,}" if hasattr(model, "quantize") else ""
         print(
             f"| `{name}` | {config.class_} | {parameters / 1e6:.2f} M | f{factor} | "
-            f"{config.latent_channels}x{side}x{side} | {codes} | {_flops(model.encoder, images) / 1e9:.1f} GFLOP | "
-            f"{_flops(model.decoder, latents) / 1e9:.1f} GFLOP |"
+            f"{config.latent_channels}x{side}x{side} | {codes} | {_gflop(model.encoder, images):.1f} GFLOP | "
+            f"{_gflop(model.decoder, latents):.1f} GFLOP |"
         )
 
 
-def _flops(module: torch.nn.Module, argument: torch.Tensor) -> int:
+def _gflop(module: torch.nn.Module, argument: torch.Tensor) -> float:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         module(argument)
-    return counter.get_total_flops()
+    return counter.get_total_flops() / 1e9
 
 
 if __name__ == "__main__":
