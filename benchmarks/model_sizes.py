@@ -1,7 +1,7 @@
 """Parameters and work of every shipped model, as a Markdown table: `python benchmarks/model_sizes.py`.
 
-FLOPs are counted by torch for one image of 256×256 pixels, a multiply-add as two, on the meta device: nothing is
-computed.
+FLOPs are counted by torch for one image of 256×256 pixels, a multiply-add as two, on the meta device, where
+nothing is computed.
 """
 
 from __future__ import annotations
