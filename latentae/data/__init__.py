@@ -1,5 +1,6 @@
 """Images in: sources, decoding, crops and loaders. Plain arguments; no config, no models."""
 
+from latentae.data.arrays import read_array, to_pixels
 from latentae.data.dataset import ImageDataset, Sample, check_images, without_broken
 from latentae.data.decode import IMAGE_SUFFIXES, BrokenImageError, decode_image
 from latentae.data.folder import FolderSource
@@ -30,7 +31,9 @@ __all__ = [
     "decode_image",
     "open_source",
     "open_sources",
+    "read_array",
     "split_holdout",
+    "to_pixels",
     "training_loader",
     "training_photos",
     "validation_loader",

@@ -37,7 +37,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
     Args:
         source: the images.
         transform: makes the tensor, e.g. `RandomCrop`.
-        channels: 1, 3 or 4; see `decode_image`.
+        channels: 1 or more; see `decode_image`.
         seed: 0 or more.
         max_retries: how many replacements are tried for one sample.
 

@@ -1,19 +1,25 @@
-"""Decode one picture into an array: every common file format, mode and defect in one place."""
+"""Decode one image into an array: every common file format, mode and defect in one place."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+
+from latentae.data.arrays import ARRAY_MAGIC, ARRAY_SUFFIXES, read_array, to_pixels
 
 # The only decoders that are tried. Pillow has more, but a data set has no business starting
 # Ghostscript because one of its files says that it is an EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-SUPPORTED_CHANNELS = (1, 3, 4)
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *ARRAY_SUFFIXES)
+PICTURE_CHANNELS = (1, 3, 4)  # what every picture can be converted to
+
+_TIFF_MAGIC = (b"II*\0", b"MM\0*")
 
 
 class BrokenImageError(ValueError):
@@ -21,11 +27,11 @@ class BrokenImageError(ValueError):
 
 
 def check_channels(channels: int) -> None:
-    """Raise ValueError unless pictures can be decoded into this number of channels."""
-    if channels not in SUPPORTED_CHANNELS:
+    """Raise ValueError unless some image has this number of channels."""
+    if channels < 1:
         raise ValueError(
-            f"channels={channels}: pictures decode to 1 (grey), 3 (RGB) or 4 (RGBA) channels; "
-            "for any other number give the loader an ImageSource of your own, whose load() returns arrays"
+            f"channels={channels} must be 1 or more: pictures decode to 1 (grey), 3 (RGB) or 4 (RGBA) "
+            "channels, arrays (.npy) have any number"
         )
 
 
@@ -37,16 +43,17 @@ def decode_image(
     max_pixels: int | None = None,
     name: str | None = None,
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Decode a PNG, JPEG, WebP, TIFF or BMP file, or convert an open PIL image.
+    """Decode a PNG, JPEG, WebP, TIFF, BMP or .npy file, or convert an open PIL image.
 
     Args:
         data: the bytes of a file, its path, or a PIL image (which is left as it is).
-        channels: 1 (grey, ITU-R 601 luma), 3 (RGB) or 4 (RGBA, opaque where the file has no alpha).
+        channels: 1 (grey, ITU-R 601 luma), 3 (RGB) or 4 (RGBA, opaque where the file has no alpha). Any
+            other number is had from a .npy file with as many, or a TIFF with as many pages, each grey.
         minimum_side: where given, a JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its
             size whose shorter side still has this many pixels, which is several times faster.
-        max_pixels: images with more pixels count as broken (a decompression bomb takes all memory);
+        max_pixels: pictures with more pixels count as broken (a decompression bomb takes all memory);
             None: Pillow's own limit, `PIL.Image.MAX_IMAGE_PIXELS`, which a larger value cannot lift
-            beyond its double.
+            beyond its double. A .npy file is not compressed, and has no limit.
         name: what to call the image in an error; None: the path, where there is one.
 
     Returns:
@@ -54,11 +61,14 @@ def decode_image(
         (modes I;16 and I, divided by 65535). Colour files of 16 bits a channel come out of Pillow as 8.
         The EXIF orientation is applied. Transparency (an alpha channel, a transparent palette entry or
         colour) is composited over white when channels is 1 or 3, and kept when it is 4. Of an
-        image of several pages or frames, the first.
+        image of several pages or frames, the first, when channels is 1, 3 or 4. Arrays (.npy) as
+        `to_pixels` has it: they must have exactly these channels, and a large one of uint8 is read-only,
+        its pixels read when they are used.
 
     Raises:
-        ValueError: channels is not 1, 3 or 4.
-        BrokenImageError: the image is empty, truncated, of another format, too large, or unreadable.
+        ValueError: channels is less than 1.
+        BrokenImageError: the image is empty, truncated, of another format, too large, unreadable, or has not
+            that number of channels.
     """
     check_channels(channels)
     label = name or _label(data)
@@ -66,10 +76,12 @@ def decode_image(
         if isinstance(data, Image.Image):
             _check_size(data, max_pixels)
             return _to_array(ImageOps.exif_transpose(data), channels)
-        if isinstance(data, bytes) and not data:
-            raise ValueError("it is empty (0 bytes)")
+        if _begins_with(data, ARRAY_MAGIC):
+            return to_pixels(read_array(data), channels)
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
             _check_size(image, max_pixels)
+            if channels not in PICTURE_CHANNELS and image.format == "TIFF":
+                return _pages_to_array(image, channels)
             if minimum_side is not None:
                 image.draft(None, (minimum_side, minimum_side))
             ImageOps.exif_transpose(image, in_place=True)
@@ -77,7 +89,7 @@ def decode_image(
     except MemoryError:  # says something about this machine, not about the image
         raise
     except UnidentifiedImageError as error:
-        raise BrokenImageError(f"{label}: not a {', '.join(FORMATS)} image") from error
+        raise BrokenImageError(f"{label}: {_unidentified(data)}") from error
     except Exception as error:  # Pillow's decoders fail in a dozen ways: SyntaxError, struct.error, ...
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise BrokenImageError(f"{label}: {' '.join(reason.split())}") from error
@@ -89,6 +101,27 @@ def _label(data: bytes | Path | Image.Image) -> str:
     if isinstance(data, Image.Image):
         return str(getattr(data, "filename", "") or "PIL image")
     return f"image of {len(data)} bytes"
+
+
+def _begins_with(data: bytes | Path, *beginnings: bytes) -> bool:
+    """Whether the file begins so; ValueError where it is empty. Its content decides, not its suffix."""
+    if isinstance(data, bytes):
+        beginning = data[:8]
+    else:
+        with data.open("rb") as stream:
+            beginning = stream.read(8)
+    if not beginning:
+        raise ValueError("it is empty (0 bytes)")
+    return beginning.startswith(beginnings)
+
+
+def _unidentified(data: bytes | Path | Image.Image) -> str:
+    if not isinstance(data, Image.Image) and _begins_with(data, *_TIFF_MAGIC):
+        return (
+            "a TIFF that Pillow cannot read (it knows no page of many bands): store each band as a page of "
+            "its own, or the image as a .npy array"
+        )
+    return f"not a {', '.join(FORMATS)} image, nor a .npy array"
 
 
 def _check_size(image: Image.Image, max_pixels: int | None) -> None:
@@ -103,7 +136,35 @@ def _check_size(image: Image.Image, max_pixels: int | None) -> None:
         )
 
 
+def _pages_to_array(image: Image.Image, channels: int) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """[H, W, channels] of a TIFF that has a grey page for each channel."""
+    count = getattr(image, "n_frames", 1)
+    if count != channels:
+        raise ValueError(f"a TIFF of {count} page(s), {_no_such_channels(channels)}")
+    pages: list[NDArray[Any]] = []
+    kinds = set()
+    for page in ImageSequence.Iterator(image):
+        kinds.add((page.mode, page.size))
+        pages.append(_to_array(ImageOps.exif_transpose(page), 1))
+    if len(kinds) > 1 or image.mode not in ("L", "I", "I;16", "I;16B"):
+        shown = ", ".join(f"{mode} {width}x{height}" for mode, (width, height) in sorted(kinds))
+        raise ValueError(
+            f"a TIFF with pages of {shown}: to be the bands of one image, all must be grey, of 8 or 16 bits, "
+            "and of one size"
+        )
+    return np.concatenate(pages, axis=2)
+
+
+def _no_such_channels(channels: int) -> str:
+    return (
+        f"not of {channels} channels: pictures decode to 1 (grey), 3 (RGB) or 4 (RGBA); store an image of "
+        f"{channels} as a .npy array [H, W, {channels}], or as a TIFF of {channels} grey pages"
+    )
+
+
 def _to_array(image: Image.Image, channels: int) -> NDArray[np.uint8] | NDArray[np.float32]:
+    if channels not in PICTURE_CHANNELS:
+        raise ValueError(f"a {image.format or image.mode} picture, {_no_such_channels(channels)}")
     if image.mode.startswith("I"):
         return _deep_grey_to_array(image, channels)
     if image.mode == "F":

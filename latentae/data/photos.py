@@ -1,7 +1,8 @@
 """The photographs that scikit-image and scikit-learn carry in their wheels: data without a download.
 
 They are found by where the packages lie, without importing either. 9 colour photographs train, windows
-of 2 others validate: enough to see that a recipe works, far too few to train a model worth keeping.
+of 2 others validate: enough to see that a recipe works, far too few to train a model worth keeping. Asked for
+other channels than 1, 3 or 4, they give bands mixed of their colours: see `latentae.data.bands`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentae.data.bands import BandSource
 from latentae.data.decode import decode_image
 from latentae.data.image_source import CachedSource, ImageSource, Pixels
 
@@ -86,7 +88,7 @@ def training_photos(include_grey: bool = False) -> ImageSource:
     Raises ValueError if a package is not installed.
     """
     wanted = _TRAINING | _TRAINING_GREY if include_grey else _TRAINING
-    return CachedSource(FileSource([_locate(*place, name) for name, place in wanted.items()]))
+    return CachedSource(_photographs(wanted))
 
 
 def validation_photos() -> ImageSource:
@@ -94,8 +96,11 @@ def validation_photos() -> ImageSource:
 
     Raises ValueError if a package is not installed.
     """
-    photographs = FileSource([_locate(*place, name) for name, place in _VALIDATION.items()])
-    return WindowSource(CachedSource(photographs), _WINDOW, _STRIDE)
+    return WindowSource(CachedSource(_photographs(_VALIDATION)), _WINDOW, _STRIDE)
+
+
+def _photographs(places: dict[str, tuple[str, str]]) -> ImageSource:
+    return BandSource(FileSource([_locate(*place, name) for name, place in places.items()]))
 
 
 def _locate(package: str, folder: str, name: str) -> Path:

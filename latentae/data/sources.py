@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from latentae.data.decode import IMAGE_SUFFIXES
+from latentae.data.arrays import ARRAY_SUFFIXES
+from latentae.data.decode import PICTURE_SUFFIXES
 from latentae.data.folder import FolderSource, has_files, split_subfolders, split_word
 from latentae.data.holdout import split_holdout
 from latentae.data.image_source import ImageSource
@@ -50,7 +51,8 @@ def open_source(
     Args:
         name: `photos` (built in: see latentae.data.photos); or the path of a folder of images, of a
             parquet or arrow file, of a folder of such files, or of what `datasets` saved to disk; or the id
-            of a dataset on the Hugging Face hub. Images win over tables in the same folder.
+            of a dataset on the Hugging Face hub. In the same folder pictures win over tables, and tables over
+            arrays (.npy).
         split: a folder has the splits that its subfolders or its tables' names say (train; val, valid or
             validation; test), and otherwise the one split `train`, like a single file. For the hub, any
             split expression of `datasets`, such as `train[:10%]`.
@@ -126,10 +128,16 @@ def _folder_splits(folder: Path, image_column: str | None) -> dict[str, Callable
     if saved:
         return {split: partial(_open_saved, path, split, image_column) for split, path in saved.items()}
     image_folders = split_subfolders(folder) or {"train": folder}
-    if any(has_files(path, IMAGE_SUFFIXES) for path in image_folders.values()):
+
+    def holds(suffixes: tuple[str, ...]) -> bool:
+        return any(has_files(path, suffixes) for path in image_folders.values())
+
+    has_pictures = holds(PICTURE_SUFFIXES)
+    tables = {} if has_pictures else table_files(folder)
+    # Beside tables an array is more likely something about them than an image.
+    if has_pictures or (not tables and holds(ARRAY_SUFFIXES)):
         _refuse_image_column(str(folder), image_column)
         return {split: partial(FolderSource, path) for split, path in image_folders.items()}
-    tables = table_files(folder)
     if not tables:
         FolderSource(folder)  # raises, saying what was sought and what is there
     return {split: partial(_open_files, files, split, image_column) for split, files in tables.items()}

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from latentae.data.arrays import to_pixels
 from latentae.data.decode import BrokenImageError, decode_image
 from latentae.data.folder import split_word, walk_files
 from latentae.data.image_source import Pixels
@@ -22,7 +25,8 @@ class TableSource:
         dataset: a `datasets.Dataset`.
         label: what rows are called, usually the split.
         image_column: the column; None: the one of type Image (if several: the one of a usual name),
-            else one named image, img, jpg or png. It may hold files' bytes, paths, or both.
+            else one named image, img, jpg or png, else the one of type Array2D or Array3D. It may hold
+            files' bytes, paths, or both (see `decode_image`), or arrays (see `to_pixels`).
 
     Raises ValueError if there is no such column or it cannot hold images.
     """
@@ -32,9 +36,22 @@ class TableSource:
 
         self.label = label
         self.image_column = find_image_column(dataset, image_column)
+        feature = dataset.features[self.image_column]
+        self._array_dtype: str | None = None
+        if isinstance(feature, (datasets.Array2D, datasets.Array3D)):
+            self._array_dtype = feature.dtype
+            self._dataset = dataset.select_columns([self.image_column]).with_format("numpy")
+        else:
+            self._dataset = self._undecoded(dataset)
+        if len(self._dataset) == 0:
+            raise ValueError(f"the split {label!r} has no rows")
+
+    def _undecoded(self, dataset: Any) -> Any:
+        import datasets
+
         try:
             # Undecoded, so that one decoder with one set of rules serves every source.
-            self._dataset = dataset.select_columns([self.image_column]).cast_column(
+            return dataset.select_columns([self.image_column]).cast_column(
                 self.image_column, datasets.Image(decode=False)
             )
         except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's derive from these
@@ -42,8 +59,6 @@ class TableSource:
                 f"image_column {self.image_column!r} holds {dataset.features[self.image_column]}, no images: "
                 f"choose one of {', '.join(dataset.column_names)}"
             ) from error
-        if len(self._dataset) == 0:
-            raise ValueError(f"the split {label!r} has no rows")
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -54,6 +69,14 @@ class TableSource:
     def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
         name = self.name(index)
         cell = self._dataset[index][self.image_column]
+        if self._array_dtype is not None:
+            # `datasets` shows a row without an array as NaN, and whole numbers as int64.
+            if cell.dtype.kind == "f" and np.isnan(cell).all():
+                raise BrokenImageError(f"{name}: the row has no image")
+            try:
+                return to_pixels(cell.astype(self._array_dtype), channels)
+            except ValueError as error:
+                raise BrokenImageError(f"{name}: {error}") from error
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise BrokenImageError(f"{name}: the row has no image")
         data = Path(cell["path"]) if cell["bytes"] is None else cell["bytes"]
@@ -69,13 +92,18 @@ def find_image_column(dataset: Any, image_column: str | None = None) -> str:
         if image_column not in columns:
             raise ValueError(f"image_column {image_column!r} is not there; columns: {', '.join(columns)}")
         return image_column
-    typed = [name for name in columns if isinstance(dataset.features[name], datasets.Image)]
-    if len(typed) == 1:
-        return typed[0]
-    named = [name for name in _COLUMN_NAMES if name in (typed or columns)]
+    images, arrays = (
+        [name for name in columns if isinstance(dataset.features[name], kinds)]
+        for kinds in (datasets.Image, (datasets.Array2D, datasets.Array3D))
+    )
+    if len(images) == 1:
+        return images[0]
+    named = [name for name in _COLUMN_NAMES if name in (images or columns)]
     if named:
         return named[0]
-    problem = "several image columns" if typed else "no image column"
+    if not images and len(arrays) == 1:
+        return arrays[0]
+    problem = "several image columns" if images or arrays else "no image column"
     raise ValueError(f"{problem}; set image_column to one of {', '.join(columns)}")
 
 

@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from latentae.data import BrokenImageError, CenterCrop, ImageDataset, RandomCrop, check_images, without_broken
-from tests.data.pictures import ListSource
+from latentae.data import (
+    BrokenImageError,
+    CachedSource,
+    CenterCrop,
+    FolderSource,
+    ImageDataset,
+    RandomCrop,
+    check_images,
+    without_broken,
+)
+from tests.data.pictures import ListSource, write_png
 
 
 def dataset(source: ListSource, seed: int = 0, **options) -> ImageDataset:
@@ -85,8 +94,8 @@ def test_check_images():
     assert check_images(source, 3, limit=0) == []
     with pytest.raises(ValueError, match="check_images=-1"):
         check_images(source, 3, limit=-1)
-    with pytest.raises(ValueError, match="channels=2"):
-        check_images(source, 2)
+    with pytest.raises(ValueError, match="channels=0"):
+        check_images(source, 0)
 
 
 def test_check_images_uses_threads(monkeypatch):
@@ -127,3 +136,21 @@ def test_float_pictures():
             return np.full((9, 9, channels), 0.75, np.float32)
 
     torch.testing.assert_close(dataset(Deep(1))[0, 0]["images"], torch.full((3, 4, 4), 0.5))
+
+
+def test_thirteen_channels_from_files_to_samples(tmp_path):
+    levels = np.arange(13, dtype=np.uint16) * 5000
+    np.save(tmp_path / "a.npy", np.broadcast_to(levels, (9, 11, 13)))
+    np.save(tmp_path / "b.npy", np.broadcast_to(levels[:, None, None], (13, 9, 11)))
+    np.save(tmp_path / "c.npy", np.broadcast_to(levels[:12], (9, 11, 12)))
+    write_png(tmp_path / "d.png", 1)
+    source = CachedSource(FolderSource(tmp_path))
+    reasons = check_images(source, 13)
+    assert [reason.partition(":")[0] for reason in reasons] == ["c.npy", "d.png"]
+    sound, broken = without_broken(source, 13)
+    assert (len(sound), broken) == (2, reasons)
+    expected = torch.from_numpy(levels.astype(np.float32) / 65535 * 2 - 1)[:, None, None].expand(13, 6, 6)
+    for transform in (CenterCrop(6), RandomCrop(6, (1, 1.5), flip=True)):
+        samples = ImageDataset(sound, transform, channels=13)
+        for index in range(2):
+            torch.testing.assert_close(samples[0, index]["images"], expected)

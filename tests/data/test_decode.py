@@ -1,4 +1,5 @@
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -138,11 +139,74 @@ def test_arrays_own_their_memory():
     assert decode_image(gradient(3, 3), 3).flags.writeable
 
 
-@pytest.mark.parametrize("channels", [0, 2, 5])
-def test_other_channel_counts_are_the_callers_error(channels):
+@pytest.mark.parametrize("channels", [0, -3])
+def test_no_channels_are_the_callers_error(channels):
     with pytest.raises(ValueError, match=rf"channels={channels}.*1 \(grey\), 3 \(RGB\) or 4") as caught:
         decode_image(b"", channels)
     assert not isinstance(caught.value, BrokenImageError)
+
+
+@pytest.mark.parametrize("channels", [2, 5, 13])
+def test_a_picture_of_other_channels_says_how_to_store_one(channels):
+    picture = gradient(2, 2)
+    for data, kind in ((encode(picture, "PNG"), "PNG"), (encode(picture, "JPEG"), "JPEG"), (picture, "RGB")):
+        with pytest.raises(
+            BrokenImageError, match=rf"x: a {kind} picture, not of {channels}.*\.npy.* pages$"
+        ):
+            decode_image(data, channels, name="x")
+
+
+def test_arrays_are_told_by_their_content(tmp_path):
+    bands = np.arange(2 * 3 * 13, dtype=np.uint8).reshape(2, 3, 13)
+    path = tmp_path / "bands"
+    with path.open("wb") as stream:
+        np.save(stream, bands)
+    for data in (path, path.read_bytes()):
+        assert np.array_equal(decode_image(data, 13), bands)
+        with pytest.raises(BrokenImageError, match=r"^a: an array \[2, 3, 13\] is no image of 4 channel"):
+            decode_image(data, 4, name="a")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BrokenImageError, match=r"bands: an array .* is truncated"):
+        decode_image(path, 13)
+
+
+def pages(images: list[Image.Image]) -> bytes:
+    return encode(images[0], "TIFF", save_all=True, append_images=images[1:])
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 1), (np.uint16, 65535)])
+def test_the_pages_of_a_tiff_are_bands(dtype, largest, tmp_path):
+    bands = np.random.default_rng(0).integers(0, 256, (6, 4, 5)).astype(dtype)
+    path = tmp_path / "bands.tif"
+    path.write_bytes(pages([Image.fromarray(band) for band in bands]))
+    for data in (path, path.read_bytes()):
+        decoded = decode_image(data, 6)
+        assert decoded.shape == (4, 5, 6)
+        assert np.allclose(decoded, np.moveaxis(bands, 0, 2) / largest, rtol=1e-6)
+        assert np.array_equal(decode_image(data, 1), decoded[..., :1])  # the first page, as ever
+        with pytest.raises(BrokenImageError, match=r"a TIFF of 6 page\(s\), not of 5 channels"):
+            decode_image(data, 5)
+
+
+def test_pages_that_are_no_bands_are_refused():
+    grey, wide, colour = Image.new("L", (4, 4)), Image.new("L", (5, 4)), Image.new("RGB", (4, 4))
+    for second, shown in ((wide, "L 4x4, L 5x4"), (colour, "L 4x4, RGB 4x4")):
+        with pytest.raises(BrokenImageError, match=rf"pages of {shown}: .* all must be grey"):
+            decode_image(pages([grey, second]), 2)
+    with pytest.raises(BrokenImageError, match=r"RGB 4x4: .* all must be grey"):
+        decode_image(pages([colour, colour]), 2)
+
+
+def test_bands_in_one_page_of_a_tiff_are_refused_by_name():
+    # A TIFF of 1 by 1 pixel with 5 samples of 8 bits: what Pillow writes for grey, with its tags changed.
+    entries = {
+        256: (3, 1, 1), 257: (3, 1, 1), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 8),
+        277: (3, 1, 5), 278: (3, 1, 1), 279: (4, 1, 5),
+    }  # fmt: skip
+    table = b"".join(struct.pack("<HHII", tag, *entry) for tag, entry in entries.items())
+    data = b"II*\0" + struct.pack("<I", 14) + b"\1\2\3\4\5\0" + struct.pack("<H", len(entries)) + table
+    with pytest.raises(BrokenImageError, match=r"a TIFF that Pillow cannot read.* a page of its own"):
+        decode_image(data + bytes(4), 5)
 
 
 def test_broken_files_are_named_with_a_reason(tmp_path):

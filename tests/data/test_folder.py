@@ -27,6 +27,16 @@ def test_loads_what_the_name_says(tmp_path):
     assert source.load(0, 4).shape == (8, 8, 4)
 
 
+def test_arrays_are_images_too(tmp_path):
+    np.save(tmp_path / "b.npy", np.full((5, 7, 9), 3, np.uint8))
+    write_png(tmp_path / "a.png", 1)
+    source = FolderSource(tmp_path)
+    assert [source.name(index) for index in range(2)] == ["a.png", "b.npy"]
+    assert source.load(1, 9).shape == (5, 7, 9)
+    with pytest.raises(BrokenImageError, match=r"^a\.png: a PNG picture, not of 9 channels"):
+        source.load(0, 9)
+
+
 def test_passes_minimum_side_on(tmp_path):
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.jpg")
     source = FolderSource(tmp_path)

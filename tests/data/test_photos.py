@@ -48,6 +48,16 @@ def test_validation_windows():
     assert np.array_equal(one[86:], below[:42])
 
 
+def test_any_number_of_bands():
+    photographs, windows = training_photos(), validation_photos()
+    colours, bands = photographs.load(0, 3), photographs.load(0, 13)
+    assert bands.shape == (512, 512, 13)
+    assert np.array_equal(bands[..., [0, 6, 12]], colours)
+    assert photographs.load(0, 13) is bands
+    assert windows.load(5, 13).shape == (128, 128, 13)
+    assert photographs.load(0, 1).shape == (512, 512, 1)
+
+
 def test_packages_are_not_imported(monkeypatch):
     for package in ("skimage", "sklearn"):
         monkeypatch.delitem(sys.modules, package, raising=False)

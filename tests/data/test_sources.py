@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 
 from latentae.data import open_source, open_sources, sources
@@ -75,6 +76,15 @@ def test_tables(tmp_path):
         open_source(one_file, split="train[:1]")
     with pytest.raises(ValueError, match="image_column 'photo' is not there; columns: label, image"):
         open_source(one_file, image_column="photo")
+
+
+def test_pictures_win_over_tables_and_tables_over_arrays(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((4, 4), 7, np.uint8))
+    assert values(open_source(str(tmp_path))) == [7]
+    image_table([1, 2]).to_parquet(tmp_path / "train.parquet")
+    assert values(open_source(str(tmp_path))) == [1, 2]
+    write_png(tmp_path / "b.png", 9)
+    assert values(open_source(str(tmp_path))) == [7, 9]
 
 
 def test_saved_datasets(tmp_path):

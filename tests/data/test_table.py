@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import datasets
@@ -41,6 +42,50 @@ def test_plain_bytes_and_paths(tmp_path):
     assert TableSource(as_bytes, "train").load(0, 3)[0, 0].tolist() == [9, 9, 9]
     as_paths = datasets.Dataset.from_dict({"img": [str(write_png(tmp_path / "a.png", 8))]})
     assert TableSource(as_paths, "train").load(0, 3)[0, 0].tolist() == [8, 8, 8]
+
+
+def test_array_files_in_a_column():
+    stored = np.arange(4 * 5 * 13, dtype=np.uint16).reshape(4, 5, 13)
+    buffer = io.BytesIO()
+    np.save(buffer, stored)
+    source = TableSource(datasets.Dataset.from_dict({"image": [buffer.getvalue()]}), "train")
+    assert np.allclose(source.load(0, 13), stored / 65535)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 13), (13, 4, 5), (None, 5, 13)])
+def test_a_column_of_arrays(shape, tmp_path):
+    stored = np.random.default_rng(0).integers(0, 65536, (3, *(side or 4 for side in shape)), np.uint16)
+    features = datasets.Features(
+        {"bands": datasets.Array3D(shape, "uint16"), "label": datasets.Value("int64")}
+    )
+    dataset = datasets.Dataset.from_dict({"bands": list(stored), "label": [0, 1, 2]}, features=features)
+    dataset.to_parquet(tmp_path / "a.parquet")
+    for each in (dataset, open_table_files([tmp_path / "a.parquet"])):
+        source = TableSource(each, "train")
+        assert source.image_column == "bands"
+        for index, array in enumerate(stored):
+            expected = np.moveaxis(array, 0, 2) if shape[0] == 13 else array
+            assert np.allclose(source.load(index, 13), expected / 65535, rtol=1e-6)
+        with pytest.raises(BrokenImageError, match=r"^train\[1\]: an array .* is no image of 3 channel"):
+            source.load(1, 3)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_column_of_flat_arrays_with_a_gap(dtype):
+    features = datasets.Features({"image": datasets.Array2D((2, 3), dtype)})
+    dataset = datasets.Dataset.from_dict({"image": [[[0, 1, 0], [1, 0, 1]], None]}, features=features)
+    source = TableSource(dataset, "train")
+    assert source.load(0, 1)[..., 0].tolist() == [[0, 1, 0], [1, 0, 1]]
+    with pytest.raises(BrokenImageError, match=r"^train\[1\]: the row has no image"):
+        source.load(1, 1)
+
+
+def test_a_usual_name_wins_over_a_column_of_arrays():
+    features = {"mask": datasets.Array2D((1, 1), "uint8"), "image": datasets.Value("binary")}
+    rows = {"mask": [[[1]]], "image": [png_bytes(1)]}
+    dataset = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    assert find_image_column(dataset) == "image"
+    assert find_image_column(dataset.remove_columns("image")) == "mask"
 
 
 def test_broken_rows_are_named():

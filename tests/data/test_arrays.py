@@ -1,0 +1,166 @@
+import io
+
+import numpy as np
+import pytest
+
+from latentae.data import CenterCrop, arrays, read_array, to_pixels
+
+
+def npy(array: np.ndarray, **options) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def bands(dtype, height: int = 4, width: int = 5, channels: int = 13) -> np.ndarray:
+    return np.arange(height * width * channels).reshape(height, width, channels).astype(dtype)
+
+
+def test_files_come_back(tmp_path):
+    for array in (bands(np.uint8), bands(">u2"), np.asfortranarray(bands(np.float64)), bands("<f2")[::2]):
+        (tmp_path / "a.npy").write_bytes(npy(array))
+        for data in (npy(array), tmp_path / "a.npy"):
+            read = read_array(data)
+            assert read.dtype == array.dtype
+            assert np.array_equal(read, array)
+
+
+def test_large_files_are_mapped_small_ones_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.npy"
+    path.write_bytes(npy(bands(np.uint8)))
+    small = read_array(path)
+    assert not isinstance(small, np.memmap)
+    assert small.flags.writeable
+    monkeypatch.setattr(arrays, "_MAPPED_BYTES", 4 * 5 * 13)
+    mapped = read_array(path)
+    assert isinstance(mapped, np.memmap)
+    assert np.array_equal(mapped, small)
+    pixels = to_pixels(mapped, 13)
+    assert np.shares_memory(pixels, mapped)
+    assert CenterCrop((2, 3))(pixels).shape == (13, 2, 3)
+    assert not isinstance(read_array(path.read_bytes()), np.memmap)
+
+
+def test_what_is_no_image_is_refused_before_it_is_read(tmp_path):
+    whole = npy(bands(np.uint8))
+    huge = whole.replace(b"(4, 5, 13)", b"(4, 5000000, 13)".ljust(16)[:16]).replace(
+        b" " * 6 + b"\n", b"\n", 1
+    )
+    assert len(huge) == len(whole)
+    cases = {
+        whole[:-1]: r"\[4, 5, 13\] of uint8 takes 260 bytes, but only 259 follow",
+        huge: r"takes 260000000 bytes, but only 260 follow",
+        npy(np.array([{"a": 1}]), allow_pickle=True): "an array of object: store uint8",
+        npy(np.zeros(3, [("r", "u1"), ("g", "u1")])): "an array of void16: store uint8",
+        npy(np.zeros((2, 2), np.int16)): "an array of int16: store uint8",
+        npy(np.zeros((2, 2), bool)): "an array of bool: store uint8",
+        b"\x93NUMPY\x03\x00" + whole[8:]: r"version \(3, 0\)",
+        b"\x93NUMPY": "EOF",
+        whole[:40]: "header is damaged .*EOF",
+        whole.replace(b"(4, 5, 13)", b"(4,-5, 13)"): r"header is damaged: it says \[4, -5, 13\]",
+        b"PK\x03\x04 an archive": "magic string is not correct",
+    }
+    for data, message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            read_array(data)
+        (tmp_path / "a.npy").write_bytes(data)
+        with pytest.raises(ValueError, match=message):
+            read_array(tmp_path / "a.npy")
+
+
+def test_random_damage_gives_an_array_or_an_error():
+    rng = np.random.default_rng(0)
+    whole, refused = npy(bands(np.float32)), 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for place in rng.integers(128, size=3):  # in the header
+            data[place] = rng.integers(256)
+        try:
+            assert read_array(bytes(data)).dtype.name in arrays._DTYPES
+        except ValueError:
+            refused += 1
+    assert 150 < refused < 300
+
+
+def test_dtypes():
+    levels = np.array([[[0, 51, 255]]])
+    eight = to_pixels(levels.astype(np.uint8), 3)
+    assert eight.dtype == np.uint8
+    assert np.array_equal(eight, levels)
+    sixteen = to_pixels((levels * 257).astype(np.uint16), 3)
+    assert sixteen.dtype == np.float32
+    assert np.allclose(sixteen, levels / 255, rtol=1e-7)
+    assert np.array_equal(to_pixels((levels * 257).astype(">u2"), 3), sixteen)
+    for dtype in (np.float16, np.float32, np.float64, ">f4"):
+        pixels = to_pixels((levels / 255).astype(dtype), 3)
+        assert pixels.dtype == np.dtype(np.float32)  # native, also of the other byte order
+        assert np.allclose(pixels, levels / 255, atol=2**-12)
+    with pytest.raises(ValueError, match="an array of int64: store uint8, uint16, or float16"):
+        to_pixels(levels, 3)
+
+
+def test_four_channels_are_bands_and_not_rgba():
+    # Colours where the fourth band is 0: as RGBA they would be transparent, and lost when resized.
+    image = np.zeros((8, 8, 4), np.uint8)
+    image[..., 0] = 255
+    pixels = to_pixels(image, 4)
+    assert pixels.dtype == np.float32
+    assert np.array_equal(pixels, image / 255)
+    resized = CenterCrop(4)(pixels)
+    assert resized[0].min() == 1
+    assert resized[1:].max() == -1
+
+
+def test_layouts():
+    image = bands(np.uint8)
+    assert np.array_equal(to_pixels(image, 13), image)
+    assert np.array_equal(to_pixels(np.moveaxis(image, 2, 0), 13), image)
+    flat = image[..., 0]
+    for one in (flat, flat[..., np.newaxis], flat[np.newaxis]):
+        assert np.array_equal(to_pixels(one, 1), flat[..., np.newaxis])
+    square = bands(np.uint8, 13, 13, 3)  # only the picture is as wide as asked for channels
+    with pytest.raises(ValueError, match=r"\[13, 13, 3\] is no image of 14"):
+        to_pixels(square, 14)
+
+
+def test_what_could_be_two_images_is_refused():
+    with pytest.raises(ValueError, match=r"\[3, 5, 3\] is \[H, W, C\] as well as \[C, H, W\].*crop or pad"):
+        to_pixels(np.zeros((3, 5, 3), np.uint8), 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "message"),
+    [
+        ((4, 5, 12), 13, r"store \[H, W, 13\] or \[13, H, W\], or ask"),
+        ((4, 5), 3, r"\[4, 5\] is no image of 3"),
+        ((4, 5, 3), 1, r"store \[H, W\], \[H, W, 1\] or \[1, H, W\]"),
+        ((4, 13, 5), 13, "no image of 13"),
+        ((1, 4, 5, 13), 13, "no image of 13"),
+        ((), 1, "no image of 1"),
+        ((0, 5, 3), 3, "has no pixels"),
+    ],
+)
+def test_other_shapes_are_refused(shape, channels, message):
+    with pytest.raises(ValueError, match=message):
+        to_pixels(np.zeros(shape, np.uint8), channels)
+
+
+def test_floats_outside_their_range():
+    image = np.full((2, 2), 0.5, np.float32)
+    image[0] = (-0.0009, 1.0009)  # what rounding may leave
+    assert to_pixels(image, 1)[..., 0].tolist() == [[0, 1], [0.5, 0.5]]
+    for value, shown in (
+        (-0.01, "-0.01 to 0.5"),
+        (1.01, "0.5 to 1.01"),
+        (255, "0.5 to 255"),
+        (np.inf, "inf"),
+    ):
+        wrong = np.full((2, 2), 0.5)
+        wrong[1, 1] = value
+        with pytest.raises(
+            ValueError, match=rf"run from .*{shown}, and floats must lie in \[0, 1\]: rescale"
+        ):
+            to_pixels(wrong, 1)
+    image[0, 0] = np.nan
+    with pytest.raises(ValueError, match="it holds NaN"):
+        to_pixels(image, 1)
