@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from latentae.config import DataConfig, KLVAEConfig, LossConfig, ModelConfig, RunConfig
+from latentae.config import DataConfig, KLVAEConfig, LossConfig, ModelConfig, RunConfig, VQVAEConfig
 from latentae.data import CachedSource, CenterCrop, ImageDataset, RandomCrop, Sources, open_sources
 from latentae.discriminators import PatchGAN
 from latentae.losses.adversarial import AdversarialTerms
@@ -41,6 +41,8 @@ def build_autoencoder(config: ModelConfig, sample_size: int) -> KLVAE | VQVAE:
     if isinstance(config, KLVAEConfig):
         quant_convs = dict.fromkeys(("use_quant_conv", "use_post_quant_conv"), config.use_quant_conv)
         return KLVAE(**backbone, **quant_convs)
+    if isinstance(config, VQVAEConfig):
+        backbone["backbone"] = config.backbone
     quantizer = config.quantizer.model_dump()
     num_codes, code_dim = quantizer.pop("num_codes"), quantizer.pop("code_dim")
     return _VQ_MODELS[config.class_](

@@ -17,12 +17,15 @@ def export_diffusers(autoencoder: KLVAE | VQVAE, path: Path, dtype: torch.dtype 
 
     Args:
         dtype: of the weights; None leaves them as they are.
+
+    Raises:
+        ValueError: no stock class can hold the weights.
     """
     stock = autoencoder.to_diffusers()
     if dtype is not None:
         nn.Module.to(
             stock, dtype
-        )  # ModelMixin's own warns of modules to keep in float32, though there are none
+        )  # ModelMixin's own warns of modules to keep in float32, of which there are none
     stock.save_pretrained(str(path))
 
 

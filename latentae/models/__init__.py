@@ -1,7 +1,7 @@
 """The autoencoders, behind one interface."""
 
 from latentae.models.kl import KLVAE
-from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder
+from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PosteriorOutput
 from latentae.models.loading import load_autoencoder
 from latentae.models.tiny import TinyAutoencoder
 from latentae.models.vq import VQGAN, VQVAE
@@ -13,6 +13,7 @@ __all__ = [
     "AutoencoderOutput",
     "EncoderOutput",
     "LatentAutoencoder",
+    "PosteriorOutput",
     "TinyAutoencoder",
     "load_autoencoder",
 ]

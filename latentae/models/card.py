@@ -85,13 +85,18 @@ def _description(model: Any) -> str:
 def _scaling(config: Any) -> str:
     if config.scaling_factor is None:
         return "not measured"
-    if config.latents_mean is not None and config.latents_std is not None:
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
         return f"(latents - `latents_mean`) * {config.scaling_factor:.6g} / `latents_std`"
     return f"(latents - {config.shift_factor or 0:.6g}) * {config.scaling_factor:.6g}"
 
 
 def _usage(model: Any, name: str) -> str:
     stock = "VQModel" if hasattr(model, "quantize") else "AutoencoderKL"
+    as_stock = (
+        f"`vae.to_diffusers()` is a stock `{stock}` with the same weights."
+        if getattr(model, "fits_stock_class", True)
+        else "No class of diffusers' own can hold its weights."
+    )
     return "\n".join(
         [
             "```python",
@@ -104,8 +109,7 @@ def _usage(model: Any, name: str) -> str:
             "images = vae.from_latents(latents)",
             "```",
             "",
-            "It serves as `vae=` or `vqvae=` of a diffusers pipeline. `vae.to_diffusers()` is a stock "
-            f"`{stock}` with the same weights, where that class can hold them.",
+            f"It serves as `vae=` or `vqvae=` of a diffusers pipeline. {as_stock}",
         ]
     )
 

@@ -28,7 +28,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         norm_num_groups: groups of the group normalisation.
         sample_size: the image size trained on, in pixels; with tiling on, tiles are as large.
         scaling_factor, shift_factor: what ``to_latents`` applies, (latents − shift) · scale. A scale of None
-            is not known yet.
+            is not known yet; no shift is a shift of 0.
         latents_mean, latents_std: a value for each latent channel, in place of the shift: (latents − mean) ·
             scale / std, as SDXL pipelines do it.
         force_upcast: whether SDXL pipelines run the model in float32 although the rest is in float16.
@@ -36,6 +36,8 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             and FLUX do not).
         mid_block_add_attention: attention at the lowest resolution.
     """
+
+    _stock_class = AutoencoderKL
 
     @register_to_config
     def __init__(
@@ -51,7 +53,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         norm_num_groups: int = 32,
         sample_size: int = 32,
         scaling_factor: float | None = 1.0,
-        shift_factor: float = 0.0,
+        shift_factor: float | None = 0.0,
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
         force_upcast: bool = False,
@@ -71,7 +73,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             norm_num_groups=norm_num_groups,
             sample_size=sample_size,
             scaling_factor=scaling_factor,
-            shift_factor=shift_factor,
+            shift_factor=shift_factor or 0.0,  # SD3 and FLUX pipelines calculate with it
             latents_mean=latents_mean,
             latents_std=latents_std,
             force_upcast=force_upcast,
@@ -151,6 +153,19 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         return AutoencoderOutput(
             sample=images, latents=latents, mean=posterior.mean, log_variance=posterior.logvar
         )
+
+    @torch.no_grad()
+    def pin_posterior(self) -> None:
+        """Makes the posterior certain, for a plain autoencoder: its log-variance at the floor for any image.
+
+        Where nothing trains the log-variance it would stay what it was drawn as, and samples would carry
+        noise that the decoder never saw.
+        """
+        moments = self.encoder.conv_out if self.quant_conv is None else self.quant_conv
+        moments.weight[self.config.latent_channels :] = 0
+        moments.bias[self.config.latent_channels :] = -30.0
+
+    fits_stock_class = True
 
     def to_diffusers(self) -> AutoencoderKL:
         """A stock AutoencoderKL with the same weights, in eval mode, which loads without latentae."""

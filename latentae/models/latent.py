@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentae.models.card import ModelCardMixin
+from latentae.models.checkpoints.folders import stock_meaning
 from latentae.models.tiling import PiecewiseMixin
 
 # Beyond this an image is not in [-1, 1]. Bicubic resizing overshoots by up to a fifth of the contrast.
@@ -97,6 +98,15 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
     device: Any
     dtype: Any
     training: bool
+    _stock_class: ClassVar[type | None] = None  # diffusers' own, with the same weights and other defaults
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """diffusers' ``from_config``; what a stock class's config leaves out means that class's default."""
+        stock = cls._stock_class
+        if stock is not None and isinstance(config, dict) and config.get("_class_name") == stock.__name__:
+            config = {**config, **stock_meaning(config, stock)}
+        return super().from_config(config, return_unused_kwargs, **kwargs)  # type: ignore[misc]
 
     @property
     def downsampling_factor(self) -> int:

@@ -13,11 +13,12 @@ from diffusers.models.autoencoders.vae import Decoder, DecoderOutput, Encoder
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from latentae.models.backbone_2017 import Decoder2017, Encoder2017
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PointDistribution
 from latentae.quantizers import QUANTIZERS, create_quantizer
 
 # What a stock VQModel has no parameter for.
-_OWN_KEYS = ("shift_factor", "latents_mean", "latents_std", "quantizer")
+_OWN_KEYS = ("shift_factor", "latents_mean", "latents_std", "quantizer", "backbone")
 
 
 class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
@@ -45,8 +46,11 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
         lookup_from_codebook, force_upcast: read by diffusers pipelines, as in VQModel.
         latents_mean, latents_std: as in ``KLVAE``.
         quantizer: its ``type`` and arguments other than its size; None means ``{"type": "vector"}``.
+        backbone: ``stock``, that of VQModel, or ``2017``, the first VQ-VAE's strided convolutions, which no
+            stock class can hold; it takes widths and ``layers_per_block`` alone.
     """
 
+    _stock_class = VQModel
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False  # the codebook is read without a call to its module, as in VQModel
     _skip_layerwise_casting_patterns = ("quantize",)
@@ -81,8 +85,11 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
         quantizer: dict[str, Any] | None = None,
+        backbone: str = "stock",
     ) -> None:
         super().__init__()
+        if backbone not in ("stock", "2017"):
+            raise ValueError(f"backbone is {backbone!r}, but must be 'stock' or '2017'")
         code_dim = vq_embed_dim or latent_channels
         if norm_type not in ("group", "spatial"):
             raise ValueError(f"norm_type is {norm_type!r}, but must be 'group' or 'spatial'")
@@ -98,17 +105,25 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
             "norm_num_groups": norm_num_groups,
             "mid_block_add_attention": mid_block_add_attention,
         }
-        self.encoder = Encoder(
-            in_channels, latent_channels, down_block_types=down_block_types, double_z=False, **shared
-        )
+        if backbone == "2017":
+            widths: dict[str, Any] = {
+                "block_out_channels": block_out_channels,
+                "layers_per_block": layers_per_block,
+            }
+            self.encoder = Encoder2017(in_channels, latent_channels, **widths)
+            self.decoder = Decoder2017(latent_channels, out_channels, **widths)
+        else:
+            self.encoder = Encoder(
+                in_channels, latent_channels, down_block_types=down_block_types, double_z=False, **shared
+            )
+            self.decoder = Decoder(
+                latent_channels, out_channels, up_block_types=up_block_types, norm_type=norm_type, **shared
+            )
         self.quant_conv = nn.Conv2d(latent_channels, code_dim, 1)
         self.quantize = create_quantizer(
             num_codes=num_vq_embeddings, code_dim=code_dim, **(quantizer or {"type": "vector"})
         )
         self.post_quant_conv = nn.Conv2d(code_dim, latent_channels, 1)
-        self.decoder = Decoder(
-            latent_channels, out_channels, up_block_types=up_block_types, norm_type=norm_type, **shared
-        )
         self._start_whole(sample_size)
 
     @apply_forward_hook
@@ -160,6 +175,11 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
         images = self._decode(h, size)
         return DecoderOutput(sample=images, commit_loss=commit_loss) if return_dict else (images, commit_loss)
 
+    @property
+    def fits_stock_class(self) -> bool:
+        """Whether diffusers' VQModel can hold the weights."""
+        return bool(self.config.backbone == "stock")
+
     def encode_indices(self, images: Tensor) -> Tensor:
         """Codes [B, h, w] of images [B, C, H, W] in [−1, 1]."""
         return self.quantize(self.encode(images).latents).indices
@@ -203,7 +223,15 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
         """A stock VQModel with the same weights, in eval mode, which loads without latentae.
 
         Warns where the latents' normalisation is more than a scale, since VQModel has no place for it.
+
+        Raises:
+            ValueError: the model has the backbone of 2017, which VQModel cannot hold.
         """
+        if not self.fits_stock_class:
+            raise ValueError(
+                f"diffusers' VQModel cannot hold backbone {self.config.backbone!r}; save_pretrained keeps "
+                "the model, and latentae.load_autoencoder opens it"
+            )
         if self.config.shift_factor or self.config.latents_mean is not None:
             warnings.warn(
                 "a stock VQModel keeps scaling_factor only, not shift_factor, latents_mean or latents_std; "

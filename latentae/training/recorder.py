@@ -89,5 +89,5 @@ _CONTINUE = "the checkpoints are untouched: make room and run the same command a
 
 
 def _rounded(value: float) -> float:
-    """Six significant digits: what is worth reading in a log."""
-    return float(f"{value:.6g}")
+    """Six significant digits, what is worth reading in a log; integers as they are."""
+    return value if isinstance(value, int) else float(f"{value:.6g}")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,14 @@ from torch import Tensor, nn
 
 from latentae import build, distributed
 from latentae.config import OptimizerConfig, RunConfig, config_warnings, dump_config
-from latentae.data import Batch, Sources, check_images, training_loader, validation_loader, without_broken
-from latentae.evaluation.reconstruction import evaluate_reconstruction
-from latentae.export import export_diffusers
-from latentae.latents.calibration import calibrate_on
+from latentae.data import Batch, Sources, check_images, training_loader, without_broken
+from latentae.models import KLVAE
 from latentae.quantizers import CodebookQuantizer
 from latentae.training.broken import BrokenImages, TooManyBrokenImagesError
 from latentae.training.checkpoint import load_checkpoint, needing_disk, save_checkpoint
 from latentae.training.ema import EMA
-from latentae.training.folder import RunError, RunFolder, aside_of, swap_in, write_json
+from latentae.training.finish import calibrate_and_measure, export_run
+from latentae.training.folder import RunError, RunFolder, write_json
 from latentae.training.learner import Learner, update
 from latentae.training.meter import Meter
 from latentae.training.optim import OPTIMIZERS, LearningRate
@@ -91,6 +88,8 @@ class Trainer:
         set_seed(config.seed)
         size = config.data.image_size
         self.autoencoder = build.build_autoencoder(config.model, size if isinstance(size, int) else max(size))
+        if isinstance(self.autoencoder, KLVAE) and config.loss.kl is None:
+            self.autoencoder.pin_posterior()
         self.autoencoder.to(self.device)
         discriminator = build.build_discriminator(config)
         adversarial = build.build_adversarial_terms(config.loss)
@@ -270,30 +269,20 @@ class Trainer:
         save_checkpoint(self.folder, self.accelerator.save_state, progress, self.config.keep_checkpoints)
 
     def _finish(self) -> dict[str, Any]:
-        """Calibrates the averaged weights' latents, measures on the validation images, exports."""
-        calibration = calibrate_on(
-            self.ema.model, self.training_images, batch_size=self.config.batch_size, seed=self.config.seed
-        )
-        loader = validation_loader(
+        """Calibrates, measures and exports the averaged weights."""
+        numbers = calibrate_and_measure(
+            self.ema.model,
+            self.training_images,
             self.validation_images,
-            batch_size=self.config.batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
+            self.validation_lpips,
+            self.config,
+            device=self.device,
+            say=self.accelerator.print,
         )
-        quality = evaluate_reconstruction(self.ema.model, loader, self.validation_lpips, self.device)
-        summary = {
-            "step": self.step,
-            **asdict(quality),
-            "scaling_factor": calibration.scaling_factor,
-            "shift_factor": calibration.shift_factor,
-            "seconds": round(self.seconds, 1),
-        }
+        summary = {"step": self.step, **numbers, "seconds": round(self.seconds, 1)}
         if distributed.is_main():
-            with needing_disk(self.folder.model):
-                aside = aside_of(self.folder.model)
-                shutil.rmtree(aside, ignore_errors=True)
-                export_diffusers(self.ema.model, aside)
-                swap_in(aside, self.folder.model)
+            export_run(self.ema.model, self.folder)
+            with needing_disk(self.folder.summary):
                 write_json(self.folder.summary, summary)
         distributed.barrier()
         return summary

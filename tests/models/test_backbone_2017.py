@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from latentae import VQVAE, load_autoencoder
 from latentae.models.backbone_2017 import Decoder2017, Encoder2017, ResidualStack
 
 
@@ -33,3 +35,26 @@ def test_a_residual_stack_of_zeros_is_a_relu():
         torch.nn.init.zeros_(parameter)
     hidden = torch.randn(1, 8, 4, 4)
     assert torch.equal(stack(hidden), hidden.relu())
+
+
+def test_a_vq_vae_with_it_keeps_to_the_interface(tmp_path):
+    torch.manual_seed(0)
+    model = VQVAE(
+        backbone="2017",
+        block_out_channels=(8, 16, 16),
+        layers_per_block=2,
+        latent_channels=6,
+        num_vq_embeddings=32,
+    ).eval()
+    images = torch.rand(1, 3, 18, 20) * 2 - 1
+    assert model.downsampling_factor == 4
+    assert model(images).sample.shape == images.shape
+    assert torch.equal(
+        model.decode_indices(model.encode_indices(images), size=(18, 20)), model(images).sample
+    )
+    with pytest.raises(ValueError, match="VQModel cannot hold backbone '2017'"):
+        model.to_diffusers()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load_autoencoder(tmp_path)(images).sample, model(images).sample)
+    with pytest.raises(ValueError, match="backbone is '1998'"):
+        VQVAE(backbone="1998")

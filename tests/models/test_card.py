@@ -9,7 +9,7 @@ from diffusers.utils import hub_utils
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 
-from latentae import KLVAE, VQGAN, load_autoencoder
+from latentae import KLVAE, VQGAN, VQVAE, load_autoencoder
 from latentae.models.card import model_card
 from tests.models.conftest import make
 
@@ -81,6 +81,11 @@ def test_a_model_of_which_nothing_is_known():
     assert "| scaling | not measured |" in card
     assert "codes" not in card
     assert "`AutoencoderKL`" in card
+
+
+def test_a_model_for_which_diffusers_has_no_class():
+    assert "No class of diffusers' own" in model_card(make(VQVAE, backbone="2017"), "vq")
+    assert "No class of diffusers' own" not in model_card(make(VQVAE), "vq")
 
 
 def test_scaling_by_channel():

@@ -1,4 +1,5 @@
 import inspect
+import json
 
 import pytest
 import torch
@@ -30,6 +31,21 @@ def test_every_argument_of_the_stock_class_is_repeated():
     # one that is not would be saved, then ignored when the model is loaded again
     own, stock = (list(inspect.signature(cls.__init__).parameters) for cls in (KLVAE, AutoencoderKL))
     assert own == stock
+
+
+def test_a_stock_folder_keeps_its_meaning(model, tmp_path):
+    # as configs of the first releases are: without what was added later
+    model.to_diffusers().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("scaling_factor", "shift_factor", "force_upcast", "use_quant_conv"):
+        del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours, stock = (cls.from_pretrained(tmp_path) for cls in (KLVAE, AutoencoderKL))
+    assert ours.config.scaling_factor == stock.config.scaling_factor == 0.18215
+    assert ours.config.force_upcast
+    assert ours.config.shift_factor == 0.0
+    assert make(KLVAE, shift_factor=None).config.shift_factor == 0.0
+    assert make(KLVAE).config.scaling_factor == 1.0
 
 
 def test_forward_decodes_the_mode_or_a_sample(model, images):

@@ -1,4 +1,5 @@
 import inspect
+import json
 
 import pytest
 import torch
@@ -67,6 +68,14 @@ def test_one_and_many_channels():
 def test_every_argument_of_the_stock_class_is_repeated():
     own, stock = (list(inspect.signature(cls.__init__).parameters) for cls in (VQGAN, VQModel))
     assert own[: len(stock)] == stock
+
+
+def test_a_stock_folder_keeps_its_meaning(model, tmp_path):
+    model.to_diffusers().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["scaling_factor"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert type(model).from_pretrained(tmp_path).config.scaling_factor == 0.18215
 
 
 def test_a_spatial_decoder_is_the_stock_one(images):

@@ -6,6 +6,7 @@ from diffusers import AutoencoderKL, VQModel
 from PIL import Image
 from safetensors.torch import load_file
 
+from latentae import VQVAE, load_autoencoder
 from latentae.config import ConfigError, dump_config, load_config, read_config
 from latentae.training.folder import RunError
 from latentae.training.trainer import Trainer
@@ -230,7 +231,19 @@ def test_a_plain_autoencoder_decodes_the_mode(tiny_kl, tmp_path):
     trainer = Trainer(tiny_kl())
     assert trainer._noise(0) is None
     trainer.fit()
+    posterior = (
+        AutoencoderKL.from_pretrained(tmp_path / "run/model").encode(torch.rand(1, 3, 32, 32)).latent_dist
+    )
+    assert posterior.std.max() < 1e-5
     assert "kl" not in json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_the_backbone_of_2017(tiny, tmp_path):
+    changes = ["model.class=VQVAE", "model.backbone='2017'", "loss.adversarial=null", "discriminator=null"]
+    Trainer(load_config("vq_vae", ["--config", str(tiny.file), *changes, "max_steps=2"])).fit()
+    model = load_autoencoder(tmp_path / "run/model")
+    assert type(model) is VQVAE
+    assert model.config.backbone == "2017"
 
 
 def test_noise_is_a_function_of_seed_and_step(tiny_kl):

@@ -100,6 +100,9 @@ class VQVAEConfig(_VQConfig):
     """Vector-quantized autoencoder trained without an adversarial loss (arXiv 1711.00937)."""
 
     class_: Literal["VQVAE"] = Field(alias="class")
+    backbone: Literal["stock", "2017"] = "stock"
+    """stock: VQModel's encoder and decoder; 2017: the first VQ-VAE's strided convolutions, for which
+    diffusers has no class: it reads only the widths and `layers_per_block`."""
 
 
 class VQGANConfig(_VQConfig):

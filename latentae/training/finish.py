@@ -1,0 +1,83 @@
+"""The end of a run: the averaged weights calibrated, measured and exported."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from latentae import distributed
+from latentae.config import RunConfig
+from latentae.data import ImageDataset, validation_loader
+from latentae.evaluation.reconstruction import Distance, evaluate_reconstruction
+from latentae.export import export_diffusers
+from latentae.latents.calibration import calibrate_on
+from latentae.models import KLVAE, VQVAE
+from latentae.training.checkpoint import needing_disk
+from latentae.training.folder import RunFolder, aside_of, swap_in
+
+
+def calibrate_and_measure(
+    model: KLVAE | VQVAE,
+    training_images: ImageDataset,
+    validation_images: ImageDataset,
+    lpips: Distance,
+    config: RunConfig,
+    *,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Sets the scale of the latents from the training images, then measures on the validation images.
+
+    Every rank must call it.
+
+    Args:
+        model: changed in place, its pixels not.
+        lpips: maps two [B, C, H, W] to [B].
+        say: told what a person should know of the calibration.
+
+    Returns:
+        numbers for the run's summary; the scale is None where it could not be measured.
+    """
+    scale: dict[str, float | None] = {"scaling_factor": None, "shift_factor": None}
+    try:
+        calibration = calibrate_on(
+            model,
+            training_images,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            num_workers=config.data.num_workers,
+        )
+    except ValueError as error:
+        # Latents that do not vary or are not finite are no reason to lose the run.
+        say(f"the latents' scale could not be measured: {error}")
+    else:
+        scale = {"scaling_factor": calibration.scaling_factor, "shift_factor": calibration.shift_factor}
+        for remark in calibration.remarks:
+            say(f"note: {remark}")
+    loader = validation_loader(
+        validation_images,
+        batch_size=config.batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    return {**asdict(evaluate_reconstruction(model, loader, lpips, device)), **scale}
+
+
+def export_run(model: KLVAE | VQVAE, folder: RunFolder) -> None:
+    """Puts the model into the run's ``model`` folder, as the stock class wherever that can hold it.
+
+    Raises:
+        RunError: it cannot be written; a model that stood there before still does.
+    """
+    with needing_disk(folder.model):
+        aside = aside_of(folder.model)
+        shutil.rmtree(aside, ignore_errors=True)
+        if model.fits_stock_class:
+            export_diffusers(model, aside)
+        else:
+            model.save_pretrained(aside)
+        swap_in(aside, folder.model)
