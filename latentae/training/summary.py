@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -48,8 +49,8 @@ def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
             f"  log           {folder.metrics}",
             "",
             "Next:",
-            f"  {_training_command()} data.name=path/to/images output_dir=my_run",
-            f"  {_training_command()} max_steps={2 * summary['step']}  # continues with the same settings",
+            f"  {_command()} data.name=path/to/images output_dir=my_run",
+            f"  {_command(same_run=True)} max_steps={2 * summary['step']}  # continues this run",
             f"  {_program('tensorboard')} --logdir {folder.root}",
         ]
     )
@@ -61,12 +62,16 @@ def _loader(folder: RunFolder) -> str:
     return f"diffusers.{name}.from_pretrained" if name in _STOCK_CLASSES else "latentae.load_autoencoder"
 
 
-def _training_command() -> str:
-    """How this process was started, as far as a person would type it again."""
-    script = Path(sys.argv[0])
+def _command(same_run: bool = False) -> str:
+    """How this process was started, as a person would type it again; ``same_run`` keeps its arguments."""
+    script, given = Path(sys.argv[0]), sys.argv[1:]
     if script.name.startswith("train_"):
-        return f"{_program('accelerate')} launch {_from_here(script)}"
-    return f"{_program('latentae')} {' '.join(sys.argv[1:3])}"
+        words = [_program("accelerate"), "launch", _from_here(script)]
+    else:
+        words, given = [_program("latentae"), *given[:2]], given[2:]
+    if same_run:
+        words += [argument for argument in given if not argument.startswith("max_steps=")]
+    return shlex.join(words)
 
 
 def _program(name: str) -> str:

@@ -50,6 +50,21 @@ def test_rows_of_codes_are_for_models_with_codes(folder):
     assert "codes in use" not in describe(folder, {**SUMMARY, "codebook_usage": None})
 
 
+@pytest.mark.parametrize(
+    ("given", "again"),
+    [
+        (
+            ["scripts/train_vqgan.py", "--config", "my config.yaml", "max_steps=200", "output_dir=x"],
+            "accelerate launch scripts/train_vqgan.py --config 'my config.yaml' output_dir=x max_steps=400",
+        ),
+        (["bin/latentae", "train", "vqgan", "seed=1"], "latentae train vqgan seed=1 max_steps=400"),
+    ],
+)
+def test_the_command_that_continues_is_the_one_that_was_given(folder, monkeypatch, given, again):
+    monkeypatch.setattr("sys.argv", given)
+    assert f"{again}  # continues this run" in describe(folder, SUMMARY)
+
+
 def test_finished_only_with_all_steps_and_a_model(tmp_path):
     folder = RunFolder(tmp_path)
     assert finished_summary(folder, SimpleNamespace(max_steps=200)) is None
