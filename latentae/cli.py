@@ -35,7 +35,7 @@ def train(family: str, arguments: Sequence[str] | None = None) -> int:
         folder.check(config)
     except ConfigError as error:
         return _fail(str(error), 2)
-    finished = finished_summary(folder, config)
+    finished = finished_summary(folder, config) if config.resume == "auto" else None
     if finished is not None:
         print(f"The run in {folder.root} is complete. {describe(folder, finished)}")
         return 0

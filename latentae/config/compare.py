@@ -11,6 +11,7 @@ RESUMABLE_KEYS = frozenset(
         "output_dir",
         "max_steps",
         "resume",
+        "batch_size",  # as long as batch size x processes stays, which the checkpoint is asked for
         "cpu_threads",
         "checkpoint_every",
         "keep_checkpoints",

@@ -65,6 +65,11 @@ def load_autoencoder(
     if place.is_file():
         if subfolder is not None:
             raise ValueError(f"subfolder is {subfolder!r}, but {place} is a file")
+        if (place.parent / "progress.json").is_file():
+            raise ValueError(
+                f"{place} is part of a training checkpoint, which does not tell the model's settings; "
+                "open the run's model folder, or continue the run with resume"
+            )
         named = _MODEL_WEIGHTS.fullmatch(place.name)
         if not (named and (place.parent / CONFIG).is_file()):
             return _load_file(place, variant, family=family, torch_dtype=torch_dtype, **arguments)

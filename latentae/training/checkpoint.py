@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from latentae import distributed
 from latentae.training.folder import RunError, RunFolder, aside_of, step_of, swap_in, write_json
 
 _PROGRESS = "progress.json"
+_FILE_WORDS = re.compile(r"write|file|inline_container|disk", re.IGNORECASE)
 
 
 @contextmanager
@@ -26,16 +28,21 @@ def needing_disk(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        OSError,
-        SafetensorError,
-        RuntimeError,
-    ) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(aside_of(path), ignore_errors=True)
+        # torch.save reports a full disk as RuntimeError; others are a mistake or a full GPU.
+        if isinstance(error, RuntimeError) and not _FILE_WORDS.search(str(error)):
+            raise
+        reason = getattr(error, "strerror", None) or "perhaps no space is left on the device"
         raise RunError(
-            f"cannot write {path}: {error}\nwhat was saved before is untouched; make room there and run the "
-            "same command again to continue"
+            f"cannot write {path}: {reason} ({_free_megabytes(path)} MB are free)\n"
+            "what was saved before is untouched; make room there and run the same command again to continue"
         ) from error
+
+
+def _free_megabytes(path: Path) -> int:
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    return shutil.disk_usage(existing).free >> 20
 
 
 def save_checkpoint(
@@ -69,13 +76,16 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
-def load_checkpoint(path: Path, load_state: Callable[[str], Any], global_batch: int) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, load_state: Callable[[str], Any], global_batch: int, *, own: bool = True
+) -> dict[str, Any]:
     """Reads a checkpoint back and returns its progress.
 
     Args:
         path: the checkpoint's folder.
         load_state: reads the state of this rank from a folder.
         global_batch: images of all ranks in a micro-batch, now.
+        own: whether the checkpoint belongs to the run that is continued.
 
     Raises:
         ValueError: it is damaged, or was written with another global batch, which changes the data's order.
@@ -93,6 +103,8 @@ def load_checkpoint(path: Path, load_state: Callable[[str], Any], global_batch: 
         remedy = (
             f"remove it to continue from {before[-1]}" if before else "remove it to start from the beginning"
         )
+        if not own:
+            remedy = "it belongs to another run: its model must be the same as this config's"
         raise ValueError(f"the checkpoint {path} cannot be read: {error}\n{remedy}") from error
     if written_with != global_batch:
         raise ValueError(

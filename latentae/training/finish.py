@@ -80,4 +80,7 @@ def export_run(model: KLVAE | VQVAE, folder: RunFolder) -> None:
             export_diffusers(model, aside)
         else:
             model.save_pretrained(aside)
+        mode = (aside / "config.json").stat().st_mode
+        for file in aside.iterdir():  # safetensors keeps its files from all other users
+            file.chmod(mode)
         swap_in(aside, folder.model)

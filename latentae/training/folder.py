@@ -77,7 +77,9 @@ class RunFolder:
                 f"output_dir is {self.root}, which already holds a run, and resume=never would overwrite it; "
                 "choose another output_dir, or resume=auto to continue"
             )
-        changes = refused_changes(read_config(self.config), config)
+        # Before its first checkpoint a run has learned nothing that other settings could not begin anew.
+        learned = bool(self.all_checkpoints()) or self.model.exists()
+        changes = refused_changes(read_config(self.config), config) if learned else []
         if changes:
             lines = "\n  ".join(changes)
             raise ConfigError(
@@ -108,6 +110,12 @@ class RunFolder:
             here = ", ".join(path.name for path in self.all_checkpoints()) or "none"
             raise ConfigError(
                 f"resume is {resume}, which is no checkpoint folder; in {self.checkpoints} there are: {here}"
+            )
+        later = [other.name for other in self.all_checkpoints() if step_of(other) > step_of(path)]
+        if later and path.parent.resolve() == self.checkpoints.resolve():
+            raise ConfigError(
+                f"resume is {resume}, and {self.checkpoints} holds later ones ({', '.join(later)}) that the "
+                "run would write over; name a new output_dir to branch off, or remove them to go back"
             )
         return path
 

@@ -69,9 +69,9 @@ class Recorder:
         try:
             with self.folder.metrics.open("a") as file:
                 file.write(json.dumps({name: _rounded(value) for name, value in line.items()}) + "\n")
+            self.track({name: value for name, value in line.items() if name != "step"}, step)
         except OSError as error:
             raise RunError(f"cannot write {self.folder.metrics} ({error.strerror}); {_CONTINUE}") from error
-        self.track({name: value for name, value in line.items() if name != "step"}, step)
         shown = {label: f"{line[name]:.3g}" for name, label in _SHOWN.items() if name in line}
         self.bar.set_postfix({"img/s": f"{speed:.0f}", **shown})
 

@@ -27,7 +27,10 @@ def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | N
     """The summary of the run in ``folder`` if it already has all of ``config``'s steps, else None."""
     if not folder.summary.exists() or not folder.model.is_dir():
         return None
-    summary: dict[str, Any] = json.loads(folder.summary.read_text())
+    try:
+        summary: dict[str, Any] = json.loads(folder.summary.read_text())
+    except json.JSONDecodeError:
+        return None  # cut short: the run's end writes it anew
     return summary if summary["step"] >= config.max_steps else None
 
 
@@ -66,11 +69,13 @@ def _command(same_run: bool = False) -> str:
     """How this process was started, as a person would type it again; ``same_run`` keeps its arguments."""
     script, given = Path(sys.argv[0]), sys.argv[1:]
     if script.name.startswith("train_"):
-        words = [_program("accelerate"), "launch", _from_here(script)]
+        words = [_program("accelerate"), "launch", "--quiet", _from_here(script)]
     else:
         words, given = [_program("latentae"), *given[:2]], given[2:]
     if same_run:
-        words += [argument for argument in given if not argument.startswith("max_steps=")]
+        words += [argument for argument in given if not argument.startswith(("max_steps=", "resume="))]
+    elif "--config" in given:
+        words += given[given.index("--config") :][:2]
     return shlex.join(words)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from latentae import build, distributed
 from latentae.config import OptimizerConfig, RunConfig, config_warnings, dump_config
-from latentae.data import Batch, Sources, check_images, training_loader, without_broken
+from latentae.data import Batch, BrokenImageError, Sources, check_images, training_loader, without_broken
 from latentae.models import KLVAE
 from latentae.quantizers import CodebookQuantizer
 from latentae.training.broken import BrokenImages, TooManyBrokenImagesError
@@ -62,10 +62,11 @@ class Trainer:
             self.validation_lpips = build.build_lpips(_VALIDATION_TRUNK).to(self.device)
         self._build_datasets()
         self._build_learners()
+        self._resume()
         if distributed.is_main():
             self.folder.create(config)
+            self.folder.forget_after(self.step)
         distributed.barrier()
-        self._resume()
 
     def _build_datasets(self) -> None:
         data, channels = self.config.data, self.config.model.in_channels
@@ -136,10 +137,9 @@ class Trainer:
         """Takes up the run's newest checkpoint, or the one asked for."""
         path = self.folder.checkpoint_to_resume(self.config.resume)
         if path is not None:
-            progress = load_checkpoint(path, self.accelerator.load_state, self._global_batch())
+            own = path.parent == self.folder.checkpoints
+            progress = load_checkpoint(path, self.accelerator.load_state, self._global_batch(), own=own)
             self.step, self.seconds = progress["step"], progress["seconds"]
-        if distributed.is_main():
-            self.folder.forget_after(self.step)
 
     def fit(self) -> dict[str, Any]:
         """Trains to ``max_steps``, measures and exports; returns what ``summary.json`` holds.
@@ -148,7 +148,8 @@ class Trainer:
             RunError: the run cannot go on; what was saved before is untouched.
         """
         config = self.config
-        self.accelerator.init_trackers("latentae", config={"config": dump_config(config)})
+        with needing_disk(self.folder.root):
+            self.accelerator.init_trackers("latentae", config={"config": dump_config(config)})
         recorder = Recorder(
             self.folder,
             step=self.step,
@@ -159,13 +160,31 @@ class Trainer:
         )
         for sentence in [self._describe_start(), *config_warnings(config)]:
             recorder.say(sentence)
+        try:
+            self._train(recorder)
+            summary = self._finish()
+        except BrokenImageError as error:
+            self._save_checkpoint()
+            reason = str(error).strip().splitlines()[-1]
+            raise RunError(f"{reason}\nthe run is saved at step {self.step}") from error
+        finally:
+            recorder.close()
+        self.accelerator.end_training()
+        recorder.say("\n" + describe(self.folder, summary))
+        return summary
+
+    def _train(self, recorder: Recorder) -> None:
+        """The optimizer steps that are left, and what falls due between them."""
+        config = self.config
         meter = Meter(None if self.quantizer is None else self.quantizer.num_codes)
         batches = self._batches()
         started = time.perf_counter() - self.seconds
         while self.step < config.max_steps:
-            self._optimizer_step(batches, meter)
+            loss = self._optimizer_step(batches, meter)
             self.seconds = time.perf_counter() - started
             recorder.advance()
+            if self._due(config.log_every) or self._due(config.checkpoint_every):
+                self._check_finite(loss)
             if self._due(config.log_every):
                 recorder.write(self.step, meter.read())
                 self._report_broken(recorder)
@@ -173,11 +192,15 @@ class Trainer:
                 self._save_preview()
             if self._due(config.checkpoint_every):
                 self._save_checkpoint()
-        summary = self._finish()
-        recorder.close()
-        self.accelerator.end_training()
-        recorder.say("\n" + describe(self.folder, summary))
-        return summary
+
+    def _check_finite(self, loss: Tensor) -> None:
+        """Raises RunError on all ranks alike, before anything that was saved is replaced by what diverged."""
+        if not torch.isfinite(distributed.all_reduce_mean(loss)):
+            saved = ", ".join(path.name for path in self.folder.all_checkpoints()) or "none"
+            raise RunError(
+                f"the loss is no finite number at step {self.step}: it diverged. Checkpoints before it: "
+                f"{saved}. Try a lower optimizer.learning_rate, max_grad_norm=1.0 or mixed_precision=no"
+            )
 
     def _describe_start(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.autoencoder.parameters())
@@ -211,8 +234,8 @@ class Trainer:
             batches = itertools.chain([first], batches)
         return batches
 
-    def _optimizer_step(self, batches: Iterator[Batch], meter: Meter) -> None:
-        """The micro-batches of one optimizer step, then the update and what follows it."""
+    def _optimizer_step(self, batches: Iterator[Batch], meter: Meter) -> Tensor:
+        """The micro-batches of one optimizer step, then the update and what follows it; the last loss."""
         for micro_batch in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
             self.broken.add(batch["broken"])
@@ -225,6 +248,7 @@ class Trainer:
         if self.quantizer is not None:
             self.quantizer.commit(self.step, self._generator())
         self.ema.update(self.autoencoder)
+        return result.losses["loss"]
 
     def _noise(self, micro_batch: int) -> Tensor | None:
         """This rank's slice of the noise of the global micro-batch; None where the mode is decoded."""
@@ -306,6 +330,8 @@ def _create_accelerator(config: RunConfig) -> Accelerator:
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ValueError(f"trackers asks for {tracker}, which is not installed: pip install {tracker}")
+    if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise ValueError("mixed_precision is fp16, which needs a GPU; use bf16 or no")
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,

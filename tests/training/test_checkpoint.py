@@ -59,5 +59,20 @@ def test_damaged_and_mismatched(tmp_path):
 
 
 def test_other_errors_keep_their_kind(tmp_path):
-    with pytest.raises(TypeError), needing_disk(tmp_path / "file"):
+    with pytest.raises(TypeError), needing_disk(tmp_path / "folder"):
         raise TypeError("a mistake of ours is not a full disk")
+    with pytest.raises(RuntimeError, match="out of memory"), needing_disk(tmp_path / "folder"):
+        raise RuntimeError("CUDA out of memory")
+
+
+def test_nobody_is_told_to_remove_another_runs_checkpoint(tmp_path):
+    folder = RunFolder(tmp_path)
+    save_checkpoint(folder, write_weights, progress(1), keep=2)
+
+    def another_model(path):
+        raise RuntimeError("size mismatch")
+
+    with pytest.raises(ValueError, match="remove it to start from the beginning"):
+        load_checkpoint(folder.checkpoint(1), another_model, global_batch=4)
+    with pytest.raises(ValueError, match="it belongs to another run"):
+        load_checkpoint(folder.checkpoint(1), another_model, global_batch=4, own=False)

@@ -40,7 +40,9 @@ def test_the_newest_checkpoint_by_number(folder):
     assert [step_of(path) for path in folder.all_checkpoints()] == [20, 900, 1000000]
     assert folder.checkpoint_to_resume("auto") == folder.checkpoint(1000000)
     assert folder.checkpoint_to_resume("never") is None
-    assert folder.checkpoint_to_resume(str(folder.checkpoint(20))) == folder.checkpoint(20)
+    assert folder.checkpoint_to_resume(str(folder.checkpoint(1000000))) == folder.checkpoint(1000000)
+    with pytest.raises(ConfigError, match=r"holds later ones \(step_000900, step_1000000\)"):
+        folder.checkpoint_to_resume(str(folder.checkpoint(20)))
     with pytest.raises(
         ConfigError, match=r"no checkpoint folder; in .* step_000020, step_000900, step_1000000"
     ):

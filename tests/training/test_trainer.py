@@ -64,7 +64,7 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, quantizer):
     def step_until_killed(*arguments):
         if interrupted.step == 5:
             raise KilledError
-        optimizer_step(*arguments)
+        return optimizer_step(*arguments)
 
     interrupted._optimizer_step = step_until_killed
     with pytest.raises(KilledError):
@@ -264,3 +264,52 @@ def test_a_kl_vae_resumes(tiny_kl, tmp_path):
             Trainer(tiny_kl(weight, *constant)).fit()
     for name, value in weights(tmp_path / "constant").items():
         assert torch.equal(value, weights(tmp_path / "halves")[name]), name
+
+
+def test_a_diverged_run_stops_before_it_replaces_a_checkpoint(tiny, tmp_path):
+    Trainer(tiny("max_steps=3")).fit()
+    longer = Trainer(tiny("max_steps=6"))
+    torch.nn.init.constant_(longer.autoencoder.decoder.conv_out.bias, float("nan"))
+    with pytest.raises(RunError, match=r"diverged(?s:.*)step_000003"):
+        longer.fit()
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_000003"]
+
+
+def test_going_back_never_writes_over_later_checkpoints(tiny, tmp_path):
+    Trainer(tiny()).fit()
+    earlier = f"resume={tmp_path}/run/checkpoints/step_000003"
+    with pytest.raises(ConfigError, match="holds later ones"):
+        Trainer(tiny("max_steps=8", earlier))
+    branch = Trainer(tiny("max_steps=8", earlier, f"output_dir={tmp_path}/branch"))
+    assert branch.step == 3
+
+
+def test_settings_may_change_until_something_was_learned(tiny, tmp_path):
+    trainer = Trainer(tiny())
+    assert (tmp_path / "run/config.yaml").exists()
+    assert trainer.step == 0
+    Trainer(tiny("model.block_out_channels=[8, 8]", "max_steps=1")).fit()
+
+
+def test_as_many_images_in_other_batches(tiny):
+    Trainer(tiny("max_steps=3", "batch_size=2")).fit()
+    with pytest.raises(ValueError, match="batch_size x processes is 4, but was 2"):
+        Trainer(tiny("max_steps=6", "batch_size=4"))
+
+
+def test_fp16_needs_a_gpu(tiny):
+    if not torch.accelerator.is_available():
+        with pytest.raises(ValueError, match="fp16, which needs a GPU"):
+            Trainer(tiny("mixed_precision=fp16"))
+    else:
+        assert Trainer(tiny("mixed_precision=fp16")).accelerator.scaler is not None
+
+
+def test_a_checkpoint_is_no_model_to_load(tiny, tmp_path):
+    Trainer(tiny("max_steps=3")).fit()
+    with pytest.raises(ValueError, match="part of a training checkpoint"):
+        load_autoencoder(tmp_path / "run/checkpoints/step_000003/model.safetensors")
+    assert (
+        load_autoencoder(tmp_path / "run/model/diffusion_pytorch_model.safetensors").config.norm_num_groups
+        == 4
+    )
