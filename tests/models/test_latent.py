@@ -57,10 +57,13 @@ def test_range_in_other_dtypes(autoencoder, dtype):
 
 
 def test_images_that_only_seem_wrong(autoencoder):
-    autoencoder.encode(torch.full((1, 3, 16, 16), 1.2))  # bicubic resizing overshoots
+    overshooting = autoencoder.encode(torch.full((1, 3, 16, 16), 1.2))  # as bicubic resizing does
     with torch.autocast("cpu", torch.bfloat16):  # which converts by itself
-        autoencoder.encode(torch.zeros(1, 3, 16, 16).bfloat16())
-    autoencoder.train()(torch.full((1, 3, 16, 16), 2.0))  # a loader answers for these
+        converted = autoencoder.encode(torch.zeros(1, 3, 16, 16).bfloat16())
+    for output in (overshooting, converted):
+        assert output.latents.isfinite().all()
+    outside = autoencoder.train()(torch.full((1, 3, 16, 16), 2.0))  # a loader answers for these
+    assert outside.sample.shape == (1, 3, 16, 16)
 
 
 def test_no_images_at_all():
