@@ -123,8 +123,16 @@ class RunFolder:
         """Drops the lines of metrics.jsonl that a run continued at ``step`` will write again."""
         if self.metrics.exists():
             lines = self.metrics.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            kept = [line for line in lines if _step_in(line) <= step]
             write_text(self.metrics, "".join(kept))
+
+
+def _step_in(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite for one that was cut short."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
 
 
 def step_of(checkpoint: Path) -> int:

@@ -57,6 +57,7 @@ def test_lines_after_the_checkpoint_are_dropped(folder):
     folder.metrics.write_text(
         "".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6)) + '{"step": 8, "lo'
     )
+    folder.metrics.write_text("no json\n" + folder.metrics.read_text())
     folder.forget_after(4)
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [2, 4]
 
