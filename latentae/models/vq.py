@@ -251,6 +251,8 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
                 f"indices are {str(indices.dtype).removeprefix('torch.')}, but must be int64 or int32: "
                 "convert them with .long()"
             )
+        if indices.ndim != 3:
+            raise ValueError(f"indices are [B, h, w]; got {list(indices.shape)}")
         return self.quantize.codes(indices)
 
     def _decode(self, quantized: Tensor, size: tuple[int, int] | None) -> Tensor:

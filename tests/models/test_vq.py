@@ -35,6 +35,12 @@ def test_indices_round_trip(model, images):
         model.decode_indices(torch.tensor([[[0, 32]]]))
 
 
+def test_indices_of_another_shape(model):
+    for shape in ((8, 12), (1, 1, 8, 12)):
+        with pytest.raises(ValueError, match=r"indices are \[B, h, w\]; got"):
+            model.decode_indices(torch.zeros(shape, dtype=torch.int64))
+
+
 def test_force_not_quantize(model, images):
     latents = model.encode(images).latents
     quantized = model.quantize(latents).quantized
