@@ -42,9 +42,9 @@ def _prepare(model: KLVAE | VQVAE, family: str | None) -> list[str]:
         remarks += [remark] if remark else []
     if isinstance(model, KLVAE):
         if config.shift_factor is None:
-            model.register_to_config(shift_factor=0.0)  # SD 3 and FLUX pipelines compute with it
+            model.change_config(shift_factor=0.0)  # SD 3 and FLUX pipelines compute with it
         if config.force_upcast and model.post_quant_conv is None:
-            model.register_to_config(force_upcast=False)
+            model.change_config(force_upcast=False)
             remarks.append(
                 "force_upcast is off, since SDXL pipelines look for post_quant_conv where it is on"
             )

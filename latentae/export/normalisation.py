@@ -40,7 +40,7 @@ def read_normalisation(model: KLVAE | VQVAE) -> Normalisation | None:
 
 def write_normalisation(model: KLVAE | VQVAE, shift: float, scale: float) -> None:
     """Puts one shift and one scale into a model's config."""
-    model.register_to_config(scaling_factor=scale, shift_factor=shift, latents_mean=None, latents_std=None)
+    model.change_config(scaling_factor=scale, shift_factor=shift, latents_mean=None, latents_std=None)
 
 
 def fold_to(model: KLVAE | VQVAE, shift: float, scale: float) -> str | None:

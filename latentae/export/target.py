@@ -59,7 +59,7 @@ def written_aside(target: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
             aside = Path(work) / target.name
             yield aside
-            _make_readable(aside)
+            make_readable(aside)
             _replace(target, aside, Path(work) / "replaced")
     except BaseException:
         for folder in missing:
@@ -68,9 +68,9 @@ def written_aside(target: Path) -> Iterator[Path]:
         raise
 
 
-def _make_readable(path: Path) -> None:
+def make_readable(path: Path) -> None:
     """Gives files the permissions of any new file; safetensors would keep its own from all other users."""
-    plain = path.with_name("plain")
+    plain = path.with_name(f".{path.name}.plain")
     plain.touch()
     for name in list_files(path):
         (path / name if path.is_dir() else path).chmod(plain.stat().st_mode)

@@ -83,8 +83,7 @@ def calibrate(
     else:
         scaling_factor, shift_factor = 1 / statistics.global_std, statistics.global_mean
         remarks.append(_remark_on_shift(model, shift_factor * scaling_factor))
-    _set_config(
-        model,
+    model.change_config(
         scaling_factor=scaling_factor,
         shift_factor=shift_factor,
         latents_mean=None,
@@ -197,12 +196,3 @@ def _remark_on_shift(model: KLVAE | VQVAE, mean: float) -> str:
     if isinstance(model, VQVAE):
         remark += "; diffusers' VQModel, and so an export as one, has no shift_factor at all"
     return remark
-
-
-def _set_config(model: KLVAE | VQVAE, **values: float | None) -> None:
-    """Changes the model's config, also for ``from_config(model.config)``.
-
-    diffusers notes which parameters were left at their defaults, and would leave them there again.
-    """
-    unset = [name for name in model.config.get("_use_default_values", []) if name not in values]
-    model.register_to_config(**values, _use_default_values=unset)

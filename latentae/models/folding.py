@@ -76,7 +76,7 @@ def fold_normalisation(
         model.quantize.replace(every, value.to(parameter))
     for name, conv in added.items():
         setattr(model, name, conv)
-        model.register_to_config(**{f"use_{name}": True})
+        model.change_config(**{f"use_{name}": True})
 
 
 def _code_dim(model: VQVAE) -> int:

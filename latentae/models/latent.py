@@ -90,6 +90,7 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
     """Mixin of every model: needs ``config``, ``encode``, ``decode``, ``encoder`` and ``decoder``."""
 
     config: Any
+    register_to_config: Callable[..., None]
     encode: Callable[..., Any]
     decode: Callable[..., Any]
     encoder: Any
@@ -138,6 +139,14 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
         """Images [B, C, H, W] of a denoiser's latents [B, c, h, w]; undoes ``to_latents``."""
         shift, scale = self._normalisation(latents)
         return self.decode(latents / scale + shift, size=size).sample
+
+    def change_config(self, **values: Any) -> None:
+        """Changes the model's config, also for ``from_config(model.config)``.
+
+        diffusers notes which parameters were left at their defaults, and would leave them there again.
+        """
+        unset = [name for name in self.config.get("_use_default_values", []) if name not in values]
+        self.register_to_config(**values, _use_default_values=unset)
 
     def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale, each a number or [c, 1, 1]."""

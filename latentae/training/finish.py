@@ -14,6 +14,7 @@ from latentae.config import RunConfig
 from latentae.data import ImageDataset, validation_loader
 from latentae.evaluation.reconstruction import Distance, evaluate_reconstruction
 from latentae.export import export_diffusers
+from latentae.export.target import make_readable
 from latentae.latents.calibration import calibrate_on
 from latentae.models import KLVAE, VQVAE
 from latentae.training.checkpoint import needing_disk
@@ -80,7 +81,5 @@ def export_run(model: KLVAE | VQVAE, folder: RunFolder) -> None:
             export_diffusers(model, aside)
         else:
             model.save_pretrained(aside)
-        mode = (aside / "config.json").stat().st_mode
-        for file in aside.iterdir():  # safetensors keeps its files from all other users
-            file.chmod(mode)
+        make_readable(aside)
         swap_in(aside, folder.model)
