@@ -21,6 +21,7 @@ from textbook import textbook_step
 
 from latentae import build
 from latentae.config import load_config
+from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
 
 
@@ -48,7 +49,7 @@ def main() -> None:
             continue
         pair = (
             lambda number=number: textbook_step(*theirs, objective, terms, images, number),
-            lambda number=number: step(images, number),
+            lambda number=number: step(images, StepRandomness(0, number)),
         )
         rounds = [[_seconds(run, device) for run in pair] for _ in range(arguments.rounds + 1)][1:]
         ratios = [published / ours for published, ours in rounds]

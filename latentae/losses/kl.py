@@ -21,7 +21,7 @@ class KLRegulariser:
     def __init__(self, weight: float) -> None:
         self.weight = weight
 
-    def __call__(self, output: Any) -> dict[str, Tensor]:
+    def __call__(self, output: Any, step: int = 0) -> dict[str, Tensor]:
         """``kl``, a scalar, of an output with ``mean``, ``log_variance`` and ``sample`` [B, C, H, W]."""
         values = output.sample[0].numel()
         divergence = kl_to_standard_normal(output.mean, output.log_variance).mean()

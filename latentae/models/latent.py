@@ -114,6 +114,17 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
         """Pixels per latent position along each side."""
         return int(2 ** (len(self.config.block_out_channels) - 1))
 
+    def latents_shape(self, images: Tensor) -> tuple[int, int, int]:
+        """(c, h, w) of the latents that images [B, C, H, W] are encoded to."""
+        height, width = (-(-side // self.downsampling_factor) for side in images.shape[-2:])
+        return self.latents_channels, height, width
+
+    @property
+    def latents_channels(self) -> int:
+        """Channels of the latents that ``encode`` gives: the length of a code on VQ models."""
+        quantizer = getattr(self, "quantize", None)
+        return int(self.config.latent_channels if quantizer is None else quantizer.code_dim)
+
     @property
     def last_layer(self) -> nn.Conv2d:
         """The decoder's last convolution, at which the adaptive weight is measured."""

@@ -59,6 +59,7 @@ class CodebookQuantizer(nn.Module):
     """
 
     recent_counts: Tensor
+    pending_counts: Tensor
 
     def __init__(
         self, num_codes: int, code_dim: int, *, init: str = "data", revive_after: int | None = None
@@ -81,6 +82,7 @@ class CodebookQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
         # The upkeep is state of the run, not of the model: it goes into checkpoints, never into exports.
         self.register_buffer("recent_counts", torch.zeros(num_codes), persistent=False)
+        self.register_buffer("pending_counts", torch.zeros(num_codes), persistent=False)
         self.recent_latents: Tensor | None = None
 
     @property
@@ -94,9 +96,8 @@ class CodebookQuantizer(nn.Module):
 
     def observe(self, flat: Tensor, indices: Tensor) -> None:
         """Sees the latents [N, d] and indices [N] of every training batch."""
-        if self.revive_after is not None:
-            self.recent_counts += torch.bincount(indices, minlength=self.num_codes).to(self.recent_counts)
-            self.recent_latents = flat
+        self.pending_counts += torch.bincount(indices, minlength=self.num_codes).to(self.pending_counts)
+        self.recent_latents = flat
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Replaces each position of latents [B, d, h, w] by its nearest code; the gradient passes through."""
@@ -167,13 +168,29 @@ class CodebookQuantizer(nn.Module):
         self.replace(torch.ones(self.num_codes, dtype=torch.bool, device=flat.device), codes)
 
     @torch.no_grad()
-    def commit(self, step: int, generator: torch.Generator) -> None:
-        """Upkeep after optimizer step ``step`` (counted from 1); the generator is as in ``start``."""
-        if self.revive_after is None or step % self.revive_after or self.recent_latents is None:
-            return
-        unused = distributed.all_reduce_sum(self.recent_counts) == 0
-        self.recent_counts.zero_()
-        self.replace(unused, self._draw_latents(generator))
+    def commit(self, step: int, generator: torch.Generator, accepted: Tensor | bool = True) -> None:
+        """Upkeep after an optimizer step.
+
+        Args:
+            step: the optimizer step, counted from 1.
+            generator: as in ``start``.
+            accepted: whether the step was made, on every rank alike; what was seen in one that was not is
+                forgotten. A boolean scalar on the device, or a bool.
+        """
+        self._commit_counts(distributed.all_reduce_sum(self.pending_counts), accepted)
+        self.pending_counts.zero_()
+        if (
+            self.revive_after is not None
+            and step % self.revive_after == 0
+            and self.recent_latents is not None
+        ):
+            self.replace((self.recent_counts == 0) & accepted, self._draw_latents(generator))
+            self.recent_counts.mul_(1 - torch.as_tensor(accepted, dtype=torch.float32))
+        self.recent_latents = None
+
+    def _commit_counts(self, counts: Tensor, accepted: Tensor | bool) -> None:
+        """Takes in how often each code [K] occurred in the step, on all ranks together."""
+        self.recent_counts += counts * accepted
 
     def replace(self, mask: Tensor, codes: Tensor) -> None:
         """Puts codes [K, d] where mask [K] is true."""

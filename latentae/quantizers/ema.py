@@ -28,7 +28,6 @@ class EMAQuantizer(CodebookQuantizer):
 
     average_counts: Tensor
     average_sums: Tensor
-    pending_counts: Tensor
     pending_sums: Tensor
 
     def __init__(
@@ -53,7 +52,6 @@ class EMAQuantizer(CodebookQuantizer):
         self.register_buffer("average_sums", torch.zeros(num_codes, code_dim), persistent=False)
         if not self.embedding.weight.is_meta:  # as it is while weights are loaded, until ``start``
             self.average_sums.copy_(self.embedding.weight.detach())
-        self.register_buffer("pending_counts", torch.zeros(num_codes), persistent=False)
         self.register_buffer("pending_sums", torch.zeros(num_codes, code_dim), persistent=False)
 
     @property
@@ -69,7 +67,6 @@ class EMAQuantizer(CodebookQuantizer):
 
     def observe(self, flat: Tensor, indices: Tensor) -> None:
         super().observe(flat, indices)
-        self.pending_counts += torch.bincount(indices, minlength=self.num_codes).to(self.pending_counts)
         self.pending_sums.index_add_(0, indices, flat.to(self.pending_sums))
 
     @torch.no_grad()
@@ -79,18 +76,18 @@ class EMAQuantizer(CodebookQuantizer):
         self.average_counts.fill_(1.0)
         self.average_sums.copy_(self.embedding.weight)
 
-    @torch.no_grad()
-    def commit(self, step: int, generator: torch.Generator) -> None:
-        counts = distributed.all_reduce_sum(self.pending_counts)
+    def _commit_counts(self, counts: Tensor, accepted: Tensor | bool) -> None:
+        super()._commit_counts(counts, accepted)
         sums = distributed.all_reduce_sum(self.pending_sums)
-        self.pending_counts.zero_()
         self.pending_sums.zero_()
-        self.average_counts.lerp_(counts, 1 - self.decay)
-        self.average_sums.lerp_(sums, 1 - self.decay)
+        # A step that was not accepted may have seen NaN, which no factor of 0 removes.
+        accepted = torch.as_tensor(accepted, device=sums.device)
+        for average, latest in ((self.average_counts, counts), (self.average_sums, sums)):
+            average.copy_(torch.where(accepted, average.lerp(latest, 1 - self.decay), average))
         total = self.average_counts.sum()
         smoothed = (self.average_counts + self.epsilon) / (total + self.num_codes * self.epsilon) * total
-        self.embedding.weight.copy_(self.average_sums / smoothed[:, None])
-        super().commit(step, generator)
+        codes = self.average_sums / smoothed[:, None]
+        self.embedding.weight.copy_(torch.where(accepted, codes, self.embedding.weight))
 
     def replace(self, mask: Tensor, codes: Tensor) -> None:
         super().replace(mask, codes)

@@ -22,9 +22,10 @@ from latentae.losses.adversarial import (
     last_layer_gradient,
 )
 from latentae.losses.objective import ReconstructionObjective
+from latentae.training.randomness import StepRandomness
 
 Backward = Callable[[Tensor], None]
-Regulariser = Callable[[Any], dict[str, Tensor]]
+Regulariser = Callable[[Any, int], dict[str, Tensor]]
 
 
 @dataclass
@@ -50,7 +51,9 @@ class TrainingStep:
         objective: reconstruction and perceptual losses.
         discriminator: the prepared discriminator, or None for training without.
         adversarial: how its loss enters.
-        regulariser: further losses of the autoencoder's output, by name, weighted.
+        regulariser: further losses of the autoencoder's output at a step, by name, weighted.
+        latents_shape: [c, h, w] of some images' latents, where a sample of the posterior is decoded and not
+            its mode.
         backward: accumulates gradients of a scalar; where accumulation and loss scaling take place.
         reuse_discriminator_forward: false where a forward of the discriminator changes it.
     """
@@ -61,23 +64,27 @@ class TrainingStep:
     discriminator: nn.Module | None = None
     adversarial: AdversarialTerms = field(default_factory=AdversarialTerms)
     regulariser: Regulariser | None = None
+    latents_shape: Callable[[Tensor], tuple[int, int, int]] | None = None
     backward: Backward = torch.Tensor.backward
     reuse_discriminator_forward: bool = True
 
-    def __call__(self, images: Tensor, step: int, noise: Tensor | None = None) -> StepResult:
+    def __call__(self, images: Tensor, randomness: StepRandomness) -> StepResult:
         """Adds the gradients of one micro-batch.
 
         Args:
             images: [B, C, H, W] float32 in [−1, 1].
-            step: optimizer steps done so far.
-            noise: [B, c, h, w] for the posterior's sample; None decodes the mode.
+            randomness: of this step and micro-batch.
         """
+        step = randomness.step
+        noise = None
+        if self.latents_shape is not None:
+            noise = randomness.normal("posterior", len(images), *self.latents_shape(images))
         # 1. One forward, keeping what the last layer was given.
         with _InputOf(self.last_layer) as last_layer:
             output = self.autoencoder(images, noise=noise)
         regularisers = dict(output.losses or {})
         if self.regulariser is not None:
-            regularisers |= self.regulariser(output)
+            regularisers |= self.regulariser(output, step)
 
         # 2. Gradients at a leaf that stands for the reconstruction: the losses never reach further back.
         leaf = output.sample.detach().to(images.dtype).requires_grad_()

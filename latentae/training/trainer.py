@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object, set_seed
@@ -30,6 +29,7 @@ from latentae.training.learner import Learner, update
 from latentae.training.meter import Meter
 from latentae.training.optim import OPTIMIZERS, LearningRate
 from latentae.training.previews import save_preview
+from latentae.training.randomness import StepRandomness
 from latentae.training.recorder import Recorder
 from latentae.training.step import TrainingStep
 from latentae.training.summary import describe
@@ -110,6 +110,7 @@ class Trainer:
             discriminator=self.learners[1].module if discriminator is not None else None,
             adversarial=adversarial,
             regulariser=build.build_regulariser(config.loss),
+            latents_shape=None if config.loss.kl is None else self.autoencoder.latents_shape,
             backward=self.accelerator.backward,
             reuse_discriminator_forward=not getattr(discriminator, "forward_has_state", False),
         )
@@ -230,7 +231,7 @@ class Trainer:
             first = next(batches)
             with torch.no_grad():
                 latents = self.autoencoder.encode(first["images"].to(self.device)).latents
-            self.quantizer.start(latents, self._generator())
+            self.quantizer.start(latents, self._randomness().generator("codebook"))
             batches = itertools.chain([first], batches)
         return batches
 
@@ -241,31 +242,24 @@ class Trainer:
             self.broken.add(batch["broken"])
             images = batch["images"].to(self.device, non_blocking=True)
             with self.accelerator.accumulate(*(learner.module for learner in self.learners)):
-                result = self.training_step(images, self.step, self._noise(micro_batch))
+                result = self.training_step(images, self._randomness(micro_batch))
             meter.add(result.losses, result.indices)
         meter.add(update(self.learners, self.step, self.accelerator.scaler, self.config.max_grad_norm))
         self.step += 1
         if self.quantizer is not None:
-            self.quantizer.commit(self.step, self._generator())
+            self.quantizer.commit(self.step, self._randomness().generator("codebook"))
         self.ema.update(self.autoencoder)
         return result.losses["loss"]
 
-    def _noise(self, micro_batch: int) -> Tensor | None:
-        """This rank's slice of the noise of the global micro-batch; None where the mode is decoded."""
-        config = self.config
-        if config.loss.kl is None:
-            return None
-        factor, channels = self.autoencoder.downsampling_factor, config.model.latent_channels
-        height, width = (side // factor for side in config.data.height_and_width)
-        generator = self._generator(micro_batch + 1)
-        noise = torch.randn(self._global_batch(), channels, height, width, generator=generator)
-        first = distributed.rank() * config.batch_size
-        return noise[first : first + config.batch_size].to(self.device, non_blocking=True)
-
-    def _generator(self, purpose: int = 0) -> torch.Generator:
-        """A function of the seed, the step and the purpose, the same on every rank."""
-        sequence = np.random.SeedSequence(self.config.seed, spawn_key=(self.step, purpose))
-        return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
+    def _randomness(self, micro_batch: int = 0) -> StepRandomness:
+        return StepRandomness(
+            self.config.seed,
+            self.step,
+            micro_batch,
+            distributed.rank(),
+            distributed.world_size(),
+            self.device,
+        )
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.max_steps

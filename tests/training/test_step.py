@@ -13,6 +13,7 @@ from latentae.losses.adversarial import AdversarialTerms
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.reconstruction import l1
 from latentae.models import VQGAN
+from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
 
 
@@ -89,7 +90,7 @@ def test_gradients_equal_the_textbook(networks, adversarial, adaptive, accumulat
         reuse_discriminator_forward=reuse,
     )
     for images in micro_batches:
-        step(images, 2)
+        step(images, StepRandomness(0, 2))
 
     actual, expected = gradients(autoencoder, discriminator), gradients(*expected_networks)
     assert len(actual) == len(expected)
@@ -120,7 +121,7 @@ def test_each_network_runs_once(networks):
         lambda _, inputs: count("features of the reconstruction")() if inputs[0].requires_grad else None
     )
     step = TrainingStep(autoencoder, autoencoder.last_layer, objective, discriminator)
-    step(torch.rand(2, 3, 16, 16, dtype=torch.float64), 0)
+    step(torch.rand(2, 3, 16, 16, dtype=torch.float64), StepRandomness(0, 0))
     assert calls == dict.fromkeys(calls, 1)
 
 
@@ -129,11 +130,11 @@ def test_reports_what_it_did(networks):
     terms = AdversarialTerms(weight=0.5, start_step=10, discriminator_warmup_steps=5)
     step = TrainingStep(autoencoder, autoencoder.last_layer, objective, discriminator, terms)
     images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
-    before, warm, on = (set(step(images, number).losses) for number in (4, 5, 10))
+    before, warm, on = (set(step(images, StepRandomness(0, number)).losses) for number in (4, 5, 10))
     assert before == {"loss", "reconstruction", "perceptual", "codebook", "commitment"}
     assert warm - before == {"discriminator", "logits_real", "logits_fake"}
     assert on - warm == {"generator", "adversarial_weight", "adaptive_factor"}
-    result = step(images, 10)
+    result = step(images, StepRandomness(0, 10))
     losses = result.losses
     assert losses["adversarial_weight"] == pytest.approx(0.5 * losses["adaptive_factor"].item())
     assert result.indices.shape == (2, 8, 8)
@@ -147,6 +148,8 @@ def test_a_size_that_the_factor_does_not_divide(networks):
     images = torch.rand(2, 3, 17, 15, dtype=torch.float64) * 2 - 1
     expected = copy.deepcopy((autoencoder, discriminator))
     textbook_gradients(*expected, objective, terms, [images], step=0)
-    TrainingStep(autoencoder, autoencoder.last_layer, objective, discriminator, terms)(images, 0)
+    TrainingStep(autoencoder, autoencoder.last_layer, objective, discriminator, terms)(
+        images, StepRandomness(0, 0)
+    )
     for ours, theirs in zip(gradients(autoencoder), gradients(expected[0]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
