@@ -45,7 +45,7 @@ def test_checker_finds_every_kind_of_forbidden_import(tmp_path: Path) -> None:
         "losses/kl.py": "def f():\n    import diffusers.models\n    import accelerate\n",
         "losses/sum.py": "from ..config import Run\nfrom latentae import VQGAN, __version__\n",
         "data/hub.py": "import importlib\nimportlib.import_module('latentae.build')\nimport accelerated\n",
-        "training/trainer.py": "import accelerate\nfrom latentae.build import build\n",
+        "training/accelerator.py": "import accelerate\nfrom latentae.build import build\n",
         "training/step.py": "if TYPE_CHECKING:\n    from accelerate import Accelerator\n",
         "plumbing/pipe.py": "import os\n",
     }
@@ -56,12 +56,12 @@ def test_checker_finds_every_kind_of_forbidden_import(tmp_path: Path) -> None:
         "latentae/config.py:3: 'config' may not import torch, only pydantic, pydantic_core, yaml",
         "latentae/data/hub.py:2: 'data' may not import latentae.build",
         "latentae/losses/kl.py:2: 'losses' may not import diffusers",
-        "latentae/losses/kl.py:3: only training/trainer.py may import accelerate",
+        "latentae/losses/kl.py:3: only training/accelerator.py may import accelerate",
         "latentae/losses/sum.py:1: 'losses' may not import latentae.config.Run",
         "latentae/losses/sum.py:2: 'losses' may not import latentae.VQGAN",
         "latentae/plumbing/pipe.py: 'plumbing' has no rule: add one to RULES in tests/import_rules.py",
         "latentae/quantizers/lookup.py:3: 'quantizers' may not import latentae.models",
-        "latentae/training/step.py:2: only training/trainer.py may import accelerate",
+        "latentae/training/step.py:2: only training/accelerator.py may import accelerate",
     ]
 
 

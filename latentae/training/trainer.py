@@ -1,40 +1,33 @@
-"""The training run: the only module that knows accelerate."""
+"""The training run, from its first step to its exported model."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object, set_seed
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentae import build, distributed
-from latentae.config import OptimizerConfig, RunConfig, config_warnings, dump_config
-from latentae.data import Batch, BrokenImageError, Sources, check_images, training_loader, without_broken
-from latentae.models import KLVAE
-from latentae.quantizers import CodebookQuantizer
-from latentae.training.broken import BrokenImages, TooManyBrokenImagesError
+from latentae.config import RunConfig, config_warnings, dump_config
+from latentae.data import Batch, BrokenImageError, training_loader
+from latentae.training.accelerator import create_accelerator, gather_object
+from latentae.training.broken import TooManyBrokenImagesError
 from latentae.training.checkpoint import load_checkpoint, needing_disk, save_checkpoint
-from latentae.training.ema import EMA
 from latentae.training.finish import calibrate_and_measure, export_run
 from latentae.training.folder import RunError, RunFolder, write_json
-from latentae.training.learner import Learner, update
+from latentae.training.images import open_images
+from latentae.training.learner import update
 from latentae.training.meter import Meter
-from latentae.training.optim import OPTIMIZERS, LearningRate
+from latentae.training.networks import build_networks
 from latentae.training.previews import save_preview
 from latentae.training.randomness import StepRandomness
 from latentae.training.recorder import Recorder
-from latentae.training.step import TrainingStep
 from latentae.training.summary import describe
 
-_PREVIEW_IMAGES = 8
 _VALIDATION_TRUNK = "alex"
 
 
@@ -53,86 +46,20 @@ class Trainer:
         self.config = config
         self.folder = RunFolder(Path(config.output_dir))
         self.folder.check(config)
-        self.accelerator = _create_accelerator(config)
+        self.accelerator = create_accelerator(config)
         self.device = self.accelerator.device
         self.step = 0
         self.seconds = 0.0
         with distributed.main_first():  # the first rank fetches the weights, the others find them
-            self.objective = build.build_objective(config.loss).to(self.device)
+            objective = build.build_objective(config.loss).to(self.device)
             self.validation_lpips = build.build_lpips(_VALIDATION_TRUNK).to(self.device)
-        self._build_datasets()
-        self._build_learners()
+        self.images = open_images(config, gather=gather_object, say=self.accelerator.print)
+        self.networks = build_networks(config, self.accelerator, objective)
         self._resume()
         if distributed.is_main():
             self.folder.create(config)
             self.folder.forget_after(self.step)
         distributed.barrier()
-
-    def _build_datasets(self) -> None:
-        data, channels = self.config.data, self.config.model.in_channels
-        sources = build.build_sources(data)
-        validation, broken = without_broken(sources.validation, channels)
-        self.broken = BrokenImages(data.max_broken, gather_object)
-        self.broken.add([*broken, *check_images(sources.train, channels, data.check_images)])
-        sentence = self.broken.report()
-        if sentence is not None:
-            self.accelerator.print(sentence)
-        self.training_images, self.validation_images = build.build_datasets(
-            Sources(sources.train, validation), data, channels, self.config.seed
-        )
-        count = min(_PREVIEW_IMAGES, len(self.validation_images))
-        spread = [i * len(self.validation_images) // count for i in range(count)]
-        self.preview = torch.stack([self.validation_images[0, i]["images"] for i in spread]).to(self.device)
-
-    def _build_learners(self) -> None:
-        config = self.config
-        set_seed(config.seed)
-        size = config.data.image_size
-        self.autoencoder = build.build_autoencoder(config.model, size if isinstance(size, int) else max(size))
-        if isinstance(self.autoencoder, KLVAE) and config.loss.kl is None:
-            self.autoencoder.pin_posterior()
-        self.autoencoder.to(self.device)
-        discriminator = build.build_discriminator(config)
-        adversarial = build.build_adversarial_terms(config.loss)
-        self.ema = EMA(self.autoencoder, config.ema_decay or 0.0)
-        self.learners = [self._learner("autoencoder", self.autoencoder, config.optimizer)]
-        if discriminator is not None and config.discriminator is not None:
-            first_step = adversarial.first_discriminator_step
-            self.learners.append(
-                self._learner("discriminator", discriminator, config.discriminator.optimizer, first_step)
-            )
-        self.quantizer: CodebookQuantizer | None = getattr(self.autoencoder, "quantize", None)
-        self.accelerator.register_for_checkpointing(self.ema, _Upkeep(self.quantizer))
-        self.training_step = TrainingStep(
-            autoencoder=self.learners[0].module,
-            last_layer=self.autoencoder.last_layer,
-            objective=self.objective,
-            discriminator=self.learners[1].module if discriminator is not None else None,
-            adversarial=adversarial,
-            regulariser=build.build_regulariser(config.loss),
-            latents_shape=None if config.loss.kl is None else self.autoencoder.latents_shape,
-            backward=self.accelerator.backward,
-            reuse_discriminator_forward=not getattr(discriminator, "forward_has_state", False),
-        )
-
-    def _learner(self, name: str, module: nn.Module, config: OptimizerConfig, first_step: int = 0) -> Learner:
-        optimizer = OPTIMIZERS[config.type](
-            module.to(self.device).parameters(),
-            learning_rate=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            epsilon=config.epsilon,
-        )
-        rate = LearningRate(
-            config.learning_rate,
-            schedule=config.schedule,
-            warmup_steps=config.warmup_steps,
-            final_scale=config.final_scale,
-            first_step=first_step,
-            last_step=self.config.max_steps,
-        )
-        wrapped, _ = self.accelerator.prepare(module, optimizer)
-        return Learner(name, wrapped, optimizer, rate, first_step)
 
     def _resume(self) -> None:
         """Takes up the run's newest checkpoint, or the one asked for."""
@@ -177,7 +104,7 @@ class Trainer:
     def _train(self, recorder: Recorder) -> None:
         """The optimizer steps that are left, and what falls due between them."""
         config = self.config
-        meter = Meter(None if self.quantizer is None else self.quantizer.num_codes)
+        meter = Meter(None if self.networks.quantizer is None else self.networks.quantizer.num_codes)
         batches = self._batches()
         started = time.perf_counter() - self.seconds
         while self.step < config.max_steps:
@@ -204,12 +131,12 @@ class Trainer:
             )
 
     def _describe_start(self) -> str:
-        parameters = sum(parameter.numel() for parameter in self.autoencoder.parameters())
+        parameters = sum(parameter.numel() for parameter in self.networks.autoencoder.parameters())
         begin = f"continuing at step {self.step}" if self.step else "starting"
         return (
-            f"{begin}: {type(self.autoencoder).__name__}, {parameters / 1e6:.2f} M parameters, "
-            f"f{self.autoencoder.downsampling_factor}; {len(self.training_images)} training and "
-            f"{len(self.validation_images)} validation images; {distributed.world_size()} x "
+            f"{begin}: {type(self.networks.autoencoder).__name__}, {parameters / 1e6:.2f} M parameters, "
+            f"f{self.networks.autoencoder.downsampling_factor}; {len(self.images.training)} training and "
+            f"{len(self.images.validation)} validation images; {distributed.world_size()} x "
             f"{self.device.type}"
         )
 
@@ -217,7 +144,7 @@ class Trainer:
         """This rank's micro-batches from the present step on; the first of a run also starts the codebook."""
         config = self.config
         loader = training_loader(
-            self.training_images,
+            self.images.training,
             batch_size=config.batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -227,11 +154,11 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
         batches: Iterator[Batch] = iter(loader)
-        if self.step == 0 and self.quantizer is not None:
+        if self.step == 0 and self.networks.quantizer is not None:
             first = next(batches)
             with torch.no_grad():
-                latents = self.autoencoder.encode(first["images"].to(self.device)).latents
-            self.quantizer.start(latents, self._randomness().generator("codebook"))
+                latents = self.networks.autoencoder.encode(first["images"].to(self.device)).latents
+            self.networks.quantizer.start(latents, self._randomness().generator("codebook"))
             batches = itertools.chain([first], batches)
         return batches
 
@@ -239,16 +166,18 @@ class Trainer:
         """The micro-batches of one optimizer step, then the update and what follows it; the last loss."""
         for micro_batch in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
-            self.broken.add(batch["broken"])
+            self.images.broken.add(batch["broken"])
             images = batch["images"].to(self.device, non_blocking=True)
-            with self.accelerator.accumulate(*(learner.module for learner in self.learners)):
-                result = self.training_step(images, self._randomness(micro_batch))
+            with self.accelerator.accumulate(*(learner.module for learner in self.networks.learners)):
+                result = self.networks.step(images, self._randomness(micro_batch))
             meter.add(result.losses, result.indices)
-        meter.add(update(self.learners, self.step, self.accelerator.scaler, self.config.max_grad_norm))
+        meter.add(
+            update(self.networks.learners, self.step, self.accelerator.scaler, self.config.max_grad_norm)
+        )
         self.step += 1
-        if self.quantizer is not None:
-            self.quantizer.commit(self.step, self._randomness().generator("codebook"))
-        self.ema.update(self.autoencoder)
+        if self.networks.quantizer is not None:
+            self.networks.quantizer.commit(self.step, self._randomness().generator("codebook"))
+        self.networks.ema.update(self.networks.autoencoder)
         return result.losses["loss"]
 
     def _randomness(self, micro_batch: int = 0) -> StepRandomness:
@@ -269,7 +198,7 @@ class Trainer:
 
     def _report_broken(self, recorder: Recorder) -> None:
         try:
-            sentence = self.broken.report()
+            sentence = self.images.broken.report()
         except TooManyBrokenImagesError as error:
             self._save_checkpoint()
             raise RunError(f"{error}\nthe run is saved at step {self.step}") from error
@@ -280,7 +209,7 @@ class Trainer:
         if distributed.is_main():
             path = self.folder.sample(self.step)
             with needing_disk(path):
-                save_preview(self.ema.model, self.preview, path)
+                save_preview(self.networks.ema.model, self.images.preview.to(self.device), path)
 
     def _save_checkpoint(self) -> None:
         progress = {"step": self.step, "seconds": self.seconds, "global_batch": self._global_batch()}
@@ -289,9 +218,9 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Calibrates, measures and exports the averaged weights."""
         numbers = calibrate_and_measure(
-            self.ema.model,
-            self.training_images,
-            self.validation_images,
+            self.networks.ema.model,
+            self.images.training,
+            self.images.validation,
             self.validation_lpips,
             self.config,
             device=self.device,
@@ -299,46 +228,8 @@ class Trainer:
         )
         summary = {"step": self.step, **numbers, "seconds": round(self.seconds, 1)}
         if distributed.is_main():
-            export_run(self.ema.model, self.folder)
+            export_run(self.networks.ema.model, self.folder)
             with needing_disk(self.folder.summary):
                 write_json(self.folder.summary, summary)
         distributed.barrier()
         return summary
-
-
-class _Upkeep:
-    """A codebook's upkeep, as something that accelerate saves and loads."""
-
-    def __init__(self, quantizer: CodebookQuantizer | None) -> None:
-        self.quantizer = quantizer
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {} if self.quantizer is None else self.quantizer.upkeep
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, buffer in self.state_dict().items():
-            buffer.copy_(state[name])
-
-
-def _create_accelerator(config: RunConfig) -> Accelerator:
-    for tracker in config.trackers:
-        if importlib.util.find_spec(tracker) is None:
-            raise ValueError(f"trackers asks for {tracker}, which is not installed: pip install {tracker}")
-    if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
-        raise ValueError("mixed_precision is fp16, which needs a GPU; use bf16 or no")
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=list(config.trackers) or None,
-        project_config=ProjectConfiguration(config.output_dir, logging_dir=config.output_dir),
-        # Codebooks and averages are kept alike by sums over the ranks; a broadcast would keep rank 0's alone.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        ],
-    )
-    if accelerator.device.type == "cpu":
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
-    if config.deterministic:
-        torch.use_deterministic_algorithms(True)
-    return accelerator

@@ -46,8 +46,10 @@ def test_the_exported_model_is_the_average(tiny, tmp_path):
     trainer.fit()
     stock = VQModel.from_pretrained(tmp_path / "run/model")
     images = torch.rand(2, 3, 32, 32) * 2 - 1
-    torch.testing.assert_close(stock(images).sample, trainer.ema.model(images).sample, rtol=1e-5, atol=1e-5)
-    assert not torch.equal(stock.encoder.conv_in.weight, trainer.autoencoder.encoder.conv_in.weight)
+    torch.testing.assert_close(
+        stock(images).sample, trainer.networks.ema.model(images).sample, rtol=1e-5, atol=1e-5
+    )
+    assert not torch.equal(stock.encoder.conv_in.weight, trainer.networks.autoencoder.encoder.conv_in.weight)
 
 
 @pytest.mark.parametrize("quantizer", ["vector", "ema"])
@@ -229,7 +231,7 @@ def test_a_kl_vae(tiny_kl, tmp_path):
 
 def test_a_plain_autoencoder_decodes_the_mode(tiny_kl, tmp_path):
     trainer = Trainer(tiny_kl())
-    assert trainer.training_step.latents_shape is None
+    assert trainer.networks.step.latents_shape is None
     trainer.fit()
     posterior = (
         AutoencoderKL.from_pretrained(tmp_path / "run/model").encode(torch.rand(1, 3, 32, 32)).latent_dist
@@ -259,7 +261,7 @@ def test_a_kl_vae_resumes(tiny_kl, tmp_path):
 def test_a_diverged_run_stops_before_it_replaces_a_checkpoint(tiny, tmp_path):
     Trainer(tiny("max_steps=3")).fit()
     longer = Trainer(tiny("max_steps=6"))
-    torch.nn.init.constant_(longer.autoencoder.decoder.conv_out.bias, float("nan"))
+    torch.nn.init.constant_(longer.networks.autoencoder.decoder.conv_out.bias, float("nan"))
     with pytest.raises(RunError, match=r"diverged(?s:.*)step_000003"):
         longer.fit()
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_000003"]

@@ -1,0 +1,43 @@
+"""accelerate, as runs use it: devices, processes, precision, trackers. The only module that imports it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
+
+from latentae.config import RunConfig
+
+__all__ = ["Accelerator", "create_accelerator", "gather_object"]
+
+
+def create_accelerator(config: RunConfig) -> Accelerator:
+    """The accelerator of a run; joins the processes that a launcher started.
+
+    Raises:
+        ValueError: a tracker that is not installed, or a precision that this machine has not.
+    """
+    for tracker in config.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise ValueError(f"trackers asks for {tracker}, which is not installed: pip install {tracker}")
+    if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise ValueError("mixed_precision is fp16, which needs a GPU; use bf16 or no")
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(config.output_dir, logging_dir=config.output_dir),
+        # Codebooks and averages are kept alike by sums over the ranks; a broadcast would keep rank 0's alone.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
+    )
+    if accelerator.device.type == "cpu":
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+    return accelerator
