@@ -1,10 +1,11 @@
-"""PSNR and SSIM of 8-bit images, one value per image.
+"""PSNR, L1, SSIM and MS-SSIM of 8-bit images, one value per image.
 
 Reconstructions are judged as the images they would be saved as: clamped to [-1, 1] and rounded to 8 bits,
 with a data range of 255. Everything after that is computed in float64.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _DATA_RANGE = 255
@@ -12,6 +13,9 @@ _WINDOW_SIZE = 11
 _WINDOW_SIGMA = 1.5
 _K1 = 0.01
 _K2 = 0.03
+# Exponents of the five scales, finest first (Wang et al. 2003, section 3.2).
+_SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_MS_SSIM_SIZE = _WINDOW_SIZE * 2 ** (len(_SCALE_WEIGHTS) - 1)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -56,6 +60,24 @@ def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
     return 10 * torch.log10(_DATA_RANGE**2 / mean_squared_error)
 
 
+def l1(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference over channels and pixels, in the units of images in [-1, 1].
+
+    Args:
+        reconstruction: [B, C, H, W] in [-1, 1].
+        target: the same shape.
+
+    Returns:
+        [B], float64, in [0, 2].
+
+    Raises:
+        ValueError: as `psnr`.
+    """
+    _validate(reconstruction, target)
+    difference = to_uint8(reconstruction).double() - to_uint8(target).double()
+    return difference.abs().mean(dim=(1, 2, 3)) / (_DATA_RANGE / 2)
+
+
 def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of Wang et al. 2004 (doi:10.1109/TIP.2003.819861), equations 13 and 17.
 
@@ -83,18 +105,58 @@ def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
         )
     # One image at a time stays in the processor's cache: twice as fast as a whole batch.
     pairs = zip(to_uint8(reconstruction), to_uint8(target), strict=True)
-    return torch.stack([_mean_similarity(x.double(), y.double()) for x, y in pairs])
+    return torch.stack([_similarity(x.double(), y.double())[0] for x, y in pairs])
 
 
-def _mean_similarity(x: Tensor, y: Tensor) -> Tensor:
+def ms_ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """SSIM over five scales (Wang, Simoncelli & Bovik 2003, doi:10.1109/ACSSC.2003.1292216), equation 7.
+
+    Contrast and structure at each scale, luminance at the coarsest, each a mean over channels and over the
+    positions at which the window lies inside the image; a scale is the one before averaged over 2×2 pixels.
+    Negative means count as 0. (torchmetrics has the luminance's mean run over mirrored borders too, which
+    makes a difference of about 1e-4.)
+
+    Args:
+        reconstruction: [B, C, H, W] in [-1, 1], at least 176×176 pixels.
+        target: the same shape.
+
+    Returns:
+        [B], float64, in [0, 1]; 1 for equal images.
+
+    Raises:
+        ValueError: as `ssim`.
+    """
+    _validate(reconstruction, target)
+    if min(reconstruction.shape[2:]) < _MS_SSIM_SIZE:
+        height, width = reconstruction.shape[2:]
+        raise ValueError(
+            f"images are {height} x {width}: MS-SSIM needs at least {_MS_SSIM_SIZE} pixels a side, five "
+            "scales of its window"
+        )
+    pairs = zip(to_uint8(reconstruction), to_uint8(target), strict=True)
+    return torch.stack([_multiscale_similarity(x.double(), y.double()) for x, y in pairs])
+
+
+def _multiscale_similarity(x: Tensor, y: Tensor) -> Tensor:
+    result = torch.ones((), dtype=x.dtype, device=x.device)
+    for scale, weight in enumerate(_SCALE_WEIGHTS, start=1):
+        similarity, contrast = _similarity(x, y)
+        part = similarity if scale == len(_SCALE_WEIGHTS) else contrast
+        result = result * part.clamp(min=0) ** weight
+        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+    return result
+
+
+def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of the similarity and of its contrast-and-structure factor."""
     c1, c2 = (_K1 * _DATA_RANGE) ** 2, (_K2 * _DATA_RANGE) ** 2
     # σx² and σy² enter by their sum only, so four moments do.
     moments = _window_mean(_window_mean(torch.stack([x, y, x * x + y * y, x * y]), dim=-1), dim=-2)
     mean_x, mean_y, mean_squares, mean_product = moments
     product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
     covariance, variances = mean_product - product, mean_squares - squares
-    similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
-    return similarity.mean()
+    contrast = (2 * covariance + c2) / (variances + c2)
+    return ((2 * product + c1) / (squares + c1) * contrast).mean(), contrast.mean()
 
 
 def _window_mean(planes: Tensor, dim: int) -> Tensor:

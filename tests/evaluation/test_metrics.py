@@ -5,8 +5,9 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-from latentae.evaluation.metrics import psnr, ssim, to_uint8
+from latentae.evaluation.metrics import l1, ms_ssim, psnr, ssim, to_uint8
 
 
 def from_uint8(levels: Tensor) -> Tensor:
@@ -123,3 +124,45 @@ def test_images_smaller_than_ssim_s_window_are_refused() -> None:
     images = torch.zeros(1, 3, 16, 10)
     with pytest.raises(ValueError, match="images are 16 x 10: SSIM needs at least 11 pixels a side"):
         ssim(images, images)
+
+
+def test_l1_by_hand() -> None:
+    target = torch.zeros(2, 1, 2, 2)
+    reconstruction = torch.tensor([0.5, -1.0])[:, None, None, None].expand(2, 1, 2, 2)
+    expected = [(191 - 128) / 127.5, 128 / 127.5]  # 0 is level 128, 0.5 level 191
+    assert l1(reconstruction, target).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ms_ssim_is_of_torchmetrics_contrast_and_scikit_images_similarity(channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(3, channels, 12, 12, generator=generator) * 255
+    target = torch.nn.functional.interpolate(coarse, size=(200, 180), mode="bicubic").clamp(0, 255)
+    strength = torch.tensor([3.0, 30.0, 120.0]).view(3, 1, 1, 1)
+    noisy = (target + torch.randn(target.shape, generator=generator) * strength).clamp(0, 255)
+    pair = [levels.round().byte() for levels in (noisy, target)]
+    x, y = (levels.double() for levels in pair)
+    expected = torch.ones(3, dtype=torch.float64)
+    for weight in (0.0448, 0.2856, 0.3001, 0.2363):
+        _, contrast = structural_similarity_index_measure(
+            x, y, data_range=255.0, reduction="none", return_contrast_sensitivity=True
+        )
+        expected *= contrast.clamp(min=0) ** weight
+        x, y = (torch.nn.functional.avg_pool2d(images, 2) for images in (x, y))
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    last = [
+        structural_similarity(a.numpy(), b.numpy(), channel_axis=0, **options)
+        for a, b in zip(x, y, strict=True)
+    ]
+    theirs = expected * torch.tensor(last).clamp(min=0) ** 0.1333
+    ours = ms_ssim(*(from_uint8(levels) for levels in pair))
+    np.testing.assert_allclose(ours, theirs, atol=1e-7)
+    assert ours[0] > 0.9 > ours[2]
+
+
+def test_ms_ssim_of_equal_and_of_opposite_images() -> None:
+    image = torch.rand(1, 1, 176, 176, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert ms_ssim(image, image).item() == pytest.approx(1)
+    assert ms_ssim(-image, image).item() == 0
+    with pytest.raises(ValueError, match="MS-SSIM needs at least 176 pixels"):
+        ms_ssim(image[..., 1:], image[..., 1:])

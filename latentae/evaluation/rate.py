@@ -1,0 +1,111 @@
+"""What a latent costs in bits: the other side of distortion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentae.losses.divergences import forward_kl
+
+
+def kl_bits_per_pixel(mean: Tensor, log_variance: Tensor, height: int, width: int) -> Tensor:
+    """KL(q(z|x) ‖ N(0, I)) of each image in bits per pixel of the image.
+
+    The bits that bits-back coding spends on a latent under the prior (arXiv 1901.04866); for a model trained
+    with a tiny KL weight a large number that says how far its latents are from that prior.
+
+    Args:
+        mean, log_variance: [B, c, h, w] of the posterior.
+        height, width: of the images, in pixels.
+
+    Returns:
+        [B] float64.
+    """
+    nats = forward_kl(mean.double(), log_variance.double()).sum(dim=(1, 2, 3))
+    return nats / (math.log(2) * height * width)
+
+
+@dataclass(frozen=True)
+class CodeRate:
+    """What the codes of some images cost, and how well their table is used.
+
+    Attributes:
+        bits_per_pixel: tokens · log2 K a pixel, what fixed-length codes take.
+        entropy_bits_per_pixel: tokens · H a pixel, with H the entropy of the code frequencies in bits.
+        usage: share of the codes that occurred.
+        perplexity: 2^H, in [1, K]. With several tables usage and perplexity are the means over them.
+    """
+
+    bits_per_pixel: float
+    entropy_bits_per_pixel: float
+    usage: float
+    perplexity: float
+
+
+class CodeMeter:
+    """How often each code occurs, over all images; counts are whole numbers, so order does not matter.
+
+    Args:
+        num_codes: K, of each table.
+        depth: tables that a position is coded with: 1, or the depth of a residual or grouped quantizer.
+    """
+
+    def __init__(self, num_codes: int, depth: int = 1) -> None:
+        self.counts = torch.zeros(depth, num_codes, dtype=torch.int64)
+        self.pixels = 0
+
+    @torch.no_grad()
+    def add(self, indices: Tensor, height: int, width: int) -> None:
+        """Takes indices [B, h, w], or [B, depth, h, w], of images of that size.
+
+        Raises:
+            ValueError: another depth, or an index outside the table.
+        """
+        depth, num_codes = self.counts.shape
+        indices = (indices if indices.ndim == 4 else indices[:, None]).cpu()
+        if indices.shape[1] != depth:
+            raise ValueError(f"indices are of {indices.shape[1]} tables, but the meter is of {depth}")
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < num_codes:
+            raise ValueError(f"indices reach outside the {num_codes} codes")
+        for table in range(depth):
+            self.counts[table] += torch.bincount(indices[:, table].flatten(), minlength=num_codes)
+        self.pixels += len(indices) * height * width
+
+    def merge(self, other: CodeMeter) -> None:
+        """Takes in what another one has seen."""
+        self.counts = self.counts + other.counts
+        self.pixels += other.pixels
+
+    def result(self) -> CodeRate:
+        """The rate over what was seen so far.
+
+        Raises:
+            ValueError: nothing was.
+        """
+        if not self.pixels:
+            raise ValueError("there are no codes to measure")
+        tokens = self.counts.sum(dim=1, keepdim=True)
+        frequencies = self.counts.double() / tokens
+        entropies = -torch.special.xlogy(frequencies, frequencies).sum(dim=1) / math.log(2)
+        per_pixel = tokens[:, 0].double() / self.pixels
+        return CodeRate(
+            bits_per_pixel=(per_pixel * math.log2(self.counts.shape[1])).sum().item(),
+            entropy_bits_per_pixel=(per_pixel * entropies).sum().item(),
+            usage=(self.counts > 0).double().mean().item(),
+            perplexity=entropies.exp2().mean().item(),
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything as tensors, to store; ``from_state`` undoes it."""
+        return {"counts": self.counts, "pixels": torch.tensor(self.pixels)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> CodeMeter:
+        """What ``state`` was called on."""
+        depth, num_codes = state["counts"].shape
+        meter = cls(num_codes, depth)
+        meter.counts, meter.pixels = state["counts"], int(state["pixels"])
+        return meter

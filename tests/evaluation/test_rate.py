@@ -1,0 +1,51 @@
+import math
+
+import pytest
+import torch
+
+from latentae.evaluation.rate import CodeMeter, kl_bits_per_pixel
+
+
+def test_kl_by_hand():
+    mean, log_variance = torch.tensor([0.0, 2.0]).view(2, 1, 1, 1), torch.zeros(2, 1, 1, 1)
+    assert kl_bits_per_pixel(mean, log_variance, 2, 4).tolist() == pytest.approx([0, 2 / math.log(2) / 8])
+
+
+def test_codes_by_hand():
+    meter = CodeMeter(num_codes=4)
+    meter.add(torch.tensor([[[0, 0], [1, 1]]]), 4, 4)
+    rate = meter.result()
+    assert rate.bits_per_pixel == 4 * 2 / 16
+    assert rate.entropy_bits_per_pixel == pytest.approx(4 * 1 / 16)
+    assert rate.usage == 0.5
+    assert rate.perplexity == pytest.approx(2)
+
+
+def test_several_tables():
+    meter = CodeMeter(num_codes=2, depth=2)
+    meter.add(torch.tensor([[[[0, 1]], [[1, 1]]]]), 2, 4)
+    rate = meter.result()
+    assert rate.bits_per_pixel == 2 * 2 / 8
+    assert rate.entropy_bits_per_pixel == pytest.approx(2 / 8)
+    assert rate.usage == 0.75
+    assert rate.perplexity == pytest.approx(1.5)
+
+
+def test_pieces_merge_and_survive_storage():
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.randint(0, 7, (6, 2, 3), generator=generator)
+    whole, left, right = CodeMeter(8), CodeMeter(8), CodeMeter(8)
+    whole.add(indices, 4, 6)
+    left.add(indices[:2], 4, 6)
+    right.add(indices[2:], 4, 6)
+    left.merge(CodeMeter.from_state(right.state()))
+    assert left.result() == whole.result()
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="no codes"):
+        CodeMeter(2).result()
+    with pytest.raises(ValueError, match="outside the 2 codes"):
+        CodeMeter(2).add(torch.tensor([[[2]]]), 1, 1)
+    with pytest.raises(ValueError, match="of 1 tables, but the meter is of 2"):
+        CodeMeter(2, depth=2).add(torch.tensor([[[0]]]), 1, 1)
