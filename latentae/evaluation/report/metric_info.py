@@ -1,0 +1,68 @@
+"""What each metric is called, what it means, and which way is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """How a metric is shown.
+
+    Attributes:
+        label: its usual name.
+        unit: after the number, such as ``dB``; "" for none.
+        digits: after the decimal point.
+        better: which way; None where neither is.
+        meaning: one line for a reader who does not know it.
+    """
+
+    label: str
+    unit: str
+    digits: int
+    better: Literal["higher", "lower"] | None
+    meaning: str
+
+
+METRICS: dict[str, MetricInfo] = {
+    "rfid": MetricInfo(
+        "rFID", "", 3, "lower", "Fréchet distance of InceptionV3 features, reconstructions to originals"
+    ),
+    "fd_vgg16": MetricInfo(
+        "FD-VGG16", "", 3, "lower", "Fréchet distance of VGG16 features; on a scale of its own, no FID"
+    ),
+    "kid": MetricInfo(
+        "KID",
+        "",
+        5,
+        "lower",
+        "Kernel distance of InceptionV3 features; the range is its deviation over subsets",
+    ),
+    "lpips_alex": MetricInfo("LPIPS (alex)", "", 4, "lower", "Learned perceptual distance, AlexNet"),
+    "lpips_vgg": MetricInfo("LPIPS (vgg)", "", 4, "lower", "Learned perceptual distance, VGG16"),
+    "psnr": MetricInfo("PSNR", "dB", 2, "higher", "Peak signal-to-noise ratio, mean over images"),
+    "ssim": MetricInfo("SSIM", "", 4, "higher", "Structural similarity"),
+    "ms_ssim": MetricInfo("MS-SSIM", "", 4, "higher", "Structural similarity over five scales"),
+    "l1": MetricInfo("L1", "", 4, "lower", "Mean absolute difference, of images in [-1, 1]"),
+    "bits_per_pixel": MetricInfo(
+        "code bits/px", "", 4, "lower", "Fixed-length codes: tokens · log₂ K a pixel"
+    ),
+    "entropy_bits_per_pixel": MetricInfo(
+        "entropy bits/px", "", 4, "lower", "The entropy of the code frequencies, a pixel"
+    ),
+    "kl_bits_per_pixel": MetricInfo("KL bits/px", "", 3, None, "KL(q‖N(0, I)) a pixel"),
+    "codebook_usage": MetricInfo("codes in use", "", 3, "higher", "Share of the codes that occur"),
+    "codebook_perplexity": MetricInfo(
+        "perplexity", "", 1, "higher", "2 to the entropy of the code frequencies"
+    ),
+    "cycle_psnr_2": MetricInfo("PSNR, 2 rounds", "dB", 2, "higher", "After encoding and decoding twice"),
+    "cycle_psnr_5": MetricInfo("PSNR, 5 rounds", "dB", 2, "higher", "After encoding and decoding five times"),
+    "cycle_psnr_10": MetricInfo(
+        "PSNR, 10 rounds", "dB", 2, "higher", "After encoding and decoding ten times"
+    ),
+    "images_per_second": MetricInfo(
+        "images/s", "", 1, "higher", "Encoding and decoding, on the machine named in the protocol"
+    ),
+}
+"""In the order in which reports show them."""
