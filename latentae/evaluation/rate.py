@@ -74,10 +74,11 @@ class CodeMeter:
             self.counts[table] += torch.bincount(indices[:, table].flatten(), minlength=num_codes)
         self.pixels += len(indices) * height * width
 
-    def merge(self, other: CodeMeter) -> None:
-        """Takes in what another one has seen."""
+    def merge(self, other: CodeMeter) -> CodeMeter:
+        """Takes in what another one has seen; returns itself."""
         self.counts = self.counts + other.counts
         self.pixels += other.pixels
+        return self
 
     def result(self) -> CodeRate:
         """The rate over what was seen so far.

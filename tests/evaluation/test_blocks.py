@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from latentae.evaluation.blocks import BLOCK_SIZE, ImageBlocks, block_loader
+from latentae.evaluation.protocol import PROTOCOLS
+
+
+def test_blocks_hold_every_image_once_in_order(source):
+    blocks = ImageBlocks(source, PROTOCOLS["native"], 3)
+    found = [index for block in block_loader(blocks, [0, 1, 2]) for index in block.indices]
+    assert found == list(range(70))
+    assert [len(blocks[number].images) for number in range(len(blocks))] == [BLOCK_SIZE, BLOCK_SIZE, 6]
+    assert blocks[2].names[-1] == "069.png"
+
+
+def test_workers_change_nothing(source):
+    blocks = ImageBlocks(source, PROTOCOLS["native"], 3)
+    alone, shared = (list(block_loader(blocks, [2, 0], workers)) for workers in (0, 2))
+    assert [block.number for block in shared] == [2, 0]
+    for a, b in zip(alone, shared, strict=True):
+        assert all(map(torch.equal, a.images, b.images))
+
+
+def test_a_limit_is_spread_over_the_source(source):
+    blocks = ImageBlocks(source, PROTOCOLS["native"], 3, limit=7)
+    assert blocks[0].indices == [0, 10, 20, 30, 40, 50, 60]
+    assert blocks.list_sha256 != ImageBlocks(source, PROTOCOLS["native"], 3).list_sha256
+    with pytest.raises(ValueError, match="limit is 0"):
+        ImageBlocks(source, PROTOCOLS["native"], 3, limit=0)
+
+
+def test_what_cannot_be_read_is_named(source, image_folder):
+    (image_folder / "001.png").write_bytes(b"no picture")
+    block = ImageBlocks(source, PROTOCOLS["native"], 3)[0]
+    assert 1 not in block.indices
+    assert len(block.unreadable) == 1
+    assert "001.png" in block.unreadable[0]

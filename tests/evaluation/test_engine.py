@@ -1,0 +1,106 @@
+import pytest
+import torch
+
+from latentae.evaluation.blocks import ImageBlocks
+from latentae.evaluation.engine import Evaluation, Settings
+from latentae.evaluation.metrics import psnr
+from latentae.evaluation.protocol import PROTOCOLS
+from latentae.evaluation.subject import Subject
+
+
+@pytest.fixture
+def evaluate(source, measures, models, tmp_path):
+    def run(*names, work="work", limit=None, **settings):
+        subjects = [Subject(name, name, models[name]) for name in names or models]
+        blocks = ImageBlocks(source, PROTOCOLS["native"], 3, limit)
+        said = []
+        evaluation = Evaluation(
+            blocks, measures, Settings(**settings), tmp_path / work, torch.device("cpu"), said.append
+        )
+        return evaluation.run(subjects), said
+
+    return run
+
+
+def test_each_image_counts_once(evaluate, source, models):
+    (kl, vq), _ = evaluate()
+    assert kl.indices.tolist() == list(range(70))
+    images = torch.stack([PROTOCOLS["native"](source.load(i, 3)) for i in range(70)])
+    with torch.no_grad():
+        expected = psnr(models["kl"](images).sample, images)
+    assert kl.metrics["psnr"].value == pytest.approx(expected.mean().item(), rel=1e-6)
+    assert kl.metrics["psnr"].low < kl.metrics["psnr"].value < kl.metrics["psnr"].high
+    assert {"rfid", "kid", "lpips_alex", "l1", "ssim", "kl_bits_per_pixel", "cycle_psnr_10"} <= set(
+        kl.metrics
+    )
+    assert "kl_bits_per_pixel" not in vq.metrics
+    assert vq.metrics["bits_per_pixel"].value == pytest.approx(4 / 4)
+    assert len(kl.latents["kurtosis"]) == 4
+
+
+def test_the_batch_size_does_not_matter(evaluate):
+    (small,), _ = evaluate("kl", work="a", batch_size=3)
+    (large,), _ = evaluate("kl", work="b", batch_size=32)
+    for name, value in small.metrics.items():
+        # After several rounds a level that rounded the other way has grown.
+        if name != "images_per_second" and not name.startswith("cycle_"):
+            assert value.value == pytest.approx(large.metrics[name].value, rel=1e-5, abs=1e-3), name
+
+
+def test_an_interrupted_evaluation_goes_on(evaluate, models, tmp_path):
+    (whole,), _ = evaluate("kl")
+    shards = sorted((tmp_path / "work").rglob("*.safetensors"))
+    assert len(shards) == 3
+    shards[1].unlink()
+    shards[2].write_bytes(shards[2].read_bytes()[:100])
+    before = shards[0].stat().st_mtime_ns
+    (again,), said = evaluate("kl")
+    assert shards[0].stat().st_mtime_ns == before
+    assert "1 of 3 blocks are measured already" in said
+    for name, value in whole.metrics.items():
+        if name != "images_per_second":
+            assert value == again.metrics[name]
+
+
+def test_originals_are_seen_by_the_networks_once(evaluate, measures):
+    evaluate("kl", batch_size=32)
+    first = measures.features["inception"].calls
+    assert first == 2 * 3
+    evaluate("vq", batch_size=32)
+    assert measures.features["inception"].calls == first + 3
+
+
+def test_another_model_under_the_name_is_measured_anew(evaluate, models):
+    (before,), _ = evaluate("kl")
+    torch.nn.init.zeros_(models["kl"].decoder.conv_out.weight)
+    (after,), said = evaluate("kl")
+    assert not any("already" in text for text in said)
+    assert after.metrics["psnr"] != before.metrics["psnr"]
+
+
+def test_unreadable_images_are_left_out_and_said(evaluate, image_folder):
+    (image_folder / "005.png").write_bytes(b"")
+    (kl,), said = evaluate("kl")
+    assert len(kl.indices) == 69
+    assert 5 not in kl.indices
+    assert any("005.png" in text for text in said)
+
+
+def test_metrics_that_images_are_too_small_for_are_left_out(evaluate):
+    (kl,), _ = evaluate("kl")
+    assert "ms_ssim" not in kl.metrics
+    assert "MS-SSIM left out: 70 of 70 images are too small for it" in kl.remarks
+
+
+def test_few_images_are_warned_of(evaluate):
+    (few,), _ = evaluate("kl", limit=5)
+    assert any("5 images and 7 features" in remark for remark in few.remarks)
+    (more,), _ = evaluate("kl")
+    assert any("biased upwards" in remark for remark in more.remarks)
+
+
+def test_no_readable_image(evaluate, image_folder):
+    for file in image_folder.iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="none could be read"):
+        evaluate("kl")
