@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latentae import distributed
 from latentae.evaluation.metrics import psnr, ssim, to_uint8
-from latentae.quantizers import codebook_health
+from latentae.quantizers import Quantizer, code_counts, codebook_health
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,8 +50,11 @@ def evaluate_reconstruction(
         ValueError: no images.
     """
     rows: list[Tensor] = []
-    num_codes: int | None = getattr(getattr(autoencoder, "quantize", None), "num_codes", None)
-    counts = torch.zeros(num_codes or 0, dtype=torch.int64, device=device)
+    quantizer: Quantizer | None = getattr(autoencoder, "quantize", None)
+    counts: Tensor | None = None
+    if quantizer is not None:
+        depth = () if quantizer.depth is None else (quantizer.depth,)
+        counts = torch.zeros(*depth, quantizer.num_codes, dtype=torch.int64, device=device)
     for batch in batches:
         images = batch["images"].to(device)
         output = autoencoder(images)
@@ -62,8 +65,8 @@ def evaluate_reconstruction(
             lpips(reconstructions, originals).double(),
         ]
         rows.append(torch.stack([batch["indices"].to(device).double(), *values], dim=1))
-        if num_codes:
-            counts += torch.bincount(output.indices.flatten(), minlength=num_codes)
+        if quantizer is not None and counts is not None:
+            counts += code_counts(output.indices, quantizer.num_codes)
 
     own = torch.cat(rows) if rows else torch.zeros(0, 4, dtype=torch.float64, device=device)
     table = distributed.all_gather_concat(own)
@@ -72,7 +75,7 @@ def evaluate_reconstruction(
     # Summed in the images' own order, the means do not depend on how many ranks shared the work.
     mean_psnr, mean_ssim, mean_lpips = table[table[:, 0].argsort()][:, 1:].mean(dim=0).tolist()
     quality = ReconstructionQuality(psnr=mean_psnr, ssim=mean_ssim, lpips=mean_lpips, images=len(table))
-    if num_codes:
+    if counts is not None:
         health = codebook_health(distributed.all_reduce_sum(counts))
         quality.codebook_usage, quality.codebook_perplexity = health.usage, health.perplexity
     return quality

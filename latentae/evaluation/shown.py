@@ -1,0 +1,95 @@
+"""Which images a report shows, and their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentae.evaluation.assembly import Assembled
+from latentae.evaluation.blocks import ImageBlocks
+from latentae.evaluation.metrics import to_uint8
+from latentae.evaluation.pictures import picture_grid, save_png
+from latentae.evaluation.report.results import Picture
+from latentae.evaluation.subject import Subject
+
+_WORST = 16
+_OTHERS = 8
+
+
+def choose_pictures(results: dict[str, Assembled], seed: int = 0) -> dict[int, list[str]]:
+    """Image → why it is shown: the worst of each model, the middling of the first, and some at random.
+
+    Worst by LPIPS where it was measured, else by PSNR; in the order worst, median, random.
+
+    Args:
+        results: model → its numbers, all of the same images.
+        seed: of the random ones.
+    """
+    first = next(iter(results.values()))
+    reasons: dict[int, list[str]] = {}
+    for name, result in results.items():
+        for position in _from_worst(result)[:_WORST].tolist():
+            reasons.setdefault(int(result.indices[position]), []).append(f"worst of {name}")
+    order = _from_worst(first)
+    middle = order[max(0, len(order) // 2 - _OTHERS // 2) :][:_OTHERS]
+    for position in middle.tolist():
+        reasons.setdefault(int(first.indices[position]), []).append("median")
+    count = min(_OTHERS, len(first.indices))
+    draws = np.random.default_rng(seed).choice(len(first.indices), count, replace=False)
+    for position in sorted(draws.tolist()):
+        reasons.setdefault(int(first.indices[position]), []).append("random")
+    return reasons
+
+
+@torch.no_grad()
+def save_pictures(
+    reasons: dict[int, list[str]],
+    blocks: ImageBlocks,
+    subjects: Sequence[Subject],
+    results: dict[str, Assembled],
+    folder: Path,
+    device: torch.device,
+) -> list[Picture]:
+    """Writes the originals and reconstructions as PNGs into ``folder/pictures``.
+
+    Returns:
+        what the report holds of them, in the order of ``reasons``.
+    """
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for index, why in reasons.items():
+        original = blocks.protocol(blocks.source.load(index, blocks.channels))
+        files = {"": f"pictures/{index:06d}.png"}
+        _save(original, folder / files[""])
+        values = {}
+        for number, subject in enumerate(subjects):
+            files[subject.name] = f"pictures/{index:06d}_{number}.png"
+            _save(subject(original[None].to(device)).sample[0], folder / files[subject.name])
+            values[subject.name] = _values(results[subject.name], index)
+        reconstructions = {name: file for name, file in files.items() if name}
+        pictures.append(Picture(index, blocks.source.name(index), why, files[""], reconstructions, values))
+    return pictures
+
+
+def _from_worst(result: Assembled) -> Tensor:
+    """Positions of the images, the worst first."""
+    lpips = next((values for name, values in result.values.items() if name.startswith("lpips")), None)
+    return (-result.values["psnr"] if lpips is None else lpips).argsort(descending=True, stable=True)
+
+
+def _values(result: Assembled, index: int) -> dict[str, float]:
+    position = int((result.indices == index).nonzero()[0])
+    return {
+        name: values[position].item()
+        for name, values in result.values.items()
+        if not values[position].isnan() and not name.startswith("cycle_")
+    }
+
+
+def _save(image: Tensor, path: Path) -> None:
+    shown = to_uint8(image)[None, None].float().cpu() / 127.5 - 1
+    save_png(picture_grid(shown, border=0), path)
