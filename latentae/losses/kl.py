@@ -6,36 +6,48 @@ from typing import Any
 
 from torch import Tensor
 
+from latentae.losses.divergences import Divergence, forward_kl
+from latentae.losses.free_bits import FreeBits
+from latentae.losses.kl_schedule import KLSchedule, constant
+
 
 class KLRegulariser:
-    """weight · KL / (C·H·W), the mean over a batch: in the units of losses that are means per value.
+    """weight · divergence / (C·H·W), the mean over a batch: in the units of losses that are means per value.
 
     Latent diffusion weighs a KL summed over latents against a reconstruction loss summed over the image;
     divided by the number of the image's values, both sides keep that balance. (A mean reconstruction loss
     beside 1e-6 times a summed KL, as several trainers have it, is some 10^5 times stronger.)
 
     Args:
-        weight: in latent diffusion's convention; Stable Diffusion has 1e-6.
+        weight: in latent diffusion's convention; Stable Diffusion has 1e-6. Beside a likelihood, 1 makes the
+            sum the negative ELBO per value.
+        schedule: the share of the weight at each step.
+        divergence: of the posterior and N(0, I); the ELBO has KL(q ‖ p).
+        free_bits: the divergence that costs nothing; None: there is none.
     """
 
-    def __init__(self, weight: float) -> None:
+    def __init__(
+        self,
+        weight: float,
+        *,
+        schedule: KLSchedule = constant,
+        divergence: Divergence = forward_kl,
+        free_bits: FreeBits | None = None,
+    ) -> None:
         self.weight = weight
+        self.schedule = schedule
+        self.divergence = divergence
+        self.free_bits = free_bits
+
+    def weight_at(self, step: int) -> float:
+        """The weight of optimizer step ``step``, counted from 0."""
+        return self.weight * self.schedule(step)
 
     def __call__(self, output: Any, step: int = 0) -> dict[str, Tensor]:
         """``kl``, a scalar, of an output with ``mean``, ``log_variance`` and ``sample`` [B, C, H, W]."""
-        values = output.sample[0].numel()
-        divergence = kl_to_standard_normal(output.mean, output.log_variance).mean()
-        return {"kl": self.weight * divergence / values}
-
-
-def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(μ, σ²) ‖ N(0, I)) = ½ Σ (μ² + σ² − 1 − log σ²), in nats.
-
-    Args:
-        mean, log_variance: [B, c, h, w]; computed in float32 at least.
-
-    Returns:
-        [B], summed over each image's latents.
-    """
-    mean, log_variance = (x if x.element_size() >= 4 else x.float() for x in (mean, log_variance))
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3))
+        divergence = self.divergence(output.mean, output.log_variance)
+        if self.free_bits is None:
+            nats = divergence.sum(dim=(1, 2, 3)).mean()
+        else:
+            nats = self.free_bits(divergence)
+        return {"kl": self.weight_at(step) * nats / output.sample[0].numel()}
