@@ -1,5 +1,6 @@
-"""Discriminators: networks that tell images from reconstructions."""
+"""Discriminators: networks that tell images from reconstructions, and what they are shown of them."""
 
+from latentae.discriminators.augmentation import DiffAugment
 from latentae.discriminators.patchgan import PatchGAN
 
-__all__ = ["PatchGAN"]
+__all__ = ["DiffAugment", "PatchGAN"]

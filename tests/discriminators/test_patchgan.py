@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from latentae import discriminators
 from latentae.discriminators import PatchGAN
 
 
@@ -22,10 +23,20 @@ def test_a_logit_sees_seventy_pixels():
     assert rows[-1] - rows[0] + 1 == 70
 
 
-def test_no_batch_statistics():
-    modules = list(PatchGAN(3, base_channels=16).modules())
-    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
-    discriminator = PatchGAN(3, base_channels=16)
+NETWORKS = [
+    member
+    for member in (getattr(discriminators, name) for name in discriminators.__all__)
+    if issubclass(member, nn.Module)
+]
+
+
+@pytest.mark.parametrize("norm", ["group", "spectral", "none"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_no_batch_statistics(network, norm):
+    """Of any discriminator: they would mix real with fake images, and differ between ranks."""
+    discriminator = network(3, base_channels=16, norm=norm)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in discriminator.modules())
+    discriminator.apply(lambda module: module.eval() if "parametri" in type(module).__module__ else None)
     images = torch.randn(4, 3, 64, 64)
     torch.testing.assert_close(discriminator(images)[:1], discriminator(images[:1]), rtol=1e-4, atol=1e-6)
 

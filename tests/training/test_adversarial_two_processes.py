@@ -1,0 +1,84 @@
+"""Runs with every stabiliser of the adversarial game: two ranks equal one, resumed equals uninterrupted."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from latentae.training.trainer import Trainer
+from tests.processes import launch
+
+# The discriminator learns at steps 1, 3 and 5; its slope is penalised at the first and the last of these.
+EVERYTHING = [
+    "max_steps=6",
+    "checkpoint_every=3",
+    "log_every=1",
+    "model.quantizer.revive_after=null",
+    "loss.adversarial.type=non_saturating",
+    "loss.adversarial.ramp_steps=3",
+    "loss.adversarial.min_adaptive_weight=0.01",
+    "loss.adversarial.lecam={weight: 0.3, decay: 0.7}",
+    "discriminator.update_every=2",
+    "discriminator.augment=[color, translation, cutout]",
+    "discriminator.r1={weight: 1.0, every: 2}",
+]
+
+
+def state(run):
+    """The discriminator's weights, and the averages of its logits."""
+    folder = run / "checkpoints/step_000006"
+    objects = [torch.load(path) for path in sorted(folder.glob("custom_checkpoint_*.pkl"))]
+    (lecam,) = [values for values in objects if "averages" in values]
+    return load_file(folder / "model.safetensors"), load_file(folder / "model_1.safetensors"), lecam
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_equal_one(tiny, tmp_path):
+    shared = [*EVERYTHING, "gradient_accumulation_steps=2"]
+    # Adam divides by the gradient's size, which turns the rounding of a tiny one into a whole step.
+    shared += ["optimizer.epsilon=1.0e-3", "discriminator.optimizer.epsilon=1.0e-3"]
+    Trainer(tiny(*shared, "batch_size=4", f"output_dir={tmp_path}/one")).fit()
+    shared += ["batch_size=2", f"output_dir={tmp_path}/two"]
+    launch("scripts/train_vqgan.py", 2, "--config", str(tiny.file), *shared)
+
+    for one, two in zip(state(tmp_path / "one"), state(tmp_path / "two"), strict=True):
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert ["r1" in line for line in one] == [False, True, False, False, False, True]
+    assert [line.get("lecam", -1) > 0 for line in one] == [False, False, False, True, False, True]
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ours.keys() - {"images_per_second"}:
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path):
+    changes = [*EVERYTHING, "optimizer.schedule=constant"]
+    Trainer(tiny(*changes, f"output_dir={tmp_path}/whole")).fit()
+    Trainer(tiny(*changes, f"output_dir={tmp_path}/parts", "max_steps=3")).fit()
+    Trainer(tiny(*changes, f"output_dir={tmp_path}/parts")).fit()
+    for whole, parts in zip(state(tmp_path / "whole"), state(tmp_path / "parts"), strict=True):
+        assert whole.keys() == parts.keys()
+        for name, value in whole.items():
+            assert torch.equal(value, parts[name]), name
+    assert state(tmp_path / "parts")[2]["started"]
+
+
+def test_the_run_says_what_the_watch_finds(tiny, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    class Watch:
+        def see(self, means):
+            seen.append(means)
+            return "the discriminator is asleep" if len(seen) == 2 else None
+
+    monkeypatch.setattr("latentae.training.trainer.AdversaryWatch", Watch)
+    Trainer(tiny("max_steps=3", "log_every=1", f"output_dir={tmp_path}/run")).fit()
+    assert "".join(capsys.readouterr()).count("the discriminator is asleep") == 1
+    assert ["logit_gap" in means for means in seen] == [False, True, True]

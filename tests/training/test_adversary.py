@@ -1,0 +1,197 @@
+"""What the discriminator learns, against its plain formulation in float64."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.textbook import Extras, textbook_step
+from latentae.discriminators import DiffAugment
+from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
+from latentae.losses.gradient_penalty import R1
+from latentae.losses.lecam import LeCAM
+from latentae.training.adversary import Adversary
+from latentae.training.randomness import StepRandomness
+from latentae.training.step import TrainingStep
+from tests.training.small_networks import assert_same_gradients, gradients, small_networks
+
+POLICY = ["color", "translation", "cutout"]
+
+
+def make_images(batch=2):
+    return torch.rand(batch, 3, 16, 16, dtype=torch.float64) * 2 - 1
+
+
+def augmented(policy, randomness, purpose):
+    """The textbook draws for itself: all it shares with the step is where the numbers come from."""
+    augment = DiffAugment(policy)
+    return lambda images: augment(images, randomness.uniform(purpose, len(images), augment.num_draws))
+
+
+def lecam_at(weight, real, fake):
+    lecam = LeCAM(weight).double()
+    lecam.observe(torch.tensor(real), torch.tensor(fake))
+    lecam.commit()
+    return lecam
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("extra", ["augmentation", "lecam", "r1", "all", "all before the autoencoder"])
+def test_gradients_equal_the_textbook(extra, accumulation, reuse):
+    autoencoder, discriminator, objective = small_networks()
+    every, start = extra.startswith("all"), 10 if "before" in extra else 0
+    terms = AdversarialTerms(
+        ADVERSARIAL_LOSSES["non_saturating"], weight=0.7, start_step=start, discriminator_warmup_steps=10
+    )
+    adversary = Adversary(
+        discriminator,
+        terms,
+        augmentation=DiffAugment(POLICY) if every or extra == "augmentation" else None,
+        lecam=lecam_at(0.3, 0.2, -0.1) if every or extra == "lecam" else None,
+        r1=R1(weight=4.0, every=2) if every or extra == "r1" else None,
+        reuse_forward=reuse,
+    )
+    micro_batches = [make_images() for _ in range(accumulation)]
+    expected = copy.deepcopy((autoencoder, discriminator))
+    step = TrainingStep(autoencoder, autoencoder.last_layer, objective, adversary)
+    step.backward = lambda loss: (loss / accumulation).backward()
+    for number, images in enumerate(micro_batches):
+        randomness = StepRandomness(7, 4, number)
+        extras = Extras()
+        if adversary.augmentation is not None:
+            extras.augment_images = augmented(POLICY, randomness, "augmented images")
+            extras.augment_reconstruction = augmented(POLICY, randomness, "augmented reconstruction")
+        if adversary.lecam is not None:
+            extras.lecam = (0.3, *adversary.lecam.averages.tolist())
+        if adversary.r1 is not None:
+            extras.r1 = 8.0  # γ times k: the fifth update is one of every second's
+        textbook_step(*expected, objective, terms, images, 4, accumulation, extras)
+        step(images, randomness)
+    assert_same_gradients(gradients(autoencoder, discriminator), gradients(*expected))
+
+
+def test_the_penalty_is_lazy():
+    autoencoder, discriminator, objective = small_networks()
+    terms = AdversarialTerms(start_step=2, discriminator_warmup_steps=1, update_every=2)
+    adversary = Adversary(discriminator, terms, r1=R1(1.0, every=3))
+    step = TrainingStep(autoencoder, autoencoder.last_layer, objective, adversary)
+    images = make_images()
+    losses = [step(images, StepRandomness(0, number)).losses for number in range(14)]
+    assert [number for number, line in enumerate(losses) if "discriminator" in line] == [
+        1,
+        3,
+        5,
+        7,
+        9,
+        11,
+        13,
+    ]
+    assert [number for number, line in enumerate(losses) if "r1" in line] == [1, 7, 13]
+
+
+def test_logits_are_counted_by_side():
+    class FirstChannel(nn.Module):
+        def forward(self, images):
+            return images[:, :1]
+
+    images = torch.tensor([0.9, 0.6, 0.4, -0.2]).view(1, 1, 2, 2)
+    reconstruction = torch.tensor([0.7, 0.3, -0.1, -0.5]).view(1, 1, 2, 2)
+    share = {}
+    for name, loss in ADVERSARIAL_LOSSES.items():
+        adversary = Adversary(FirstChannel(), AdversarialTerms(loss))
+        _, numbers = adversary.learn(images, reconstruction, None, StepRandomness(0, 0))
+        share[name] = (numbers["accuracy_real"].item(), numbers["accuracy_fake"].item())
+    assert share == {"hinge": (0.75, 0.5), "non_saturating": (0.75, 0.5), "least_squares": (0.5, 0.75)}
+    assert numbers["logits_real"].item() == pytest.approx(0.425)
+    assert numbers["logits_fake"].item() == pytest.approx(0.1)
+    assert numbers["logit_gap"].item() == pytest.approx(0.325)
+
+
+def test_lecam_follows_what_the_steps_have_seen():
+    autoencoder, discriminator, objective = small_networks()
+    adversary = Adversary(discriminator, lecam=LeCAM(0.3, decay=0.5).double())
+    step = TrainingStep(autoencoder, autoencoder.last_layer, objective, adversary)
+
+    def seen(number, accepted):
+        losses = [step(make_images(), StepRandomness(0, number)).losses for _ in range(2)]
+        step.commit(torch.tensor(accepted))
+        return torch.stack(
+            [sum(line[f"logits_{side}"] for line in losses) / 2 for side in ("real", "fake")]
+        ), losses
+
+    first, losses = seen(0, True)
+    assert [line["lecam"].item() for line in losses] == [0.0, 0.0]
+    torch.testing.assert_close(adversary.lecam.averages, first)
+    seen(1, False)
+    torch.testing.assert_close(adversary.lecam.averages, first)
+    third, losses = seen(2, True)
+    torch.testing.assert_close(adversary.lecam.averages, (first + third) / 2)
+    assert all(line["lecam"] > 0 for line in losses)
+
+
+def test_the_state_is_lecam_s():
+    discriminator = small_networks()[1]
+    with_lecam = Adversary(discriminator, lecam=lecam_at(0.1, 2.0, -1.0))
+    resumed = Adversary(discriminator, lecam=LeCAM(0.1).double())
+    resumed.load_state_dict(with_lecam.state_dict())
+    assert resumed.lecam.averages.tolist() == [2.0, -1.0]
+    without = Adversary(discriminator)
+    assert without.state_dict() == {}
+    without.commit()
+    without.load_state_dict(with_lecam.state_dict())
+    fresh = Adversary(discriminator, lecam=LeCAM(0.1))
+    fresh.load_state_dict(without.state_dict())
+    assert not fresh.lecam.started
+
+
+def test_both_passes_of_a_micro_batch_see_the_same_augmentation():
+    discriminator = small_networks(norm="spectral")[1]
+    seen = []
+    discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    adversary = Adversary(discriminator, augmentation=DiffAugment(POLICY), reuse_forward=False)
+    images, reconstruction = make_images(4), make_images(4)
+    fake = adversary.judge(reconstruction, StepRandomness(0, 5))
+    adversary.learn(images, reconstruction, fake, StepRandomness(0, 5))
+    first, second, real = seen
+    assert torch.equal(first, second)
+    unlike = DiffAugment(POLICY)(images, StepRandomness(0, 5).uniform("augmented reconstruction", 4, 7))
+    assert not torch.equal(real, unlike)  # images and reconstructions have draws of their own
+    adversary.judge(reconstruction, StepRandomness(0, 6))
+    assert not torch.equal(seen[-1], first)
+
+
+def test_ranks_draw_what_one_process_draws():
+    adversary = Adversary(nn.Identity(), augmentation=DiffAugment(POLICY))
+    images = make_images(4)
+    whole = adversary.judge(images, StepRandomness(0, 5))
+    parts = [
+        adversary.judge(images[2 * rank : 2 * rank + 2], StepRandomness(0, 5, rank=rank, world_size=2))
+        for rank in range(2)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_under_a_gradient_scaler_and_autocast():
+    """Half precision changes the discriminator's gradients little, its penalty included."""
+    torch.manual_seed(0)
+    discriminator = small_networks()[1].float()
+    images, reconstruction = make_images().float(), make_images().float()
+    adversary = Adversary(discriminator, lecam=lecam_at(0.1, 0.0, 0.0).float(), r1=R1(0.5, every=1))
+    loss, exact = adversary.learn(images, reconstruction, None, StepRandomness(0, 0))
+    loss.backward()
+    expected = gradients(discriminator)
+    discriminator.zero_grad()
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    plain = discriminator.forward
+    discriminator.forward = lambda x: torch.autocast("cpu", torch.float16)(plain)(x).float()
+    loss, numbers = adversary.learn(images, reconstruction, None, StepRandomness(0, 0))
+    scaler.scale(loss).backward()
+    optimizer = torch.optim.SGD(discriminator.parameters(), lr=1.0)
+    scaler.unscale_(optimizer)
+    assert numbers["r1"].dtype == torch.float32
+    assert numbers["r1"].item() == pytest.approx(exact["r1"].item(), rel=0.02)
+    for ours, theirs in zip(gradients(discriminator), expected, strict=True):
+        assert (ours - theirs).norm() < 0.03 * theirs.norm() + 1e-6
