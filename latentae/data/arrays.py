@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from latentae.data.levels import ValueRange, check_dtype, to_fractions
+
 ARRAY_SUFFIXES = (".npy",)
 ARRAY_MAGIC = b"\x93NUMPY"
 
@@ -18,20 +20,19 @@ _HEADERS = {  # of the format's versions; the third is for records, which are no
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-_DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
-_ROUNDING = 1e-3  # how far from [0, 1] rounding may leave a value; float16 has steps of 5e-4 there
 # A smaller file is read whole: each mapped one keeps a file open for as long as a cache holds it.
 _MAPPED_BYTES = 64 * 2**20
 
 
-def read_array(data: bytes | Path) -> NDArray[Any]:
+def read_array(data: bytes | Path, value_range: ValueRange | None = None) -> NDArray[Any]:
     """The array in the bytes or at the path of a `.npy` file; larger files are mapped, read-only.
 
     Nothing in a file is ever unpickled. Raises ValueError where it is no `.npy` file, holds something else
-    than an image can be made of, or is shorter than its header says.
+    than an image can be made of (see `to_pixels`), or is shorter than its header says.
     """
     with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:
         shape, dtype = _read_header(stream)
+        check_dtype(dtype, value_range)
         needed = math.prod(shape) * dtype.itemsize
         begin = stream.tell()
         stored = stream.seek(0, os.SEEK_END) - begin
@@ -55,47 +56,38 @@ def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
         shape, _, dtype = _HEADERS[version](stream)
     except Exception as error:  # numpy parses the header as Python, and lets all of its errors through
         raise ValueError(f"its .npy header is damaged ({type(error).__name__}: {error})") from error
-    _check_dtype(dtype)
     if min(shape, default=0) < 0:
         raise ValueError(f"its .npy header is damaged: it says {list(shape)}")
     return shape, dtype
 
 
-def to_pixels(array: NDArray[Any], channels: int) -> NDArray[np.uint8] | NDArray[np.float32]:
+def to_pixels(
+    array: NDArray[Any], channels: int, value_range: ValueRange | None = None
+) -> NDArray[np.uint8] | NDArray[np.float32]:
     """An image stored as an array, as [H, W, channels].
 
     Args:
         array: [H, W, C] or [C, H, W], told apart by which end has the length `channels`; for one channel
-            also [H, W]. uint8 in [0, 255], uint16 in [0, 65535], or float16, float32 or float64 in [0, 1].
+            also [H, W]. uint8 in [0, 255], uint16 in [0, 65535], or float16, float32 or float64 in [0, 1];
+            with `value_range` floats of any range, uint32 and signed integers too.
         channels: what the array must have; none is added or left out.
+        value_range: the numbers that stand for black and white: see `to_fractions`.
 
     Returns:
         uint8 as it is, perhaps sharing the array's memory; the others as float32 in [0, 1]. uint8 of four
         channels is float32 too, since four channels of uint8 mean RGBA to `RandomCrop` and `CenterCrop`,
-        which would weight the first three bands by the fourth. Floats that are out of their range by no
-        more than 0.001, as rounding leaves them, are clipped.
+        which would weight the first three bands by the fourth.
 
     Raises:
         ValueError: another dtype, shape or range of values, or both ends have the length `channels`.
     """
-    _check_dtype(array.dtype)
+    check_dtype(array.dtype, value_range)
     picture = _channels_last(array, channels)
     if picture.size == 0:
         raise ValueError(f"an array {list(array.shape)} has no pixels")
-    if picture.dtype.kind == "f":
-        return _fractions(picture)
     if picture.dtype == np.uint8 and channels != 4:
         return picture
-    pixels = picture.astype(np.float32)
-    pixels /= np.iinfo(picture.dtype).max
-    return pixels
-
-
-def _check_dtype(dtype: np.dtype[Any]) -> None:
-    if dtype.name not in _DTYPES:  # in either byte order
-        raise ValueError(
-            f"an array of {dtype.name}: store uint8, uint16, or float16, float32 or float64 in [0, 1]"
-        )
+    return to_fractions(picture, value_range)
 
 
 def _channels_last(array: NDArray[Any], channels: int) -> NDArray[Any]:
@@ -115,16 +107,3 @@ def _channels_last(array: NDArray[Any], channels: int) -> NDArray[Any]:
             f"[{channels}, H, W], or ask for as many channels as it has"
         )
     return array if last else np.moveaxis(array, 0, 2)
-
-
-def _fractions(picture: NDArray[Any]) -> NDArray[np.float32]:
-    low, high = float(picture.min()), float(picture.max())
-    if math.isnan(low) or math.isnan(high):
-        raise ValueError("it holds NaN, which is no value of a pixel: fill the gaps before storing")
-    if low < -_ROUNDING or high > 1 + _ROUNDING:
-        raise ValueError(
-            f"its values run from {low:.6g} to {high:.6g}, and floats must lie in [0, 1]: rescale them "
-            "before storing, by the same numbers for all images"
-        )
-    pixels = picture.astype(np.float32, copy=False)
-    return pixels if low >= 0 and high <= 1 else pixels.clip(0, 1)

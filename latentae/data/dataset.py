@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypedDict
+from functools import partial
 
 import numpy as np
 import torch
 
+from latentae import distributed
 from latentae.data.decode import BrokenImageError, check_channels
 from latentae.data.image_source import ImageSource, SubsetSource
+from latentae.data.samples import EncodedImage, Sample, make_sample
 from latentae.data.seeding import REPLACEMENT, SAMPLE, check_seed, generator
-from latentae.data.transforms import Transform
-
-
-class Sample(TypedDict):
-    """One image: `images` [C, H, W] in [-1, 1], the `index` asked for, and `broken`.
-
-    `broken` describes the images that could not be decoded and were replaced, each `name: reason`, one
-    a line; it is empty where all went well.
-    """
-
-    images: torch.Tensor
-    index: int
-    broken: str
+from latentae.data.transforms import Transform, common_minimum_side
 
 
 class ImageDataset(torch.utils.data.Dataset[Sample]):
@@ -33,6 +23,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
 
     It depends on (seed, epoch, index) only, and so not on batches, workers, ranks or resumes. An
     image that cannot be decoded is replaced by another, which (seed, epoch, index) chooses as well.
+    `dataset[epoch, index, resolution]` is the same image made by `resolutions[resolution]`.
 
     Args:
         source: the images.
@@ -40,6 +31,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         channels: 1 or more; see `decode_image`.
         seed: 0 or more.
         max_retries: how many replacements are tried for one sample.
+        resolutions: transforms to tensors of other sizes, of which `training_loader` gives each batch one.
 
     Raises:
         ValueError: the source is empty, or a number is out of its range.
@@ -47,7 +39,13 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
     """
 
     def __init__(
-        self, source: ImageSource, transform: Transform, channels: int, seed: int = 0, max_retries: int = 16
+        self,
+        source: ImageSource,
+        transform: Transform,
+        channels: int,
+        seed: int = 0,
+        max_retries: int = 16,
+        resolutions: Sequence[Transform] = (),
     ) -> None:
         check_seed(seed)
         if len(source) == 0:
@@ -59,57 +57,74 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         self.channels = channels
         self.seed = seed
         self.max_retries = max_retries
+        self.resolutions = tuple(resolutions)
+        self._minimum_side = common_minimum_side([transform, *resolutions])
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
-        replacements = generator(self.seed, REPLACEMENT, epoch, index)
-        broken: list[str] = []
-        candidate = index
-        for _ in range(self.max_retries + 1):
-            try:
-                picture = self.source.load(candidate, self.channels, self.transform.minimum_side)
-            except BrokenImageError as error:
-                broken.append(str(error).replace("\n", " "))
-                candidate = int(replacements.integers(len(self.source)))
-                continue
-            images = self.transform(picture, generator(self.seed, SAMPLE, epoch, index))
-            return Sample(images=images, index=index, broken="\n".join(broken))
-        raise BrokenImageError(
-            f"{len(broken)} images in a row cannot be decoded, the first being {broken[0]}; "
-            "check the data and the number of channels"
+    def name(self, index: int) -> str:
+        """What image `index` is called in messages."""
+        return self.source.name(index)
+
+    def __getitem__(self, key: tuple[int, int] | tuple[int, int, int]) -> Sample:
+        epoch, index, *resolution = key
+        return make_sample(
+            self._candidates(epoch, index),
+            self.resolutions[resolution[0]] if resolution else self.transform,
+            generator(self.seed, SAMPLE, epoch, index),
+            channels=self.channels,
+            minimum_side=self._minimum_side,
+            index=index,
         )
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[EncodedImage]:
+        yield self._encoded(index)
+        replacements = generator(self.seed, REPLACEMENT, epoch, index)
+        for _ in range(self.max_retries):
+            yield self._encoded(int(replacements.integers(len(self.source))))
+
+    def _encoded(self, index: int) -> EncodedImage:
+        return EncodedImage(self.source.name(index), partial(self.source.load, index))
 
 
 def check_images(source: ImageSource, channels: int, limit: int = 1000) -> list[str]:
-    """Decode up to `limit` images, spread evenly over `source`, in threads.
+    """Decode up to `limit` images, spread evenly over `source`, in threads; several ranks share the work.
 
-    Returns the descriptions, `name: reason`, of those that are broken. Raises ValueError if channels
-    or limit is out of its range.
+    Returns the descriptions, `name: reason`, of those broken among this rank's part. Raises ValueError if
+    channels or limit is out of its range.
     """
     check_channels(channels)
     if limit < 0:
         raise ValueError(f"check_images={limit} must be 0 or more: how many images to decode at the start")
     count = min(limit, len(source))
-    indices = [position * len(source) // count for position in range(count)]
+    indices = [position * len(source) // count for position in _own_part(count)]
     return [reason for reason in _decode_all(source, channels, indices) if reason]
 
 
 def without_broken(source: ImageSource, channels: int) -> tuple[ImageSource, list[str]]:
-    """Decode every image: the source without the broken ones, and their descriptions.
+    """Decode every image: the source without the broken ones, and this rank's descriptions of those.
 
-    For validation, where each image counts exactly once. Raises BrokenImageError if all are broken.
+    For validation, where each image counts exactly once. Each rank decodes its part, so every rank must
+    call it; the source comes out the same on all. Raises BrokenImageError if all are broken.
     """
     check_channels(channels)
-    reasons = _decode_all(source, channels, range(len(source)))
+    reasons = _decode_all(source, channels, _own_part(len(source)))
     broken = [reason for reason in reasons if reason]
-    if not broken:
-        return source, []
-    if len(broken) == len(source):
-        raise BrokenImageError(f"all {len(source)} images are broken, the first being {broken[0]}")
-    return SubsetSource(source, np.flatnonzero([not reason for reason in reasons])), broken
+    own = torch.tensor([not reason for reason in reasons], dtype=torch.uint8)
+    sound = distributed.all_gather_concat(own).bool().numpy()
+    if sound.all():
+        return source, broken
+    if not sound.any():
+        first = f", the first being {broken[0]}" if broken else ""
+        raise BrokenImageError(f"all {len(source)} images are broken{first}")
+    return SubsetSource(source, np.flatnonzero(sound)), broken
+
+
+def _own_part(count: int) -> range:
+    """The positions of 0 to `count` that are this rank's: contiguous, so that parts joined are in order."""
+    rank, world_size = distributed.rank(), distributed.world_size()
+    return range(count * rank // world_size, count * (rank + 1) // world_size)
 
 
 def _decode_all(source: ImageSource, channels: int, indices: Sequence[int]) -> list[str]:

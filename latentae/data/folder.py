@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from latentae.data.decode import IMAGE_SUFFIXES, decode_image
 from latentae.data.image_source import Pixels
+from latentae.data.levels import ValueRange
 
 _SPLIT_WORDS = {
     "train": "train",
@@ -23,11 +25,13 @@ class FolderSource:
     """Every image file below `folder`, sorted by its path, which is its name.
 
     Suffixes count in any case; files and folders whose name begins with a dot do not; links are
-    followed. Raises ValueError if the folder is not there or holds no image.
+    followed. `value_range` is `decode_image`'s. Raises ValueError if the folder is not there or holds no
+    image.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, value_range: ValueRange | None = None) -> None:
         self.folder = Path(folder)
+        self.value_range = value_range
         self._names = sorted(walk_files(self.folder, IMAGE_SUFFIXES))
         if not self._names:
             raise ValueError(
@@ -43,7 +47,9 @@ class FolderSource:
 
     def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
         name = self._names[index]
-        return decode_image(self.folder / name, channels, minimum_side=minimum_side, name=name)
+        return decode_image(
+            self.folder / name, channels, minimum_side=minimum_side, name=name, value_range=self.value_range
+        )
 
 
 def walk_files(folder: Path, suffixes: tuple[str, ...] = ("",)) -> Iterator[str]:
@@ -73,6 +79,27 @@ def has_files(folder: Path, suffixes: tuple[str, ...]) -> bool:
 def split_word(name: str) -> str | None:
     """The split that a name stands for (`val`, `valid` and `validation` are one), or None."""
     return _SPLIT_WORDS.get(name.lower())
+
+
+def split_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
+    """Split -> the files below `folder` with one of the suffixes that belong to it, sorted.
+
+    A file's split is a word of its name, else of its folders' from the inside out, as in
+    `data/validation-00000-of-00002.parquet`; without any it is train's.
+    """
+    splits: dict[str, list[Path]] = {}
+    for name in sorted(walk_files(folder, suffixes)):
+        splits.setdefault(_split_of(name), []).append(folder / name)
+    return splits
+
+
+def _split_of(name: str) -> str:
+    for part in reversed(Path(name).with_suffix("").parts):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            split = split_word(word)
+            if split is not None:
+                return split
+    return "train"
 
 
 def split_subfolders(folder: Path) -> dict[str, Path]:

@@ -48,6 +48,13 @@ class SubsetSource:
         return self.source.load(int(self.indices[index]), channels, minimum_side)
 
 
+def take_evenly(source: ImageSource, count: int) -> ImageSource:
+    """`count` images spread evenly over `source`, in its order; all of it where it has no more."""
+    if len(source) <= count:
+        return source
+    return SubsetSource(source, np.arange(count) * len(source) // count)
+
+
 class CachedSource:
     """`source`, keeping decoded images in memory up to `max_bytes`: for few images drawn many times.
 

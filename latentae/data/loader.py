@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler
 
-from latentae.data.dataset import ImageDataset, Sample
+from latentae.data.batches import Batch, StreamBatches, batch_resolution, collate
+from latentae.data.dataset import ImageDataset
 from latentae.data.seeding import ORDER, check_seed, generator
+from latentae.data.stream import ImageStream
+from latentae.data.workers import WatchedLoader
 
-Key = tuple[int, int]  # epoch, index
-
-
-class Batch(TypedDict):
-    """What the loaders yield: `images` float32 [B, C, H, W] in [-1, 1], `indices` int64 [B], `broken`.
-
-    `broken` has a description for each image that could not be decoded and was replaced.
-    """
-
-    images: torch.Tensor
-    indices: torch.Tensor
-    broken: list[str]
+Key = tuple[int, int] | tuple[int, int, int]  # epoch, index and perhaps resolution
 
 
 def training_loader(
-    dataset: ImageDataset,
+    dataset: ImageDataset | ImageStream,
     *,
     batch_size: int,
     rank: int = 0,
@@ -39,14 +31,16 @@ def training_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
     prefetch_factor: int = 2,
-) -> DataLoader[Sample]:
+) -> DataLoader[Any]:
     """An endless loader of this rank's share of the global batches; iterate over it once.
 
-    Global batch b is images b·B·N to (b+1)·B·N of the endless sequence of epochs, each epoch a
-    permutation that (seed, epoch) gives; rank r of N takes B of them from r·B on. So N ranks see what one
-    rank with batches of N·B sees, and a loader with `start_batch=b` goes on exactly where another was
-    after b batches. It shares itself out among the ranks: nothing else (such as
-    `accelerator.prepare`) may do so again.
+    Of an `ImageDataset`, global batch b is images b·B·N to (b+1)·B·N of the endless sequence of epochs, each
+    epoch a permutation that (seed, epoch) gives; rank r of N takes B of them from r·B on. So N ranks see what
+    one rank with batches of N·B sees. An `ImageStream` is divided among ranks × workers: for its order see
+    there. Either way a loader with `start_batch=b` goes on exactly where another was after b batches (of a
+    stream: with as many ranks and workers). It shares itself out among the ranks: nothing else (such as
+    `accelerator.prepare`) may do so again. Where the dataset has several resolutions, all of a global batch
+    has the one that (seed, b) gives.
 
     Args:
         dataset: the samples.
@@ -58,10 +52,27 @@ def training_loader(
         pin_memory: put batches into page-locked memory, for faster copies to a GPU.
         prefetch_factor: batches each worker keeps ready.
 
-    Raises ValueError if a number is out of its range.
+    Raises:
+        ValueError: a number is out of its range.
+        WorkerDiedError (while iterating): a worker was killed or crashed; it names the image.
+        BrokenImageError (while iterating): many images in a row cannot be decoded.
     """
-    sampler = EndlessSampler(len(dataset), batch_size, rank, world_size, seed, start_batch)
-    return _loader(dataset, sampler, num_workers, pin_memory, prefetch_factor)
+    _check_ranks(batch_size, rank, world_size)
+    check_seed(seed)
+    if start_batch < 0:
+        raise ValueError(f"start_batch={start_batch} must be 0 or more")
+    loading: dict[str, Any] = {
+        "num_workers": num_workers,
+        "pin_memory": pin_memory,
+        "prefetch_factor": prefetch_factor,
+    }
+    if isinstance(dataset, ImageStream):
+        batches = StreamBatches(dataset, batch_size, rank, world_size, seed, start_batch)
+        return _loader(batches, None, **loading)
+    sampler = EndlessSampler(
+        len(dataset), batch_size, rank, world_size, seed, start_batch, len(dataset.resolutions)
+    )
+    return _loader(dataset, sampler, **loading)
 
 
 def validation_loader(
@@ -73,7 +84,7 @@ def validation_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
     prefetch_factor: int = 2,
-) -> DataLoader[Sample]:
+) -> DataLoader[Any]:
     """Each image exactly once over all ranks: rank r of N has the r-th of N contiguous parts, in order.
 
     No image is repeated to fill a batch, so ranks may differ by one image and the last batch may be
@@ -82,40 +93,51 @@ def validation_loader(
     """
     _check_ranks(batch_size, rank, world_size)
     first, last = (len(dataset) * (rank + offset) // world_size for offset in (0, 1))
-    batches = [
+    batches: list[list[Key]] = [
         [(0, index) for index in range(start, min(start + batch_size, last))]
         for start in range(first, last, batch_size)
     ]
-    return _loader(dataset, batches, num_workers, pin_memory, prefetch_factor)
+    return _loader(
+        dataset, batches, num_workers=num_workers, pin_memory=pin_memory, prefetch_factor=prefetch_factor
+    )
 
 
 class EndlessSampler(Sampler[list[Key]]):
-    """The (epoch, index) pairs of one rank's batches, from `start_batch` on, for ever."""
+    """The (epoch, index) pairs of one rank's batches, from `start_batch` on, for ever.
+
+    With resolutions, each pair has the batch's as a third number.
+    """
 
     def __init__(
-        self, num_images: int, batch_size: int, rank: int, world_size: int, seed: int, start_batch: int
+        self,
+        num_images: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        start_batch: int,
+        num_resolutions: int = 0,
     ) -> None:
-        _check_ranks(batch_size, rank, world_size)
-        check_seed(seed)
-        if start_batch < 0:
-            raise ValueError(f"start_batch={start_batch} must be 0 or more")
         self.num_images = num_images
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
         self.start_batch = start_batch
+        self.num_resolutions = num_resolutions
 
     def __iter__(self) -> Iterator[list[Key]]:
         current_epoch, permutation = -1, np.empty(0, np.int64)
         for batch in itertools.count(self.start_batch):
             first = (batch * self.world_size + self.rank) * self.batch_size
-            keys = []
+            resolution = batch_resolution(self.num_resolutions, self.seed, batch)
+            keys: list[Key] = []
             for position in range(first, first + self.batch_size):
                 epoch, offset = divmod(position, self.num_images)
                 if epoch != current_epoch:  # positions only rise, so each epoch is permuted once
                     current_epoch, permutation = epoch, epoch_order(self.num_images, self.seed, epoch)
-                keys.append((epoch, int(permutation[offset])))
+                index = int(permutation[offset])
+                keys.append((epoch, index) if resolution is None else (epoch, index, resolution))
             yield keys
 
 
@@ -124,28 +146,20 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return generator(seed, ORDER, epoch).permutation(num_images)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """The batch of some samples."""
-    return Batch(
-        images=default_collate([sample["images"] for sample in samples]),
-        indices=torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
-        broken=[line for sample in samples for line in sample["broken"].split("\n") if line],
-    )
-
-
 def _loader(
-    dataset: ImageDataset,
-    batches: Sampler[list[Key]] | list[list[Key]],
+    dataset: ImageDataset | StreamBatches,
+    batches: Sampler[list[Key]] | list[list[Key]] | None,
+    *,
     num_workers: int,
     pin_memory: bool,
     prefetch_factor: int,
-) -> DataLoader[Sample]:
-    if num_workers < 0:
-        raise ValueError(f"num_workers={num_workers} must be 0 or more")
-    return DataLoader(
+) -> DataLoader[Any]:
+    """A loader of `batches` of a dataset, or of what is made of batches already (None)."""
+    return WatchedLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate,
+        batch_size=1 if batches is not None else None,  # 1: the default, which a sampler of batches wants
+        collate_fn=collate if batches is not None else _as_it_is,
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
@@ -153,6 +167,10 @@ def _loader(
         # A DataLoader draws a seed when iterated: from here, so that torch's global state stays as it was.
         generator=torch.Generator(),
     )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def _check_ranks(batch_size: int, rank: int, world_size: int) -> None:

@@ -8,6 +8,9 @@ SAMPLE = 0  # crop and flip of one sample
 REPLACEMENT = 1  # which image stands in for a broken one
 ORDER = 2  # the permutation of one epoch
 POSTERIOR = 3  # the noise of one image's posterior
+RESOLUTION = 4  # the size of one batch's images
+SHARDS = 5  # the order of a stream's shards in one epoch
+BLOCK = 6  # the order of the images in one block of a stream
 
 
 def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:

@@ -117,6 +117,12 @@ class CenterCrop:
         return to_tensor(resize_window(picture, Window(top, left, height, width), self.image_size))
 
 
+def common_minimum_side(transforms: Sequence[Transform]) -> int | None:
+    """The shorter side that is enough for each of these transforms; None: the full size is needed."""
+    sides = [transform.minimum_side for transform in transforms]
+    return max((side for side in sides if side is not None), default=None) if None not in sides else None
+
+
 def check_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     """`image_size` as (height, width); ValueError unless it is one or two positive whole numbers."""
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)

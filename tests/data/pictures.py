@@ -1,12 +1,16 @@
-"""Small pictures for the tests, and a source that can break."""
+"""Small pictures for the tests, and sources that can break."""
 
 import io
+import tarfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from latentae.data import BrokenImageError
+from latentae.data.samples import EncodedImage
 
 
 def png_bytes(value: int, side: int = 8) -> bytes:
@@ -43,3 +47,52 @@ class ListSource:
         rows, columns = np.mgrid[0:12, 0:12]
         picture = np.stack([rows * 20, columns * 20, 0 * rows + index % 256], axis=2).astype(np.uint8)
         return picture[..., 3 - channels :]
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar file of these members, in this order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def write_shards(folder: Path, counts: list[int], split: str = "train") -> list[Path]:
+    """Tar files of so many samples each: a picture, whose values count on through all of them, and a text."""
+    paths, value = [], 0
+    for shard, count in enumerate(counts):
+        members = {}
+        for row in range(count):
+            members |= {f"{row:04}.json": b"{}", f"{row:04}.png": png_bytes(value)}
+            value += 1
+        paths.append(write_tar(folder / f"{split}-{shard:03}.tar", members))
+    return paths
+
+
+class ListShards:
+    """Shards of so many pictures each, those of a ListSource; picture r of shard s has the value 16 s + r."""
+
+    def __init__(self, counts: list[int], broken: tuple[int, ...] = ()) -> None:
+        self.counts = counts
+        self.source = ListSource(16 * len(counts), broken)
+        self.counted: list[int] = []
+        self.opened: list[tuple[int, int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def count(self, shard: int) -> int:
+        self.counted.append(shard)
+        return self.counts[shard]
+
+    def typical_count(self) -> int:
+        return self.counts[0]
+
+    def read(self, shard: int, start: int = 0, step: int = 1) -> Iterator[EncodedImage]:
+        self.opened.append((shard, start, step))
+        for row in range(start, self.counts[shard], step):
+            value = 16 * shard + row
+            yield EncodedImage(self.source.name(value), partial(self.source.load, value), row)

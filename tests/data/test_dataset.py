@@ -154,3 +154,51 @@ def test_thirteen_channels_from_files_to_samples(tmp_path):
         samples = ImageDataset(sound, transform, channels=13)
         for index in range(2):
             torch.testing.assert_close(samples[0, index]["images"], expected)
+
+
+def test_names():
+    ours = dataset(ListSource(4, broken=(2,)))
+    assert ours.name(3) == "picture3"
+    assert ours[0, 3]["name"] == "picture3"
+    replaced = ours[0, 2]
+    assert replaced["name"] == f"picture{value(replaced)}"  # what is shown, not what is missing
+
+
+def test_resolutions():
+    ours = ImageDataset(
+        ListSource(4), RandomCrop((4, 4)), 3, resolutions=[RandomCrop((2, 6)), RandomCrop((6, 2))]
+    )
+    assert [tuple(ours[key]["images"].shape[1:]) for key in ((0, 1), (0, 1, 0), (0, 1, 1))] == [
+        (4, 4),
+        (2, 6),
+        (6, 2),
+    ]
+    assert ours.source.loaded == [(1, 12)] * 3  # decoded alike for all, so that a cache serves all
+
+
+def test_ranks_share_the_work(monkeypatch):
+    found, looked = [], []
+    for rank in range(3):
+        monkeypatch.setattr("latentae.distributed.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("latentae.distributed.world_size", lambda: 3)
+        source = ListSource(10, broken=(0, 4, 9))
+        found += check_images(source, 3)
+        looked += [index for index, _ in source.loaded]
+    assert sorted(looked) == list(range(10))
+    assert found == [f"picture{index}: it is\nbroken" for index in (0, 4, 9)]
+
+
+def test_ranks_agree_on_what_is_sound(monkeypatch):
+    parts = [torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1])]
+    for rank in range(2):
+        monkeypatch.setattr("latentae.distributed.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("latentae.distributed.world_size", lambda: 2)
+
+        def gather(own: torch.Tensor, rank: int = rank) -> torch.Tensor:
+            assert own.tolist() == parts[rank].tolist()
+            return torch.cat(parts)
+
+        monkeypatch.setattr("latentae.distributed.all_gather_concat", gather)
+        source, broken = without_broken(ListSource(6, broken=(0, 4)), 3)
+        assert [source.name(index) for index in range(len(source))] == [f"picture{i}" for i in (1, 2, 3, 5)]
+        assert broken == [f"picture{(0, 4)[rank]}: it is\nbroken"]

@@ -1,10 +1,11 @@
 import io
+import os
 import struct
 import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from latentae.data import BrokenImageError, decode_image
 
@@ -120,8 +121,32 @@ def test_sixteen_bits_become_float_fractions():
     assert np.array_equal(decode_image(integers, 1), grey)
     with pytest.raises(BrokenImageError, match="values 0 to 70000, not 0 to 65535"):
         decode_image(Image.fromarray(np.array([[0, 70000]], np.int32)), 1)
-    with pytest.raises(BrokenImageError, match="mode F"):
-        decode_image(Image.new("F", (2, 2)), 1)
+
+
+def test_floats_become_fractions_of_their_range():
+    values = np.array([[0, 0.25, 1]], np.float32)
+    data = encode(Image.fromarray(values), "TIFF")
+    assert decode_image(data, 1)[..., 0].tolist() == values.tolist()
+    assert decode_image(data, 3).tolist() == [[[value] * 3 for value in values[0].tolist()]]
+    depth = encode(Image.fromarray(values * 40 - 8), "TIFF")
+    with pytest.raises(BrokenImageError, match=r"^a: its values run from -8 to 32.*set value_range"):
+        decode_image(depth, 1, name="a")
+    assert decode_image(depth, 1, value_range=(-8, 12))[..., 0].tolist() == [[0, 0.5, 1]]  # 32 is clipped
+    pages = encode(Image.fromarray(values), "TIFF", save_all=True, append_images=[Image.fromarray(values)])
+    assert decode_image(pages, 2)[..., 1].tolist() == values.tolist()
+
+
+def test_value_range_is_for_more_than_eight_bits():
+    twelve_bits = np.array([[0, 1024, 4095]], np.uint16)
+    found = decode_image(encode(Image.fromarray(twelve_bits), "PNG"), 1, value_range=(0, 4096))
+    assert found[..., 0].tolist() == [[0, 0.25, 4095 / 4096]]
+    wide = Image.fromarray(np.array([[0, 70000]], np.int32))
+    assert decode_image(wide, 1, value_range=(0, 140_000))[..., 0].tolist() == [[0, 0.5]]
+    eight = encode(Image.new("L", (1, 1), 77), "PNG")
+    assert decode_image(eight, 1, value_range=(0, 100)).tolist() == [[[77]]]
+    array = io.BytesIO()
+    np.save(array, np.full((2, 2, 5), -50, np.int32))
+    assert decode_image(array.getvalue(), 5, value_range=(-100, 100)).tolist() == [[[0.25] * 5] * 2] * 2
 
 
 def test_exif_orientation_is_applied_and_the_given_image_left_alone():
@@ -215,6 +240,8 @@ def test_broken_files_are_named_with_a_reason(tmp_path):
         b"": "it is empty",
         b"not a picture at all": "not a JPEG, PNG, WEBP, TIFF, BMP image",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "not a JPEG",
+        b"<!DOCTYPE html><html>": "it is a text that begins with '<!DOCTYPE html><'",
+        b"version https://git-lfs.github.com/spec/v1": "begins with 'version https://'",
         png[: len(png) // 2]: "truncated",
         jpeg[: len(jpeg) // 2]: "truncated",
     }
@@ -227,6 +254,21 @@ def test_broken_files_are_named_with_a_reason(tmp_path):
         decode_image(path, 3)
     with pytest.raises(BrokenImageError, match=r"gone\.jpg: FileNotFoundError"):
         decode_image(tmp_path / "gone.jpg", 3)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(BrokenImageError, match=r"pipe\.jpg: it is no file"):
+        decode_image(tmp_path / "pipe.jpg", 3)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "secret.jpg"
+    path.write_bytes(encode(gradient(4, 4), "JPEG"))
+
+    def refuse(*_, **__):  # rights do not hold for root, as which tests may run
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(BrokenImageError, match=r"secret\.jpg: PermissionError: .*Permission denied"):
+        decode_image(path, 3)
 
 
 def test_random_damage_gives_an_array_or_a_broken_image_error():
@@ -262,3 +304,13 @@ def test_decompression_bombs(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4_000)  # where it raises
     with pytest.raises(BrokenImageError, match="DecompressionBombError"):
         decode_image(data, 1)
+
+
+def test_every_page_of_a_tiff_is_measured_before_it_is_decoded():
+    small, large = Image.new("L", (4, 4)), Image.new("L", (400, 400))
+    with pytest.raises(BrokenImageError, match="400 by 400 are 160000 pixels, more than the limit of 1000"):
+        decode_image(pages([small, large]), 2, max_pixels=1000)
+
+
+def test_truncated_images_are_never_filled_up():
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from latentae.data import BrokenImageError, FolderSource
-from latentae.data.folder import split_subfolders, walk_files
+from latentae.data.folder import split_files, split_subfolders, walk_files
 from tests.data.pictures import write_png
 
 
@@ -98,3 +98,23 @@ def test_two_folders_for_one_split_are_refused(tmp_path):
         (tmp_path / name).mkdir()
     with pytest.raises(ValueError, match="both the split 'validation': rename"):
         split_subfolders(tmp_path)
+
+
+def test_the_value_range_is_passed_on(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((2, 2), 30.0))
+    assert FolderSource(tmp_path, (20, 40)).load(0, 1).tolist() == [[[0.5]] * 2] * 2
+    with pytest.raises(BrokenImageError, match="set value_range"):
+        FolderSource(tmp_path).load(0, 1)
+
+
+def test_files_of_splits(tmp_path):
+    names = ["shards/train-00.tar", "shards/val-00.tar", "test/0.tar", "a.txt", "x.tar"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = split_files(tmp_path, (".tar",))
+    assert {split: [path.name for path in paths] for split, paths in found.items()} == {
+        "train": ["train-00.tar", "x.tar"],
+        "validation": ["val-00.tar"],
+        "test": ["0.tar"],
+    }

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from latentae.data import CachedSource, SubsetSource
+from latentae.data import CachedSource, SubsetSource, take_evenly
 from tests.data.pictures import ListSource
 
 
@@ -14,6 +14,13 @@ def test_subset():
     assert subset.load(0, 1)[0, 0, 0] == 7
     subset.load(1, 3, 40)
     assert subset.source.loaded == [(7, None), (2, 40)]
+
+
+def test_some_are_taken_evenly():
+    source = ListSource(10)
+    few = take_evenly(source, 4)
+    assert [few.name(index) for index in range(len(few))] == ["picture0", "picture2", "picture5", "picture7"]
+    assert take_evenly(source, 10) is source
 
 
 def test_cache_decodes_once_for_each_request():

@@ -4,9 +4,9 @@ from itertools import islice
 import pytest
 import torch
 
-from latentae.data import ImageDataset, RandomCrop, loader, training_loader, validation_loader
+from latentae.data import ImageDataset, ImageStream, RandomCrop, loader, training_loader, validation_loader
 from latentae.data.loader import EndlessSampler, epoch_order
-from tests.data.pictures import ListSource
+from tests.data.pictures import ListShards, ListSource
 
 
 def dataset(count: int, broken: tuple[int, ...] = ()) -> ImageDataset:
@@ -27,6 +27,7 @@ def test_batches():
     assert batch["images"].dtype == torch.float32
     assert batch["indices"].dtype == torch.int64
     assert batch["broken"] == []
+    assert batch["names"] == [f"picture{index}" for index in batch["indices"]]
     shown = batch["images"][:, 2].add(1).mul(127.5).round().mean(dim=(1, 2)).long()
     assert torch.equal(shown, batch["indices"])
 
@@ -187,3 +188,77 @@ def test_bad_arguments(make, options, message):
 def test_bad_training_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         training_loader(dataset(4), batch_size=2, **options)
+
+
+SIZES = [(4, 4), (2, 6), (6, 2)]
+
+
+def in_sizes(count: int) -> ImageDataset:
+    return ImageDataset(
+        ListSource(count), RandomCrop(4), channels=3, resolutions=[RandomCrop(size) for size in SIZES]
+    )
+
+
+def sizes(batches: list[dict]) -> list[tuple[int, int]]:
+    return [tuple(batch["images"].shape[2:]) for batch in batches]
+
+
+def test_a_batch_has_one_resolution_on_all_ranks_and_after_a_resume():
+    one = take(training_loader(in_sizes(11), batch_size=4), 30)
+    assert set(sizes(one)) == set(SIZES)
+    for rank in range(2):
+        half = take(training_loader(in_sizes(11), batch_size=2, rank=rank, world_size=2), 30)
+        assert sizes(half) == sizes(one)
+        for whole, part in zip(one, half, strict=True):
+            assert torch.equal(whole["images"][2 * rank : 2 * rank + 2], part["images"])
+    rest = take(training_loader(in_sizes(11), batch_size=4, start_batch=7), 5)
+    assert sizes(rest) == sizes(one)[7:12]
+    assert sizes(take(training_loader(in_sizes(11), batch_size=4, seed=1), 30)) != sizes(one)
+
+
+def stream(**options) -> ImageStream:
+    return ImageStream(
+        ListShards([9, 5, 12, 3, 7], broken=(2, 40)), RandomCrop(4, (1, 1.5)), 3, shuffle_block=6, **options
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_resumes_exactly_with_as_many_workers(num_workers):
+    options = {"batch_size": 3, "num_workers": num_workers, "rank": 1, "world_size": 2}
+    whole = take(training_loader(stream(), **options), 17)
+    for start in (1, 12):
+        rest = take(training_loader(stream(), **options, start_batch=start), 5)
+        for expected, found in zip(whole[start:], rest, strict=False):
+            assert torch.equal(expected["images"], found["images"])
+            assert torch.equal(expected["indices"], found["indices"])
+            assert (expected["names"], expected["broken"]) == (found["names"], found["broken"])
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 2)])
+def test_a_stream_is_divided_among_ranks_and_workers(world_size, num_workers):
+    data = ImageStream(ListShards([6, 6, 6, 6]), RandomCrop(4), 3, shuffle_block=3)
+    seen = []
+    for rank in range(world_size):  # every reader has as many shards an epoch, so they are in step
+        batches = training_loader(
+            data, batch_size=3, num_workers=num_workers, rank=rank, world_size=world_size
+        )
+        seen += joined(take(batches, 8 // world_size), "indices").tolist()
+    assert sorted(seen) == [(shard << 32) + row for shard in range(4) for row in range(6)]
+
+
+def test_a_stream_has_resolutions_too():
+    batches = take(
+        training_loader(stream(resolutions=[RandomCrop(size) for size in SIZES]), batch_size=2), 30
+    )
+    assert sizes(batches) == sizes(take(training_loader(in_sizes(11), batch_size=2), 30))
+
+
+def test_a_stream_can_be_sent_to_spawned_workers():
+    expected = take(training_loader(stream(), batch_size=4), 2)
+    found = take(training_loader(pickle.loads(pickle.dumps(stream())), batch_size=4), 2)
+    assert torch.equal(joined(expected, "images"), joined(found, "images"))
+
+
+def test_batches_of_a_stream_are_checked():
+    with pytest.raises(ValueError, match="start_batch=-1"):
+        training_loader(stream(), batch_size=2, start_batch=-1)

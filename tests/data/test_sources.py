@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from latentae.data import open_source, open_sources, sources
-from tests.data.pictures import write_png
+from tests.data.pictures import write_png, write_shards
 from tests.data.test_table import image_table, own_cache  # noqa: F401
 
 
@@ -147,7 +147,7 @@ def test_offline(monkeypatch):
 def test_settings_that_do_not_apply_are_refused(tmp_path):
     write_png(tmp_path / "a.png", 1)
     for name in ("photos", str(tmp_path)):
-        with pytest.raises(ValueError, match="image_column='image' is for tables"):
+        with pytest.raises(ValueError, match="image_column='image' is for tables and tar files"):
             open_source(name, image_column="image")
         with pytest.raises(ValueError, match="dataset_config='large' belongs to datasets of the hub"):
             open_source(name, dataset_config="large")
@@ -161,3 +161,30 @@ def test_nothing_to_open(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"no image in the folder .* found 1 of \.txt"):
         open_source(str(tmp_path))
+
+
+def test_tar_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / "cache"))
+    write_shards(tmp_path / "shards", [3, 2])
+    write_shards(tmp_path / "shards", [2], "val")
+    opened = open_sources(str(tmp_path / "shards"))
+    assert (values(opened.train), values(opened.validation)) == ([0, 1, 2, 3, 4], [0, 1])
+    pattern = f"{tmp_path}/shards/train-{{000..001}}.tar"
+    assert values(open_source(pattern)) == [0, 1, 2, 3, 4]
+    held_out = open_sources(pattern, holdout=0.3)
+    assert sorted(values(held_out.train) + values(held_out.validation)) == [0, 1, 2, 3, 4]
+    assert values(open_source(pattern, image_column="png")) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"no image called \*\.jpg"):
+        open_source(pattern, image_column="jpg")
+
+
+def test_the_value_range_reaches_every_kind(tmp_path):
+    (tmp_path / "arrays").mkdir()
+    np.save(tmp_path / "arrays/a.npy", np.full((2, 2), 30, np.int16))
+    rows = {"image": [(tmp_path / "arrays/a.npy").read_bytes()]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
+    for name in ("arrays", "a.parquet"):
+        source = open_source(str(tmp_path / name), value_range=(20, 40))
+        assert source.load(0, 1).tolist() == [[[0.5]] * 2] * 2
+    with pytest.raises(ValueError, match="value_range="):
+        open_source(str(tmp_path / "arrays"), value_range=(40, 20))

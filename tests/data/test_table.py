@@ -97,23 +97,6 @@ def test_broken_rows_are_named():
         source.load(2, 3)
 
 
-def test_the_image_column_is_found():
-    assert find_image_column(image_table([1], "photograph")) == "photograph"
-    assert find_image_column(datasets.Dataset.from_dict({"png": [b""], "img": [b""], "x": [1]})) == "img"
-    both = image_table([1], "mask").add_column("image", [b""]).cast_column("image", datasets.Image())
-    assert find_image_column(both) == "image"
-    assert find_image_column(both, "mask") == "mask"
-    with pytest.raises(ValueError, match="'photo' is not there; columns: label, mask, image"):
-        find_image_column(both, "photo")
-    with pytest.raises(ValueError, match="no image column; set image_column to one of x, y"):
-        find_image_column(datasets.Dataset.from_dict({"x": [1], "y": [2]}))
-    two = both.rename_columns({"mask": "left", "image": "right"})
-    with pytest.raises(
-        ValueError, match="several image columns; set image_column to one of label, left, right"
-    ):
-        find_image_column(two)
-
-
 def test_a_column_of_numbers_and_an_empty_table_are_refused():
     with pytest.raises(ValueError, match=r"image_column 'image' holds Value\(.*int64.*\), no images"):
         TableSource(datasets.Dataset.from_dict({"image": [1]}), "train")

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from latentae.data import CenterCrop, RandomCrop
-from latentae.data.transforms import Window, resize_window
+from latentae.data.transforms import Window, common_minimum_side, resize_window
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
@@ -203,3 +203,8 @@ def test_float_values_stay_in_range_at_edges():
     assert np.asarray(enlarged).max() > 1.02  # bicubic overshoots
     tensor = CenterCrop(32)(edge)
     assert (tensor.min(), tensor.max()) == (-1, 1)
+
+
+def test_one_decoding_serves_several_transforms():
+    assert common_minimum_side([RandomCrop(16), RandomCrop((8, 40))]) == 80
+    assert common_minimum_side([RandomCrop(16), RandomCrop(8, (1, 2))]) is None

@@ -4,22 +4,35 @@ from typing import Annotated
 
 from pydantic import Field
 
-from latentae.config.schema.base import Count, CountOrZero, Downscale, Section, Size, Text
+from latentae.config.schema.base import Count, CountOrZero, Downscale, Range, Section, Size, Sizes, Text
 
 
 class DataConfig(Section):
     """The training images."""
 
     name: Text = "photos"
-    """`photos` (a few built-in photographs), a folder of images, or the name of a dataset on the hub."""
+    """`photos` (a few built-in photographs), a folder of images, tar, parquet or arrow files (one, a folder
+    of them, or a pattern such as `shards/{000..099}.tar`), or the name of a dataset on the hub."""
     split: Text = "train"
     """Split of the dataset to train on."""
     dataset_config: Text | None = None
     """Configuration of a hub dataset that has several; null: its default."""
     image_column: Text | None = None
-    """Column that holds the images; null: the only image column there is."""
+    """Column that holds the images; null: the only image column there is. In tar files the extension of the
+    images; null: one image of each sample."""
+    streaming: bool = False
+    """Read tar files, tables and hub datasets front to back as they come, without an index or a copy of them
+    here; false: any image in any order, which takes an index or a copy first."""
+    shuffle_block: Count = 512
+    """With streaming, images that are shuffled together; each worker keeps as many in memory, undecoded."""
+    value_range: Range | None = None
+    """Stored numbers [low, high] that stand for black and white in images of more than 8 bits and arrays;
+    null: 0 and 65535 for 16 bits, 0 and 1 for floats."""
     image_size: Count | Size
     """Side of the square training images in pixels, or [height, width]; a multiple of the model's factor."""
+    resolutions: Sizes | None = None
+    """Sizes [height, width] of the training images, of which each batch has one at random; null: all have
+    `image_size`, which in any case is what is measured on."""
     downscale: Downscale | None = None
     """Source pixels per training pixel, drawn from this range [low, high] before the crop; null: the
     largest crop that fits."""
@@ -29,10 +42,12 @@ class DataConfig(Section):
     """Processes that load images, per training process; 0: the training process itself."""
     holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     """Share of the images kept out of training, to measure on, where the dataset has no split for that."""
+    max_validation: Count = 2000
+    """Images that are measured on at most; all of them are opened before training starts."""
     max_broken: CountOrZero = 100
     """Unreadable images that are skipped before the run is stopped."""
     check_images: CountOrZero = 1000
-    """Images that are opened before training starts, to report broken ones early; 0: none."""
+    """Images that are opened before training starts, to report broken ones early; 0, or streaming: none."""
     cache_megabytes: CountOrZero = 1024
     """Memory for decoded images, in megabytes; 0: none are kept."""
 
@@ -41,3 +56,8 @@ class DataConfig(Section):
         """Height and width of the training images in pixels."""
         size = self.image_size
         return (size, size) if isinstance(size, int) else size
+
+    @property
+    def training_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Every height and width that a training batch may have."""
+        return self.resolutions or (self.height_and_width,)

@@ -1,0 +1,56 @@
+import pytest
+
+from latentae.data.locate import locate, match_split, validation_split
+from tests.data.pictures import write_png, write_shards
+from tests.data.test_patterns import make
+
+
+def split_names(located) -> dict[str, list[str]]:
+    return {split: [path.name for path in paths] for split, paths in located.splits.items()}
+
+
+def test_tar_files(tmp_path):
+    write_shards(tmp_path, [1, 1])
+    write_shards(tmp_path, [1], "val")
+    make(tmp_path, "train-000.parquet")  # beside tar files a table is about them
+    located = locate(str(tmp_path))
+    assert located.kind == "tars"
+    assert split_names(located) == {
+        "train": ["train-000.tar", "train-001.tar"],
+        "validation": ["val-000.tar"],
+    }
+    for name in ("train-{000..001}.tar", "train-*.tar"):
+        located = locate(f"{tmp_path}/{name}")
+        assert (located.kind, split_names(located)) == ("tars", {"train": ["train-000.tar", "train-001.tar"]})
+    assert split_names(locate(f"{tmp_path}/val-000.tar")) == {"train": ["val-000.tar"]}
+    write_png(tmp_path / "a.png", 1)
+    assert locate(str(tmp_path)).kind == "images"
+
+
+def test_patterns_of_tables(tmp_path):
+    make(tmp_path, "a.parquet", "b.parquet")
+    assert locate(f"{tmp_path}/*.parquet").kind == "tables"
+
+
+def test_what_cannot_be_read(tmp_path):
+    make(tmp_path, "tars/a.tar.gz", "mixed/a.tar", "mixed/a.parquet", "images/a.jpg", "images/b.jpg")
+    for name in ("tars", "tars/a.tar.gz", "tars/*"):
+        with pytest.raises(ValueError, match=r"a compressed tar file can only .* gunzip"):
+            locate(f"{tmp_path}/{name}")
+    for name in ("mixed/a*", "images/*.jpg"):
+        with pytest.raises(ValueError, match=r"stands for 2 files; give a folder of images, or \.tar"):
+            locate(f"{tmp_path}/{name}")
+
+
+def test_the_hub_and_photos():
+    assert locate("photos").kind == "photos"
+    assert locate("owner/data").kind == "hub"
+
+
+def test_splits():
+    assert match_split("x", "val[:5]", ["train", "validation"]) == "validation[:5]"
+    with pytest.raises(ValueError, match="split 'test' is not in 'x'; there are: train"):
+        match_split("x", "test", ["train"])
+    assert validation_split(["train", "test", "valid"], "train") == "valid"
+    assert validation_split(["train", "test"], "train[:9]") == "test"
+    assert validation_split(["train", "test"], "test[:9]") is None
