@@ -83,6 +83,7 @@ def test_config_without_its_flag() -> None:
     assert problems("quickstart") == ["`quickstart`: a config is named as --config quickstart"]
     assert problems("mine.yaml") == ["`mine.yaml`: a config is named as --config mine.yaml"]
     assert problems("--confg", "mine") == ["`--confg mine`: did you mean --config?"]
+    assert problems("--dry_run") == ["`--dry_run`: did you mean --dry-run?"]
 
 
 def test_config_flag_needs_one_name() -> None:

@@ -5,6 +5,8 @@ import pytest
 from latentae.config import ConfigError, config_from_mapping
 from tests.config.example import REMOVED, config, mapping
 
+QUANTIZERS = "vector, ema, cosine, simvq, ibq, fsq, lfq, bsq, residual, grouped"
+
 
 def problems(changes: dict[str, Any]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
@@ -28,7 +30,11 @@ def problems(changes: dict[str, Any]) -> list[str]:
             float("inf"),
             "`optimizer.learning_rate` is .inf; it must be a number > 0",
         ),
-        ("optimizer.type", "adam", '`optimizer.type` is "adam"; it must be adamw'),
+        (
+            "optimizer.type",
+            "adam",
+            '`optimizer.type` is "adam"; it must be one of adamw, adamw8bit; did you mean adamw?',
+        ),
         ("optimizer.betas", [0.5, 1.5], "`optimizer.betas[1]` is 1.5; it must be a number in [0, 1)"),
         ("data.downscale", [1], "`data.downscale` is [1]; it must be a list of two numbers >= 1 or null"),
         (
@@ -40,10 +46,14 @@ def problems(changes: dict[str, Any]) -> list[str]:
         (
             "model.quantizer.type",
             "emma",
-            '`model.quantizer.type` is "emma"; it must be one of vector, ema; did you mean ema?',
+            f'`model.quantizer.type` is "emma"; it must be one of {QUANTIZERS}; did you mean ema?',
         ),
-        ("model.quantizer.type", [1], "`model.quantizer.type` is [1]; it must be one of vector, ema"),
-        ("model.quantizer.type", REMOVED, "`model.quantizer.type` is missing; it must be one of vector, ema"),
+        ("model.quantizer.type", [1], f"`model.quantizer.type` is [1]; it must be one of {QUANTIZERS}"),
+        (
+            "model.quantizer.type",
+            REMOVED,
+            f"`model.quantizer.type` is missing; it must be one of {QUANTIZERS}",
+        ),
         ("model.class", REMOVED, "`model.class` is missing; it must be one of KLVAE, VQVAE, VQGAN"),
         ("max_steps", REMOVED, "`max_steps` is missing; it must be an integer >= 1"),
         (

@@ -42,3 +42,14 @@ def test_what_somebody_misspelt_or_asked_for_is_kept_to_be_reported() -> None:
         "type": "foo",
         "decay": 1,
     }
+
+
+def test_a_pretrained_model_takes_the_place_of_the_architecture_below() -> None:
+    lower = {"model": {"class": "KLVAE", "latent_channels": 4, "pretrained": "a"}, "seed": 1}
+    upper = {"model": {"pretrained": "b", "in_channels": 1}}
+    assert merge(lower, upper) == {
+        "model": {"class": "KLVAE", "pretrained": "b", "in_channels": 1},
+        "seed": 1,
+    }
+    assert merge(lower, {"model": {"pretrained": None}})["model"]["latent_channels"] == 4
+    assert merge(lower, {"model": {"in_channels": 1}})["model"]["latent_channels"] == 4

@@ -34,8 +34,9 @@ def test_sections_behind_an_annotation() -> None:
 
 def test_members_and_what_chooses_them() -> None:
     members = sections_at(["model", "quantizer"])
-    assert members == (VectorQuantizerConfig, EMAQuantizerConfig)
-    assert [member_name(member) for member in members] == ["vector", "ema"]
+    assert members[:2] == (VectorQuantizerConfig, EMAQuantizerConfig)
+    assert [member_name(member) for member in members][-3:] == ["bsq", "residual", "grouped"]
+    assert sections_at(["model", "quantizer", "member"]) == members[:-2]
     assert choice_of(members) == "type"
     assert choice_of(sections_at(["loss"])) is None
     assert selector(VQVAEConfig) == "class"
@@ -81,7 +82,15 @@ def test_keys_below_a_choice_depend_on_it_too() -> None:
 
 def test_walk_gives_every_key_once_and_narrows_the_classes() -> None:
     paths = [key.path for key in walk()]
-    assert len(paths) == len(set(paths)) == len(known_keys())
+    assert len(set(paths)) == len(known_keys())
+    assert len({(key.path, key.only_with) for key in walk()}) == len(paths)
+    # those whose default is another with another choice
+    assert {path.rpartition(".")[2] for path in paths if paths.count(path) > 1} == {
+        "codebook_weight",
+        "commitment_weight",
+        "entropy_weight",
+        "init",
+    }
     assert paths[:3] == ["output_dir", "seed", "max_steps"]
     narrowed = {key.path: key for key in walk(classes=["VQVAE"])}
     assert narrowed["model.class"].type == "VQVAE"

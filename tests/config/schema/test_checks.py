@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from latentae.config import ConfigError, config_warnings
-from latentae.config.schema.checks import SMALLEST_IMAGE
+from latentae.config.schema.checks_data import SMALLEST_IMAGE
 from tests.config.example import VQVAE, config
 
 

@@ -19,6 +19,16 @@ def test_defaults() -> None:
         2,
     )
     assert (data.max_broken, data.check_images, data.cache_megabytes) == (100, 1000, 1024)
+    assert (data.streaming, data.shuffle_block, data.max_validation) == (False, 512, 2000)
+    assert (data.resolutions, data.value_range) == (None, None)
+
+
+def test_training_sizes() -> None:
+    assert DataConfig(image_size=32).training_sizes == ((32, 32),)
+    data = DataConfig(image_size=32, resolutions=[[32, 48], [48, 32]])
+    assert data.training_sizes == ((32, 48), (48, 32))
+    with pytest.raises(ValidationError):
+        DataConfig(image_size=32, resolutions=[])
 
 
 @pytest.mark.parametrize("holdout", [0, 0.51, -0.1])

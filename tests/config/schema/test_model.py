@@ -1,6 +1,6 @@
 import pytest
 
-from latentae.config import EMAQuantizerConfig, VectorQuantizerConfig, VQGANConfig, VQVAEConfig
+from latentae.config import VQGANConfig, VQVAEConfig
 from tests.config.example import VQVAE, config
 
 
@@ -14,12 +14,3 @@ def test_class_chooses_the_model() -> None:
     assert type(config(VQVAE).model) is VQVAEConfig
     assert config().model.class_ == "VQGAN"
     assert config().model.model_dump(by_alias=True)["class"] == "VQGAN"
-
-
-def test_type_chooses_the_quantizer() -> None:
-    vector = config().model.quantizer
-    assert isinstance(vector, VectorQuantizerConfig)
-    assert (vector.codebook_weight, vector.commitment_weight, vector.init) == (2.0, 0.25, "uniform")
-    ema = config({"model.quantizer": {"type": "ema", "num_codes": 4}}).model.quantizer
-    assert isinstance(ema, EMAQuantizerConfig)
-    assert (ema.decay, ema.epsilon, ema.code_dim, ema.revive_after) == (0.99, 1e-5, None, None)

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from latentae.config import AdamWConfig
+from latentae.config import AdamW8bitConfig, AdamWConfig
+from tests.config.example import config
 
 
 def test_defaults() -> None:
@@ -14,6 +15,7 @@ def test_defaults() -> None:
         "epsilon": 1e-8,
         "schedule": "constant",
         "warmup_steps": 0,
+        "decay_share": 0.2,
         "final_scale": 0.0,
     }
 
@@ -22,3 +24,10 @@ def test_defaults() -> None:
 def test_ranges(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         AdamWConfig.model_validate({"type": "adamw", "learning_rate": 1.0} | wrong)
+
+
+def test_the_type_chooses_the_section() -> None:
+    run = config({"optimizer.type": "adamw8bit"})
+    assert isinstance(run.optimizer, AdamW8bitConfig)
+    assert run.discriminator is not None
+    assert isinstance(run.discriminator.optimizer, AdamWConfig)

@@ -1,0 +1,79 @@
+"""The model section of a run that starts from a pretrained model: filled in from what that model is."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from latentae.config.architecture import Inherited, is_architecture, suits
+from latentae.config.errors import ConfigError
+from latentae.config.families import FAMILIES, Family
+from latentae.config.merge import merge
+from latentae.config.reflect import fields, member_name, sections_at
+
+Describe = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""From a run's plain values, whose `model.pretrained` is set, to the model section that this model has.
+Raises ValueError where it cannot be had."""
+
+
+def fill_in(data: Mapping[str, Any], describe: Describe) -> dict[str, Any]:
+    """`data` with the keys that its model section leaves out taken from its pretrained model, if it has one.
+
+    Keys that are there stay. Where none is missing, as in a run's own config.yaml, nobody is asked.
+
+    Args:
+        data: a run's plain values, not yet validated.
+        describe: asked at most once.
+
+    Raises:
+        ConfigError: the pretrained model cannot be used, or is of another family.
+    """
+    model = data.get("model")
+    place = model.get("pretrained") if isinstance(model, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(place, str) or not place or not _lacks(model):
+        return dict(data)
+    try:
+        described = describe(data)
+    except ValueError as error:
+        raise ConfigError(f"`model.pretrained` is {place}, which cannot be used: {error}") from error
+    _check_family(place, model.get("class"), described["class"])
+    own = {key: value for key, value in model.items() if key != "pretrained"}
+    quantizer, theirs = own.get("quantizer"), described.get("quantizer", {})
+    if isinstance(quantizer, Inherited) and not suits(quantizer.get("type"), theirs.get("type")):
+        del own["quantizer"]
+    return {**data, "model": {**merge(described, own, ("model",)), "pretrained": place}}
+
+
+def _lacks(model: Mapping[str, Any]) -> bool:
+    """Whether a key that describes the model's tensors is left out."""
+    chosen = [section for section in sections_at(("model",)) if member_name(section) == model.get("class")]
+    if not chosen:
+        return "class" not in model
+    keys = fields(chosen[0])
+    if any(is_architecture(key) and key not in model for key in keys):
+        return True
+    return "quantizer" in keys and _lacks_in_quantizer(model.get("quantizer"))
+
+
+def _lacks_in_quantizer(quantizer: Any) -> bool:
+    if not isinstance(quantizer, Mapping) or "type" not in quantizer:
+        return True
+    for section in sections_at(("model", "quantizer")):
+        if member_name(section) == quantizer["type"]:
+            return any(
+                is_architecture(f"quantizer.{key}") and key not in quantizer for key in fields(section)
+            )
+    return False
+
+
+def _check_family(place: str, chosen: Any, found: str) -> None:
+    """Raises ConfigError where the pretrained model is a KL-VAE and the run's is not, or the reverse."""
+    families = {name: family for family in FAMILIES.values() for name in family.classes}
+    if chosen in families and _is_kl(families[chosen]) != _is_kl(families[found]):
+        scripts = [family.script for family in FAMILIES.values() if _is_kl(family) == _is_kl(families[found])]
+        raise ConfigError(
+            f"`model.class` is {chosen}, and `model.pretrained` ({place}) holds a {found}; name another "
+            f"model there, or use {' or '.join(scripts)}"
+        )
+
+
+def _is_kl(family: Family) -> bool:
+    return "KLVAE" in family.classes

@@ -1,0 +1,126 @@
+"""The model that a run starts from: taken up at the first step, remembered in every checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from latentae import build, distributed
+from latentae.config import RunConfig
+from latentae.models import KLVAE, VQVAE
+from latentae.models.adapting import AdaptedTensor, load_what_fits, settings_of
+from latentae.models.architecture import latent_differences
+from latentae.training.ema import EMA
+from latentae.training.folder import write_json
+
+RECORD = "pretrained.json"
+"""The record's name in a run's folder."""
+
+
+class Pretrained:
+    """A run's pretrained model.
+
+    Its record says what it was (``pretrained``, as in the config; ``class``; ``sha256`` of its weights),
+    which settings belong to it (``settings``: scale, shift and the like) and which tensors did not go in as
+    they are (``adapted``). It is part of every checkpoint, so that a resume needs the model itself no more.
+
+    Args:
+        config: of the run, with ``model.pretrained``.
+        autoencoder: what learns, unwrapped.
+        ema: its average.
+    """
+
+    def __init__(self, config: RunConfig, autoencoder: KLVAE | VQVAE, ema: EMA[KLVAE | VQVAE]) -> None:
+        self.config = config
+        self.autoencoder = autoencoder
+        self.ema = ema
+        self.record: dict[str, Any] = {}
+
+    def take_up(self) -> None:
+        """Puts the pretrained weights into the autoencoder and its average; every rank must call it.
+
+        Raises:
+            ValueError: there is no such model, it does not fit, or it would change latents that
+                ``freeze_encoder`` keeps.
+        """
+        place = self.config.model.pretrained
+        assert place is not None
+        try:
+            with distributed.main_first():  # the first rank fetches from the hub, the others find it
+                model = build.open_pretrained(place, self.config.model.norm_num_groups)
+            adapted = load_what_fits(self.autoencoder, model)
+            self._remember(place, model, adapted)
+        except ValueError as error:
+            raise ValueError(f"`model.pretrained` is {place}, which cannot be used: {error}") from error
+        own = self.autoencoder
+        if isinstance(own, KLVAE) and self.config.loss.kl is None and not self.config.freeze_encoder:
+            own.pin_posterior()
+        if isinstance(own, VQVAE):
+            own.quantize.weights_changed()
+        self._apply_settings()
+        self.ema.model.load_state_dict(own.state_dict())
+
+    def _remember(self, place: str, model: KLVAE | VQVAE, adapted: Sequence[AdaptedTensor]) -> None:
+        """Makes the record; ValueError for other latents where they must stay."""
+        changed = latent_differences(self.autoencoder, model)
+        if changed and self.config.freeze_encoder:
+            raise ValueError(
+                f"{'; '.join(map(str, changed))}, and freeze_encoder keeps latents as they are: leave one of "
+                "these keys out"
+            )
+        settings = settings_of(model)
+        if changed:  # other latents have a scale of their own, which the run's end measures
+            settings = {name: settings[name] for name in ("force_upcast",) if name in settings}
+        self.record = {
+            "pretrained": place,
+            "class": type(model).__name__,
+            "sha256": fingerprint(model.state_dict()),
+            "settings": settings,
+            "adapted": [str(tensor) for tensor in adapted],
+        }
+
+    def describe(self) -> list[str]:
+        """What a person should know of it, in lines."""
+        lines = [
+            f"weights of {self.record['pretrained']} ({self.record['class']}, "
+            f"sha256 {self.record['sha256'][:12]})"
+        ]
+        if self.config.freeze_encoder and self.record["settings"].get("scaling_factor") is None:
+            lines.append(
+                "that does not tell the scale of its latents, so that the exported model will not either: "
+                "start from a folder that load_autoencoder(file, family=...).save_pretrained(folder) writes, "
+                "or measure one with scripts/latent_stats.py"
+            )
+        if self.record["adapted"]:
+            lines.append("of these, what fits:" + "".join(f"\n  {line}" for line in self.record["adapted"]))
+        return lines
+
+    def write(self, folder: Path) -> None:
+        """Puts the record into a run's folder."""
+        write_json(folder / RECORD, self.record)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The record, for a checkpoint."""
+        return self.record
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up the record of a checkpoint; the weights are there in their own right."""
+        self.record = state
+        self._apply_settings()
+
+    def _apply_settings(self) -> None:
+        for model in (self.autoencoder, self.ema.model):
+            model.change_config(**self.record["settings"])
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names and shapes, the same whatever file format they came from."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name} {list(state[name].shape)} {state[name].dtype}".encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
