@@ -1,0 +1,141 @@
+"""Every quantizer behind the same encoder and decoder, on the same images for the same steps.
+
+`python benchmarks/bench_quantizers.py path/to/photos --steps 600`: trains a VQ-VAE at f8 with about 1,024
+codes a position for each quantizer, and prints a Markdown table. Usage and perplexity are over all training
+images, the rest over the validation images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import commit, hardware
+from latentae import load_autoencoder
+from latentae.config import load_config
+from latentae.data import CenterCrop, ImageDataset, open_source, validation_loader
+from latentae.evaluation.rate import CodeMeter
+from latentae.training.trainer import Trainer
+
+_REVIVED = "num_codes: 1024, init: data, revive_after: 20"
+QUANTIZERS = {
+    "vector, as of 2017": (4, "{type: vector, num_codes: 1024, init: uniform, revive_after: null}"),
+    "vector": (4, f"{{type: vector, {_REVIVED}}}"),
+    "vector, rotation trick": (4, f"{{type: vector, gradient: rotation, {_REVIVED}}}"),
+    "ema": (4, f"{{type: ema, {_REVIVED}}}"),
+    "cosine, 8 dimensions": (8, f"{{type: cosine, code_dim: 8, {_REVIVED}}}"),
+    "simvq": (4, "{type: simvq, num_codes: 1024, init: data, revive_after: null}"),
+    "ibq": (4, "{type: ibq, num_codes: 1024}"),
+    "fsq 8·5·5·5": (4, "{type: fsq, levels: [8, 5, 5, 5]}"),
+    "lfq, 10 bits": (10, "{type: lfq, bits: 10}"),
+    "bsq, 10 bits": (10, "{type: bsq, bits: 10}"),
+    "residual, 2 x ema 32": (4, "{type: residual, depth: 2, member: {type: ema, num_codes: 32, init: data}}"),
+    "grouped, 2 x ema 32": (4, "{type: grouped, groups: 2, member: {type: ema, num_codes: 32, init: data}}"),
+}
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    print(
+        f"{hardware()}, {arguments.threads} thread(s), torch {torch.__version__}, commit {commit()}\n\n"
+        f"{arguments.steps} steps of {arguments.batch_size} images, {arguments.size} px, {arguments.data}\n"
+    )
+    print(
+        "| quantizer | PSNR, dB | SSIM | LPIPS (alex) | bits/image | entropy | codes used | perplexity | s |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    wanted = arguments.only or list(QUANTIZERS)
+    for name in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            row = _run(name, Path(folder) / "run", arguments)
+        print(
+            f"| {name} | {row['psnr']:.2f} | {row['ssim']:.3f} | {row['lpips']:.3f} | {row['bits']:.0f} | "
+            f"{row['entropy']:.0f} | {row['usage']:.1%} | {row['perplexity']:.0f} | {row['seconds']:.0f} |",
+            flush=True,
+        )
+
+
+def _run(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    channels, quantizer = QUANTIZERS[name]
+    config = load_config(
+        "vq_vae",
+        [
+            "--config",
+            "quickstart_vq",
+            f"output_dir={folder}",
+            f"max_steps={arguments.steps}",
+            f"batch_size={arguments.batch_size}",
+            f"data.name={arguments.data}",
+            f"data.image_size={arguments.size}",
+            "data.downscale=null",
+            "model.block_out_channels=[32, 32, 64, 96]",
+            f"model.latent_channels={channels}",
+            f"model.quantizer={quantizer}",
+            f"cpu_threads={arguments.threads}",
+            "trackers=[]",
+            f"log_every={arguments.steps}",
+            f"sample_every={arguments.steps}",
+            f"checkpoint_every={arguments.steps}",
+            "data.check_images=0",
+        ],
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    started = time.perf_counter()
+    stdout, sys.stdout = sys.stdout, sys.stderr  # the table stays clean
+    try:
+        Trainer(config).fit()
+    finally:
+        sys.stdout = stdout
+    seconds = time.perf_counter() - started
+    summary = json.loads((folder / "summary.json").read_text())
+    return {**summary, **_codes(folder / "model", arguments), "seconds": seconds}
+
+
+@torch.no_grad()
+def _codes(model_folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """How the codes of all training images are spread."""
+    model = load_autoencoder(model_folder)
+    source = open_source(arguments.data, split="train")
+    images = ImageDataset(source, CenterCrop(arguments.size, None), channels=3)
+    meter: CodeMeter | None = None
+    for batch in validation_loader(images, batch_size=64):
+        indices: Tensor = model.encode_indices(batch["images"])
+        depth = 1 if indices.ndim == 3 else indices.shape[1]
+        meter = meter or CodeMeter(model.quantize.num_codes, depth)
+        meter.add(indices, arguments.size, arguments.size)
+    assert meter is not None
+    rate, pixels = meter.result(), arguments.size**2
+    return {
+        "bits": rate.bits_per_pixel * pixels,
+        "entropy": rate.entropy_bits_per_pixel * pixels,
+        "usage": rate.usage,
+        "perplexity": rate.perplexity,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="?", default="photos", help="images to train on (photos)")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--size", type=int, default=64, help="pixels a side")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--only", action="append", choices=QUANTIZERS, help="one of the rows; may be repeated"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()
