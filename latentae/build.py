@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from latentae.config import DataConfig, KLVAEConfig, LossConfig, ModelConfig, RunConfig, VQVAEConfig
-from latentae.data import CachedSource, CenterCrop, ImageDataset, RandomCrop, Sources, open_sources
-from latentae.discriminators import PatchGAN
-from latentae.losses.adversarial import AdversarialTerms
+from latentae.config import (
+    DataConfig,
+    DiscriminatorConfig,
+    KLVAEConfig,
+    LikelihoodConfig,
+    LossConfig,
+    ModelConfig,
+    QuantizerConfig,
+    ReconstructionConfig,
+    RunConfig,
+    VQVAEConfig,
+)
+from latentae.data import (
+    CachedSource,
+    CenterCrop,
+    ImageDataset,
+    ImageStream,
+    RandomCrop,
+    Sources,
+    StreamSources,
+    open_sources,
+    open_streams,
+    take_evenly,
+)
+from latentae.discriminators import DiffAugment, PatchGAN
+from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
+from latentae.losses.divergences import DIVERGENCES
+from latentae.losses.elbo import PosteriorReport
+from latentae.losses.free_bits import FreeBits
+from latentae.losses.gradient_penalty import R1
 from latentae.losses.kl import KLRegulariser
+from latentae.losses.kl_schedule import KL_SCHEDULES, KLSchedule, constant
+from latentae.losses.lecam import LeCAM
+from latentae.losses.likelihood import LIKELIHOODS
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.perceptual import LPIPS
-from latentae.losses.reconstruction import RECONSTRUCTION_LOSSES
-from latentae.models import KLVAE, VQGAN, VQVAE
+from latentae.losses.reconstruction import RECONSTRUCTION_LOSSES, ReconstructionLoss
+from latentae.models import KLVAE, VQGAN, VQVAE, load_autoencoder
+from latentae.models.architecture import describe_architecture
+from latentae.models.loading import is_single_file
 from latentae.weights import load_trunk
 
 _VQ_MODELS: dict[str, type[VQVAE]] = {"VQVAE": VQVAE, "VQGAN": VQGAN}
@@ -43,27 +77,79 @@ def build_autoencoder(config: ModelConfig, sample_size: int) -> KLVAE | VQVAE:
         return KLVAE(**backbone, **quant_convs)
     if isinstance(config, VQVAEConfig):
         backbone["backbone"] = config.backbone
-    quantizer = config.quantizer.model_dump()
-    num_codes, code_dim = quantizer.pop("num_codes"), quantizer.pop("code_dim")
-    return _VQ_MODELS[config.class_](
-        **backbone, num_vq_embeddings=num_codes, vq_embed_dim=code_dim, quantizer=quantizer
-    )
+    return _VQ_MODELS[config.class_](**backbone, **_quantizer_arguments(config.quantizer))
+
+
+def _quantizer_arguments(config: QuantizerConfig) -> dict[str, Any]:
+    """The arguments of a VQ model that say what its quantizer is; a table's sizes stand by themselves."""
+    quantizer = config.model_dump(mode="json")
+    member = quantizer.get("member", quantizer)
+    num_codes, code_dim = member.pop("num_codes", None), member.pop("code_dim", None)
+    if code_dim is not None:
+        code_dim *= quantizer.get("groups", 1)
+    sizes = {} if num_codes is None else {"num_vq_embeddings": num_codes, "vq_embed_dim": code_dim}
+    return {**sizes, "quantizer": quantizer}
+
+
+def open_pretrained(place: str, norm_num_groups: int | None = None) -> KLVAE | VQVAE:
+    """The model that ``model.pretrained`` names, float32, in eval mode, on the CPU.
+
+    Args:
+        place: whatever ``load_autoencoder`` opens.
+        norm_num_groups: what a single file's tensors do not show, where the config says it.
+
+    Raises:
+        ValueError: there is no model, or one that cannot be trained.
+    """
+    model = load_autoencoder(place)
+    described = describe_architecture(model)
+    if is_single_file(place) and norm_num_groups not in (None, described["norm_num_groups"]):
+        model = load_autoencoder(place, norm_num_groups=norm_num_groups)
+    assert isinstance(model, KLVAE | VQVAE)  # or it would not have been described
+    return model
 
 
 def build_regulariser(config: LossConfig) -> KLRegulariser | None:
     """The KL term, or None where there is none."""
-    return None if config.kl is None else KLRegulariser(config.kl.weight)
+    kl = config.kl
+    if kl is None:
+        return None
+    schedule: KLSchedule = constant
+    if kl.schedule is not None:
+        schedule = KL_SCHEDULES[kl.schedule.type](**kl.schedule.model_dump(exclude={"type"}))
+    return KLRegulariser(
+        kl.weight,
+        schedule=schedule,
+        divergence=DIVERGENCES[kl.divergence],
+        free_bits=None if kl.free_bits is None else FreeBits(**kl.free_bits.model_dump()),
+    )
+
+
+def build_report(config: LossConfig, regulariser: KLRegulariser | None) -> PosteriorReport | None:
+    """What the log says of a posterior that is regularised, or None where none is."""
+    if regulariser is None:
+        return None
+    return PosteriorReport(regulariser, likelihood=isinstance(config.reconstruction, LikelihoodConfig))
 
 
 def build_objective(config: LossConfig) -> ReconstructionObjective:
     """Reconstruction and perceptual loss; fetches the trunk's weights if they are not on this machine yet."""
-    perceptual = config.perceptual
+    perceptual, reconstruction = config.perceptual, config.reconstruction
     return ReconstructionObjective(
-        RECONSTRUCTION_LOSSES[config.reconstruction.type],
-        reconstruction_weight=config.reconstruction.weight,
+        build_reconstruction_loss(reconstruction),
+        reconstruction_weight=reconstruction.weight,
         perceptual=None if perceptual is None else build_lpips(perceptual.trunk),
         perceptual_weight=0.0 if perceptual is None else perceptual.weight,
+        scale_perceptual=isinstance(reconstruction, LikelihoodConfig) and reconstruction.scale_perceptual,
     )
+
+
+def build_reconstruction_loss(config: ReconstructionConfig) -> ReconstructionLoss:
+    """The pixel loss, or a likelihood of the pixels."""
+    if isinstance(config, LikelihoodConfig):
+        training = {"type", "weight", "learning_rate_scale", "scale_perceptual"}
+        return LIKELIHOODS[config.type](**config.model_dump(exclude=training))
+    return partial(RECONSTRUCTION_LOSSES[config.type], **config.model_dump(exclude={"type", "weight"}))
 
 
 def build_lpips(trunk: str) -> LPIPS:
@@ -75,40 +161,82 @@ def build_discriminator(config: RunConfig) -> nn.Module | None:
     """The discriminator, or None where the loss has no adversarial term."""
     if config.discriminator is None or config.loss.adversarial is None:
         return None
-    arguments = config.discriminator.model_dump(exclude={"type", "optimizer"})
+    training = {"type", "optimizer", "update_every", "augment", "r1"}
+    arguments = config.discriminator.model_dump(exclude=training)
     return _DISCRIMINATORS[config.discriminator.type](config.model.in_channels, **arguments)
 
 
-def build_adversarial_terms(config: LossConfig) -> AdversarialTerms:
+def build_adversarial_terms(config: RunConfig) -> AdversarialTerms:
     """How the adversarial loss enters; the defaults where there is none."""
-    if config.adversarial is None:
+    adversarial, discriminator = config.loss.adversarial, config.discriminator
+    if adversarial is None or discriminator is None:
         return AdversarialTerms()
-    return AdversarialTerms(**config.adversarial.model_dump(exclude={"type"}))
+    return AdversarialTerms(
+        ADVERSARIAL_LOSSES[adversarial.type],
+        **adversarial.model_dump(exclude={"type", "lecam"}),
+        update_every=discriminator.update_every,
+    )
 
 
-def build_sources(config: DataConfig) -> Sources:
-    """The training and the validation images."""
-    sources = open_sources(
-        config.name,
-        split=config.split,
-        dataset_config=config.dataset_config,
-        image_column=config.image_column,
-        holdout=config.holdout,
-    )
-    megabyte = 1 << 20
-    return Sources(
-        train=CachedSource(sources.train, config.cache_megabytes * megabyte),
-        validation=CachedSource(sources.validation, config.cache_megabytes * megabyte),
-    )
+def build_lecam(config: LossConfig) -> LeCAM | None:
+    """What holds the discriminator's logits together, or None."""
+    if config.adversarial is None or config.adversarial.lecam is None:
+        return None
+    return LeCAM(**config.adversarial.lecam.model_dump())
+
+
+def build_augmentation(config: DiscriminatorConfig) -> DiffAugment | None:
+    """What the discriminator sees images through, or None."""
+    return DiffAugment(config.augment) if config.augment else None
+
+
+def build_r1(config: DiscriminatorConfig) -> R1 | None:
+    """The penalty on the discriminator's slope, or None."""
+    return None if config.r1 is None else R1(**config.r1.model_dump())
+
+
+def build_sources(config: DataConfig, notes: Path | None = None) -> Sources | StreamSources:
+    """The training and the validation images.
+
+    Args:
+        notes: a folder where streams note how much their shards hold, for a resume to skip them by.
+    """
+    where: dict[str, Any] = {
+        "split": config.split,
+        "dataset_config": config.dataset_config,
+        "image_column": config.image_column,
+        "holdout": config.holdout,
+        "value_range": config.value_range,
+    }
+    cache_bytes = config.cache_megabytes << 20
+    if config.streaming:
+        stream = open_streams(config.name, **where, max_validation=config.max_validation, notes=notes)
+        return replace(stream, validation=CachedSource(stream.validation, cache_bytes))
+    sources = open_sources(config.name, **where)
+    validation = take_evenly(sources.validation, config.max_validation)
+    return Sources(CachedSource(sources.train, cache_bytes), CachedSource(validation, cache_bytes))
 
 
 def build_datasets(
-    sources: Sources, config: DataConfig, channels: int, seed: int
-) -> tuple[ImageDataset, ImageDataset]:
+    sources: Sources | StreamSources, config: DataConfig, channels: int, seed: int
+) -> tuple[ImageDataset | ImageStream, ImageDataset]:
     """Random crops of the training images and centre crops of the validation images."""
-    train = RandomCrop(config.image_size, downscale=config.downscale, flip=config.random_flip)
-    validation = CenterCrop(config.image_size, downscale=None)
-    return (
-        ImageDataset(sources.train, train, channels=channels, seed=seed),
-        ImageDataset(sources.validation, validation, channels=channels, seed=seed),
-    )
+    crop = partial(RandomCrop, downscale=config.downscale, flip=config.random_flip)
+    options: dict[str, Any] = {
+        "channels": channels,
+        "seed": seed,
+        "resolutions": [crop(size) for size in config.resolutions or ()],
+    }
+    train: ImageDataset | ImageStream
+    if isinstance(sources, StreamSources):
+        train = ImageStream(
+            sources.train,
+            crop(config.image_size),
+            **options,
+            shuffle_block=config.shuffle_block,
+            held_out=sources.held_out,
+        )
+    else:
+        train = ImageDataset(sources.train, crop(config.image_size), **options)
+    centre = CenterCrop(config.image_size, downscale=None)
+    return train, ImageDataset(sources.validation, centre, channels=channels, seed=seed)

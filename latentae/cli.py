@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from latentae.config import FAMILIES, ConfigError, load_config
-from latentae.training.folder import RunError, RunFolder
+from latentae.config import FAMILIES, ConfigError, RunConfig, load_config
+from latentae.training.folder import RankError, RunError, RunFolder
+from latentae.training.origin import describe_pretrained
 from latentae.training.summary import describe, finished_summary
 
+_DRY_RUN = "--dry-run"
 _USAGE = """\
-usage: latentae train FAMILY [--config NAME_OR_PATH] [key=value ...]
+usage: latentae train FAMILY [--config NAME_OR_PATH] [--dry-run] [key=value ...]
        latentae stats MODEL --data NAME [--out FOLDER | --in-place] ...
+       latentae evaluate MODEL [MODEL ...] --data NAME --out FOLDER ...
        latentae export RUN_OR_MODEL --format FORMAT --out PATH ...
        latentae reconstruct IMAGE_OR_FOLDER OUT --model MODEL ...
 
@@ -28,18 +31,32 @@ usage: latentae train FAMILY [--config NAME_OR_PATH] [key=value ...]
 
 
 def train(family: str, arguments: Sequence[str] | None = None) -> int:
-    """Trains an autoencoder of a family; returns the exit code: 0 done, 2 bad input, 1 stopped."""
+    """Trains an autoencoder of a family; returns the exit code.
+
+    0: done, or left as asked; 1: failed; 2: bad input.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    dry = _DRY_RUN in given
     try:
-        config = load_config(family, list(sys.argv[1:] if arguments is None else arguments))
+        arguments = [argument for argument in given if argument != _DRY_RUN]
+        config = load_config(family, arguments, describe_pretrained)
         folder = RunFolder(Path(config.output_dir))
         folder.check(config)
     except ConfigError as error:
         return _fail(str(error), 2)
-    finished = finished_summary(folder, config) if config.resume == "auto" else None
+    finished = finished_summary(folder, config) if config.resume == "auto" and not dry else None
     if finished is not None:
         print(f"The run in {folder.root} is complete. {describe(folder, finished)}")
         return 0
 
+    try:
+        return _dry_run(config) if dry else _run(config)
+    except KeyboardInterrupt:  # while training it would have been a RunStopped
+        return _fail("interrupted; the same command continues from the last checkpoint", 130)
+
+
+def _run(config: RunConfig) -> int:
+    from latentae.training.signals import RunStopped
     from latentae.training.trainer import Trainer
     from latentae.weights import WeightsNotFoundError
 
@@ -50,9 +67,25 @@ def train(family: str, arguments: Sequence[str] | None = None) -> int:
     try:
         trainer.fit()
     except RunError as error:
+        return _fail(str(error), 1, alone=isinstance(error, RankError))
+    except RunStopped as stop:  # as asked, and nothing is lost: no failure to a job scheduler
+        if _speaks():
+            print(stop)
+    return 0
+
+
+def _dry_run(config: RunConfig) -> int:
+    from latentae.training.dry_run import dry_run
+    from latentae.weights import WeightsNotFoundError
+
+    try:
+        report = dry_run(config)
+    except (ValueError, WeightsNotFoundError) as error:
+        return _fail(str(error), 2)
+    except RunError as error:
         return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command continues from the last checkpoint", 130)
+    if _speaks():
+        print(report)
     return 0
 
 
@@ -82,15 +115,20 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train_command,
     "stats": lambda arguments: import_module("latentae.latents.command").main(arguments),
     "export": lambda arguments: import_module("latentae.export.command").main(arguments),
+    "evaluate": lambda arguments: import_module("latentae.evaluation.evaluate_command").main(arguments),
     "reconstruct": lambda arguments: import_module("latentae.evaluation.reconstruct").main(arguments),
 }
 
 
-def _fail(message: str, code: int) -> int:
-    """Prints an error once, however many processes meet it."""
-    if os.environ.get("RANK", "0") == "0":
+def _fail(message: str, code: int, *, alone: bool = False) -> int:
+    """Prints an error once, however many processes meet it; ``alone``: this one does, whichever it is."""
+    if alone or _speaks():
         print(f"error: {message}", file=sys.stderr)
     return code
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

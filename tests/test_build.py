@@ -1,10 +1,19 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 
 from latentae import VQGAN, VQVAE, build
 from latentae.config import config_from_mapping, load_config
+from latentae.data import ImageStream, training_loader
+from latentae.losses.adversarial import ADVERSARIAL_LOSSES
+from latentae.losses.divergences import forward_kl, jeffreys
+from latentae.losses.free_bits import FreeBits
+from latentae.losses.gradient_penalty import R1
 from latentae.losses.perceptual import LPIPS
-from latentae.quantizers import EMAQuantizer, VectorQuantizer
+from latentae.quantizers import QUANTIZERS, EMAQuantizer, VectorQuantizer
+from tests.data.pictures import write_shards
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +39,41 @@ def test_quantizers_get_their_arguments(kind, expected):
     assert quantizer.commitment_weight == 0.5
 
 
+@pytest.mark.parametrize(
+    ("quantizer", "codes", "code_dim"),
+    [
+        ("{type: fsq, levels: [8, 5, 5]}", 200, 3),
+        ("{type: bsq, bits: 6}", 64, 6),
+        ("{type: residual, depth: 2, member: {type: cosine, num_codes: 32, code_dim: 8}}", 32, 8),
+        ("{type: grouped, groups: 2, member: {type: simvq, num_codes: 32, code_dim: 3}}", 32, 6),
+        ("{type: grouped, groups: 2, member: {type: vector, num_codes: 32}}", 32, 4),
+        ("{type: grouped, groups: 2, member: {type: lfq, bits: 3}}", 8, 6),
+    ],
+)
+def test_quantizers_of_every_kind_get_their_sizes(quantizer, codes, code_dim):
+    config = load_config("vqgan", [f"model.quantizer={quantizer}"])
+    model = build.build_autoencoder(config.model, 64)
+    assert (model.num_codes, model.latents_channels) == (codes, code_dim)
+    assert model.config.num_vq_embeddings == codes
+    kind = config.model.quantizer.type
+    assert type(model.quantize) is QUANTIZERS[kind]
+    if kind in ("residual", "grouped"):
+        member = config.model.quantizer.member.type
+        assert [type(part) for part in model.quantize.members] == [QUANTIZERS[member]] * 2
+    output = model(torch.zeros(1, 3, 16, 16))
+    assert output.indices.shape == (1, *model.indices_shape(16, 16))
+
+
+def test_arguments_reach_a_quantizer_and_its_members():
+    member = "{type: ema, num_codes: 8, decay: 0.5, gradient: rotation}"
+    config = load_config(
+        "vqgan", [f"model.quantizer={{type: residual, depth: 2, dropout: 0.25, member: {member}}}"]
+    )
+    quantizer = build.build_autoencoder(config.model, 64).quantize
+    assert (quantizer.dropout, quantizer.depth) == (0.25, 2)
+    assert [(part.decay, part.gradient) for part in quantizer.members] == [(0.5, "rotation")] * 2
+
+
 def test_attention_levels_mirror_in_the_decoder():
     config = load_config("vqgan", ["model.attention_levels=[false, false, true]"])
     model = build.build_autoencoder(config.model, 64)
@@ -42,13 +86,105 @@ def test_losses_and_discriminator(quickstart, alexnet_trunk):
     objective = build.build_objective(quickstart.loss)
     assert isinstance(objective.perceptual, LPIPS)
     assert objective.perceptual_weight == quickstart.loss.perceptual.weight
-    terms = build.build_adversarial_terms(quickstart.loss)
+    terms = build.build_adversarial_terms(quickstart)
     assert (terms.weight, terms.start_step) == (
         quickstart.loss.adversarial.weight,
         quickstart.loss.adversarial.start_step,
     )
     discriminator = build.build_discriminator(quickstart)
     assert discriminator(torch.zeros(1, 3, 64, 64)).shape[1] == 1
+    assert build.build_lecam(quickstart.loss) is None
+    assert build.build_augmentation(quickstart.discriminator) is None
+    assert build.build_r1(quickstart.discriminator) is None
+
+
+def test_what_keeps_a_discriminator_in_balance():
+    config = load_config(
+        "vqgan",
+        [
+            "loss.adversarial.type=least_squares",
+            "loss.adversarial.ramp_steps=7",
+            "loss.adversarial.min_adaptive_weight=0.25",
+            "loss.adversarial.lecam.weight=0.5",
+            "discriminator.update_every=3",
+            "discriminator.augment=[cutout, translation]",
+            "discriminator.r1.weight=2.0",
+        ],
+    )
+    terms = build.build_adversarial_terms(config)
+    assert terms.loss is ADVERSARIAL_LOSSES["least_squares"]
+    assert (terms.ramp_steps, terms.min_adaptive_weight, terms.update_every) == (7, 0.25, 3)
+    lecam = build.build_lecam(config.loss)
+    assert (lecam.weight, lecam.decay) == (0.5, 0.999)
+    assert build.build_augmentation(config.discriminator).num_draws == 4
+    assert build.build_r1(config.discriminator) == R1(2.0, every=16)
+    assert build.build_discriminator(config)(torch.zeros(1, 3, 64, 64)).shape[1] == 1
+
+
+@pytest.fixture
+def loss_config():
+    def config(**loss):
+        mapping = load_config("kl_vae", []).model_dump(mode="json", by_alias=True)
+        mapping["loss"] |= {"perceptual": None, **loss}
+        return config_from_mapping(mapping).loss
+
+    return config
+
+
+def test_reconstruction_losses_get_their_arguments(loss_config):
+    images, reconstruction = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.75)
+    expected = {
+        "l1": ({}, 0.75),
+        "l2": ({}, 0.5625),
+        "charbonnier": ({"epsilon": 1.0}, 1.25),
+        "gaussian": ({"log_variance": -1.0}, 0.5 * (0.5625 * math.e - 1 + math.log(2 * math.pi))),
+        "laplace": ({"log_scale": -1.0, "learned": False}, 0.75 * math.e - 1 + math.log(2)),
+    }
+    for kind, (arguments, value) in expected.items():
+        config = loss_config(reconstruction={"type": kind, "weight": 2.0, **arguments})
+        objective = build.build_objective(config)
+        loss, terms = objective(reconstruction, images)
+        assert terms["reconstruction"].item() == pytest.approx(value)
+        assert loss.item() == pytest.approx(2 * value)
+        learned = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
+        assert learned == (["reconstruction.log_dispersion"] if kind == "gaussian" else [])
+
+
+def test_the_perceptual_loss_within_a_likelihood(loss_config, alexnet_trunk):
+    perceptual = {"type": "lpips", "trunk": "alex"}
+    for scale in (False, True):
+        reconstruction = {"type": "laplace", "scale_perceptual": scale}
+        objective = build.build_objective(loss_config(reconstruction=reconstruction, perceptual=perceptual))
+        assert objective.scale_perceptual is scale
+        names = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
+        assert names == ["reconstruction.log_dispersion"]
+
+
+def test_the_kl_term(loss_config):
+    kl = {
+        "weight": 0.1,
+        "divergence": "jeffreys",
+        "schedule": {"type": "cyclical", "cycle_steps": 10, "cycles": 2, "ratio": 0.8},
+        "free_bits": {"nats": 0.5, "per": "image"},
+    }
+    regulariser = build.build_regulariser(loss_config(kl=kl))
+    assert [regulariser.weight_at(step) for step in (0, 4, 8, 14, 20)] == pytest.approx(
+        [0.0, 0.05, 0.1, 0.05, 0.1]
+    )
+    assert regulariser.divergence is jeffreys
+    assert regulariser.free_bits == FreeBits(0.5, "image")
+    linear = loss_config(kl={"weight": 1.0, "schedule": {"type": "linear", "warmup_steps": 4}})
+    assert build.build_regulariser(linear).weight_at(1) == 0.25
+    plain = build.build_regulariser(loss_config(kl={"weight": 0.3}))
+    assert (plain.weight_at(0), plain.divergence, plain.free_bits) == (0.3, forward_kl, None)
+    assert build.build_regulariser(loss_config(kl=None)) is None
+
+
+def test_the_elbo_is_reported_where_there_is_a_likelihood(loss_config):
+    for kind, expected in (("l1", False), ("gaussian", True)):
+        config = loss_config(reconstruction={"type": kind})
+        assert build.build_report(config, build.build_regulariser(config)).likelihood is expected
+    assert build.build_report(loss_config(kl=None), None) is None
 
 
 def test_a_vq_vae_has_no_discriminator(quickstart):
@@ -68,3 +204,39 @@ def test_datasets(quickstart):
     assert (len(train), len(validation)) == (9, 36)
     assert train[0, 0]["images"].shape == validation[0, 0]["images"].shape == (3, 64, 64)
     assert torch.equal(validation[0, 5]["images"], validation[3, 5]["images"])
+
+
+def test_datasets_of_several_resolutions():
+    config = load_config("vqgan", ["data.resolutions=[[64, 96], [96, 64]]", "data.max_validation=5"])
+    train, validation = build.build_datasets(
+        build.build_sources(config.data), config.data, channels=3, seed=0
+    )
+    assert [train[0, 0, number]["images"].shape for number in range(2)] == [(3, 64, 96), (3, 96, 64)]
+    assert train[0, 0]["images"].shape == validation[0, 0]["images"].shape == (3, 64, 64)
+    assert len(validation) == 5
+
+
+def test_datasets_of_a_stream(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / "cache"))
+    write_shards(tmp_path / "shards", [6, 6])
+    changes = [f"data.name={tmp_path}/shards", "data.streaming=true", "data.holdout=0.5"]
+    config = load_config("vqgan", [*changes, "data.shuffle_block=7", "data.max_validation=5"])
+    train, validation = build.build_datasets(
+        build.build_sources(config.data), config.data, channels=3, seed=3
+    )
+    assert (type(train), train.shuffle_block, train.seed) == (ImageStream, 7, 3)
+    assert train.held_out == {0: 3, 1: 2}
+    assert [validation.name(index) for index in (0, 4)] == [
+        "train-000.tar/0000.png",
+        "train-001.tar/0001.png",
+    ]
+    batch = next(iter(training_loader(train, batch_size=2)))
+    assert batch["images"].shape == (2, 3, 64, 64)
+
+
+def test_the_value_range_reaches_the_images(tmp_path):
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.full((64, 64, 3), 30, np.int16))
+    config = load_config("vqgan", [f"data.name={tmp_path}", "data.value_range=[20, 30]"])
+    for dataset in build.build_datasets(build.build_sources(config.data), config.data, channels=3, seed=0):
+        assert torch.equal(dataset[0, 0]["images"], torch.ones(3, 64, 64))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from latentae import cli
 from tests.training.conftest import TINY, draw_images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,6 +101,18 @@ def test_train_then_say_that_it_is_done(tiny_file, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+def test_a_dry_run_tells_and_leaves_no_run(tiny_file, tmp_path):
+    result = run(SCRIPT, "--dry-run", "--config", str(tiny_file))
+    assert result.returncode == 0, result.stderr
+    for words in ("parameters", "latents", "6 steps of 2 images", "checkpoint", "memory", "run-dry-run.png"):
+        assert words in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "run-dry-run.png", "tiny.yaml"]
+    missing = run("-m", "latentae.cli", "train", "vqgan", "data.name=nowhere/at/all", "--dry-run")
+    assert missing.returncode == 2
+    assert "does not exist" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
 def test_bad_data_is_one_sentence(tiny_file, tmp_path):
     result = run(SCRIPT, "--config", str(tiny_file), f"data.name={tmp_path}/nowhere")
     assert result.returncode == 2
@@ -127,3 +140,11 @@ def test_no_weights_to_be_had_is_one_sentence(tiny_file, tmp_path):
     assert "LATENTAE_CACHE" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_an_error_is_told_once_or_by_the_rank_that_meets_it_alone(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert cli._fail("of all ranks", 2) == 2
+    assert capsys.readouterr().err == ""
+    assert cli._fail("of this rank", 1, alone=True) == 1
+    assert capsys.readouterr().err == "error: of this rank\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from latentae import VQGAN
-from latentae.config import load_config
+from latentae.config.reflect import known_keys
 from latentae.export import export_diffusers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,10 +43,9 @@ def test_files_and_keys_that_readme_names_exist():
         assert (ROOT / path).is_file(), path
     for link in re.findall(r"\]\(([\w.]+)\)", README):
         assert (ROOT / link).is_file(), link
-    dumped = str(load_config("vqgan", []).model_dump(by_alias=True))
     for key in re.findall(r"`((?:data|model|loss)\.[\w.]+)`", README):
         if key != "data.image_szie":
-            assert f"'{key.rsplit('.', 1)[-1]}'" in dumped, key
+            assert key in known_keys(), key
 
 
 def test_no_placeholder_is_left():

@@ -53,7 +53,11 @@ def test_wheel_holds_the_package_its_configs_and_nothing_else(release: Release) 
     configs = {f"latentae/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     assert "latentae/configs/quickstart.yaml" in configs
     files = {name for name in release.wheel_names if ".dist-info/" not in name}
-    assert files == code | configs | {"latentae/py.typed"}
+    assets = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "latentae/evaluation/report/assets").iterdir()
+    }
+    assert len(assets) == 2
+    assert files == code | configs | assets | {"latentae/py.typed"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in release.wheel_names)
 
 

@@ -112,8 +112,8 @@ def _what_was_meant(token: str, waiting: list[str]) -> str:
     takes_value = not has_value and (keys or token.startswith("-"))
     written, value = _take_value(token, value, waiting if takes_value else [])
     if not keys:
-        if difflib.get_close_matches(name, ["config"]):
-            return f"`{written}`: did you mean --config?"
+        if close := difflib.get_close_matches(name, ["config", "dry-run"]):
+            return f"`{written}`: did you mean --{close[0]}?"
         return f"`{written}` is neither --config nor key=value; --help lists the keys"
     if not value:
         value = "true" if known_keys()[keys[0]][0].type == "true or false" else "..."

@@ -15,8 +15,10 @@ RESUMABLE_KEYS = frozenset(
         "cpu_threads",
         "checkpoint_every",
         "keep_checkpoints",
+        "best_metric",
         "sample_every",
         "log_every",
+        "validate_every",
         "trackers",
         "data.num_workers",
         "data.max_broken",
@@ -25,6 +27,9 @@ RESUMABLE_KEYS = frozenset(
     }
 )
 """Keys that may change when a run continues: none of them changes what was learned up to its checkpoint."""
+
+_STREAM_KEYS = frozenset({"batch_size", "data.num_workers"})
+"""Keys among them that a stream is divided by: where each process goes on follows from them and the step."""
 
 NOT_SET = "(not set)"
 """Stands for the value of a key that one of two configs lacks, its section being of another type or null."""
@@ -42,10 +47,11 @@ def changed_keys(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
 
 def refused_changes(old: RunConfig, new: RunConfig) -> list[str]:
     """The changes that a run cannot be continued over, as lines `data.image_size: 64 → 128`; empty: none."""
+    resumable = RESUMABLE_KEYS - _STREAM_KEYS if new.data.streaming else RESUMABLE_KEYS
     return [
         f"{key}: {show(before)} → {show(after)}"
         for key, (before, after) in changed_keys(old, new).items()
-        if key not in RESUMABLE_KEYS
+        if key not in resumable
     ]
 
 

@@ -14,12 +14,13 @@ from latentae.config.explain import explain
 from latentae.config.families import FAMILIES, Family
 from latentae.config.help import help_text
 from latentae.config.merge import merge
+from latentae.config.pretrained import Describe, fill_in
 from latentae.config.schema import RunConfig
 from latentae.config.shipped import read_layers
 from latentae.config.yaml_text import ConfigDumper
 
 
-def load_config(family: str, argv: Sequence[str]) -> RunConfig:
+def load_config(family: str, argv: Sequence[str], describe: Describe | None = None) -> RunConfig:
     """The config that a training command's arguments ask for.
 
     `--config NAME_OR_PATH` (a YAML file or a shipped config) is laid over its `base`, and `key=value`
@@ -28,6 +29,7 @@ def load_config(family: str, argv: Sequence[str]) -> RunConfig:
     Args:
         family: a key of `FAMILIES`, as `vqgan`.
         argv: the arguments after the command.
+        describe: tells what a pretrained model is; without it, nothing is filled in from there.
 
     Raises:
         ConfigError: what is wrong, one problem per line, each naming key, value and remedy.
@@ -41,6 +43,9 @@ def load_config(family: str, argv: Sequence[str]) -> RunConfig:
         raise SystemExit(0)
     data = merge(read_layers(arguments.config or FAMILIES[family].default_config), arguments.overrides)
     _check_family(FAMILIES[family], data)
+    if describe is not None:
+        data = fill_in(data, describe)
+        _check_family(FAMILIES[family], data)
     return config_from_mapping(data)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from latentae.config.architecture import without_architecture
 from latentae.config.reflect import choice_of, fields, member_name, sections_at
 
 
@@ -11,8 +12,11 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any], path: tuple[str, .
 
     Sections merge key by key; everything else, lists and null too, is replaced. Where `upper` chooses another
     type of a section (`model.quantizer.type: ema`), the keys that both types have keep the values of `lower`;
-    the keys that only the old type has go with it, since that is what choosing another type asks for.
+    the keys that only the old type has go with it, since that is what choosing another type asks for. Where
+    `upper` names a pretrained model, what `lower` says of the architecture goes: that model has its own.
     """
+    if path == ("model",) and upper.get("pretrained") is not None:
+        lower = without_architecture(lower)
     merged = {key: value for key, value in lower.items() if key not in _left_behind(lower, upper, path)}
     for key, value in upper.items():
         below = merged.get(key)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
+from numpy.typing import NDArray
 
 from latentae.config import RunConfig
 
-__all__ = ["Accelerator", "create_accelerator", "gather_object"]
+__all__ = ["Accelerator", "create_accelerator", "gather_object", "track_picture"]
 
 
 def create_accelerator(config: RunConfig) -> Accelerator:
@@ -41,3 +43,10 @@ def create_accelerator(config: RunConfig) -> Accelerator:
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     return accelerator
+
+
+def track_picture(accelerator: Accelerator, name: str, picture: NDArray[np.uint8], step: int) -> None:
+    """Hands a picture [H, W, 3] to the trackers."""
+    for tracker in accelerator.trackers:
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({name: picture[None]}, step=step, **layout)

@@ -14,24 +14,33 @@ Model = TypeVar("Model", bound=nn.Module)
 class EMA(Generic[Model]):
     """A copy of a model whose weights follow it slowly.
 
-    θ' ← d θ' + (1 − d) θ with d = min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is
-    soon forgotten. Every floating-point value of the state takes part, codebooks too; integers are copied.
+    θ' ← d θ' + (1 − d) θ with d = min(decay, (1 + n) / (10 + n)) after n updates: until the decay is reached,
+    an average over about the last ninth of the run, so that the random start is soon forgotten. Every
+    floating-point value of the state takes part, codebooks too; integers are copied.
 
     Args:
-        model: the model to follow; its present weights are the start.
+        model: the model to follow, on its device; its present weights are the start.
         decay: in [0, 1); 0 follows at once.
     """
 
     def __init__(self, model: Model, decay: float) -> None:
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        self.updates = 0
+        device = next((value.device for value in self.model.state_dict().values()), None)
+        self.updates = torch.zeros((), dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Follows the present weights of ``model``, the unwrapped one, after an optimizer step."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
+    def update(self, model: nn.Module, accepted: Tensor | bool = True) -> None:
+        """Follows the present weights of ``model``, the unwrapped one, after an optimizer step.
+
+        Args:
+            accepted: whether the step was made; where not, nothing changes here, on condition that the
+                model's values are finite. A boolean scalar on the device, which is not waited for, or a bool.
+        """
+        accepted = torch.as_tensor(accepted, device=self.updates.device)
+        # 1 − d, calculated without the difference: in float32, 1 − 0.9999 is off by 2e-4 of itself.
+        share = torch.where(accepted, (9 / (10 + self.updates)).clamp(min=1 - self.decay), 0.0)
+        self.updates += accepted
         theirs = model.state_dict()
         averaged: list[Tensor] = []
         followed: list[Tensor] = []
@@ -40,15 +49,16 @@ class EMA(Generic[Model]):
                 averaged.append(value)
                 followed.append(theirs[name])
             else:
-                value.copy_(theirs[name])
-        torch._foreach_lerp_(averaged, followed, 1 - decay)
+                value.copy_(torch.where(accepted, theirs[name], value))
+        shares = {value.dtype: share.to(value.dtype) for value in averaged}
+        torch._foreach_lerp_(averaged, followed, [shares[value.dtype] for value in averaged])
 
-    def state_dict(self) -> dict[str, Tensor | int]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Everything a resume needs: the weights, and the number of updates as ``updates``."""
         return {**self.model.state_dict(), "updates": self.updates}
 
-    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes up a state written by ``state_dict``."""
         weights = dict(state)
-        self.updates = int(weights.pop("updates"))
+        self.updates.fill_(weights.pop("updates"))
         self.model.load_state_dict(weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -14,11 +13,11 @@ from latentae.config import RunConfig
 from latentae.data import ImageDataset, validation_loader
 from latentae.evaluation.reconstruction import Distance, evaluate_reconstruction
 from latentae.export import export_diffusers
-from latentae.export.target import make_readable
+from latentae.export.target import written_aside
 from latentae.latents.calibration import calibrate_on
 from latentae.models import KLVAE, VQVAE
 from latentae.training.checkpoint import needing_disk
-from latentae.training.folder import RunFolder, aside_of, swap_in
+from latentae.training.folder import RunFolder
 
 
 def calibrate_and_measure(
@@ -33,7 +32,7 @@ def calibrate_and_measure(
 ) -> dict[str, Any]:
     """Sets the scale of the latents from the training images, then measures on the validation images.
 
-    Every rank must call it.
+    With a frozen encoder the scale stays what it was. Every rank must call it.
 
     Args:
         model: changed in place, its pixels not.
@@ -43,7 +42,24 @@ def calibrate_and_measure(
     Returns:
         numbers for the run's summary; the scale is None where it could not be measured.
     """
-    scale: dict[str, float | None] = {"scaling_factor": None, "shift_factor": None}
+    if config.freeze_encoder:
+        scale = {name: model.config[name] for name in ("scaling_factor", "shift_factor")}
+        scale["scale_source"] = "of the pretrained model"
+    else:
+        scale = _calibrate(model, training_images, config, say)
+    loader = validation_loader(
+        validation_images,
+        batch_size=config.batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    return {**asdict(evaluate_reconstruction(model, loader, lpips, device)), **scale}
+
+
+def _calibrate(
+    model: KLVAE | VQVAE, training_images: ImageDataset, config: RunConfig, say: Callable[[str], None]
+) -> dict[str, float | str | None]:
+    """Measures and sets the scale; returns it for the summary."""
     try:
         calibration = calibrate_on(
             model,
@@ -55,17 +71,14 @@ def calibrate_and_measure(
     except ValueError as error:
         # Latents that do not vary or are not finite are no reason to lose the run.
         say(f"the latents' scale could not be measured: {error}")
-    else:
-        scale = {"scaling_factor": calibration.scaling_factor, "shift_factor": calibration.shift_factor}
-        for remark in calibration.remarks:
-            say(f"note: {remark}")
-    loader = validation_loader(
-        validation_images,
-        batch_size=config.batch_size,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    return {**asdict(evaluate_reconstruction(model, loader, lpips, device)), **scale}
+        return {"scaling_factor": None, "shift_factor": None}
+    for remark in calibration.remarks:
+        say(f"note: {remark}")
+    return {
+        "scaling_factor": calibration.scaling_factor,
+        "shift_factor": calibration.shift_factor,
+        "scale_source": "measured on the training images",
+    }
 
 
 def export_run(model: KLVAE | VQVAE, folder: RunFolder) -> None:
@@ -74,12 +87,8 @@ def export_run(model: KLVAE | VQVAE, folder: RunFolder) -> None:
     Raises:
         RunError: it cannot be written; a model that stood there before still does.
     """
-    with needing_disk(folder.model):
-        aside = aside_of(folder.model)
-        shutil.rmtree(aside, ignore_errors=True)
+    with needing_disk(folder.model), written_aside(folder.model) as aside:
         if model.fits_stock_class:
             export_diffusers(model, aside)
         else:
             model.save_pretrained(aside)
-        make_readable(aside)
-        swap_in(aside, folder.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -10,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from latentae.config import ConfigError, RunConfig, dump_config, read_config, refused_changes
+from latentae.export.target import flush_names, mend_swap
 
 _STEP_NAME = re.compile(r"step_(\d+)")
+_DAMAGED_NAME = re.compile(r"step_(\d+)\.damaged")
 
 
 class RunError(RuntimeError):
     """A run cannot go on; the message says why, what is safe and what to do."""
+
+
+class RankError(RunError):
+    """A run cannot go on, which one rank alone knows and has to say: the others will only miss it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,10 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+    @property
     def model(self) -> Path:
         return self.root / "model"
 
@@ -66,7 +77,8 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"output_dir is {self.root}, which is a file; choose another one")
         if not self.config.exists():
-            if self.root.is_dir() and any(self.root.iterdir()):
+            cut_short = aside_of(self.config)  # a run that was killed in its first moment
+            if self.root.is_dir() and any(item != cut_short for item in self.root.iterdir()):
                 raise ConfigError(
                     f"output_dir is {self.root}, which holds files but no run (no {self.config.name}); "
                     "choose an empty or new folder"
@@ -90,9 +102,12 @@ class RunFolder:
     def create(self, config: RunConfig) -> None:
         """Makes the folders and writes the resolved config."""
         try:
-            for folder in (self.root, self.samples, self.checkpoints):
-                folder.mkdir(parents=True, exist_ok=True)
+            # The config first: from then on, whenever it is killed, the folder is known to be a run's.
+            self.root.mkdir(parents=True, exist_ok=True)
             write_text(self.config, dump_config(config))
+            notes = (self.shards,) if config.data.streaming else ()
+            for folder in (self.samples, self.checkpoints, *notes):
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"output_dir is {self.root}, where nothing can be written ({error.strerror}); "
@@ -119,6 +134,29 @@ class RunFolder:
             )
         return path
 
+    def clear_leftovers(self) -> None:
+        """Removes what a killed run left half written, and mends what it was about to replace."""
+        for folder in (self.root, self.checkpoints):
+            for left in folder.glob(".*.old"):
+                mend_swap(left.with_name(left.name.removeprefix(".").removesuffix(".old")))
+            for left in folder.glob(".*.tmp"):
+                remove(left)
+        for left in self.root.glob(f".{self.model.name}.*"):
+            remove(left)
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        """Renames a damaged checkpoint, so that the one before it is the newest; returns its new path."""
+        damaged = checkpoint.with_name(f"{checkpoint.name}.damaged")
+        remove(damaged)
+        return checkpoint.rename(damaged)
+
+    def remove_damaged(self, step: int) -> None:
+        """Removes the damaged checkpoints that a whole one of ``step`` makes worthless."""
+        for path in self.checkpoints.glob("step_*.damaged"):
+            match = _DAMAGED_NAME.fullmatch(path.name)
+            if match is not None and int(match.group(1)) <= step:
+                remove(path)
+
     def forget_after(self, step: int) -> None:
         """Drops the lines of metrics.jsonl that a run continued at ``step`` will write again."""
         if self.metrics.exists():
@@ -144,10 +182,18 @@ def step_of(checkpoint: Path) -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file aside and renames it, so that it is never half there."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text)
-    aside.replace(path)
+    """Writes a file aside and renames it, so that it is never half there, nor after a loss of power."""
+    aside = aside_of(path)
+    try:
+        with aside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    flush_names(path.parent)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -156,17 +202,17 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def aside_of(path: Path) -> Path:
-    """Where a folder is written before it is renamed to ``path``."""
+    """Where a file or folder is written before it is renamed to ``path``."""
     return path.with_name(f".{path.name}.tmp")
 
 
-def swap_in(aside: Path, path: Path) -> None:
-    """Renames a finished folder to its place; an older one there is removed only after the swap."""
-    if path.exists():
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        aside.rename(path)
-        shutil.rmtree(old)
-    else:
-        aside.rename(path)
+def remove(path: Path) -> None:
+    """Removes a file or a folder if it is there; a folder never stays half under its own name."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    aside = aside_of(path)
+    if path.suffix != ".tmp":
+        shutil.rmtree(aside, ignore_errors=True)
+        path = path.rename(aside)
+    shutil.rmtree(path, ignore_errors=True)  # what a busy file keeps back is for the next start

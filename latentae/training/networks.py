@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from latentae import build
-from latentae.config import OptimizerConfig, RunConfig
+from latentae.config import DiscriminatorConfig, LikelihoodConfig, OptimizerConfig, RunConfig
 from latentae.losses.objective import ReconstructionObjective
 from latentae.models import KLVAE, VQVAE
-from latentae.quantizers import CodebookQuantizer
+from latentae.quantizers import Quantizer
 from latentae.training.accelerator import Accelerator
+from latentae.training.adversary import Adversary
 from latentae.training.ema import EMA
+from latentae.training.freezing import Frozen, freeze_encoder
 from latentae.training.learner import Learner
 from latentae.training.optim import OPTIMIZERS, LearningRate
+from latentae.training.pretrained import Pretrained
 from latentae.training.step import TrainingStep
+from latentae.training.trainable import TrainableAutoencoder
 
 
 @dataclass
@@ -27,17 +31,26 @@ class Networks:
 
     Attributes:
         autoencoder: the bare model.
-        quantizer: its quantizer, where it has one.
+        quantizer: its quantizer, where it has one that learns.
         ema: the average of the model's weights, which is what is measured and exported.
         learners: the wrapped autoencoder, and the wrapped discriminator where there is one.
         step: one micro-batch.
+        pretrained: the model that the first weights are of, taken up unless the run is resumed, or None.
+        frozen: what does not learn, or None where all does.
     """
 
     autoencoder: KLVAE | VQVAE
-    quantizer: CodebookQuantizer | None
+    quantizer: Quantizer | None
     ema: EMA[KLVAE | VQVAE]
     learners: list[Learner]
     step: TrainingStep
+    pretrained: Pretrained | None = None
+    frozen: Frozen | None = None
+
+    def describe(self) -> list[str]:
+        """What a person should know of where the weights come from, and of which of them learn."""
+        pretrained = [] if self.pretrained is None else self.pretrained.describe()
+        return pretrained if self.frozen is None else [*pretrained, str(self.frozen)]
 
 
 def build_networks(
@@ -51,30 +64,38 @@ def build_networks(
     seed_everything(config.seed)
     size = config.data.image_size
     autoencoder = build.build_autoencoder(config.model, size if isinstance(size, int) else max(size))
-    if isinstance(autoencoder, KLVAE) and config.loss.kl is None:
+    frozen = freeze_encoder(autoencoder) if config.freeze_encoder else None
+    if isinstance(autoencoder, KLVAE) and config.loss.kl is None and frozen is None:
         autoencoder.pin_posterior()
     autoencoder.to(accelerator.device)
     discriminator = build.build_discriminator(config)
-    adversarial = build.build_adversarial_terms(config.loss)
     ema = EMA(autoencoder, config.ema_decay or 0.0)
-    learners = [_learner("autoencoder", autoencoder, config.optimizer, config, accelerator)]
+    trainable = _with_learned_loss(autoencoder, objective, config)
+    learners = [_learner("autoencoder", trainable, config.optimizer, config, accelerator)]
+    adversary = None
     if discriminator is not None and config.discriminator is not None:
-        optimizer, first_step = config.discriminator.optimizer, adversarial.first_discriminator_step
-        learners.append(_learner("discriminator", discriminator, optimizer, config, accelerator, first_step))
-    quantizer = getattr(autoencoder, "quantize", None)
+        adversary, learner = _adversary(discriminator, config.discriminator, config, accelerator)
+        learners.append(learner)
+    quantizer = None if frozen else getattr(autoencoder, "quantize", None)
     accelerator.register_for_checkpointing(ema, _Upkeep(quantizer))
+    pretrained = None if config.model.pretrained is None else Pretrained(config, autoencoder, ema)
+    if pretrained is not None:
+        accelerator.register_for_checkpointing(pretrained)
+    if adversary is not None:
+        accelerator.register_for_checkpointing(adversary)
+    regulariser = None if frozen else build.build_regulariser(config.loss)
+    samples = isinstance(autoencoder, KLVAE) and (frozen is not None or config.loss.kl is not None)
     step = TrainingStep(
         autoencoder=learners[0].module,
         last_layer=autoencoder.last_layer,
         objective=objective,
-        discriminator=learners[1].module if discriminator is not None else None,
-        adversarial=adversarial,
-        regulariser=build.build_regulariser(config.loss),
-        latents_shape=None if config.loss.kl is None else autoencoder.latents_shape,
+        adversary=adversary,
+        regulariser=regulariser,
+        report=build.build_report(config.loss, regulariser),
+        latents_shape=autoencoder.latents_shape if samples else None,
         backward=accelerator.backward,
-        reuse_discriminator_forward=not getattr(discriminator, "forward_has_state", False),
     )
-    return Networks(autoencoder, quantizer, ema, learners, step)
+    return Networks(autoencoder, quantizer, ema, learners, step, pretrained, frozen)
 
 
 def seed_everything(seed: int) -> None:
@@ -84,6 +105,44 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _with_learned_loss(
+    autoencoder: nn.Module, objective: ReconstructionObjective, config: RunConfig
+) -> nn.Module:
+    """What is wrapped: the autoencoder, and with it what its loss learns, where that learns anything."""
+    likelihood = config.loss.reconstruction
+    if not isinstance(likelihood, LikelihoodConfig) or not likelihood.learned:
+        return autoencoder
+    return TrainableAutoencoder(autoencoder, objective, learning_rate_scale=likelihood.learning_rate_scale)
+
+
+def _adversary(
+    discriminator: nn.Module,
+    discriminator_config: DiscriminatorConfig,
+    config: RunConfig,
+    accelerator: Accelerator,
+) -> tuple[Adversary, Learner]:
+    terms = build.build_adversarial_terms(config)
+    learner = _learner(
+        "discriminator",
+        discriminator,
+        discriminator_config.optimizer,
+        config,
+        accelerator,
+        terms.first_discriminator_step,
+        terms.update_every,
+    )
+    lecam = build.build_lecam(config.loss)
+    adversary = Adversary(
+        learner.module,
+        terms,
+        augmentation=build.build_augmentation(discriminator_config),
+        lecam=None if lecam is None else lecam.to(accelerator.device),
+        r1=build.build_r1(discriminator_config),
+        reuse_forward=not getattr(discriminator, "forward_has_state", False),
+    )
+    return adversary, learner
+
+
 def _learner(
     name: str,
     module: nn.Module,
@@ -91,30 +150,34 @@ def _learner(
     config: RunConfig,
     accelerator: Accelerator,
     first_step: int = 0,
+    every: int = 1,
 ) -> Learner:
     optimizer = OPTIMIZERS[optimizer_config.type](
-        module.to(accelerator.device).parameters(),
+        [p for p in module.to(accelerator.device).parameters() if p.requires_grad],
         learning_rate=optimizer_config.learning_rate,
         betas=optimizer_config.betas,
         weight_decay=optimizer_config.weight_decay,
         epsilon=optimizer_config.epsilon,
     )
+    if isinstance(module, TrainableAutoencoder):
+        module.set_apart(optimizer)
     rate = LearningRate(
         optimizer_config.learning_rate,
         schedule=optimizer_config.schedule,
         warmup_steps=optimizer_config.warmup_steps,
+        decay_share=optimizer_config.decay_share,
         final_scale=optimizer_config.final_scale,
         first_step=first_step,
         last_step=config.max_steps,
     )
     wrapped, _ = accelerator.prepare(module, optimizer)
-    return Learner(name, wrapped, optimizer, rate, first_step)
+    return Learner(name, wrapped, optimizer, rate, first_step, every)
 
 
 class _Upkeep:
     """A codebook's upkeep, as something that accelerate saves and loads."""
 
-    def __init__(self, quantizer: CodebookQuantizer | None) -> None:
+    def __init__(self, quantizer: Quantizer | None) -> None:
         self.quantizer = quantizer
 
     def state_dict(self) -> dict[str, Tensor]:

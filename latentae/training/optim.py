@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -19,7 +20,16 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine}
+def one_minus_root(progress: float) -> float:
+    """1 − √progress: from 1 to 0, the decay of a warmup-stable-decay schedule (arXiv 2405.18392)."""
+    return 1 - math.sqrt(progress)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "wsd": one_minus_root,
+}
 
 
 class LearningRate:
@@ -27,8 +37,9 @@ class LearningRate:
 
     Args:
         peak: the rate after the warm-up.
-        schedule: ``constant`` or ``cosine``.
+        schedule: ``constant``, ``cosine``, or ``wsd``: warmup-stable-decay (arXiv 2404.06395).
         warmup_steps: steps of linear rise.
+        decay_share: share of the steps after the warm-up, at their end, over which ``wsd`` falls.
         final_scale: the share of ``peak`` at which a falling schedule ends.
         first_step, last_step: the optimizer steps between which the schedule runs.
     """
@@ -39,6 +50,7 @@ class LearningRate:
         *,
         schedule: str = "constant",
         warmup_steps: int = 0,
+        decay_share: float = 0.2,
         final_scale: float = 0.0,
         first_step: int = 0,
         last_step: int,
@@ -49,14 +61,15 @@ class LearningRate:
         self.final_scale = final_scale
         self.first_step = first_step
         self.last_step = last_step
+        falling = max(0, last_step - first_step - warmup_steps) * (decay_share if schedule == "wsd" else 1.0)
+        self.falls_for = max(1.0, falling)
 
     def at(self, step: int) -> float:
         """The rate of optimizer step ``step``, counted from 0."""
         since = max(0, step - self.first_step)
         if since < self.warmup_steps:
             return self.peak * (since + 1) / self.warmup_steps
-        length = max(1, self.last_step - self.first_step - self.warmup_steps)
-        progress = min(1.0, (since - self.warmup_steps) / length)
+        progress = min(1.0, max(0.0, 1 - (self.last_step - self.first_step - since) / self.falls_for))
         return self.peak * (self.final_scale + (1 - self.final_scale) * self.schedule(progress))
 
 
@@ -68,12 +81,45 @@ def adamw(
     weight_decay: float,
     epsilon: float,
 ) -> torch.optim.Optimizer:
-    """AdamW over the parameters that take a gradient (arXiv 1711.05101)."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    fused = all(parameter.device.type == "cuda" for parameter in trainable)
+    """AdamW over the parameters that take a gradient (arXiv 1711.05101).
+
+    Torch's fused kernel where there is one: faster, and it can skip a step on the device (``found_inf``).
+    """
+    trainable = _trainable(parameters)
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trainable)
     return torch.optim.AdamW(
         trainable, lr=learning_rate, betas=betas, weight_decay=weight_decay, eps=epsilon, fused=fused
     )
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw}
+def adamw8bit(
+    parameters: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    epsilon: float,
+) -> torch.optim.Optimizer:
+    """bitsandbytes' AdamW with 8-bit averages (arXiv 2110.02861), of tensors of 4096 numbers or more.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    try:
+        library = import_module("bitsandbytes")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "optimizer.type is adamw8bit, which needs a package that is not installed: "
+            "pip install bitsandbytes, or use adamw"
+        ) from error
+    optimizer: torch.optim.Optimizer = library.optim.AdamW8bit(
+        _trainable(parameters), lr=learning_rate, betas=betas, weight_decay=weight_decay, eps=epsilon
+    )
+    return optimizer
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "adamw8bit": adamw8bit}
+
+
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]

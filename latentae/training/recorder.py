@@ -1,17 +1,14 @@
-"""Where a run's numbers go: the progress bar, metrics.jsonl and the trackers."""
+"""Where a run's numbers go: metrics.jsonl, the trackers, and the eyes of whoever watches."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-
-from tqdm import tqdm
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from latentae.training.folder import RunError, RunFolder
-
-# What the progress bar has room for.
-_SHOWN = {"loss": "loss", "adversarial_weight": "adv", "codebook_usage": "codes"}
+from latentae.training.progress import create_progress
 
 
 class Recorder:
@@ -39,20 +36,20 @@ class Recorder:
         self.images_per_step = images_per_step
         self.track = track
         self.enabled = enabled
-        self.bar = tqdm(
-            total=max_steps,
-            initial=step,
-            desc="training",
-            unit="step",
-            disable=not enabled,
-            dynamic_ncols=True,
-        )
+        self.progress = create_progress(step, max_steps, enabled=enabled)
         self.last_step = step
         self.last_time = time.perf_counter()
 
     def advance(self) -> None:
-        """Moves the bar by one step."""
-        self.bar.update()
+        """Notes that a step was made."""
+        self.progress.advance()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time spent in the body does not count for ``images_per_second``: it is no training."""
+        began = time.perf_counter()
+        yield
+        self.last_time += time.perf_counter() - began
 
     def write(self, step: int, measurements: dict[str, float]) -> None:
         """Logs the means since the last call, together with the throughput in between.
@@ -72,17 +69,15 @@ class Recorder:
             self.track({name: value for name, value in line.items() if name != "step"}, step)
         except OSError as error:
             raise RunError(f"cannot write {self.folder.metrics} ({error.strerror}); {_CONTINUE}") from error
-        shown = {label: f"{line[name]:.3g}" for name, label in _SHOWN.items() if name in line}
-        self.bar.set_postfix({"img/s": f"{speed:.0f}", **shown})
+        self.progress.show(step, line)
 
     def say(self, message: str) -> None:
-        """Prints a line above the bar."""
-        if self.enabled:
-            self.bar.write(message)
+        """Shows a sentence, above the bar if there is one."""
+        self.progress.say(message)
 
     def close(self) -> None:
-        """Ends the bar."""
-        self.bar.close()
+        """Ends the display."""
+        self.progress.close()
 
 
 _CONTINUE = "the checkpoints are untouched: make room and run the same command again to continue"

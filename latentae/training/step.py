@@ -7,25 +7,22 @@ pass three times. The gradients here are the same (a test holds them together to
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from latentae import distributed
-from latentae.losses.adversarial import (
-    AdversarialTerms,
-    adaptive_weight,
-    hinge_discriminator,
-    hinge_generator,
-    last_layer_gradient,
-)
+from latentae.losses.adaptive import adaptive_weight, last_layer_gradient
+from latentae.losses.adversarial import AdversarialTerms
 from latentae.losses.objective import ReconstructionObjective
+from latentae.training.adversary import Adversary
 from latentae.training.randomness import StepRandomness
 
 Backward = Callable[[Tensor], None]
 Regulariser = Callable[[Any, int], dict[str, Tensor]]
+Report = Callable[[Any, dict[str, Tensor], int], dict[str, Tensor]]
 
 
 @dataclass
@@ -48,25 +45,23 @@ class TrainingStep:
     Attributes:
         autoencoder: the prepared (wrapped) model; its forward is the only entrance.
         last_layer: the decoder's last convolution, inside that model.
-        objective: reconstruction and perceptual losses.
-        discriminator: the prepared discriminator, or None for training without.
-        adversarial: how its loss enters.
+        objective: reconstruction and perceptual losses; its own parameters learn with the autoencoder.
+        adversary: the discriminator and how its loss enters, or None for training without.
         regulariser: further losses of the autoencoder's output at a step, by name, weighted.
+        report: further numbers for the log, of the autoencoder's output and the losses so far at a step.
         latents_shape: [c, h, w] of some images' latents, where a sample of the posterior is decoded and not
             its mode.
         backward: accumulates gradients of a scalar; where accumulation and loss scaling take place.
-        reuse_discriminator_forward: false where a forward of the discriminator changes it.
     """
 
     autoencoder: nn.Module
     last_layer: nn.Conv2d
     objective: ReconstructionObjective
-    discriminator: nn.Module | None = None
-    adversarial: AdversarialTerms = field(default_factory=AdversarialTerms)
+    adversary: Adversary | None = None
     regulariser: Regulariser | None = None
+    report: Report | None = None
     latents_shape: Callable[[Tensor], tuple[int, int, int]] | None = None
     backward: Backward = torch.Tensor.backward
-    reuse_discriminator_forward: bool = True
 
     def __call__(self, images: Tensor, randomness: StepRandomness) -> StepResult:
         """Adds the gradients of one micro-batch.
@@ -82,66 +77,75 @@ class TrainingStep:
         # 1. One forward, keeping what the last layer was given.
         with _InputOf(self.last_layer) as last_layer:
             output = self.autoencoder(images, noise=noise)
-        regularisers = dict(output.losses or {})
+        # Those of a frozen codebook have no gradient, and count for nothing.
+        regularisers = {name: value for name, value in (output.losses or {}).items() if value.requires_grad}
         if self.regulariser is not None:
             regularisers |= self.regulariser(output, step)
 
         # 2. Gradients at a leaf that stands for the reconstruction: the losses never reach further back.
         leaf = output.sample.detach().to(images.dtype).requires_grad_()
         loss, metrics = self.objective(leaf, images)
-        (gradient,) = torch.autograd.grad(loss, leaf)
+        learned = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
+        gradient, *learned_gradients = torch.autograd.grad(loss, [leaf, *learned])
 
-        fake: Tensor | None = None
-        if self.discriminator is not None and self.adversarial.autoencoder_learns(step):
-            fake = self.discriminator(leaf)
-            generator_loss = hinge_generator(fake)
+        adversary, fake = self.adversary, None
+        if adversary is not None and adversary.terms.autoencoder_learns(step):
+            fake = adversary.judge(leaf, randomness)
+            generator_loss = adversary.terms.loss.generator(fake)
+            # Of the sum over logits, the mean's gradient times their number: float16 would lose the mean's.
             (adversarial_gradient,) = torch.autograd.grad(
-                generator_loss, leaf, retain_graph=self.reuse_discriminator_forward
+                generator_loss * fake.numel(), leaf, retain_graph=adversary.keeps_graph(step)
             )
+            adversarial_gradient = adversarial_gradient / fake.numel()
             # 3. Their balance at the last layer.
-            weight = self._weight(last_layer.inputs, gradient, adversarial_gradient, metrics)
+            weight, numbers = self._weight(
+                adversary.terms, step, last_layer.inputs, gradient, adversarial_gradient
+            )
             gradient = gradient + weight * adversarial_gradient
-            metrics |= {"generator": generator_loss.detach(), "adversarial_weight": weight}
+            metrics |= {"generator": generator_loss.detach(), **numbers}
 
         # 4. One backward through the autoencoder: d/dθ Σ x̂·g is the vector-Jacobian product with g.
         surrogate = (output.sample * gradient).sum()
+        for parameter, parameter_gradient in zip(learned, learned_gradients, strict=True):
+            surrogate = surrogate + (parameter * parameter_gradient).sum()
         self.backward(surrogate + sum(regularisers.values()))
         metrics |= {name: value.detach() for name, value in regularisers.items()}
         metrics["loss"] = loss.detach() + sum(value.detach() for value in regularisers.values())
+        if self.report is not None:
+            metrics |= self.report(output, metrics, step)
 
         # 5. The discriminator, on the same images and the same reconstruction.
-        if self.discriminator is not None and self.adversarial.discriminator_learns(step):
-            metrics |= self._discriminator_step(images, leaf.detach(), fake)
+        if adversary is not None and adversary.terms.discriminator_learns(step):
+            lesson, numbers = adversary.learn(images, leaf.detach(), fake, randomness)
+            self.backward(lesson)
+            metrics |= numbers
         return StepResult(metrics, output.indices)
 
+    def commit(self, accepted: Tensor | bool = True) -> None:
+        """Upkeep after an optimizer step that was made or, as ``accepted`` says, not; on every rank."""
+        if self.adversary is not None:
+            self.adversary.commit(accepted)
+
     def _weight(
-        self, inputs: Tensor, gradient: Tensor, adversarial_gradient: Tensor, metrics: dict[str, Tensor]
-    ) -> Tensor:
+        self,
+        terms: AdversarialTerms,
+        step: int,
+        inputs: Tensor,
+        gradient: Tensor,
+        adversarial_gradient: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The factor of the adversarial gradient; norms are those of gradients averaged over ranks."""
-        configured = gradient.new_tensor(self.adversarial.weight)
-        if not self.adversarial.adaptive:
-            return configured
+        # Filled on the device: a copy of a number from the host would be waited for.
+        weight = torch.full((), terms.weight_at(step), dtype=gradient.dtype, device=gradient.device)
+        if not terms.adaptive:
+            return weight, {"adversarial_weight": weight}
         with torch.no_grad():
             gradients = torch.stack(
                 [last_layer_gradient(self.last_layer, inputs, g) for g in (gradient, adversarial_gradient)]
             )
             first, second = distributed.all_reduce_mean(gradients)
-            factor = adaptive_weight(first, second, self.adversarial.max_adaptive_weight)
-        metrics["adaptive_factor"] = factor
-        return configured * factor
-
-    def _discriminator_step(self, images: Tensor, fakes: Tensor, fake: Tensor | None) -> dict[str, Tensor]:
-        assert self.discriminator is not None
-        if fake is None or not self.reuse_discriminator_forward:
-            fake = self.discriminator(fakes)
-        real = self.discriminator(images)
-        loss = hinge_discriminator(real, fake)
-        self.backward(loss)
-        return {
-            "discriminator": loss.detach(),
-            "logits_real": real.detach().mean(),
-            "logits_fake": fake.detach().mean(),
-        }
+            factor = adaptive_weight(first, second, terms.min_adaptive_weight, terms.max_adaptive_weight)
+        return weight * factor, {"adversarial_weight": weight * factor, "adaptive_factor": factor}
 
 
 class _InputOf:

@@ -14,12 +14,13 @@ from latentae.config import RunConfig
 from latentae.training.folder import RunFolder
 
 _STOCK_CLASSES = ("AutoencoderKL", "VQModel")
+_SOURCE, _MEASURED = "scale_source", "measured on the training images"
 _ROWS = {
     "psnr": ("PSNR", "{:.2f} dB"),
     "ssim": ("SSIM", "{:.3f}"),
     "lpips": ("LPIPS", "{:.3f} (alex)"),
     "codebook_usage": ("codes in use", "{:.0%}"),
-    "scaling_factor": ("latent scale", "{:.4f} (measured on the training images)"),
+    "scaling_factor": ("latent scale", "{:.4f} ({scale_source})"),
 }
 
 
@@ -37,7 +38,7 @@ def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | N
 def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
     """The closing words of a run: its numbers, where everything lies, and what to try next."""
     rows = [
-        f"  {label:<14}{form.format(summary[key])}"
+        f"  {label:<14}{form.format(summary[key], **{_SOURCE: summary.get(_SOURCE, _MEASURED)})}"
         for key, (label, form) in _ROWS.items()
         if summary.get(key) is not None
     ]

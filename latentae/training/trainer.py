@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from latentae import build, distributed
 from latentae.config import RunConfig, config_warnings, dump_config
-from latentae.data import Batch, BrokenImageError, training_loader
-from latentae.training.accelerator import create_accelerator, gather_object
+from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
+from latentae.evaluation.pictures import save_png
+from latentae.training.accelerator import create_accelerator, gather_object, track_picture
+from latentae.training.adversary_watch import AdversaryWatch
 from latentae.training.broken import TooManyBrokenImagesError
-from latentae.training.checkpoint import load_checkpoint, needing_disk, save_checkpoint
+from latentae.training.checkpoint import choose_checkpoint, load_checkpoint, needing_disk, save_checkpoint
+from latentae.training.codebook_start import start_codebook
+from latentae.training.diagnosis import diagnose
 from latentae.training.finish import calibrate_and_measure, export_run
-from latentae.training.folder import RunError, RunFolder, write_json
+from latentae.training.folder import RankError, RunError, RunFolder, write_json
+from latentae.training.guard import Guard, SkippedStep
 from latentae.training.images import open_images
 from latentae.training.learner import update
+from latentae.training.lock import RunLock
 from latentae.training.meter import Meter
 from latentae.training.networks import build_networks
-from latentae.training.previews import save_preview
+from latentae.training.previews import preview
 from latentae.training.randomness import StepRandomness
 from latentae.training.recorder import Recorder
+from latentae.training.signals import RunStopped, StopSignals
 from latentae.training.summary import describe
+from latentae.training.validation import validate
 
 _VALIDATION_TRUNK = "alex"
+_SKIPPED_SHOWN = 5
 
 
 class Trainer:
@@ -36,44 +41,74 @@ class Trainer:
 
     Args:
         config: a validated config.
+        rehearsal: leaves the run's folder alone, for a dry run: nothing is taken up and nothing written.
+
+    Attributes:
+        validation: what was measured at the present step, under the names of the log; empty if nothing was.
 
     Raises:
         ValueError: an output folder, images or a checkpoint that cannot be used.
         WeightsNotFoundError: the perceptual loss's trunk cannot be had.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, rehearsal: bool = False) -> None:
         self.config = config
         self.folder = RunFolder(Path(config.output_dir))
         self.folder.check(config)
         self.accelerator = create_accelerator(config)
         self.device = self.accelerator.device
+        self.lock = RunLock(self.folder)
+        if not rehearsal:
+            self.lock.acquire(self.accelerator.print)
+            if distributed.is_main():
+                self.folder.clear_leftovers()
         self.step = 0
         self.seconds = 0.0
+        self.saved_step: int | None = None
+        self.validation: dict[str, float] = {}
         with distributed.main_first():  # the first rank fetches the weights, the others find them
             objective = build.build_objective(config.loss).to(self.device)
             self.validation_lpips = build.build_lpips(_VALIDATION_TRUNK).to(self.device)
-        self.images = open_images(config, gather=gather_object, say=self.accelerator.print)
+        self.images = open_images(
+            config,
+            gather=gather_object,
+            say=self.accelerator.print,
+            notes=None if rehearsal else self.folder.shards,
+        )
         self.networks = build_networks(config, self.accelerator, objective)
-        self._resume()
+        self.guard = Guard(gather_object)
+        self.accelerator.register_for_checkpointing(self.guard)
+        if not rehearsal:
+            self._resume()
+        pretrained = self.networks.pretrained
+        if pretrained is not None and self.step == 0:
+            pretrained.take_up()
+        if rehearsal:
+            return
         if distributed.is_main():
             self.folder.create(config)
             self.folder.forget_after(self.step)
-        distributed.barrier()
+            if pretrained is not None:
+                pretrained.write(self.folder.root)
+        self.lock.acquire(self.accelerator.print)  # if there was no folder before
 
     def _resume(self) -> None:
         """Takes up the run's newest checkpoint, or the one asked for."""
-        path = self.folder.checkpoint_to_resume(self.config.resume)
+        path = choose_checkpoint(self.folder, self.config.resume, self.accelerator.print)
         if path is not None:
             own = path.parent == self.folder.checkpoints
             progress = load_checkpoint(path, self.accelerator.load_state, self._global_batch(), own=own)
             self.step, self.seconds = progress["step"], progress["seconds"]
+            self.saved_step = self.step if own else None
+            # What was saved within a step, after a fault, begins that step anew.
+            self.accelerator.step = self.step * self.config.gradient_accumulation_steps
 
     def fit(self) -> dict[str, Any]:
         """Trains to ``max_steps``, measures and exports; returns what ``summary.json`` holds.
 
         Raises:
             RunError: the run cannot go on; what was saved before is untouched.
+            RunStopped: a signal asked it to leave, and it is saved.
         """
         config = self.config
         with needing_disk(self.folder.root):
@@ -86,58 +121,109 @@ class Trainer:
             track=lambda values, step: self.accelerator.log(values, step=step),
             enabled=distributed.is_main(),
         )
-        for sentence in [self._describe_start(), *config_warnings(config)]:
+        for sentence in [self._describe_start(), *self.networks.describe(), *config_warnings(config)]:
             recorder.say(sentence)
         try:
-            self._train(recorder)
-            summary = self._finish()
-        except BrokenImageError as error:
-            self._save_checkpoint()
+            with StopSignals() as signals:
+                self._train(recorder, signals)
+                signals.leave_at_once(self._how_to_continue())
+                summary = self._finish()
+        except (BrokenImageError, WorkerDiedError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise RunError(f"{reason}\nthe run is saved at step {self.step}") from error
+            if distributed.world_size() > 1:  # the others are within the step, and could not save with it
+                raise RankError(f"{reason}\nthe same command continues from the last checkpoint") from error
+            self._save_checkpoint()
+            raise RunError(f"{reason}\n{self._how_to_continue()}") from error
         finally:
             recorder.close()
         self.accelerator.end_training()
         recorder.say("\n" + describe(self.folder, summary))
         return summary
 
-    def _train(self, recorder: Recorder) -> None:
+    def _train(self, recorder: Recorder, signals: StopSignals) -> None:
         """The optimizer steps that are left, and what falls due between them."""
         config = self.config
         meter = Meter(None if self.networks.quantizer is None else self.networks.quantizer.num_codes)
+        watch = AdversaryWatch()
         batches = self._batches()
         started = time.perf_counter() - self.seconds
         while self.step < config.max_steps:
-            loss = self._optimizer_step(batches, meter)
+            self._optimizer_step(batches, meter)
             self.seconds = time.perf_counter() - started
             recorder.advance()
-            if self._due(config.log_every) or self._due(config.checkpoint_every):
-                self._check_finite(loss)
-            if self._due(config.log_every):
-                recorder.write(self.step, meter.read())
+            self.validation = {}
+            logs = self._due(config.log_every) or self._due(config.validate_every)
+            if logs or self._due(config.checkpoint_every):
+                self._report_skipped(recorder)
+            if logs:
+                self._log(recorder, meter, watch)
                 self._report_broken(recorder)
             if self._due(config.sample_every):
                 self._save_preview()
             if self._due(config.checkpoint_every):
                 self._save_checkpoint()
+            stop = signals.asked()
+            if stop is not None:
+                self._save_checkpoint()
+                self.accelerator.end_training()
+                raise RunStopped(f"stopped by {stop.name}: {self._how_to_continue()}")
 
-    def _check_finite(self, loss: Tensor) -> None:
-        """Raises RunError on all ranks alike, before anything that was saved is replaced by what diverged."""
-        if not torch.isfinite(distributed.all_reduce_mean(loss)):
-            saved = ", ".join(path.name for path in self.folder.all_checkpoints()) or "none"
-            raise RunError(
-                f"the loss is no finite number at step {self.step}: it diverged. Checkpoints before it: "
-                f"{saved}. Try a lower optimizer.learning_rate, max_grad_norm=1.0 or mixed_precision=no"
-            )
+    def _log(self, recorder: Recorder, meter: Meter, watch: AdversaryWatch) -> None:
+        """A line of numbers, with what validation measures where it is due."""
+        means = meter.read()
+        if self._due(self.config.validate_every):
+            with recorder.aside():
+                self.validation = validate(
+                    self.networks.ema.model,
+                    self.images.validation,
+                    self.validation_lpips,
+                    batch_size=self.config.batch_size,
+                    device=self.device,
+                    num_workers=self.config.data.num_workers,
+                )
+        recorder.write(self.step, means | self.validation | {"skipped_steps": self.guard.skipped})
+        warning = watch.see(means)
+        if warning is not None:
+            recorder.say(warning)
+
+    def _how_to_continue(self) -> str:
+        return f"the run is saved at step {self.step}; the same command continues from there"
+
+    def _report_skipped(self, recorder: Recorder) -> None:
+        """Names the updates that were not made; RunError, on all ranks alike, after too many in a row."""
+        skipped = self.guard.report()
+        for update_not_made in skipped[:_SKIPPED_SHOWN]:
+            recorder.say(str(update_not_made))
+        if len(skipped) > _SKIPPED_SHOWN:
+            recorder.say(f"and {len(skipped) - _SKIPPED_SHOWN} more steps since the last log line")
+        if self.guard.longest >= self.config.guard.max_consecutive:
+            self._save_checkpoint()
+            raise RunError(self._diagnosis(skipped))
+
+    def _diagnosis(self, skipped: list[SkippedStep]) -> str:
+        causes = sorted({cause for update_not_made in skipped for cause in update_not_made.causes})
+        with self.accelerator.autocast():
+            own = str(diagnose(self.networks.autoencoder, self.latest_images))
+        # A rank whose own batch did no harm has nothing to tell.
+        by_rank = gather_object([own])
+        telling = next((text for text in by_rank if "not finite" in text), by_rank[0])
+        scaler = self.accelerator.scaler
+        return (
+            f"{self.guard.longest} updates in a row were not made, as many as guard.max_consecutive allows\n"
+            f"not finite: {', '.join(causes)}\n{telling}\n"
+            f"loss scale: {'none' if scaler is None else scaler.get_scale()}\n"
+            f"the run is saved at step {self.step}, its weights as they were before. Try a lower "
+            "optimizer.learning_rate, max_grad_norm=1.0 or mixed_precision=no, from this checkpoint or an "
+            "earlier one"
+        )
 
     def _describe_start(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.networks.autoencoder.parameters())
         begin = f"continuing at step {self.step}" if self.step else "starting"
         return (
             f"{begin}: {type(self.networks.autoencoder).__name__}, {parameters / 1e6:.2f} M parameters, "
-            f"f{self.networks.autoencoder.downsampling_factor}; {len(self.images.training)} training and "
-            f"{len(self.images.validation)} validation images; {distributed.world_size()} x "
-            f"{self.device.type}"
+            f"f{self.networks.autoencoder.downsampling_factor}; {self.images.describe()}; "
+            f"{distributed.world_size()} x {self.device.type}"
         )
 
     def _batches(self) -> Iterator[Batch]:
@@ -154,31 +240,42 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
         batches: Iterator[Batch] = iter(loader)
-        if self.step == 0 and self.networks.quantizer is not None:
-            first = next(batches)
-            with torch.no_grad():
-                latents = self.networks.autoencoder.encode(first["images"].to(self.device)).latents
-            self.networks.quantizer.start(latents, self._randomness().generator("codebook"))
-            batches = itertools.chain([first], batches)
+        fresh = self.step == 0 and self.networks.pretrained is None
+        if fresh and self.networks.quantizer is not None:
+            autoencoder = self.networks.autoencoder
+            batches = start_codebook(
+                self.networks.quantizer,
+                lambda images: autoencoder.encode(images.to(self.device)).latents,
+                batches,
+                self._randomness().generator("codebook"),
+            )
         return batches
 
-    def _optimizer_step(self, batches: Iterator[Batch], meter: Meter) -> Tensor:
-        """The micro-batches of one optimizer step, then the update and what follows it; the last loss."""
+    def _optimizer_step(self, batches: Iterator[Batch], meter: Meter) -> None:
+        """The micro-batches of one optimizer step, then the update and what follows it."""
+        networks = self.networks
         for micro_batch in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
             self.images.broken.add(batch["broken"])
-            images = batch["images"].to(self.device, non_blocking=True)
-            with self.accelerator.accumulate(*(learner.module for learner in self.networks.learners)):
-                result = self.networks.step(images, self._randomness(micro_batch))
+            self.latest_images = batch["images"].to(self.device, non_blocking=True)
+            with self.accelerator.accumulate(*(learner.module for learner in networks.learners)):
+                result = networks.step(self.latest_images, self._randomness(micro_batch))
+            self.guard.watch(result.losses, batch["names"])
             meter.add(result.losses, result.indices)
-        meter.add(
-            update(self.networks.learners, self.step, self.accelerator.scaler, self.config.max_grad_norm)
-        )
         self.step += 1
-        if self.networks.quantizer is not None:
-            self.networks.quantizer.commit(self.step, self._randomness().generator("codebook"))
-        self.networks.ema.update(self.networks.autoencoder)
-        return result.losses["loss"]
+        done = update(
+            networks.learners,
+            self.step - 1,
+            self.accelerator.scaler,
+            self.config.max_grad_norm,
+            lambda norms, loss_scale: self.guard.judge(self.step, norms, loss_scale),
+        )
+        meter.add(done.numbers)
+        meter.commit(done.accepted)
+        networks.step.commit(done.accepted)
+        if networks.quantizer is not None:
+            networks.quantizer.commit(self.step, self._randomness().generator("codebook"), done.accepted)
+        networks.ema.update(networks.autoencoder, done.accepted)
 
     def _randomness(self, micro_batch: int = 0) -> StepRandomness:
         return StepRandomness(
@@ -190,8 +287,9 @@ class Trainer:
             self.device,
         )
 
-    def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.max_steps
+    def _due(self, every: int | None) -> bool:
+        """Whether it is time for what happens every so many steps and at the end; None: never."""
+        return every is not None and (self.step % every == 0 or self.step == self.config.max_steps)
 
     def _global_batch(self) -> int:
         return self.config.batch_size * distributed.world_size()
@@ -208,18 +306,30 @@ class Trainer:
     def _save_preview(self) -> None:
         if distributed.is_main():
             path = self.folder.sample(self.step)
+            images = self.images.preview.to(self.device)
+            picture = preview(self.networks.ema.model, images, posterior=self.config.loss.kl is not None)
             with needing_disk(path):
-                save_preview(self.networks.ema.model, self.images.preview.to(self.device), path)
+                save_png(picture, path)
+                track_picture(self.accelerator, "samples", picture, self.step)
 
     def _save_checkpoint(self) -> None:
-        progress = {"step": self.step, "seconds": self.seconds, "global_batch": self._global_batch()}
-        save_checkpoint(self.folder, self.accelerator.save_state, progress, self.config.keep_checkpoints)
+        if self.saved_step == self.step:
+            return
+        progress = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "global_batch": self._global_batch(),
+            "validation": self.validation,
+        }
+        keep, best_metric = self.config.keep_checkpoints, self.config.best_metric
+        save_checkpoint(self.folder, self.accelerator.save_state, progress, keep, best_metric)
+        self.saved_step = self.step
 
     def _finish(self) -> dict[str, Any]:
         """Calibrates, measures and exports the averaged weights."""
         numbers = calibrate_and_measure(
             self.networks.ema.model,
-            self.images.training,
+            sample_dataset(self.images.training),
             self.images.validation,
             self.validation_lpips,
             self.config,

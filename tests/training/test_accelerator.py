@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from latentae.training.accelerator import create_accelerator
+from latentae.training.accelerator import create_accelerator, track_picture
 
 
 def test_a_tracker_that_is_not_installed(tiny, monkeypatch):
@@ -21,3 +25,24 @@ def test_threads(tiny):
     create_accelerator(tiny("cpu_threads=1"))
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+def test_a_picture_in_tensorboard(tiny, tmp_path):
+    accelerator = create_accelerator(tiny('trackers=["tensorboard"]'))
+    accelerator.init_trackers("latentae")
+    track_picture(accelerator, "samples", np.zeros((20, 30, 3), np.uint8), 7)
+    accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "run/latentae"), size_guidance={"images": 0})
+    events.Reload()
+    assert [(image.step, image.height, image.width) for image in events.Images("samples")] == [(7, 20, 30)]
+
+
+def test_a_picture_for_other_trackers():
+    """Weights & Biases goes through the first dimension and takes each picture as [H, W, 3]."""
+    given = []
+    tracker = SimpleNamespace(name="wandb", log_images=lambda values, step: given.append((values, step)))
+    picture = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
+    track_picture(SimpleNamespace(trackers=[tracker]), "samples", picture, 7)
+    ((values, step),) = given
+    assert step == 7
+    assert [np.array_equal(image, picture) for image in values["samples"]] == [True]

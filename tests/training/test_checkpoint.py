@@ -1,10 +1,14 @@
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from latentae.training.checkpoint import load_checkpoint, needing_disk, save_checkpoint
+from latentae import distributed
+from latentae.training.checkpoint import choose_checkpoint, load_checkpoint, needing_disk, save_checkpoint
 from latentae.training.folder import RunError, RunFolder
+from tests.training.launch import in_two_ranks
 
 
 def progress(step):
@@ -44,18 +48,101 @@ def test_what_a_killed_run_left_aside_is_in_nobodys_way(tmp_path):
     left.mkdir(parents=True)
     (left / "half").write_text("")
     save_checkpoint(folder, write_weights, progress(1), keep=1)
-    assert sorted(path.name for path in folder.checkpoint(1).iterdir()) == ["progress.json", "weights"]
+    assert sorted(path.name for path in folder.checkpoint(1).iterdir()) == [
+        "manifest.json",
+        "progress.json",
+        "weights",
+    ]
 
 
-def test_damaged_and_mismatched(tmp_path):
+def test_another_global_batch(tmp_path):
+    folder = RunFolder(tmp_path)
+    save_checkpoint(folder, write_weights, progress(2), keep=2)
+    with pytest.raises(ValueError, match="was 4 when this run was saved"):
+        load_checkpoint(folder.checkpoint(2), lambda _: None, global_batch=8)
+
+
+def truncated(checkpoint):
+    os.truncate(checkpoint / "weights", 2)
+    return "weights has 2 bytes of 5"
+
+
+def with_a_flipped_bit(checkpoint):
+    (checkpoint / "weights").write_text("wholf")
+    return "weights has changed since it was written"
+
+
+def without_a_file(checkpoint):
+    (checkpoint / "weights").unlink()
+    return "weights is missing"
+
+
+@pytest.mark.parametrize("damage", [truncated, with_a_flipped_bit, without_a_file])
+def test_a_damaged_newest_one_is_named_and_the_one_before_it_taken(tmp_path, damage):
+    folder, said = RunFolder(tmp_path), []
+    for step in (1, 2, 3):
+        save_checkpoint(folder, write_weights, progress(step), keep=3)
+    newest = folder.checkpoint(3)
+    with_reason = damage(newest)
+    assert choose_checkpoint(folder, "auto", said.append) == folder.checkpoint(2)
+    assert said == [
+        f"{newest} is damaged ({with_reason}): renamed to step_000003.damaged, continuing from step_000002"
+    ]
+    assert choose_checkpoint(folder, "auto", said.append) == folder.checkpoint(2)
+    assert len(said) == 1
+    save_checkpoint(folder, write_weights, progress(3), keep=2)
+    assert choose_checkpoint(folder, "auto", said.append) == newest
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step_000002", "step_000003"]
+
+
+def test_a_damaged_one_that_was_asked_for_is_an_error(tmp_path):
     folder = RunFolder(tmp_path)
     for step in (1, 2):
         save_checkpoint(folder, write_weights, progress(step), keep=2)
-    with pytest.raises(ValueError, match="was 4 when this run was saved"):
-        load_checkpoint(folder.checkpoint(2), lambda _: None, global_batch=8)
-    (folder.checkpoint(2) / "progress.json").write_text(json.dumps(progress(2))[:9])
-    with pytest.raises(ValueError, match=r"step_000002 cannot be read(?s:.*)continue from step_000001"):
-        load_checkpoint(folder.checkpoint(2), lambda _: None, global_batch=4)
+    truncated(folder.checkpoint(2))
+    with pytest.raises(ValueError, match=r"step_000002, a damaged checkpoint: weights has 2 bytes of 5"):
+        choose_checkpoint(folder, str(folder.checkpoint(2)), print)
+    assert folder.checkpoint(2).is_dir()
+
+
+def test_nothing_is_begun_anew_where_all_are_damaged(tmp_path):
+    folder, said = RunFolder(tmp_path), []
+    assert choose_checkpoint(folder, "auto", said.append) is None
+    for step in (1, 2):
+        save_checkpoint(folder, write_weights, progress(step), keep=2)
+        truncated(folder.checkpoint(step))
+    with pytest.raises(ValueError, match=r"none is whole; remove them to start from the beginning"):
+        choose_checkpoint(folder, "auto", said.append)
+    assert [line.split(" is damaged")[0] for line in said] == [
+        str(folder.checkpoint(step)) for step in (2, 1)
+    ]
+    assert len(folder.all_checkpoints()) == 2
+
+
+def test_the_best_one_is_kept(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step, psnr in ((1, 20.0), (2, 24.0), (3, 23.0), (4, 22.0), (5, None)):
+        validation = {} if psnr is None else {"validation_psnr": psnr}
+        state = {**progress(step), "validation": validation}
+        save_checkpoint(folder, write_weights, state, keep=1, best_metric="validation_psnr")
+    assert [path.name for path in folder.all_checkpoints()] == ["step_000002", "step_000005"]
+    assert json.loads((folder.checkpoints / "best.json").read_text())["step"] == 2
+    save_checkpoint(folder, write_weights, progress(6), keep=1)
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step_000006"]
+
+
+def test_a_write_that_fails_halfway(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    save_checkpoint(folder, write_weights, progress(1), keep=1)
+
+    def no_space(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", no_space)  # where a full disk often shows first
+    with pytest.raises(RunError, match=r"cannot write .*step_000002: No space left on device \(\d+ MB are"):
+        save_checkpoint(folder, write_weights, progress(2), keep=1)
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step_000001"]
+    assert choose_checkpoint(folder, "auto", print) == folder.checkpoint(1)
 
 
 def test_other_errors_keep_their_kind(tmp_path):
@@ -72,7 +159,44 @@ def test_nobody_is_told_to_remove_another_runs_checkpoint(tmp_path):
     def another_model(path):
         raise RuntimeError("size mismatch")
 
-    with pytest.raises(ValueError, match="remove it to start from the beginning"):
+    with pytest.raises(ValueError, match=r"(?s)size mismatch.*another version of latentae"):
         load_checkpoint(folder.checkpoint(1), another_model, global_batch=4)
     with pytest.raises(ValueError, match="it belongs to another run"):
         load_checkpoint(folder.checkpoint(1), another_model, global_batch=4, own=False)
+
+
+def save_each(folder):
+    """A state of several ranks; only the second one finds no room for that of step 2."""
+    name = f"rank_{distributed.rank()}"
+    if distributed.rank() == 1 and ".step_000002" in folder:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    Path(folder, name).write_text(name)
+
+
+def save_fail_and_choose(root):
+    folder, said = RunFolder(root / "run"), []
+    save_checkpoint(folder, save_each, progress(1), keep=3)
+    try:
+        save_checkpoint(folder, save_each, progress(2), keep=3)
+    except RunError as error:
+        said.append(str(error).splitlines()[0])
+    save_checkpoint(folder, save_each, progress(3), keep=3)
+    if distributed.is_main():
+        os.truncate(folder.checkpoint(3) / "rank_1", 2)
+    distributed.barrier()
+    path = choose_checkpoint(folder, "auto", said.append)
+    try:
+        choose_checkpoint(folder, str(folder.checkpoints / "step_000003.damaged"), said.append)
+    except ValueError:
+        said.append("refused")
+    return [path.name, sorted(file.name for file in path.iterdir()), *said]
+
+
+def test_ranks_agree(tmp_path):
+    first, second = in_two_ranks(save_fail_and_choose, tmp_path)
+    files = ["manifest.json", "progress.json", "rank_0", "rank_1"]
+    assert first[:2] == second[:2] == ["step_000001", files]
+    assert "process 1 of 2 could not" in first[2]
+    assert "step_000002: No space left on device" in second[2]
+    assert "step_000003 is damaged (rank_1 has 2 bytes of 6)" in first[3]
+    assert (first[4:], second[3:]) == (["refused"], ["refused"])

@@ -66,3 +66,24 @@ def test_an_export_that_fails_leaves_the_model_before_it(tmp_path, monkeypatch):
         finish.export_run(make(), folder)
     assert (folder.model / "config.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_frozen_encoder_s_scale_is_not_measured_anew(images, tiny, monkeypatch):
+    monkeypatch.setattr(finish, "calibrate_on", None)
+    model, said = make(scaling_factor=0.37, shift_factor=0.2), []
+    config = tiny("freeze_encoder=true", "model.pretrained=some/model", *ARCHITECTURE)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    numbers = measure(model, images, config, said)
+    assert (numbers["scaling_factor"], numbers["shift_factor"]) == (0.37, 0.2)
+    assert numbers["scale_source"] == "of the pretrained model"
+    assert (model.config.scaling_factor, model.config.shift_factor) == (0.37, 0.2)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+# What a pretrained model would bring.
+ARCHITECTURE = [
+    "model.block_out_channels=[8,16]",
+    "model.norm_num_groups=4",
+    "model.latent_channels=4",
+    "model.quantizer.num_codes=16",
+]

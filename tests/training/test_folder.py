@@ -3,7 +3,7 @@ import json
 import pytest
 
 from latentae.config import ConfigError
-from latentae.training.folder import RunFolder, step_of, swap_in, write_json, write_text
+from latentae.training.folder import RunFolder, remove, step_of, write_json, write_text
 
 
 @pytest.fixture
@@ -62,14 +62,60 @@ def test_lines_after_the_checkpoint_are_dropped(folder):
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [2, 4]
 
 
-def test_swapping_keeps_one_whole_folder(tmp_path):
-    place, aside = tmp_path / "model", tmp_path / ".model.tmp"
-    for content in ("old", "new"):
-        aside.mkdir()
-        (aside / "weights").write_text(content)
-        swap_in(aside, place)
-        assert (place / "weights").read_text() == content
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+def test_what_a_killed_run_left(folder):
+    left = [folder.root / ".model.x7w2", folder.checkpoints / ".step_000004.tmp", folder.samples / "kept"]
+    for path in (*left, folder.checkpoint(2), folder.root / ".model.old"):
+        path.mkdir(parents=True)
+        (path / "file").write_text(path.name)
+    (folder.root / ".config.yaml.tmp").write_text("half")
+    folder.clear_leftovers()
+    assert (folder.model / "file").read_text() == ".model.old"  # the new one had not taken its place yet
+    assert [path.exists() for path in left] == [False, False, True]
+    assert not (folder.root / ".config.yaml.tmp").exists()
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step_000002"]
+
+
+def test_a_run_killed_in_its_first_moment_is_no_stranger(tmp_path, tiny):
+    folder, config = RunFolder(tmp_path / "new"), tiny()
+    folder.root.mkdir()
+    (folder.root / ".config.yaml.tmp").write_text("half")
+    folder.check(config)
+    folder.create(config)
+    folder.checkpoints.rmdir()
+    folder.check(config)
+    (folder.root / "thesis.tex").write_text("")
+    folder.config.unlink()
+    with pytest.raises(ConfigError, match="holds files but no run"):
+        folder.check(config)
+
+
+def test_damaged_checkpoints_stand_in_nobodys_way(folder):
+    for step in (2, 4, 6):
+        folder.checkpoint(step).mkdir()
+    (folder.checkpoints / "step_000006.damaged").mkdir()  # of an earlier accident
+    assert folder.set_aside(folder.checkpoint(6)).name == "step_000006.damaged"
+    folder.set_aside(folder.checkpoint(4))
+    assert folder.all_checkpoints() == [folder.checkpoint(2)]
+    folder.remove_damaged(5)
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
+        "step_000002",
+        "step_000006.damaged",
+    ]
+
+
+def test_a_folder_is_never_half_removed_under_its_name(folder, monkeypatch):
+    (folder.checkpoint(2) / "file").mkdir(parents=True)
+
+    def killed(path, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda path, **options: None if not path.exists() else killed(path))
+        with pytest.raises(KeyboardInterrupt):
+            remove(folder.checkpoint(2))
+    assert folder.all_checkpoints() == []
+    folder.clear_leftovers()
+    assert list(folder.checkpoints.iterdir()) == []
 
 
 def test_files_are_replaced_whole(tmp_path):

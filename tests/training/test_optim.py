@@ -1,8 +1,13 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from latentae.training.optim import LearningRate, adamw
+from latentae.training.optim import LearningRate, adamw, adamw8bit
+
+ADAM = {"learning_rate": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.0, "epsilon": 1e-8}
 
 
 def test_constant_after_a_linear_rise():
@@ -19,6 +24,28 @@ def test_cosine_by_hand():
     assert rate.at(500) == pytest.approx(0.2)
 
 
+def test_warmup_stable_decay_by_hand():
+    """Ten steps of rise, a hundred constant but for the last quarter, which falls as 1 − √."""
+    rate = LearningRate(
+        2.0, schedule="wsd", warmup_steps=10, decay_share=0.25, final_scale=0.1, last_step=110
+    )
+    assert [rate.at(step) for step in (4, 9, 10, 60, 85)] == [1.0, 2.0, 2.0, 2.0, 2.0]
+    assert rate.at(91) == pytest.approx(2.0 * (0.1 + 0.9 * (1 - (6 / 25) ** 0.5)))
+    assert rate.at(110) == rate.at(300) == pytest.approx(0.2)
+
+
+def test_before_its_decay_the_schedule_knows_no_end():
+    short, long = (LearningRate(1.0, schedule="wsd", decay_share=0.1, last_step=n) for n in (100, 1000))
+    assert [short.at(step) for step in range(91)] == [long.at(step) for step in range(91)]
+
+
+@pytest.mark.parametrize(("share", "before"), [(0.0, 1.0), (1.0, 1 - 0.99**0.5)])
+def test_a_decay_over_nothing_and_over_everything(share, before):
+    rate = LearningRate(1.0, schedule="wsd", decay_share=share, last_step=100)
+    assert rate.at(99) == pytest.approx(before)
+    assert rate.at(100) == 0.0
+
+
 def test_a_schedule_that_begins_late():
     rate = LearningRate(1.0, schedule="cosine", warmup_steps=2, first_step=10, last_step=22)
     assert rate.at(10) == 0.5
@@ -29,7 +56,7 @@ def test_a_schedule_that_begins_late():
 
 def test_adamw_leaves_frozen_parameters_out():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
-    optimizer = adamw(model.parameters(), learning_rate=0.1, betas=(0.5, 0.9), weight_decay=0.0, epsilon=1e-8)
+    optimizer = adamw(model.parameters(), **ADAM)
     (group,) = optimizer.param_groups
     assert len(group["params"]) == 2
     assert group["betas"] == (0.5, 0.9)
@@ -38,3 +65,39 @@ def test_adamw_leaves_frozen_parameters_out():
     optimizer.step()
     # Adam's first step is the learning rate in the direction of the gradient's sign.
     torch.testing.assert_close((before - model[0].bias).abs(), torch.full((2,), 0.1))
+
+
+def test_adamw_skips_a_step_under_a_flag():
+    """What the guard builds on: torch's fused kernel leaves weights and averages alone, NaN or not."""
+    model = nn.Linear(2, 1)
+    optimizer = adamw(model.parameters(), **ADAM)
+    for value, flag in ((1.0, 0.0), (float("nan"), 1.0)):
+        model.weight.grad = torch.full_like(model.weight, value)
+        before = model.weight.clone(), *(x.clone() for x in optimizer.state.get(model.weight, {}).values())
+        optimizer.found_inf, optimizer.grad_scale = torch.tensor(flag), None
+        optimizer.step()
+    after = model.weight, *optimizer.state[model.weight].values()
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert optimizer.state[model.weight]["step"] == 1
+
+
+class FakeAdamW8bit(torch.optim.SGD):
+    def __init__(self, params, lr, betas, eps, weight_decay):
+        super().__init__(params, lr=lr)
+        self.given = (lr, betas, eps, weight_decay)
+
+
+def test_adamw8bit_is_that_of_bitsandbytes(monkeypatch):
+    library = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=FakeAdamW8bit))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", library)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    optimizer = adamw8bit(model.parameters(), **ADAM)
+    assert isinstance(optimizer, FakeAdamW8bit)
+    assert optimizer.given == (0.1, (0.5, 0.9), 1e-8, 0.0)
+    assert len(optimizer.param_groups[0]["params"]) == 2
+
+
+def test_adamw8bit_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # which makes an import fail
+    with pytest.raises(ValueError, match=r"optimizer\.type is adamw8bit.*pip install bitsandbytes"):
+        adamw8bit(nn.Linear(1, 1).parameters(), **ADAM)

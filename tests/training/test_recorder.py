@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -32,13 +33,29 @@ def test_a_line_a_call(tmp_path):
     assert "step" not in tracked[0][1]
 
 
-def test_only_one_rank_writes(tmp_path):
+def test_only_one_rank_writes(tmp_path, capsys):
     tracked = []
     log = recorder(tmp_path, tracked, enabled=False)
+    log.advance()
     log.write(5, {"loss": 1.0})
     log.say("nothing")
+    log.close()
     assert tracked == []
     assert not (tmp_path / "metrics.jsonl").exists()
+    printed = capsys.readouterr()
+    assert printed.out + printed.err == ""
+
+
+def test_what_is_no_training_does_not_slow_it(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    tracked = []
+    log = recorder(tmp_path, tracked)
+    clock[0] += 2.0
+    with log.aside():
+        clock[0] += 50.0
+    log.write(6, {})
+    assert tracked[0][1]["images_per_second"] == pytest.approx(2 * 3 / 2.0)
 
 
 def test_a_log_that_cannot_be_written(tmp_path):

@@ -8,60 +8,27 @@ import torch
 from torch import nn
 
 from benchmarks.textbook import textbook_step
-from latentae.discriminators import PatchGAN
-from latentae.losses.adversarial import AdversarialTerms
-from latentae.losses.objective import ReconstructionObjective
-from latentae.losses.reconstruction import l1
-from latentae.models import VQGAN
+from latentae.discriminators import DiffAugment
+from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
+from latentae.losses.gradient_penalty import R1
+from latentae.losses.kl import KLRegulariser
+from latentae.losses.lecam import LeCAM
+from latentae.models import KLVAE
+from latentae.training.adversary import Adversary
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
-
-
-class FeatureDistance(nn.Module):
-    """A frozen random network in the place of LPIPS: what matters here is that it has a gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.SiLU(), nn.Conv2d(8, 8, 3, 2)).requires_grad_(
-            False
-        )
-
-    def forward(self, reconstruction, images):
-        return (self.net(reconstruction) - self.net(images)).square().mean(dim=(1, 2, 3))
-
-
-def tiny_vqgan(quantizer: str = "vector") -> VQGAN:
-    return VQGAN(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        latent_channels=4,
-        num_vq_embeddings=16,
-        quantizer={"type": quantizer},
-    )
+from tests.training.small_networks import assert_same_gradients, gradients, small_networks
 
 
 @pytest.fixture
 def networks():
-    torch.manual_seed(0)
-    objective = ReconstructionObjective(l1, perceptual=FeatureDistance(), perceptual_weight=0.5)
-    discriminator = PatchGAN(3, base_channels=8, num_layers=1)
-    # With weights of N(0, 0.02) gradients are as small as the 1e-4 in the adaptive weight and tell little.
-    for parameter in discriminator.parameters():
-        parameter.data.mul_(5)
-    return tiny_vqgan().double(), discriminator.double(), objective.double()
+    return small_networks()
 
 
-def textbook_gradients(autoencoder, discriminator, objective, terms, micro_batches, step):
-    for images in micro_batches:
-        textbook_step(
-            autoencoder, discriminator, objective, terms, images, step, accumulation=len(micro_batches)
-        )
-
-
-def gradients(*modules):
-    return [None if p.grad is None else p.grad.clone() for module in modules for p in module.parameters()]
+def make_step(networks, terms=None, **extras):
+    autoencoder, discriminator, objective = networks
+    adversary = Adversary(discriminator, terms or AdversarialTerms(), **extras)
+    return TrainingStep(autoencoder, autoencoder.last_layer, objective, adversary)
 
 
 @pytest.mark.parametrize(
@@ -77,29 +44,43 @@ def test_gradients_equal_the_textbook(networks, adversarial, adaptive, accumulat
     start = {"on": 0, "warm-up": 5, "off": 100}[adversarial]
     terms = AdversarialTerms(weight=0.7, adaptive=adaptive, start_step=start, discriminator_warmup_steps=10)
     micro_batches = [torch.rand(2, 3, 16, 16, dtype=torch.float64) * 2 - 1 for _ in range(accumulation)]
-    expected_networks = copy.deepcopy((autoencoder, discriminator))
-    textbook_gradients(*expected_networks, objective, terms, micro_batches, step=2)
+    expected = copy.deepcopy((autoencoder, discriminator))
+    for images in micro_batches:
+        textbook_step(*expected, objective, terms, images, step=2, accumulation=accumulation)
 
-    step = TrainingStep(
-        autoencoder,
-        autoencoder.last_layer,
-        objective,
-        discriminator,
-        terms,
-        backward=lambda loss: (loss / accumulation).backward(),
-        reuse_discriminator_forward=reuse,
-    )
+    step = make_step(networks, terms, reuse_forward=reuse)
+    step.backward = lambda loss: (loss / accumulation).backward()
     for images in micro_batches:
         step(images, StepRandomness(0, 2))
 
-    actual, expected = gradients(autoencoder, discriminator), gradients(*expected_networks)
-    assert len(actual) == len(expected)
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert_same_gradients(gradients(autoencoder, discriminator), gradients(*expected))
     learned = {"on": True, "warm-up": True, "off": False}[adversarial]
     assert any(p.grad is not None for p in discriminator.parameters()) == learned
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL_LOSSES)
+@pytest.mark.parametrize("schedule", ["ramp", "floor", "discriminator rests"])
+def test_other_losses_and_schedules_equal_the_textbook(networks, name, schedule):
+    changes = {
+        "ramp": {"ramp_steps": 10},
+        "floor": {"min_adaptive_weight": 50.0},
+        "discriminator rests": {"update_every": 3},
+    }[schedule]
+    terms = AdversarialTerms(ADVERSARIAL_LOSSES[name], weight=0.7, **changes)
+    autoencoder, discriminator, objective = networks
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64) * 2 - 1
+    expected = copy.deepcopy((autoencoder, discriminator))
+    textbook_step(*expected, objective, terms, images, step=4)
+    losses = make_step(networks, terms)(images, StepRandomness(0, 4)).losses
+    assert_same_gradients(gradients(autoencoder, discriminator), gradients(*expected))
+    if schedule == "discriminator rests":
+        assert gradients(discriminator) == [None] * len(list(discriminator.parameters()))
+        assert "generator" in losses
+        assert "discriminator" not in losses
+    else:
+        factor = {"ramp": 0.5, "floor": 1.0}[schedule] * 0.7
+        assert losses["adversarial_weight"].item() == pytest.approx(factor * losses["adaptive_factor"].item())
+        assert (losses["adaptive_factor"].item() == 50.0) == (schedule == "floor")
 
 
 def test_each_network_runs_once(networks):
@@ -120,19 +101,19 @@ def test_each_network_runs_once(networks):
     objective.perceptual.net.register_forward_pre_hook(
         lambda _, inputs: count("features of the reconstruction")() if inputs[0].requires_grad else None
     )
-    step = TrainingStep(autoencoder, autoencoder.last_layer, objective, discriminator)
+    step = make_step(networks, augmentation=DiffAugment(["color"]))
     step(torch.rand(2, 3, 16, 16, dtype=torch.float64), StepRandomness(0, 0))
     assert calls == dict.fromkeys(calls, 1)
 
 
 def test_reports_what_it_did(networks):
-    autoencoder, discriminator, objective = networks
     terms = AdversarialTerms(weight=0.5, start_step=10, discriminator_warmup_steps=5)
-    step = TrainingStep(autoencoder, autoencoder.last_layer, objective, discriminator, terms)
+    step = make_step(networks, terms)
     images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     before, warm, on = (set(step(images, StepRandomness(0, number)).losses) for number in (4, 5, 10))
     assert before == {"loss", "reconstruction", "perceptual", "codebook", "commitment"}
-    assert warm - before == {"discriminator", "logits_real", "logits_fake"}
+    verdicts = {"logits_real", "logits_fake", "logit_gap", "accuracy_real", "accuracy_fake"}
+    assert warm - before == {"discriminator", *verdicts}
     assert on - warm == {"generator", "adversarial_weight", "adaptive_factor"}
     result = step(images, StepRandomness(0, 10))
     losses = result.losses
@@ -147,9 +128,58 @@ def test_a_size_that_the_factor_does_not_divide(networks):
     terms = AdversarialTerms(weight=0.7)
     images = torch.rand(2, 3, 17, 15, dtype=torch.float64) * 2 - 1
     expected = copy.deepcopy((autoencoder, discriminator))
-    textbook_gradients(*expected, objective, terms, [images], step=0)
-    TrainingStep(autoencoder, autoencoder.last_layer, objective, discriminator, terms)(
-        images, StepRandomness(0, 0)
-    )
-    for ours, theirs in zip(gradients(autoencoder), gradients(expected[0]), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    textbook_step(*expected, objective, terms, images, step=0)
+    make_step(networks, terms)(images, StepRandomness(0, 0))
+    assert_same_gradients(gradients(autoencoder), gradients(expected[0]))
+
+
+class LearnedScale(nn.Module):
+    """An objective with a parameter of its own: nll = e^−s · loss + s."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.objective = objective
+        self.log_scale = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, reconstruction, images):
+        loss, terms = self.objective(reconstruction, images)
+        return loss * (-self.log_scale).exp() + self.log_scale, terms
+
+
+def test_the_objective_s_own_parameters_learn_through_the_one_backward(networks):
+    autoencoder, discriminator, objective = networks
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64) * 2 - 1
+    expected = copy.deepcopy((autoencoder, discriminator, LearnedScale(objective)))
+    for _ in range(2):
+        textbook_step(*expected, AdversarialTerms(), images, step=0, accumulation=2)
+
+    learned = LearnedScale(objective)
+    step = make_step((autoencoder, discriminator, learned))
+    step.backward = lambda loss: (loss / 2).backward()
+    for _ in range(2):
+        step(images, StepRandomness(0, 0))
+    assert learned.log_scale.grad is not None
+    ours, theirs = (gradients(*modules) for modules in ((autoencoder, discriminator, learned), expected))
+    assert_same_gradients(ours, theirs)
+
+
+def test_a_step_never_waits_for_the_device(networks):
+    """On the meta device, whose tensors have no values, whatever reads one fails."""
+    autoencoder = KLVAE(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+    ).double()
+    networks = tuple(network.to("meta") for network in (autoencoder, *networks[1:]))
+    lecam = LeCAM(0.1).double().to("meta")
+    terms = AdversarialTerms(ramp_steps=5, min_adaptive_weight=0.1)
+    augmentation = DiffAugment(["color", "translation", "cutout"])
+    step = make_step(networks, terms, augmentation=augmentation, lecam=lecam, r1=R1(1.0, every=1))
+    step.latents_shape, step.regulariser = autoencoder.latents_shape, KLRegulariser(1e-6)
+    images = torch.empty(2, 3, 16, 16, dtype=torch.float64, device="meta")
+    losses = step(images, StepRandomness(0, 3, device="meta")).losses
+    step.commit(torch.tensor(True, device="meta"))
+    assert {"lecam", "r1", "generator", "discriminator"} <= set(losses)
+    assert {value.device.type for value in losses.values()} == {"meta"}
+    assert all(p.grad is not None for network in networks[:2] for p in network.parameters())

@@ -73,3 +73,9 @@ def test_finished_only_with_all_steps_and_a_model(tmp_path):
     folder.model.mkdir()
     assert finished_summary(folder, SimpleNamespace(max_steps=200)) == SUMMARY
     assert finished_summary(folder, SimpleNamespace(max_steps=201)) is None
+
+
+def test_where_the_scale_is_from(folder):
+    assert "0.3700 (measured on the training images)" in describe(folder, {**SUMMARY, "scaling_factor": 0.37})
+    kept = {**SUMMARY, "scaling_factor": 0.37, "scale_source": "of the pretrained model"}
+    assert "0.3700 (of the pretrained model)" in describe(folder, kept)

@@ -1,4 +1,6 @@
 import json
+import math
+import re
 
 import pytest
 import torch
@@ -165,11 +167,16 @@ def test_a_full_disk_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch):
     assert Trainer(tiny()).step == 3
 
 
-def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny, tmp_path, capsys):
     Trainer(tiny()).fit()
     (tmp_path / "run/checkpoints/step_000006/model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"(?s)step_000006 cannot be read.*continue from step_000003"):
-        Trainer(tiny("max_steps=8"))
+    assert Trainer(tiny("max_steps=8")).step == 3
+    assert "step_000006 is damaged (model.safetensors has 7 bytes of" in capsys.readouterr().out
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2]
+    (tmp_path / "run/checkpoints/step_000003/manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"a damaged checkpoint: manifest\.json"):
+        Trainer(tiny("max_steps=8", f"resume={tmp_path}/run/checkpoints/step_000003"))
 
 
 def test_another_global_batch_is_refused(tiny):
@@ -258,13 +265,64 @@ def test_a_kl_vae_resumes(tiny_kl, tmp_path):
         assert torch.equal(value, weights(tmp_path / "halves")[name]), name
 
 
-def test_a_diverged_run_stops_before_it_replaces_a_checkpoint(tiny, tmp_path):
-    Trainer(tiny("max_steps=3")).fit()
-    longer = Trainer(tiny("max_steps=6"))
-    torch.nn.init.constant_(longer.networks.autoencoder.decoder.conv_out.bias, float("nan"))
-    with pytest.raises(RunError, match=r"diverged(?s:.*)step_000003"):
-        longer.fit()
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_000003"]
+def poison(trainer, steps):
+    """Makes the reconstruction loss NaN in the given optimizer steps (counted from 1)."""
+    loss = trainer.networks.step.objective.reconstruction
+
+    def poisoned(reconstruction, images):
+        bad = trainer.step + 1 in steps
+        return loss(reconstruction, images) * (float("nan") if bad else 1.0)
+
+    trainer.networks.step.objective.reconstruction = poisoned
+
+
+def everything(trainer):
+    """All that training changes, as one flat list of tensors."""
+    networks = trainer.networks
+    optimizers = [learner.optimizer.state_dict()["state"] for learner in networks.learners]
+    return [
+        *(value for learner in networks.learners for value in learner.module.state_dict().values()),
+        *networks.ema.model.state_dict().values(),
+        *networks.quantizer.upkeep.values(),
+        *(value for state in optimizers for entry in state.values() for value in entry.values()),
+    ]
+
+
+@pytest.mark.parametrize("quantizer", ["vector", "ema"])
+def test_a_loss_that_is_not_finite_changes_nothing(tiny, tmp_path, capsys, quantizer):
+    trainer = Trainer(tiny(f"model.quantizer.type={quantizer}", "log_every=3"))
+    poison(trainer, {5})
+    before = {}
+    update = trainer._optimizer_step
+
+    def watched(*arguments):
+        before[trainer.step] = [value.clone() for value in everything(trainer)]
+        update(*arguments)
+
+    trainer._optimizer_step = watched
+    trainer.fit()
+    same = [torch.equal(a, b) for a, b in zip(before[4], before[5], strict=True)]
+    assert all(same)
+    assert not all(torch.equal(a, b) for a, b in zip(before[3], before[4], strict=True))
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped_steps"] for line in lines] == [0, 1]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    said = re.search(r"step 5 skipped: (.*) not finite; its images: (.*)", capsys.readouterr().out)
+    assert {"loss", "reconstruction", "autoencoder_gradient_norm"} <= set(said[1].split(", "))
+    assert len(re.findall(r"\d{3}\.png", said[2])) == 2
+
+
+def test_too_many_in_a_row_end_the_run_with_a_diagnosis(tiny, tmp_path):
+    trainer = Trainer(tiny("guard.max_consecutive=2", "max_steps=8"))
+    torch.nn.init.constant_(trainer.networks.autoencoder.decoder.conv_out.bias, float("nan"))
+    with pytest.raises(RunError) as caught:
+        trainer.fit()
+    message = str(caught.value)
+    assert "guard.max_consecutive" in message
+    assert "weights: not finite are decoder.conv_out.bias" in message
+    assert "activations: not finite from decoder.conv_out on" in message
+    assert "saved at step 2" in message
+    assert (tmp_path / "run/checkpoints/step_000002").is_dir()
 
 
 def test_going_back_never_writes_over_later_checkpoints(tiny, tmp_path):

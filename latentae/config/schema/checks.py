@@ -6,68 +6,45 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from latentae.config.schema.checks_adversarial import adversarial_problems, adversarial_warnings
+from latentae.config.schema.checks_checkpoint import checkpoint_problems
+from latentae.config.schema.checks_data import data_problems
+from latentae.config.schema.checks_loss import loss_problems, loss_warnings
+from latentae.config.schema.checks_pretrained import pretrained_problems
+from latentae.config.schema.checks_quantizer import quantizer_problems
 from latentae.config.schema.model import KLVAEConfig, VQGANConfig, VQVAEConfig
 from latentae.config.yaml_text import show
 
 if TYPE_CHECKING:
     from latentae.config.schema.run import RunConfig
 
-SMALLEST_IMAGE = {
-    "alex": 31,  # an 11×11 convolution of stride 4, then two 3×3 max-pools of stride 2, leave one pixel
-    "vgg": 16,  # four max-pools that halve leave one pixel
-}
-"""Shortest image side, in pixels, that a perceptual trunk's deepest layer can still be computed on."""
-
 
 def find_problems(config: RunConfig) -> list[str]:
     """Every contradiction between sections, one line each: field, value, remedy. Empty when there is none."""
     return [
-        *_image_size(config),
+        *checkpoint_problems(config),
+        *data_problems(config),
         *_norm_groups(config),
         *_attention_levels(config),
         *_kl(config),
         *_adversarial(config),
         *_discriminator(config),
-        *_downscale(config),
+        *adversarial_problems(config),
+        *loss_problems(config),
+        *pretrained_problems(config),
+        *quantizer_problems(config),
     ]
 
 
 def config_warnings(config: RunConfig) -> list[str]:
     """What is allowed but probably not meant, one line each: field, value and consequence."""
-    warnings = []
-    adversarial = config.loss.adversarial
-    if adversarial is not None and adversarial.start_step >= config.max_steps:
-        warnings.append(
-            f"`loss.adversarial.start_step` is {adversarial.start_step} and `max_steps` {config.max_steps}: "
-            "the adversarial loss never starts"
-        )
+    warnings = [*adversarial_warnings(config)]
     if config.optimizer.warmup_steps >= config.max_steps:
         warnings.append(
             f"`optimizer.warmup_steps` is {config.optimizer.warmup_steps} and `max_steps` "
             f"{config.max_steps}: the learning rate never reaches `optimizer.learning_rate`"
         )
-    return warnings
-
-
-def _image_size(config: RunConfig) -> Iterator[str]:
-    sides, factor = config.data.height_and_width, config.model.downsampling_factor
-    shown = sides[0] if isinstance(config.data.image_size, int) else list(sides)
-    perceptual = config.loss.perceptual
-    if perceptual is not None and min(sides) < SMALLEST_IMAGE[perceptual.trunk]:
-        smallest = math.ceil(SMALLEST_IMAGE[perceptual.trunk] / factor) * factor
-        yield (
-            f"`data.image_size` is {shown}, too small for the perceptual loss with `loss.perceptual.trunk: "
-            f"{perceptual.trunk}`; use {smallest} or more, or loss.perceptual=null"
-        )
-    elif any(side % factor for side in sides):
-        below = [max(side // factor, 1) * factor for side in sides]
-        above = [math.ceil(side / factor) * factor for side in sides]
-        nearest = [sizes[0] if isinstance(shown, int) else sizes for sizes in (below, above)]
-        remedy = f"{nearest[0]} or {nearest[1]}" if nearest[0] != nearest[1] else f"{nearest[0]}"
-        yield (
-            f"`data.image_size` is {shown}, not a multiple of {factor}, by which a model with "
-            f"{len(config.model.block_out_channels)} `model.block_out_channels` shrinks it; use {remedy}"
-        )
+    return [*warnings, *loss_warnings(config)]
 
 
 def _norm_groups(config: RunConfig) -> Iterator[str]:
@@ -126,9 +103,3 @@ def _discriminator(config: RunConfig) -> Iterator[str]:
     untrained = config.loss.adversarial is None and not isinstance(config.model, VQGANConfig)
     if untrained and config.discriminator is not None:
         yield "`discriminator` is set, and without `loss.adversarial` nothing trains it; set it to null"
-
-
-def _downscale(config: RunConfig) -> Iterator[str]:
-    if config.data.downscale is not None and config.data.downscale[0] > config.data.downscale[1]:
-        low, high = config.data.downscale
-        yield f"`data.downscale` is [{low}, {high}], a range [low, high] turned round; use [{high}, {low}]"

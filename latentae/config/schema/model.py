@@ -1,56 +1,11 @@
-"""The autoencoders and their quantizers. A new one is a section here and its name in the union at its end."""
+"""The autoencoders. A new one is a section here and its name in the union at its end."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from latentae.config.schema.base import (
-    Count,
-    InsideUnit,
-    Positive,
-    PositiveOrZero,
-    Section,
-    Switches,
-    Widths,
-)
-
-
-class _Codebook(Section):
-    """What quantizers with a learned codebook share."""
-
-    type: str
-    num_codes: Annotated[int, Field(ge=2)]
-    """Vectors in the codebook (taming-transformers: 1024 or 16384)."""
-    code_dim: Count | None = None
-    """Length of a code; null: `latent_channels`."""
-    commitment_weight: PositiveOrZero = 0.25
-    """Weight (beta) of the commitment term |z - sg[e]|^2, which holds the latents z to their codes e
-    (arXiv 1711.00937, eq. 3)."""
-    init: Literal["uniform", "data"] = "uniform"
-    """Where codes start: uniform in [-1/num_codes, 1/num_codes], or at latents of the first batch."""
-    revive_after: Count | None = None
-    """Steps a code may stay unused before it is moved to a random latent; null: it is never moved."""
-
-
-class VectorQuantizerConfig(_Codebook):
-    """Nearest code, the codebook learned by gradient (VQ-VAE, arXiv 1711.00937)."""
-
-    type: Literal["vector"]
-    codebook_weight: PositiveOrZero = 1.0
-    """Weight of the codebook term |sg[z] - e|^2, which moves the codes e to their latents z."""
-
-
-class EMAQuantizerConfig(_Codebook):
-    """Nearest code, the codebook a moving average of its latents (arXiv 1711.00937, appendix A.1)."""
-
-    type: Literal["ema"]
-    decay: InsideUnit = 0.99
-    """Share of the average kept at each step."""
-    epsilon: Positive = 1e-5
-    """Laplace smoothing of the code counts: keeps the average of an unused code finite."""
-
-
-QuantizerConfig = Annotated[VectorQuantizerConfig | EMAQuantizerConfig, Field(discriminator="type")]
+from latentae.config.schema.base import Count, Section, Switches, Text, Widths
+from latentae.config.schema.quantizer import QuantizerConfig
 
 
 class _BackboneConfig(Section):
@@ -73,6 +28,10 @@ class _BackboneConfig(Section):
     """For each level, whether it has self-attention; null: none has (VQGAN: at 16x16 only)."""
     mid_block_attention: bool = True
     """Whether the block between the encoder's (decoder's) levels and the latents has self-attention."""
+    pretrained: Text | None = None
+    """Model whose weights the run starts from: a run's folder, a diffusers folder, a single file, or a hub
+    id; null: fresh weights. It brings along what this section leaves out or takes from a base. Numbers of
+    channels and codes may differ from its own: what fits is kept. A resume does not need it again."""
 
     @property
     def downsampling_factor(self) -> int:

@@ -8,6 +8,7 @@ from latentae.config.schema.base import FROM_LIST, Count, CountOrZero, Positive,
 from latentae.config.schema.checks import find_problems
 from latentae.config.schema.data import DataConfig
 from latentae.config.schema.discriminator import DiscriminatorConfig
+from latentae.config.schema.guard import GuardConfig
 from latentae.config.schema.loss import LossConfig
 from latentae.config.schema.model import ModelConfig
 from latentae.config.schema.optimizer import OptimizerConfig
@@ -43,19 +44,31 @@ class RunConfig(Section):
     """Optimizer steps between checkpoints."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept; older ones are deleted."""
+    best_metric: Literal["validation_psnr", "validation_ssim", "validation_lpips"] | None = None
+    """Keep the best checkpoint, too: by this metric, as measured at its very step (`validate_every`). It is
+    named in checkpoints/best.json. null: the newest alone are kept."""
     sample_every: Count = 500
     """Optimizer steps between sample images."""
     log_every: Count = 50
     """Optimizer steps between lines of metrics.jsonl."""
+    validate_every: Count | None = None
+    """Optimizer steps between measurements of the averaged weights on the validation images, logged as
+    validation_psnr, validation_ssim and validation_lpips; null: only the finished run is measured."""
     ema_decay: ShareBelowOne | None = None
     """Decay per step of the weights' exponential moving average, which is then what is exported; null: no
     average."""
     max_grad_norm: Positive | None = None
     """Gradients are scaled down to this L2 norm, the discriminator's likewise; null: they are left alone."""
+    guard: GuardConfig = GuardConfig()
+    """What happens to updates from numbers that are not finite."""
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], FROM_LIST] = ("tensorboard",)
     """Where metrics go besides metrics.jsonl; []: nowhere."""
     model: ModelConfig
     """The autoencoder."""
+    freeze_encoder: bool = False
+    """Train the decoder of `model.pretrained` alone: the encoder, and a VQ model's codebook, stay as they
+    are, so that latents, their scale and denoisers of them stay valid. KL and VQ losses drop out; a KLVAE's
+    decoder learns from samples of the posterior."""
     loss: LossConfig
     """What the autoencoder is trained on."""
     discriminator: DiscriminatorConfig | None = None

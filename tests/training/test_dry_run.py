@@ -1,0 +1,127 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from latentae.config import load_config
+from latentae.evaluation.pictures import picture_grid
+from latentae.training.dry_run import _in_units, _save_picture, dry_run
+from latentae.training.folder import RunError
+from latentae.training.meter import Meter
+from latentae.training.trainer import Trainer
+
+
+def row(report, name):
+    """One row of a report, unwrapped."""
+    lines = report.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"  {name} "))
+    rest = lines[start + 1 :]
+    count = next((number for number, line in enumerate(rest) if not line.startswith(" " * 14)), len(rest))
+    return " ".join([lines[start][14:], *(line.strip() for line in rest[:count])])
+
+
+def test_what_a_run_needs(tiny, tmp_path):
+    config = tiny("gradient_accumulation_steps=2", "data.num_workers=1", "keep_checkpoints=3")
+    report = dry_run(config)
+    assert not (tmp_path / "run").exists()
+    assert "VQGAN" in report.splitlines()[0]
+    assert row(report, "latents").startswith(
+        "3x32x32 -> 4x16x16 (f2), 3:1 in numbers; 256 tokens of 16 codes"
+    )
+    assert row(report, "latents").endswith("128 bytes, 24:1 against 8-bit pixels")  # of 32 x 32 x 3 bytes
+    assert row(report, "data").startswith("9 training images, 1 validation images, of ")
+    assert row(report, "steps") == (
+        "6 steps of 4 images (2 x 1 x 2: batch, processes, accumulation); 2.2 steps an epoch, 2.7 epochs"
+    )
+    assert "encoder" in row(report, "parameters")
+    assert "; discriminator " in row(report, "parameters")
+    assert row(report, "memory").startswith("about ")
+    assert "from step 2" in row(report, "time")
+
+    path = tmp_path / "run-dry-run.png"
+    assert str(path) in report
+    batch = next(Trainer(config, rehearsal=True)._batches())
+    with Image.open(path) as picture:
+        assert np.array_equal(np.asarray(picture), picture_grid(batch["images"][None]))
+
+
+def test_a_kl_vae(tiny):
+    changes = ["model.class=KLVAE", "loss.adversarial=null", "discriminator=null", "loss.kl={weight: 0.01}"]
+    report = dry_run(load_config("kl_vae", ["--config", str(tiny.file), *changes]))
+    assert row(report, "latents") == "3x32x32 -> 4x16x16 (f2), 3:1 in numbers"
+    assert "discriminator" not in row(report, "parameters")
+
+
+def test_a_checkpoint_is_as_large_as_was_said(tiny, tmp_path):
+    config = tiny("model.block_out_channels=[32, 64]", "loss.adversarial.start_step=1")
+    said = row(dry_run(config), "checkpoint")
+    trainer = Trainer(config)
+    trainer._optimizer_step(trainer._batches(), Meter())
+    trainer._save_checkpoint()
+    files = sum(path.stat().st_size for path in (tmp_path / "run/checkpoints/step_000001").iterdir())
+    number, unit = said.split(",")[0].split()
+    assert unit == "MB"
+    # the rest: names and file entries of hundreds of tensors, the state of random generators
+    assert 0.97 < float(number) * 1e6 / files < 1
+
+
+def test_a_run_that_is_there_is_left_as_it_is(tiny, tmp_path):
+    trainer = Trainer(tiny())
+    trainer._optimizer_step(trainer._batches(), Meter())
+    trainer._save_checkpoint()
+    (tmp_path / "run/checkpoints/.step_000009.tmp").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    report = dry_run(tiny())
+    assert row(report, "steps").endswith("would continue after step 1")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_bad_data_is_answered_as_in_a_run(tiny, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image in the folder"):
+        dry_run(tiny(f"data.name={tmp_path}/empty"))
+    (tmp_path / "images/004.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 images cannot be read, and data\.max_broken is 0"):
+        dry_run(tiny("data.max_broken=0", "data.check_images=0", "data.holdout=0.3"))
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_broken_images_are_told(tiny, tmp_path):
+    (tmp_path / "images/004.png").write_bytes(b"")
+    assert "004.png" in dry_run(tiny("data.check_images=0", "batch_size=8"))
+
+
+def test_too_little_memory(tiny, monkeypatch):
+    def refuse(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nstatistics")
+
+    monkeypatch.setattr(Trainer, "_optimizer_step", refuse)
+    with pytest.raises(RunError, match=r"(?s)does not fit .*9 GiB.*\nlower batch_size"):
+        dry_run(tiny())
+
+
+def test_many_images_fill_rows_of_eight(tmp_path):
+    images = torch.zeros(70, 1, 4, 6)
+    path = _save_picture(images, tmp_path / "run")
+    with Image.open(path) as picture:
+        assert picture.size == (8 * (6 + 4), 8 * (4 + 4))
+    with Image.open(_save_picture(images[:10], tmp_path / "run")) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape[:2] == (2 * (4 + 4), 8 * (6 + 4))
+    assert (pixels[10, 2 * 10 + 2 :] == 255).all()  # six places are empty
+
+
+def test_a_picture_lies_in_the_working_folder_where_there_is_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = _save_picture(torch.zeros(1, 1, 4, 4), tmp_path / "not/there/run")
+    assert (path.is_absolute(), os.listdir(tmp_path)) == (False, ["run-dry-run.png"])  # noqa: PTH208
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(20, "20"), (4096, "4.1 k"), (999_900, "1 M"), (83_653_863, "83.7 M"), (2.5e9, "2,500 M")],
+)
+def test_three_digits(number, text):
+    assert _in_units(number, ("", " k", " M")) == text

@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from latentae.training.guard import Guard
+
+NAN = torch.tensor(float("nan"))
+ONE = torch.tensor(1.0)
+
+
+def alone(items):
+    return items
+
+
+def attempt(guard, step, loss=ONE, norm=ONE, scale=None, names=("a.png",)):
+    guard.watch({"loss": loss, "perceptual": ONE}, list(names))
+    return bool(guard.judge(step, {"net_gradient_norm": norm}, scale))
+
+
+def test_names_the_step_the_cause_and_the_images():
+    guard = Guard(alone)
+    assert attempt(guard, 1)
+    assert not attempt(guard, 2, loss=NAN, names=["b.png", "c.png"])
+    assert not attempt(guard, 3, norm=torch.tensor(float("inf")))
+    skipped = guard.report()
+    assert [(s.step, s.causes, s.names) for s in skipped] == [
+        (2, ["loss"], ["b.png", "c.png"]),
+        (3, ["net_gradient_norm"], ["a.png"]),
+    ]
+    assert str(skipped[0]) == "step 2 skipped: loss not finite; its images: b.png, c.png"
+    assert guard.skipped == 2
+    assert guard.report() == []
+
+
+def test_one_micro_batch_is_enough():
+    guard = Guard(alone)
+    guard.watch({"loss": NAN}, ["a"])
+    guard.watch({"loss": ONE}, ["b"])
+    assert not guard.judge(1, {})
+    assert guard.report()[0].names == ["a", "b"]
+
+
+def test_counts_a_row_across_reports():
+    guard = Guard(alone)
+    for step in (1, 2):
+        attempt(guard, step, loss=NAN)
+    guard.report()
+    attempt(guard, 3, loss=NAN)
+    attempt(guard, 4)
+    guard.report()
+    assert (guard.longest, guard.consecutive, guard.skipped) == (3, 0, 3)
+    attempt(guard, 5, loss=NAN)
+    guard.report()
+    assert (guard.longest, guard.consecutive) == (1, 1)
+
+
+def test_a_scaler_overflow_is_not_made_and_not_counted():
+    guard = Guard(alone)
+    assert not attempt(guard, 1, norm=NAN, scale=torch.tensor(65536.0))
+    assert guard.report() == []
+    assert guard.skipped == 0
+
+
+@pytest.mark.parametrize(("loss", "scale"), [(NAN, 65536.0), (ONE, 1.0)])
+def test_what_no_scale_explains_counts(loss, scale):
+    guard = Guard(alone)
+    attempt(guard, 1, loss=loss, norm=NAN, scale=torch.tensor(scale))
+    assert len(guard.report()) == 1
+
+
+def test_only_the_ranks_at_fault_are_named(monkeypatch):
+    # The second of three ranks; the others' losses are finite.
+    monkeypatch.setattr("latentae.training.guard.distributed.world_size", lambda: 3)
+    monkeypatch.setattr("latentae.training.guard.distributed.all_reduce_sum", lambda tensor: tensor)
+
+    def three_ranks(own):
+        return [(False, ["fine.png"]), *own, (False, ["good.png"])]
+
+    guard = Guard(three_ranks)
+    attempt(guard, 1, loss=NAN, names=["bad.png"])
+    assert guard.report()[0].names == ["bad.png"]
+    attempt(guard, 2, norm=NAN, names=["own.png"])
+    assert guard.report()[0].names == ["fine.png", "own.png", "good.png"]
+
+
+def test_a_resumed_run_goes_on_counting():
+    guard = Guard(alone)
+    attempt(guard, 1, loss=NAN)
+    guard.report()
+    again = Guard(alone)
+    again.load_state_dict(guard.state_dict())
+    attempt(again, 2, loss=NAN)
+    again.report()
+    assert (again.consecutive, again.longest, again.skipped) == (2, 2, 2)
+
+
+def test_many_images_are_cut_short():
+    guard = Guard(alone)
+    attempt(guard, 1, loss=NAN, names=[f"{i}.png" for i in range(20)])
+    assert str(guard.report()[0]).endswith("7.png and 12 more")

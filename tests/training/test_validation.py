@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from latentae.data import CenterCrop, ImageDataset
+from latentae.evaluation.metrics import psnr
+from latentae.models import KLVAE, VQVAE
+from latentae.training.trainer import Trainer
+from latentae.training.validation import evaluating, validate
+
+WIDTHS = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4}
+BLOCKS = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}
+
+
+class Pictures:
+    """Five noisy squares."""
+
+    def __len__(self):
+        return 5
+
+    def name(self, index):
+        return f"{index}.png"
+
+    def load(self, index, channels, minimum_side=None):
+        return np.random.default_rng(index).integers(0, 255, (16, 16, channels), dtype=np.uint8)
+
+
+def distance(first, second):
+    return (first - second).square().mean(dim=(1, 2, 3))
+
+
+@pytest.fixture
+def images():
+    return ImageDataset(Pictures(), CenterCrop(16), channels=3)
+
+
+def measure(model, images, batch_size=2):
+    return validate(model, images, distance, batch_size=batch_size, device=torch.device("cpu"))
+
+
+def test_means_over_the_images_whatever_the_batches(images):
+    torch.manual_seed(0)
+    model = KLVAE(**WIDTHS, **BLOCKS).eval()
+    numbers = measure(model, images)
+    assert set(numbers) == {"validation_psnr", "validation_ssim", "validation_lpips"}
+    originals = torch.stack([images[0, index]["images"] for index in range(5)])
+    with torch.no_grad():
+        expected = psnr(model(originals).sample, originals)
+    assert numbers["validation_psnr"] == pytest.approx(expected.mean().item(), abs=1e-3)
+    assert measure(model, images, batch_size=5) == pytest.approx(numbers, rel=1e-4)
+
+
+def test_a_codebook_s_health_is_part_of_it(images):
+    torch.manual_seed(0)
+    model = VQVAE(**WIDTHS, **BLOCKS, num_vq_embeddings=8)
+    counts = model.quantize.pending_counts.clone()
+    numbers = measure(model, images)
+    assert 1 / 8 <= numbers["validation_codebook_usage"] <= 1
+    assert 1 <= numbers["validation_codebook_perplexity"] <= 8
+    assert model.training
+    assert torch.equal(model.quantize.pending_counts, counts)  # validation images teach the codebook nothing
+
+
+def test_random_state_is_left_alone(images):
+    model = KLVAE(**WIDTHS, **BLOCKS)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    measure(model, images)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()
+
+
+def test_each_module_gets_its_own_mode_back():
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout(), nn.Dropout())).train()
+    model[1][0].eval()
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, True, True, False, True]
+
+
+def test_measured_on_the_way_without_a_trace_in_the_training(tiny, tmp_path):
+    runs = {}
+    for name, overrides in {"with": ["validate_every=1"], "without": []}.items():
+        trainer = Trainer(tiny("max_steps=3", "log_every=2", f"output_dir={tmp_path}/{name}", *overrides))
+        summary = trainer.fit()
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        runs[name] = (trainer, summary, [json.loads(line) for line in lines])
+    (trainer, summary, lines), (other, _, plain) = runs["with"], runs["without"]
+
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in plain] == [2, 3]
+    measured = {name for name in lines[0] if name.startswith("validation_")}
+    assert measured == set(trainer.validation) >= {"validation_psnr", "validation_ssim", "validation_lpips"}
+    assert trainer.validation["validation_psnr"] == pytest.approx(lines[2]["validation_psnr"], rel=1e-5)
+    # the finished model is the same but for the scale that was folded into its weights
+    assert summary["psnr"] == pytest.approx(lines[2]["validation_psnr"], abs=0.05)
+    assert other.validation == {}
+    assert not [name for name in plain[1] if name.startswith("validation_")]
+
+    weights = trainer.networks.autoencoder.state_dict()
+    for name, value in other.networks.autoencoder.state_dict().items():
+        assert torch.equal(value, weights[name]), name
