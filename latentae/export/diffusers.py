@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from latentae.export.codebook import write_out_codebook
 from latentae.export.format import Format
 from latentae.export.normalisation import MEASURE, fold_to
 from latentae.models import KLVAE, VQVAE, load_autoencoder
@@ -30,7 +31,7 @@ def export_diffusers(autoencoder: KLVAE | VQVAE, path: Path, dtype: torch.dtype 
 
 
 def _prepare(model: KLVAE | VQVAE, family: str | None) -> list[str]:
-    remarks = []
+    remarks = write_out_codebook(model)
     if family is not None:
         remarks.append(f"family {family} changes nothing in this format, whose config tells scale and shift")
     config = model.config

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.autoencoders.vae import Encoder
 from safetensors.torch import save_file
 
+from latentae.export.codebook import write_out_codebook
 from latentae.export.format import Format
 from latentae.export.normalisation import MEASURE, fold_to, read_normalisation
 from latentae.models import KLVAE, VQVAE, load_autoencoder
@@ -31,8 +32,8 @@ def ldm_objections(model: KLVAE | VQVAE) -> list[str]:
         return ["its backbone is another one"]
     config = model.config
     found = []
-    if isinstance(model, VQVAE) and not hasattr(model.quantize, "embedding"):
-        found.append(f"its quantizer is a {type(model.quantize).__name__}, without a table of codes")
+    if isinstance(model, VQVAE) and not model.quantize.is_euclidean:
+        found.append(f"its quantizer is {model.config.quantizer['type']!r}, without a table of codes")
     if config.norm_num_groups != 32:
         found.append(f"norm_num_groups is {config.norm_num_groups}, not 32")
     if config.act_fn not in ("silu", "swish"):
@@ -61,17 +62,20 @@ def _prepare(model: KLVAE | VQVAE, family: str | None) -> list[str]:
         ValueError: the layout cannot hold the model, or its scale by channel.
     """
     if found := ldm_objections(model):
-        raise ValueError(f"an LDM file cannot hold this model: {'; '.join(found)}. Export it as diffusers")
+        fits = model.fits_stock_class
+        remedy = "Export it as diffusers" if fits else "Its own folder opens with latentae.load_autoencoder"
+        raise ValueError(f"an LDM file cannot hold this model: {'; '.join(found)}. {remedy}")
     if family is not None:
         check_family(family, model.config.latent_channels)
+    remarks = write_out_codebook(model)
     if read_normalisation(model) is None:
         told = "so the file does not tell it" if family is None else f"so readers take that of {family}"
-        return [f"the scale of the latents is not known, {told}; {MEASURE}"]
+        return [*remarks, f"the scale of the latents is not known, {told}; {MEASURE}"]
     if model.config.latents_mean is None or model.config.latents_std is None:
-        return []
+        return remarks
     # Two numbers is all that a file's metadata tells: a mean and a deviation by channel go into the weights.
     remark = fold_to(model, 0.0, model.config.scaling_factor)
-    return [remark] if remark else []
+    return [*remarks, remark] if remark else remarks
 
 
 def write_ldm(model: KLVAE | VQVAE, path: Path, dtype: torch.dtype, family: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,7 +61,8 @@ def written_aside(target: Path) -> Iterator[Path]:
             aside = Path(work) / target.name
             yield aside
             make_readable(aside)
-            _replace(target, aside, Path(work) / "replaced")
+            flush(aside)
+            swap_in(aside, target)
     except BaseException:
         for folder in missing:
             with suppress(OSError):  # somebody else has put something there
@@ -77,17 +79,59 @@ def make_readable(path: Path) -> None:
     plain.unlink()
 
 
-def _replace(target: Path, new: Path, old: Path) -> None:
-    """Puts ``new`` at ``target``; a folder that stands there goes to ``old``."""
+def swap_in(new: Path, target: Path) -> None:
+    """Renames what is finished to its place; a folder that stands there is removed only after the swap.
+
+    If the new one cannot take the place, the old one keeps it; after a kill in between, ``mend_swap`` brings
+    it back.
+    """
     if not target.is_dir():
         new.replace(target)
+    else:
+        old = _old_of(target)
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        try:
+            new.rename(target)
+        except BaseException:  # an interrupt, too
+            old.rename(target)
+            raise
+        shutil.rmtree(old)
+    flush_names(target.parent)
+
+
+def mend_swap(target: Path) -> None:
+    """Finishes, or takes back, a ``swap_in`` during which the process was killed."""
+    old = _old_of(target)
+    if not old.exists():
         return
-    target.rename(old)
-    try:
-        new.rename(target)
-    except BaseException:  # an interrupt, too, since ``old`` is going to be deleted
+    if target.exists():
+        shutil.rmtree(old)
+    else:
         old.rename(target)
-        raise
+
+
+def _old_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or all files in a folder, are on the disk and would survive a loss of power."""
+    for name in list_files(path):
+        with (path / name if path.is_dir() else path).open("rb") as file:
+            os.fsync(file.fileno())
+    for folder in (path, *path.rglob("*")):
+        if folder.is_dir():
+            flush_names(folder)
+
+
+def flush_names(folder: Path) -> None:
+    """Waits until what was created, renamed and removed in a folder is on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def list_files(path: Path) -> tuple[str, ...]:

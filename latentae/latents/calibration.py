@@ -13,8 +13,7 @@ from latentae.latents.measurement import measure_latents
 from latentae.latents.statistics import LatentStatistics
 from latentae.latents.views import FEWEST_VIEWS, view_loader
 from latentae.models import KLVAE, VQVAE
-from latentae.models.folding import fold_normalisation
-from latentae.quantizers import CodebookQuantizer
+from latentae.models.folding import codes_can_move, fold_normalisation
 
 # A float32 that varies by less than this, relative to its mean, varies by rounding.
 _ROUNDING = 1e-6
@@ -53,7 +52,7 @@ def calibrate(
     mean of the channels' variances: all values together then have variance 1. Nothing is left to subtract,
     so SD, SDXL, SD3, FLUX, DiT and LDM pipelines all scale alike.
 
-    Without these convolutions, with a quantizer that has no table of codes, or with ``fold=False``, the mean
+    Without these convolutions, with a quantizer whose codes cannot move, or with ``fold=False``, the mean
     of all values becomes ``shift_factor``, which only some pipelines read, and σ² is the variance around it.
     Previous ``latents_mean`` and ``latents_std`` are removed from the config.
 
@@ -139,7 +138,7 @@ def calibrate_on(
 
 
 def _can_fold(model: KLVAE | VQVAE) -> bool:
-    if isinstance(model, VQVAE) and not isinstance(model.quantize, CodebookQuantizer):
+    if isinstance(model, VQVAE) and not codes_can_move(model.quantize):
         return False
     return all(getattr(model, name, None) is not None for name in ("quant_conv", "post_quant_conv"))
 

@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from latentae.data import ImageDataset, Sample
-from latentae.data.loader import collate, epoch_order
+from latentae.data.batches import collate
+from latentae.data.loader import epoch_order
 
 # With a few images the crop of each still is a matter of chance: the more crops, the less of it is left.
 FEWEST_VIEWS = 512

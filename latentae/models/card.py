@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
+
+from latentae.quantizers import Quantizer
 
 _MARK = "<!-- written by latentae: edit this line away, and the card is yours -->"
 # What diffusers writes where there is no card yet.
@@ -70,7 +71,7 @@ def _description(model: Any) -> str:
     config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     factor = model.downsampling_factor
-    quantize: nn.Module | None = getattr(model, "quantize", None)
+    quantize: Quantizer | None = getattr(model, "quantize", None)
     rows = {
         "class": f"`latentae.{type(model).__name__}`, {parameters / 1e6:.2f} M parameters",
         "images": f"{config.in_channels} channels, values in [-1, 1], any size from {factor}x{factor}",
@@ -78,6 +79,8 @@ def _description(model: Any) -> str:
     }
     if quantize is not None:
         rows["codes"] = f"{config.num_vq_embeddings}, each of {model.quant_conv.out_channels} values"
+        if quantize.depth is not None:
+            rows["codes"] = f"{quantize.depth} for each position, of {config.num_vq_embeddings} each"
     rows["scaling"] = _scaling(config)
     return _table(rows)
 

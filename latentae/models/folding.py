@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from latentae.models.kl import KLVAE
 from latentae.models.vq import VQVAE
-from latentae.quantizers import CodebookQuantizer
+from latentae.quantizers import Quantizer, VectorQuantizer, plain_quantizer
 
 _Changes = list[tuple[Tensor, Tensor]]  # parameters and their new values in float64
 
@@ -28,7 +28,8 @@ def fold_normalisation(
     weights: fold in float32 and cast afterwards where there is a choice. A KL-VAE's log-variance grows by
     2 log scale. diffusers' posterior clamps it to [−30, 20]; only beyond these limits, at standard deviations
     under 3e-7 or over 2e4, is the noise of a sample not carried over. A VQ model's codebook moves along, so
-    that indices stay what they were; an EMA quantizer's averages begin anew at the moved codes.
+    that indices stay what they were; an EMA quantizer's averages begin anew at the moved codes. Codes that
+    cannot move by themselves, those of a cosine quantizer, are first written out as a plain codebook.
 
     ``scaling_factor``, ``shift_factor``, ``latents_mean`` and ``latents_std`` of the config are left alone:
     they speak of raw latents, which have changed, and only the caller knows what the new ones shall be. To
@@ -45,7 +46,7 @@ def fold_normalisation(
 
     Raises:
         ValueError: a shift or scale of another length or not finite; a scale that is not positive, or differs
-            by channel for a VQ model; convolutions that are missing; a quantizer without a table of codes;
+            by channel for a VQ model; convolutions that are missing; a quantizer whose codes cannot move;
             values that overflow the dtype of the weights. The model is then as it was.
     """
     channels = model.config.latent_channels if isinstance(model, KLVAE) else _code_dim(model)
@@ -65,25 +66,33 @@ def fold_normalisation(
     for norm in (module for module in model.decoder.modules() if isinstance(module, SpatialNorm)):
         # These see the codes, too.
         changes += _taking_conv(norm.conv_y, shifts, scales) + _taking_conv(norm.conv_b, shifts, scales)
-    codebook = _moved_codebook(model, shifts, scales) if isinstance(model, VQVAE) else []
-    _check_overflow(changes + codebook)
+    if isinstance(model, VQVAE):
+        quantizer, moved = _moved_codes(model.quantize, shifts, scales[0])
+        changes += moved
+    _check_overflow(changes)
 
     for parameter, value in changes:
         parameter.copy_(value)
-    for parameter, value in codebook:
-        every = torch.ones(len(value), dtype=torch.bool, device=parameter.device)
-        # By the quantizer itself: an EMA quantizer's averages follow, or its next step would undo the move.
-        model.quantize.replace(every, value.to(parameter))
+    if isinstance(model, VQVAE):
+        if isinstance(quantizer, VectorQuantizer) and quantizer is not model.quantize:
+            model.use_plain_codebook(quantizer)
+        quantizer.weights_changed()  # an EMA quantizer's averages, or its next step would undo the move
     for name, conv in added.items():
         setattr(model, name, conv)
         model.change_config(**{f"use_{name}": True})
 
 
+def codes_can_move(quantizer: Quantizer) -> bool:
+    """Whether the codes can follow another scale and origin of the latents, if need be written out."""
+    origin = torch.zeros(quantizer.code_dim, dtype=torch.float64)
+    return quantizer.is_euclidean or quantizer.moved_weights(origin, torch.ones_like(origin[0])) is not None
+
+
 def _code_dim(model: VQVAE) -> int:
-    if not isinstance(model.quantize, CodebookQuantizer):
+    if not codes_can_move(model.quantize):
         raise ValueError(
-            f"the model's quantizer is a {type(model.quantize).__name__}, which has no table of codes that "
-            "could move along: set shift_factor and scaling_factor in its config instead"
+            f"the model's quantizer is a {type(model.quantize).__name__}, whose codes cannot move along: set "
+            "shift_factor and scaling_factor in its config instead"
         )
     return model.quantize.code_dim
 
@@ -150,9 +159,14 @@ def _taking_conv(conv: nn.Conv2d, shift: Tensor, scale: Tensor) -> _Changes:
     ]
 
 
-def _moved_codebook(model: VQVAE, shift: Tensor, scale: Tensor) -> _Changes:
-    codes = model.quantize.embedding.weight
-    return [(codes, (_precise(codes) - shift) * scale)]
+def _moved_codes(quantizer: Quantizer, shift: Tensor, scale: Tensor) -> tuple[Quantizer, _Changes]:
+    """A quantizer whose codes can move, this one if it is one, and how its weights change."""
+    moved = quantizer.moved_weights(shift, scale)
+    if moved is None:
+        quantizer = plain_quantizer(quantizer)
+        moved = quantizer.moved_weights(shift, scale)
+    assert moved is not None  # _code_dim has seen to it
+    return quantizer, moved
 
 
 def _check_overflow(changes: _Changes) -> None:

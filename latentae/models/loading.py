@@ -70,11 +70,11 @@ def load_autoencoder(
                 f"{place} is part of a training checkpoint, which does not tell the model's settings; "
                 "open the run's model folder, or continue the run with resume"
             )
-        named = _MODEL_WEIGHTS.fullmatch(place.name)
-        if not (named and (place.parent / CONFIG).is_file()):
+        if is_single_file(place):
             return _load_file(place, variant, family=family, torch_dtype=torch_dtype, **arguments)
         # The weights in a model's folder: the config beside them knows what tensors do not show.
-        place, variant = place.parent, variant or named[1]
+        named = _MODEL_WEIGHTS.fullmatch(place.name)
+        place, variant = place.parent, variant or (named and named[1])
     arguments = {"torch_dtype": torch_dtype, "variant": variant, **arguments}
     if place.is_dir():
         folder = find_model_folder(place, subfolder)
@@ -83,6 +83,13 @@ def load_autoencoder(
         config, part = fetch_config(path, subfolder, arguments)
         return load_pretrained(path, config, family=family, subfolder=part, **arguments)
     raise ValueError(f"there is no file or folder {path}")
+
+
+def is_single_file(path: str | Path) -> bool:
+    """Whether a path is that of a file whose architecture shows in its tensors alone."""
+    place = Path(path).expanduser()
+    beside_config = _MODEL_WEIGHTS.fullmatch(place.name) and (place.parent / CONFIG).is_file()
+    return place.is_file() and not beside_config
 
 
 def _load_file(path: Path, variant: str | None, **arguments: Any) -> Autoencoder:

@@ -15,13 +15,24 @@ from torch import Tensor, nn
 
 from latentae.models.backbone_2017 import Decoder2017, Encoder2017
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PointDistribution
-from latentae.quantizers import QUANTIZERS, create_quantizer
+from latentae.models.tokens import TokenMixin
+from latentae.quantizers import (
+    QUANTIZERS,
+    EMAQuantizer,
+    Quantizer,
+    VectorQuantizer,
+    create_quantizer,
+    own_size,
+    plain_quantizer,
+    quantizer_size,
+)
 
+_STOCK_NUM_CODES = 256  # what VQModel takes where it is told nothing
 # What a stock VQModel has no parameter for.
 _OWN_KEYS = ("shift_factor", "latents_mean", "latents_std", "quantizer", "backbone")
 
 
-class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
+class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
     """The backbone and parameter names of diffusers' VQModel around one of our quantizers.
 
     The latents for diffusion are the continuous ones before quantization; ``decode`` quantizes them first, as
@@ -35,9 +46,11 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
         act_fn: activation, ``silu``.
         latent_channels: channels of the latents that leave the encoder.
         sample_size: the image size trained on, in pixels; with tiling on, tiles are as large.
-        num_vq_embeddings: number of codes.
+        num_vq_embeddings: number of codes, of each table where the quantizer has several.
         norm_num_groups: groups of the group normalisation.
-        vq_embed_dim: length of a code; None means ``latent_channels``.
+        vq_embed_dim: length of a code, or of the codes of all groups together; None means
+            ``latent_channels``. A quantizer whose arguments say the number of codes and their length, such as
+            FSQ by its levels, sets both in the config.
         scaling_factor, shift_factor: what ``to_latents`` applies, (latents − shift) · scale. A scale of None
             is not known yet.
         norm_type: ``group``, or ``spatial`` for a decoder whose normalisations see the codes (MoVQ, arXiv
@@ -90,12 +103,13 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
         super().__init__()
         if backbone not in ("stock", "2017"):
             raise ValueError(f"backbone is {backbone!r}, but must be 'stock' or '2017'")
-        code_dim = vq_embed_dim or latent_channels
+        quantizer = dict(quantizer or {"type": "vector"})
+        num_codes, code_dim = _size(quantizer, num_vq_embeddings, vq_embed_dim, latent_channels)
         if norm_type not in ("group", "spatial"):
             raise ValueError(f"norm_type is {norm_type!r}, but must be 'group' or 'spatial'")
         if norm_type == "spatial" and code_dim != latent_channels:
             raise ValueError(
-                f"vq_embed_dim is {vq_embed_dim} and latent_channels is {latent_channels}, but must be the "
+                f"vq_embed_dim is {code_dim} and latent_channels is {latent_channels}, but must be the "
                 "same where norm_type is 'spatial'"
             )
         shared: dict[str, Any] = {
@@ -120,10 +134,14 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
                 latent_channels, out_channels, up_block_types=up_block_types, norm_type=norm_type, **shared
             )
         self.quant_conv = nn.Conv2d(latent_channels, code_dim, 1)
-        self.quantize = create_quantizer(
-            num_codes=num_vq_embeddings, code_dim=code_dim, **(quantizer or {"type": "vector"})
+        self.quantize: Quantizer = create_quantizer(
+            **{**quantizer, "num_codes": num_codes, "code_dim": code_dim}
         )
         self.post_quant_conv = nn.Conv2d(code_dim, latent_channels, 1)
+        if num_codes != num_vq_embeddings or code_dim != (vq_embed_dim or latent_channels):
+            self.change_config(num_vq_embeddings=num_codes, vq_embed_dim=code_dim)
+        if self.stock_objection is not None:
+            self.register_to_config(_requires=f"latentae.load_autoencoder: {self.stock_objection}")
         self._start_whole(sample_size)
 
     @apply_forward_hook
@@ -165,32 +183,49 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
         """
         commit_loss = torch.zeros((), device=h.device)
         if force_not_quantize and self.config.lookup_from_codebook:
-            h = self._codes(h if shape is None else h.reshape(shape[:3]))
+            h = self.codes_to_latents(h if shape is None else self._as_maps(h, shape))
         else:
             self._check_latents(h, self.quantize.code_dim)
         if not force_not_quantize:
             quantized = self.quantize(h)
-            commit_loss = torch.stack(list(quantized.losses.values())).sum()
+            commit_loss = quantized.loss
             h = quantized.quantized
         images = self._decode(h, size)
         return DecoderOutput(sample=images, commit_loss=commit_loss) if return_dict else (images, commit_loss)
 
     @property
+    def stock_objection(self) -> str | None:
+        """Why diffusers' VQModel cannot hold the weights, in a clause; None where it can."""
+        if self.config.backbone != "stock":
+            return f"diffusers' VQModel cannot hold backbone {self.config.backbone!r}"
+        if not self.quantize.is_euclidean:
+            kind = self.config.quantizer["type"]
+            return f"diffusers' VQModel holds one table of codes, which quantizer {kind!r} is not"
+        return None
+
+    @property
     def fits_stock_class(self) -> bool:
-        """Whether diffusers' VQModel can hold the weights."""
-        return bool(self.config.backbone == "stock")
+        """Whether diffusers' VQModel can hold the weights, or a table of codes written out from them."""
+        return self.stock_objection is None
 
-    def encode_indices(self, images: Tensor) -> Tensor:
-        """Codes [B, h, w] of images [B, C, H, W] in [−1, 1]."""
-        return self.quantize(self.encode(images).latents).indices
+    def write_out_codebook(self) -> bool:
+        """Puts a plain codebook in place of the quantizer, which gives every latent the code it had.
 
-    def decode_indices(self, indices: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Images [B, C, H, W] of codes [B, h, w]; undoes ``encode_indices``.
+        Returns:
+            False where the quantizer had a plain one already, and nothing has changed.
 
         Raises:
-            ValueError: an index outside the codebook, or indices that are no integers.
+            ValueError: there is no such codebook.
         """
-        return self._decode(self._codes(indices), size)
+        if isinstance(self.quantize, VectorQuantizer | EMAQuantizer):
+            return False
+        self.use_plain_codebook(plain_quantizer(self.quantize))
+        return True
+
+    def use_plain_codebook(self, plain: VectorQuantizer) -> None:
+        """Puts a plain codebook of the same size in place of the quantizer."""
+        self.quantize = plain
+        self.change_config(quantizer={"type": "vector"})
 
     def forward(
         self,
@@ -208,13 +243,12 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
         quantized = self.quantize(latents)
         height, width = sample.shape[-2:]
         images = self._decode(quantized.quantized, (height, width))
-        commit_loss = torch.stack(list(quantized.losses.values())).sum()
         if not return_dict:
-            return images, commit_loss
+            return images, quantized.loss
         return AutoencoderOutput(
             sample=images,
             latents=latents,
-            commit_loss=commit_loss,
+            commit_loss=quantized.loss,
             losses=quantized.losses,
             indices=quantized.indices,
         )
@@ -225,12 +259,12 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
         Warns where the latents' normalisation is more than a scale, since VQModel has no place for it.
 
         Raises:
-            ValueError: the model has the backbone of 2017, which VQModel cannot hold.
+            ValueError: VQModel cannot hold the model.
         """
-        if not self.fits_stock_class:
+        if self.stock_objection is not None:
             raise ValueError(
-                f"diffusers' VQModel cannot hold backbone {self.config.backbone!r}; save_pretrained keeps "
-                "the model, and latentae.load_autoencoder opens it"
+                f"{self.stock_objection}; save_pretrained keeps the model, and latentae.load_autoencoder "
+                "opens it"
             )
         if self.config.shift_factor or self.config.latents_mean is not None:
             warnings.warn(
@@ -241,19 +275,9 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
         config = {k: v for k, v in self.config.items() if k not in _OWN_KEYS and not k.startswith("_")}
         stock = VQModel(**config)
         wanted = stock.state_dict().keys()
-        stock.load_state_dict({key: value for key, value in self.state_dict().items() if key in wanted})
+        state = {key: value for key, value in self.state_dict().items() if key in wanted}
+        stock.load_state_dict({**state, "quantize.embedding.weight": self.quantize.euclidean_codebook()})
         return self._like_self(stock)
-
-    def _codes(self, indices: Tensor) -> Tensor:
-        """Codes [B, d, h, w] of indices [B, h, w]."""
-        if indices.dtype not in (torch.int32, torch.int64):
-            raise ValueError(
-                f"indices are {str(indices.dtype).removeprefix('torch.')}, but must be int64 or int32: "
-                "convert them with .long()"
-            )
-        if indices.ndim != 3:
-            raise ValueError(f"indices are [B, h, w]; got {list(indices.shape)}")
-        return self.quantize.codes(indices)
 
     def _decode(self, quantized: Tensor, size: tuple[int, int] | None) -> Tensor:
         images = self._decode_in_pieces(self._images, quantized)
@@ -262,6 +286,17 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
     def _images(self, quantized: Tensor) -> Tensor:
         spatial = self.config.norm_type == "spatial"
         return self.decoder(self.post_quant_conv(quantized), quantized if spatial else None)
+
+
+def _size(
+    quantizer: dict[str, Any], num_codes: int, code_dim: int | None, latent_channels: int
+) -> tuple[int, int]:
+    """Number and length of the codes; what is left at its default gives way to what the quantizer knows."""
+    if own_size(**quantizer) is None:
+        code_dim = code_dim or latent_channels
+    elif num_codes == _STOCK_NUM_CODES:
+        return quantizer_size(**{**quantizer, "code_dim": code_dim})
+    return quantizer_size(**{**quantizer, "num_codes": num_codes, "code_dim": code_dim})
 
 
 class VQGAN(VQVAE):

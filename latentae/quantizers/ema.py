@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latentae import distributed
 from latentae.quantizers.codebook import CodebookQuantizer
+from latentae.quantizers.quantizer import check_weights
 
 
 class EMAQuantizer(CodebookQuantizer):
@@ -17,13 +18,13 @@ class EMAQuantizer(CodebookQuantizer):
     optimizer step, with n and Σ z summed over its micro-batches and over all ranks.
 
     Args:
-        num_codes, code_dim, init, revive_after: as in ``CodebookQuantizer``.
+        num_codes, code_dim, gradient, init, revive_after: as in ``CodebookQuantizer``.
         commitment_weight: β, what pulls the latents to their codes.
         decay: γ, in (0, 1).
         epsilon: the count every code is given by the smoothing.
 
     Raises:
-        ValueError: a decay outside (0, 1).
+        ValueError: as ``CodebookQuantizer``; a decay outside (0, 1), a weight below zero.
     """
 
     average_counts: Tensor
@@ -38,10 +39,12 @@ class EMAQuantizer(CodebookQuantizer):
         commitment_weight: float = 0.25,
         decay: float = 0.99,
         epsilon: float = 1e-5,
+        gradient: str = "straight_through",
         init: str = "data",
         revive_after: int | None = None,
     ) -> None:
-        super().__init__(num_codes, code_dim, init=init, revive_after=revive_after)
+        super().__init__(num_codes, code_dim, gradient=gradient, init=init, revive_after=revive_after)
+        check_weights(commitment_weight=commitment_weight, epsilon=epsilon)
         if not 0 < decay < 1:
             raise ValueError(f"decay is {decay}, but must lie between 0 and 1")
         self.commitment_weight = commitment_weight
@@ -65,13 +68,17 @@ class EMAQuantizer(CodebookQuantizer):
     def losses(self, flat: Tensor, codes: Tensor) -> dict[str, Tensor]:
         return {"commitment": self.commitment_weight * F.mse_loss(flat, codes.detach())}
 
-    def observe(self, flat: Tensor, indices: Tensor) -> None:
-        super().observe(flat, indices)
-        self.pending_sums.index_add_(0, indices, flat.to(self.pending_sums))
+    def observe(self, flat: Tensor, indices: Tensor, keep: Tensor | None = None) -> None:
+        super().observe(flat, indices, keep)
+        seen = flat if keep is None else torch.where(keep, flat, 0)
+        self.pending_sums.index_add_(0, indices, seen.to(self.pending_sums))
+
+    def place(self, flat: Tensor, generator: torch.Generator) -> None:
+        super().place(flat, generator)
+        self.weights_changed()
 
     @torch.no_grad()
-    def start(self, latents: Tensor, generator: torch.Generator) -> None:
-        super().start(latents, generator)
+    def weights_changed(self) -> None:
         # The averages begin at the codes there are, drawn, placed or loaded.
         self.average_counts.fill_(1.0)
         self.average_sums.copy_(self.embedding.weight)
@@ -89,6 +96,7 @@ class EMAQuantizer(CodebookQuantizer):
         codes = self.average_sums / smoothed[:, None]
         self.embedding.weight.copy_(torch.where(accepted, codes, self.embedding.weight))
 
+    @torch.no_grad()
     def replace(self, mask: Tensor, codes: Tensor) -> None:
         super().replace(mask, codes)
         self.average_counts.masked_fill_(mask, 1.0)

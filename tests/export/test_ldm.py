@@ -118,9 +118,8 @@ def test_architectures_that_the_layout_cannot_hold(tmp_path, model, says):
 
 
 def test_other_parts_are_objected_to():
-    model = make_vq()
-    model.quantize = torch.nn.Identity()
-    assert ldm_objections(model) == ["its quantizer is a Identity, without a table of codes"]
+    model = make_vq(num_vq_embeddings=16, quantizer={"type": "lfq", "bits": 4})
+    assert ldm_objections(model) == ["its quantizer is 'lfq', without a table of codes"]
     model.encoder = torch.nn.Identity()
     assert ldm_objections(model) == ["its backbone is another one"]
     model = make_kl()

@@ -1,6 +1,6 @@
 import pytest
 
-from latentae.export.target import check_target, list_files, written_aside
+from latentae.export.target import check_target, list_files, mend_swap, swap_in, written_aside
 from tests.export.conftest import all_files
 
 
@@ -54,6 +54,29 @@ def test_replaced_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_pat
     with pytest.raises(FileNotFoundError), written_aside(target):
         pass  # nothing was written
     assert (target / "config.json").read_text() == "old"
+
+
+def test_swapping_keeps_one_whole_folder(tmp_path):
+    place, aside = tmp_path / "model", tmp_path / "aside"
+    for content in ("old", "new"):
+        aside.mkdir()
+        (aside / "weights").write_text(content)
+        swap_in(aside, place)
+        assert (place / "weights").read_text() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("new_is_there", [False, True])
+def test_a_swap_that_was_killed_is_mended(tmp_path, new_is_there):
+    place = tmp_path / "model"
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.old/weights").write_text("old")
+    if new_is_there:
+        place.mkdir()
+        (place / "weights").write_text("new")
+    mend_swap(place)
+    assert (place / "weights").read_text() == ("new" if new_is_there else "old")
+    assert all_files(tmp_path) == ["model", "model/weights"]
 
 
 def test_files_are_as_readable_as_others(tmp_path):

@@ -16,7 +16,7 @@ def make(cls=VQGAN, **changes):
     if cls is not KLVAE:
         arguments["num_vq_embeddings"] = 32
     model = cls(**{**arguments, **changes}).eval()
-    if cls is not KLVAE:
+    if cls is not KLVAE and hasattr(model.quantize, "embedding"):
         torch.nn.init.normal_(model.quantize.embedding.weight)
     return model
 

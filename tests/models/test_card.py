@@ -65,6 +65,13 @@ def test_the_card_of_a_run(run):
     assert "`VQModel`" in card
 
 
+def test_codes_of_several_tables():
+    quantizer = {"type": "residual", "depth": 3, "member": {"type": "ema"}}
+    card = model_card(make(VQGAN, quantizer=quantizer), "a/b")
+    assert "| codes | 3 for each position, of 32 each |" in card.splitlines()
+    assert "No class of diffusers' own can hold its weights." in card
+
+
 def test_where_the_images_lay_is_nobodys_business(run, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     for place in (tmp_path, tmp_path / "gone"):

@@ -154,11 +154,39 @@ def test_vq_scale_by_channel_is_refused():
     fold_normalisation(model, 0.0, torch.full((4,), 0.5))  # uniform, though spelt by channel
 
 
-def test_vq_without_a_codebook_is_refused():
-    model = make()
-    model.quantize = torch.nn.Identity()
-    with pytest.raises(ValueError, match="Identity, which has no table of codes"):
+def test_codes_that_cannot_move_are_refused():
+    model = make(num_vq_embeddings=16, quantizer={"type": "lfq", "bits": 4})
+    with pytest.raises(ValueError, match="LookupFreeQuantizer, whose codes cannot move along"):
         fold_normalisation(model, 0.0, 1.0)
+
+
+def test_cosine_codes_are_written_out_and_move(images):
+    model = make(quantizer={"type": "cosine"})
+    before, indices = model(images).sample, model.encode_indices(images)
+    fold_normalisation(model, SHIFT, 0.5)
+    assert model.config.quantizer == {"type": "vector"}
+    assert torch.equal(model.encode_indices(images), indices)
+    assert closeness(model(images).sample, before) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        {"type": "simvq"},
+        {"type": "residual", "depth": 3, "member": {"type": "vector"}},
+        {"type": "grouped", "groups": 2, "member": {"type": "simvq"}},
+    ],
+)
+def test_other_codes_move_by_themselves(images, quantizer):
+    torch.manual_seed(0)
+    model = make(quantizer=quantizer)
+    kind = type(model.quantize)
+    model.quantize.start(model.encode(images).latents, torch.manual_seed(0))
+    before, indices = model(images).sample, model.encode_indices(images)
+    fold_normalisation(model, SHIFT, 0.5)
+    assert type(model.quantize) is kind
+    assert (model.encode_indices(images) == indices).float().mean() > 0.99  # but for ties
+    assert closeness(model.decode_indices(indices), before) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from latentae import KLVAE, VQGAN, VQVAE, load_autoencoder
 from latentae.models import TinyAutoencoder
 from latentae.models.checkpoints.names import to_ldm_names
+from latentae.models.loading import is_single_file
 from tests.models.checkpoints.examples import build, images_for
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -137,3 +138,16 @@ def test_a_model_of_another_kind(tmp_path):
 
 def test_classes_are_recorded_under_the_package():
     assert KLVAE.__module__ == VQGAN.__module__ == VQVAE.__module__ == "latentae"
+
+
+def test_which_files_show_their_architecture_in_tensors_alone(kl, tmp_path):
+    kl.to_diffusers().save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    assert not is_single_file(weights)
+    assert not is_single_file(tmp_path)
+    assert not is_single_file("owner/name")
+    weights.rename(tmp_path / "vae.safetensors")
+    assert is_single_file(tmp_path / "vae.safetensors")
+    (tmp_path / "vae.safetensors").rename(weights)
+    (tmp_path / "config.json").unlink()
+    assert is_single_file(weights)

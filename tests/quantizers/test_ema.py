@@ -1,7 +1,9 @@
 import pytest
 import torch
+from vector_quantize_pytorch import VectorQuantize
 
 from latentae.quantizers import EMAQuantizer
+from tests.quantizers.conftest import draw
 
 
 def quantizer_with(codes, **arguments):
@@ -54,3 +56,52 @@ def test_a_revived_code_starts_with_a_count_of_one():
 def test_decay_outside_its_range():
     with pytest.raises(ValueError, match=r"decay is 1\.0"):
         EMAQuantizer(4, 2, decay=1.0)
+
+
+def test_the_update_equals_the_packages():
+    theirs = VectorQuantize(
+        dim=4,
+        codebook_size=16,
+        decay=0.8,
+        eps=1e-5,
+        commitment_weight=0.25,
+        threshold_ema_dead_code=0,
+        kmeans_init=False,
+    ).double()
+    ours = EMAQuantizer(16, 4, decay=0.8, init="uniform").double()
+    codes = draw(16, 4, dtype=torch.float64)
+    ours.embedding.weight.data.copy_(codes)
+    ours.weights_changed()
+    theirs._codebook.embed.data.copy_(codes[None])
+    theirs._codebook.embed_avg.data.copy_(codes[None])
+    theirs._codebook.cluster_size.data.fill_(1.0)
+    for step in range(3):
+        latents = draw(2, 4, 8, 8, seed=step, dtype=torch.float64)
+        output = ours(latents)
+        quantized, indices, loss = theirs(latents.permute(0, 2, 3, 1).flatten(1, 2))
+        assert torch.equal(output.indices.flatten(1), indices)
+        torch.testing.assert_close(output.loss, loss.sum())
+        torch.testing.assert_close(output.quantized.flatten(2).mT, quantized)
+        ours.commit(step + 1, torch.Generator())
+        torch.testing.assert_close(ours.embedding.weight, theirs._codebook.embed[0])
+    torch.testing.assert_close(ours.average_counts, theirs._codebook.cluster_size[0])
+
+
+def test_what_is_not_kept_does_not_count():
+    quantizer = quantizer_with([0.0, 10.0])
+    latents, indices = torch.tensor([[1.0], [float("nan")]]), torch.tensor([0, 1])
+    quantizer.observe(latents, indices, torch.tensor(False))
+    assert quantizer.pending_counts.tolist() == [0.0, 0.0]
+    assert quantizer.pending_sums.tolist() == [[0.0], [0.0]]
+    quantizer.observe(latents[:1], indices[:1], torch.tensor(True))
+    assert quantizer.pending_sums.tolist() == [[1.0], [0.0]]
+
+
+def test_averages_begin_anew_where_the_weights_were_set():
+    quantizer = quantizer_with([0.0, 10.0])
+    quantizer(torch.ones(1, 1, 2, 2))
+    quantizer.commit(1, torch.Generator())
+    quantizer.embedding.weight.data.copy_(torch.tensor([[3.0], [4.0]]))
+    quantizer.weights_changed()
+    assert quantizer.average_counts.tolist() == [1.0, 1.0]
+    assert quantizer.average_sums.tolist() == [[3.0], [4.0]]

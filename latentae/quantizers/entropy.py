@@ -1,0 +1,73 @@
+"""How sure each choice of a code is, and how evenly the choices are spread: MAGVIT-v2's entropy penalty."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from latentae import distributed
+
+
+def softmax_entropies(logits: Tensor, *, across_ranks: bool) -> tuple[Tensor, Tensor]:
+    """Mean entropy of each latent's choice, and entropy of the mean choice, in nats.
+
+    Args:
+        logits: [N, K].
+        across_ranks: take the mean choice over the batches of all ranks; every rank must call it then.
+    """
+    log_probabilities = logits.log_softmax(dim=1)
+    probabilities = log_probabilities.exp()
+    each = -(probabilities * log_probabilities).sum(dim=1).mean()
+    return each, _entropy(_mean(probabilities, across_ranks))
+
+
+def binary_entropies(
+    latents: Tensor, magnitude: float, temperature: float, group_size: int, *, across_ranks: bool
+) -> tuple[Tensor, Tensor]:
+    """The same of choices among all codes {−m, m}^d, with p(c | z) ∝ exp(−‖z − c‖² / τ), without a table.
+
+    The bits of such a choice are independent, each with P(+) = σ(4 m z / τ), so the entropy of each choice is
+    the sum of its bits'. That of the mean choice is computed over groups of bits and summed, as BSQ does
+    (arXiv 2406.07548): exact where one group holds all bits, else an upper bound.
+
+    Args:
+        latents: [N, d].
+        magnitude: m. temperature: τ.
+        group_size: bits of a group; 2^group_size probabilities are held for each latent and group.
+        across_ranks: as in ``softmax_entropies``.
+    """
+    logits = 4 * magnitude / temperature * latents
+    positive, negative = torch.sigmoid(logits), torch.sigmoid(-logits)
+    # log σ(x) = −softplus(−x) stays exact where a probability rounds to 0 or 1.
+    softplus = torch.nn.functional.softplus
+    each = (positive * softplus(-logits) + negative * softplus(logits)).sum(dim=1).mean()
+    together = latents.new_zeros(())
+    for first in range(0, latents.shape[1], group_size):
+        bits = slice(first, first + group_size)
+        together = together + _entropy(_mean(_joint(negative[:, bits], positive[:, bits]), across_ranks))
+    return each, together
+
+
+def _joint(negative: Tensor, positive: Tensor) -> Tensor:
+    """Probabilities [N, 2^g] of all words of g independent bits."""
+    words = negative.new_ones(len(negative), 1)
+    for bit in range(negative.shape[1]):
+        words = torch.cat([words * negative[:, bit : bit + 1], words * positive[:, bit : bit + 1]], dim=1)
+    return words
+
+
+def _mean(probabilities: Tensor, across_ranks: bool) -> Tensor:
+    """[K] the mean over latents, and over ranks where asked for."""
+    own = probabilities.mean(dim=0)
+    if not across_ranks or distributed.world_size() == 1:
+        return own
+    # The value is that of all ranks, the gradient that of this one: averaged over ranks, as gradients are,
+    # these are then what one rank with the whole batch has.
+    return own + (distributed.all_reduce_mean(own) - own).detach()
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """Of one distribution [K], in nats."""
+    # The slope of x log x at 0 is −∞: a probability that underflowed is held at the smallest number.
+    smallest = torch.finfo(probabilities.dtype).tiny
+    return -(probabilities * probabilities.clamp(min=smallest).log()).sum()

@@ -1,0 +1,67 @@
+"""Codes placed by k-means, with the seeding of k-means++ (Arthur and Vassilvitskii 2007)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentae.quantizers.lookup import nearest_code
+
+_ROUNDS = 8
+# One more seed is drawn at a time for so many there are: each then knows of almost all others, and thousands
+# take hundreds of rounds and not thousands (as k-means|| does, Bahmani et al. 2012).
+_SEEDS_PER_DRAW = 64
+_NOISE = 1e-3
+
+
+@torch.no_grad()
+def k_means(points: Tensor, count: int, generator: torch.Generator, *, spherical: bool = False) -> Tensor:
+    """Centres [count, d] of points [N, d].
+
+    Where there are fewer different points than centres, the rest are points again, told apart by noise of a
+    thousandth of their deviation.
+
+    Args:
+        points: finite, N ≥ 1; of unit length where ``spherical``.
+        count: how many centres, also more than N.
+        generator: on the CPU; the same state gives the same centres.
+        spherical: keep the centres at unit length.
+    """
+    centres = _seeds(points, count, generator)
+    for _ in range(_ROUNDS):
+        centres = F.normalize(centres, dim=1) if spherical else centres
+        nearest = nearest_code(points, centres)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        counts = points.new_zeros(count).index_add_(0, nearest, points.new_ones(len(points)))[:, None]
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+    return F.normalize(centres, dim=1) if spherical else centres
+
+
+def _seeds(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Points [count, d], each drawn in proportion to its squared distance from those drawn before."""
+    most = min(count, len(points))
+    picks = torch.randint(len(points), (1,), generator=generator).to(points.device)
+    squares = (points - points[picks]).square().sum(dim=1)
+    repeated = torch.zeros(1, dtype=torch.bool, device=points.device)
+    while len(picks) < most:
+        number = min(max(1, len(picks) // _SEEDS_PER_DRAW), most - len(picks))
+        # Clocks that ring at rates in proportion to the squares: the first ones are a draw without return.
+        clocks = -torch.log1p(-torch.rand(len(points), generator=generator)).to(points.device) / squares
+        new = clocks.topk(number, largest=False).indices
+        repeated = torch.cat([repeated, squares[new] == 0])
+        picks = torch.cat([picks, new])
+        nearest = points[new][nearest_code(points, points[new])]
+        squares = torch.minimum(squares, (points - nearest).square().sum(dim=1))
+    missing = count - most
+    again = torch.randint(len(points), (missing,), generator=generator).to(points.device)
+    repeated = torch.cat([repeated, torch.ones(missing, dtype=torch.bool, device=points.device)])
+    seeds = points[torch.cat([picks, again])]
+    noise = torch.randn(seeds.shape, generator=generator).to(points) * _spread(points)
+    return seeds + _NOISE * repeated[:, None] * noise
+
+
+def _spread(points: Tensor) -> Tensor:
+    """[d] the standard deviation; of points that are all the same, their magnitude."""
+    deviation = points.std(dim=0, correction=0)
+    return torch.where(deviation > 0, deviation, points.abs().mean(dim=0))

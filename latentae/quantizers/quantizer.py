@@ -1,0 +1,255 @@
+"""What all quantizers share: maps to rows and back, checks, and the hooks of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentae import distributed
+from latentae.quantizers.result import FlatOutput, QuantizerOutput
+
+# Histograms of more codes than this are no longer small beside a batch.
+MOST_CODES = 1 << 20
+
+Weights = list[tuple[Tensor, Tensor]]
+
+
+class Quantizer(nn.Module):
+    """Maps each position of continuous latents to a code of a finite table.
+
+    Nothing changes inside ``forward`` but sums that are pending until the step is over: the trainer calls
+    ``start`` once with the latents of the first batches and ``commit`` after each optimizer step, and both do
+    the same on every rank. A member defines ``quantize`` and ``look_up``, and ``observe``, ``place`` and
+    ``commit`` where it keeps state.
+
+    Latents that are not finite: in training NaN goes through to ``quantized``, so that the step can be
+    refused without waiting for the device; in eval mode they are an error.
+
+    Attributes:
+        frozen: whether training is to leave it as it is: then nothing is observed, and who trains calls
+            neither ``start`` nor ``commit``.
+        num_codes: K, the codes of each table.
+        code_dim: d, the length of a code.
+        depth: how many tables a position has an index of; None for a plain quantizer, which has one and
+            indices without that axis.
+        is_euclidean: whether there is a table [K, d] in which the nearest code is the one that is given, as
+            diffusers' VQModel has: ``euclidean_codebook``.
+        latents_to_start: how many latents ``start`` is well served by, over all ranks; 0 where it needs none.
+    """
+
+    depth: int | None = None
+    is_euclidean = False
+    frozen = False
+    latents_to_start = 0
+
+    def __init__(self, num_codes: int, code_dim: int) -> None:
+        super().__init__()
+        check_counts(num_codes=num_codes, code_dim=code_dim)
+        if num_codes > MOST_CODES:
+            raise ValueError(
+                f"there are {num_codes} codes, but at most {MOST_CODES} can be counted: "
+                "use grouped quantizers of fewer codes each"
+            )
+        self.num_codes = num_codes
+        self.code_dim = code_dim
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """Replaces each position of latents [B, d, h, w] by a code.
+
+        Raises:
+            ValueError: another shape, an empty batch, or, in eval mode, values that are not finite.
+        """
+        self._check_latents(latents)
+        batch, _, height, width = latents.shape
+        with torch.autocast(latents.device.type, enabled=False):
+            flat = _rows(latents)
+            if not (self.training or torch.compiler.is_compiling()):
+                _check_finite(flat)
+            output = self.quantize(flat)
+            if self.training and not self.frozen:
+                self.observe(flat.detach(), output.indices)
+        quantized = rearrange(output.quantized, "(b h w) d -> b d h w", h=height, w=width)
+        return QuantizerOutput(
+            quantized=quantized.to(latents.dtype),
+            indices=self._as_maps(output.indices, batch, height, width),
+            losses=output.losses,
+            num_codes=self.num_codes,
+        )
+
+    def quantize(self, flat: Tensor) -> FlatOutput:
+        """Quantizes latents [N, d], of float32 or float64; changes nothing."""
+        raise NotImplementedError
+
+    def look_up(self, indices: Tensor) -> Tensor:
+        """Codes [N, d] of indices [N], or [N, n] of a composition."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def indices(self, latents: Tensor) -> Tensor:
+        """Indices of latents [B, d, h, w], as ``forward`` gives them, but for counting nothing.
+
+        Raises:
+            ValueError: another shape, an empty batch, or values that are not finite, also in training mode.
+        """
+        self._check_latents(latents)
+        batch, _, height, width = latents.shape
+        with torch.autocast(latents.device.type, enabled=False):
+            flat = _rows(latents)
+            if not torch.compiler.is_compiling():
+                _check_finite(flat)
+            return self._as_maps(self.quantize(flat).indices, batch, height, width)
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """Codes [B, d, h, w] of indices [B, h, w], or [B, n, h, w] of a composition.
+
+        Raises:
+            ValueError: another shape or dtype, or an index outside [0, num_codes).
+        """
+        self._check_indices(indices)
+        if self.depth is not None:
+            indices = indices.permute(0, 2, 3, 1)
+        flat = self.look_up(indices.flatten(0, 2))
+        return rearrange(flat, "(b h w) d -> b d h w", h=indices.shape[1], w=indices.shape[2])
+
+    def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        """``codes`` as diffusers' pipelines ask for them: indices of any shape, and (B, h, w, d)."""
+        batch, height, width = shape[:3]
+        tables = () if self.depth is None else (-1,)
+        return self.codes(indices.reshape(batch, *tables, height, width))
+
+    def _as_maps(self, indices: Tensor, batch: int, height: int, width: int) -> Tensor:
+        maps = indices.view(batch, height, width, *indices.shape[1:])
+        return maps if self.depth is None else maps.permute(0, 3, 1, 2)
+
+    # Training
+
+    def observe(self, flat: Tensor, indices: Tensor, keep: Tensor | None = None) -> None:
+        """Sees the latents [N, d] and indices of a training batch, as something pending until ``commit``.
+
+        ``keep`` is a boolean scalar on the device; false where the batch is not to count.
+        """
+
+    @torch.no_grad()
+    def start(self, latents: Tensor | Sequence[Tensor], generator: torch.Generator) -> None:
+        """Called once before the first step, by every rank.
+
+        Args:
+            latents: [B, d, h, w] of this rank's first batch, or a sequence of several batches.
+            generator: a CPU generator in the same state on every rank.
+
+        Raises:
+            ValueError: latents of another shape, none, or values that are not finite.
+        """
+        batches = [latents] if isinstance(latents, Tensor) else list(latents)
+        for batch in batches:
+            self._check_latents(batch)
+        # Batch by batch: N ranks then see them in the order in which one rank does.
+        flat = torch.cat([distributed.all_gather_concat(_rows(batch)) for batch in batches])
+        _check_finite(flat)
+        self.place(flat, generator)
+
+    def place(self, flat: Tensor, generator: torch.Generator) -> None:
+        """Places codes among latents [N, d] of all ranks, where the quantizer starts from data."""
+
+    def commit(self, step: int, generator: torch.Generator, accepted: Tensor | bool = True) -> None:
+        """Upkeep after an optimizer step, called by every rank.
+
+        Args:
+            step: the optimizer step, counted from 1.
+            generator: as in ``start``.
+            accepted: whether the step was made, on every rank alike; what was seen in one that was not is
+                forgotten. A boolean scalar on the device, or a bool.
+        """
+
+    @property
+    def upkeep(self) -> dict[str, Tensor]:
+        """The buffers that a resumed run needs besides the weights, by name; a caller may copy into them."""
+        return {}
+
+    # What a table of codes allows
+
+    def euclidean_codebook(self) -> Tensor:
+        """The table [K, d], in the dtype of the weights, of a quantizer that ``is_euclidean``."""
+        raise NotImplementedError
+
+    def moved_weights(self, shift: Tensor, scale: Tensor) -> Weights | None:
+        """Weights and their values in float64 were the latents (z − shift) · scale; None: codes cannot move.
+
+        Args:
+            shift: [d] float64, on the CPU.
+            scale: a float64 scalar, on the CPU.
+        """
+        return None
+
+    def weights_changed(self) -> None:
+        """To be called after weights were set from outside: state that follows them begins anew."""
+
+    # Checks
+
+    def _check_latents(self, latents: Tensor) -> None:
+        if latents.ndim != 4 or latents.shape[1] != self.code_dim or not latents.is_floating_point():
+            raise ValueError(
+                f"the quantizer takes floating-point latents [B, {self.code_dim}, h, w]; got "
+                f"{list(latents.shape)} of {str(latents.dtype).removeprefix('torch.')}"
+            )
+        if latents.numel() == 0:
+            raise ValueError(f"the latents {list(latents.shape)} are empty: there is nothing to quantize")
+
+    def _check_indices(self, indices: Tensor) -> None:
+        if indices.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"indices are {str(indices.dtype).removeprefix('torch.')}, but must be int64 or int32: "
+                "convert them with .long()"
+            )
+        if self.depth is None and indices.ndim != 3:
+            raise ValueError(f"indices are [B, h, w]; got {list(indices.shape)}")
+        if self.depth is not None and (indices.ndim != 4 or not self._fits_depth(indices.shape[1])):
+            raise ValueError(f"indices are [B, {self.depth}, h, w]; got {list(indices.shape)}")
+        if torch.compiler.is_compiling() or not indices.numel():
+            return
+        lowest, highest = (int(index) for index in torch.aminmax(indices))
+        if lowest < 0 or highest >= self.num_codes:
+            raise ValueError(
+                f"indices run from {lowest} to {highest}, but the codebook holds {self.num_codes} codes, "
+                "numbered from 0"
+            )
+
+    def _fits_depth(self, tables: int) -> bool:
+        return tables == self.depth
+
+
+def check_counts(**values: int | None) -> None:
+    """Raises ValueError for a named number below one; None is let through."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, but must be at least 1")
+
+
+def check_weights(**values: float) -> None:
+    """Raises ValueError for a named weight below zero."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} is {value}, but must be 0 or more")
+
+
+def precise(values: Tensor) -> Tensor:
+    """In float32, or in float64 where the values are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _rows(latents: Tensor) -> Tensor:
+    """[N, d], precise."""
+    return precise(rearrange(latents, "b d h w -> (b h w) d"))
+
+
+def _check_finite(flat: Tensor) -> None:
+    finite = flat.isfinite()
+    if not bool(finite.all()):
+        raise ValueError(
+            f"{int((~finite).sum())} of {flat.numel()} values of the latents are NaN or infinite, which no "
+            "code stands for: the weights are damaged, the images are not finite, or the encoder overflows "
+            "in float16 (use bfloat16 or float32)"
+        )
