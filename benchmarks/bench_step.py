@@ -1,100 +1,206 @@
-"""Our training step against the published formulation: time and agreement, in one run.
+"""Our training step against other programs': time, operations, memory, in one run.
 
-`python benchmarks/bench_step.py [--config NAME] [--rounds N] [--threads N]` prints a table. Both formulations
-take turns on the same networks and images; the ratio is the median over the rounds of process time against
-process time (wall time on a GPU, after synchronisation).
+`python benchmarks/bench_step.py [--rounds N] [--threads N] [key=value ...]` prints two tables, for a VQGAN
+and for a KL-VAE of the same layers. The formulations (formulations.py) take turns on the same images; a ratio
+is the median over the rounds of process time against process time (wall time on a GPU, after
+synchronisation). Memory is measured in a process of its own for each. Without key=value the networks are
+taming-transformers' VQGAN at half its width, LPIPS on VGG16 and its PatchGAN, on 4 images of 128 x 128.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import platform
-import statistics
+import os
 import subprocess
-import time
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from textbook import textbook_step
+from formulations import diffusers_kl_steps, diffusers_vqgan_steps, taming_step
+from machine import commit, hardware
+from measuring import FlopCount, convolution_rate, in_turns, peak_memory, ratios
+from torch import Tensor, nn
 
 from latentae import build
-from latentae.config import load_config
+from latentae.config import RunConfig, load_config
+from latentae.losses.objective import ReconstructionObjective
+from latentae.models.lean import make_lean
+from latentae.training.adversary import Adversary
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
+
+SETTINGS = [
+    "model.block_out_channels=[64,64,128,128,256]",
+    "model.attention_levels=[false,false,false,false,true]",
+    "model.layers_per_block=2",
+    "model.norm_num_groups=32",
+    "loss.perceptual.trunk=vgg",
+    "discriminator.base_channels=64",
+    "discriminator.num_layers=3",
+    "data.image_size=128",
+    "batch_size=4",
+]
+_TOO_NOISY = 0.15  # the ratios' range over their median
+
+
+@dataclass
+class Bench:
+    """The networks of one kind, and each formulation's step on them."""
+
+    autoencoder: nn.Module
+    discriminator: nn.Module
+    objective: ReconstructionObjective
+    images: Tensor
+    steps: dict[str, Callable[[], None]]
+
+    def run(self, name: str) -> Callable[[], None]:
+        """One step of a formulation, which leaves no gradients behind."""
+
+        def step() -> None:
+            self.steps[name]()
+            for network in (self.autoencoder, self.discriminator, self.objective):
+                network.zero_grad(set_to_none=True)
+
+        return step
 
 
 def main() -> None:
     arguments = _parse()
-    torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = load_config("vqgan", ["--config", arguments.config, *arguments.overrides])
+    if arguments.memory_of:
+        kind, name = arguments.memory_of
+        run = _bench(kind, arguments.overrides, device).run(name)
+        run()
+        print(peak_memory(run, device))
+        return
+    rate = convolution_rate(device)
+    print(
+        f"{_device_name(device)}, {arguments.threads} threads, torch {torch.__version__}, commit {commit()}."
+    )
+    print(f"Convolutions alone reach {rate / 1e9:.0f} GFLOP/s.\n")
+    for kind in arguments.kinds:
+        _table(kind, arguments, device, rate)
+
+
+def _table(kind: str, arguments: argparse.Namespace, device: torch.device, rate: float) -> None:
+    bench = _bench(kind, arguments.overrides, device)
+    operations = {}
+    for name in bench.steps:
+        with FlopCount() as count:
+            bench.run(name)()
+        operations[name] = count.total
+    measured = in_turns({name: bench.run(name) for name in bench.steps}, arguments.rounds, device)
+    peaks = {name: _memory(kind, name, arguments) for name in bench.steps}
+    names = list(bench.steps)
+    others, ours = [name for name in names if not name.startswith("ours")], names[-1]
+    rate_now = max(rate, convolution_rate(device))
+    shape = "x".join(str(side) for side in bench.images.shape[2:])
+    print(f"{kind}: {len(bench.images)} images of {shape}, an update of each; {arguments.rounds} rounds\n")
+    columns = ["s", "GFLOP", "of the convolutions' rate", "peak MiB", *(f"{other} / it" for other in others)]
+    print(f"| step | {' | '.join(columns)} |")
+    print("| --- " * (5 + len(others)) + "|")
+    noisy = False
+    for name in names:
+        against = [ratios(measured[other], measured[name]) for other in others]
+        noisy |= name == ours and any(high - low > _TOO_NOISY * middle for middle, low, high in against)
+        spent = sorted(measured[name])[len(measured[name]) // 2]
+        cells = [f"{middle:.2f} ({low:.2f} to {high:.2f})" for middle, low, high in against]
+        share = operations[name] / spent / rate_now
+        row = [
+            name,
+            f"{spent:.2f}",
+            f"{operations[name] / 1e9:.0f}",
+            f"{share:.0%}",
+            f"{peaks[name]:.0f}",
+            *cells,
+        ]
+        print(f"| {' | '.join(row)} |")
+    print("\nToo noisy to tell: run it again on a quieter machine.\n" if noisy else "")
+
+
+def _bench(kind: str, overrides: list[str], device: torch.device) -> Bench:
+    torch.manual_seed(0)
+    config = _config(kind, overrides)
     size = config.data.height_and_width
-    autoencoder = build.build_autoencoder(config.model, max(size)).to(device)
+    autoencoder = build.build_autoencoder(config.model, max(size)).to(device).train()
     objective = build.build_objective(config.loss).to(device)
     discriminator = build.build_discriminator(config).to(device)
-    terms = build.build_adversarial_terms(config.loss)
     images = torch.rand(config.batch_size, config.model.in_channels, *size, device=device) * 2 - 1
-    theirs = copy.deepcopy((autoencoder, discriminator))
-    step = TrainingStep(autoencoder, autoencoder.last_layer, objective, discriminator, terms)
+    terms, lean = build.build_adversarial_terms(config), copy.deepcopy(autoencoder)
+    make_lean(lean)
+    chunk = max(1, 2**15 // (size[0] * size[1])) if device.type == "cpu" else None
 
-    print(f"{_hardware(device)}, {arguments.threads} threads, torch {torch.__version__}, commit {_commit()}")
-    print(f"config {arguments.config}: {config.batch_size} images of {size[0]}x{size[1]}\n")
-    print("| the adversarial loss is | published, images/s | ours, images/s | ratio (range) |")
-    print("| --- | --- | --- | --- |")
-    for name, number in {"off": 0, "on": terms.start_step}.items():
-        if name == "off" and terms.discriminator_learns(0):
-            continue
-        pair = (
-            lambda number=number: textbook_step(*theirs, objective, terms, images, number),
-            lambda number=number: step(images, StepRandomness(0, number)),
+    def ours(model: nn.Module, chunk: int | None) -> Callable[[], None]:
+        step = TrainingStep(
+            model,
+            model.last_layer,
+            objective,
+            Adversary(discriminator, terms),
+            regulariser=build.build_regulariser(config.loss),
+            latents_shape=model.latents_shape if kind == "KL-VAE" else None,
         )
-        rounds = [[_seconds(run, device) for run in pair] for _ in range(arguments.rounds + 1)][1:]
-        ratios = [published / ours for published, ours in rounds]
-        speeds = [config.batch_size / statistics.median(column) for column in zip(*rounds, strict=True)]
-        print(
-            f"| {name} | {speeds[0]:.1f} | {speeds[1]:.1f} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
-        )
+
+        def run() -> None:
+            objective.perceptual.chunk = chunk
+            step(images, StepRandomness(0, terms.start_step))
+            objective.perceptual.chunk = None
+            model.zero_grad(set_to_none=True)
+
+        return run
+
+    own = {
+        "ours, stock blocks": ours(autoencoder, None),
+        "ours, lean blocks": ours(lean, None),
+        "ours, lean blocks, LPIPS in chunks": ours(lean, chunk),
+    }
+    networks = (autoencoder, discriminator)
+    if kind == "KL-VAE":
+        theirs = {"diffusers": lambda: diffusers_kl_steps(*networks, objective.perceptual, images)}
+    else:
+        trunk = copy.deepcopy(objective.perceptual.slices).requires_grad_()
+        theirs = {
+            "taming": lambda: taming_step(*networks, objective, images),
+            "diffusers": lambda: (diffusers_vqgan_steps(*networks, trunk, images), trunk.zero_grad()),
+        }
+    return Bench(autoencoder, discriminator, objective, images, theirs | own)
+
+
+def _config(kind: str, overrides: list[str]) -> RunConfig:
+    settings = [*SETTINGS, *overrides]
+    if kind == "KL-VAE":
+        return load_config("kl_vae", ["--config", "kl_f8", *settings])
+    return load_config("vqgan", ["--config", "quickstart", *settings])
+
+
+def _memory(kind: str, name: str, arguments: argparse.Namespace) -> float:
+    command = [sys.executable, __file__, "--threads", str(arguments.threads), "--memory-of", kind, name]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [*command, *arguments.overrides], capture_output=True, text=True, env=environment, cwd=Path.cwd()
+    )
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {name!r} failed:\n{done.stderr[-2000:]}")
+    return float(done.stdout.splitlines()[-1])
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else hardware()
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="quickstart", help="a shipped VQGAN config or a path")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kinds", nargs="+", default=["VQGAN", "KL-VAE"], choices=["VQGAN", "KL-VAE"])
+    parser.add_argument("--memory-of", nargs=2, metavar=("KIND", "STEP"), help="measure this alone")
     parser.add_argument("overrides", nargs="*", help="key=value, as in training")
-    return parser.parse_args()
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    clock = time.process_time
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        clock = time.perf_counter
-    started = clock()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - started
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].partition(": ")[2] if names else platform.processor()
-
-
-def _commit() -> str:
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return described.stdout.strip() or "unknown"
+    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":

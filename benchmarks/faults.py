@@ -217,7 +217,7 @@ def broken_images(bench: Bench) -> Iterator[Row]:
     data = f"data.name={folder}"
     printed = bench.finish("broken", data)
     said = next((line for line in printed.splitlines() if "cannot be read" in line), "nothing said")
-    named = sorted(set(re.findall(r"\d+\.png", printed)))
+    named = sorted(set(re.findall(r"(?<!\d)\d{3}\.png", printed)))
     lost = _killed_and_continued(bench, "broken", data)
     happened = f"{said.strip().rstrip(':')}: {', '.join(named)}"
     yield "images truncated, empty, mislabelled", happened, f"{len(named)} images; killed later: {lost}"

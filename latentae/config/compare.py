@@ -12,6 +12,7 @@ RESUMABLE_KEYS = frozenset(
         "max_steps",
         "resume",
         "batch_size",  # as long as batch size x processes stays, which the checkpoint is asked for
+        "performance",
         "cpu_threads",
         "checkpoint_every",
         "keep_checkpoints",

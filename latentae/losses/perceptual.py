@@ -1,6 +1,7 @@
 """LPIPS, the learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924), as a training loss."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,16 +30,22 @@ class LPIPS(nn.Module):
         trunk: the classifier's convolutions under torchvision's names (`features.i.weight`,
             `features.i.bias`), as `latentae.weights.load_trunk` returns them.
         net: the classifier: `alex` (the usual choice for measuring) or `vgg` (the usual choice for training).
+        chunk: images taken through the network at a time; None takes all. Values and gradients are the same,
+            since images do not mix, and the memory is that of a chunk: with chunks the gradient is computed
+            with the value, where one will be wanted, and nothing but it is kept.
 
     Raises:
-        ValueError: no such `net`, or `trunk` is not the weights of that network.
+        ValueError: no such `net`, `trunk` is not the weights of that network, or `chunk` is below 1.
     """
 
-    def __init__(self, trunk: dict[str, Tensor], net: str = "alex") -> None:
+    def __init__(self, trunk: dict[str, Tensor], net: str = "alex", *, chunk: int | None = None) -> None:
         super().__init__()
         if net not in _MINIMUM_SIZE:
             raise ValueError(f"net is {net!r}: choose one of {', '.join(_MINIMUM_SIZE)}")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk is {chunk}: give a positive number of images, or None for all at once")
         self.net = net
+        self.chunk = chunk
         reference = _load_reference(trunk, net)
         self.scaling = reference.scaling_layer
         trunk_slices = reference.net
@@ -74,15 +81,21 @@ class LPIPS(nn.Module):
         """
         self._validate(reconstruction, target)
         with torch.autocast(device_type=reconstruction.device.type, enabled=False):
-            with torch.no_grad():
-                directions = [
-                    features.mul_(_inverse_norm(features)[1]) for features in self._features(target)
-                ]
-            layers = zip(self._features(reconstruction), directions, self.heads, strict=True)
-            distances = [
-                _FeatureDistance.apply(features, direction, head) for features, direction, head in layers
-            ]
-            return torch.stack(distances).sum(dim=0).reshape(reconstruction.shape[0], -1).mean(dim=1)
+            if self.chunk is None or len(target) <= self.chunk:
+                return self._distance(reconstruction, target)
+            if torch.is_grad_enabled() and reconstruction.requires_grad:
+                return _ChunkedDistance.apply(reconstruction, target, self._distance, self.chunk)
+            chunks = zip(reconstruction.split(self.chunk), target.split(self.chunk), strict=True)
+            return torch.cat([self._distance(*chunk) for chunk in chunks])
+
+    def _distance(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        with torch.no_grad():
+            directions = [features.mul_(_inverse_norm(features)[1]) for features in self._features(target)]
+        layers = zip(self._features(reconstruction), directions, self.heads, strict=True)
+        distances = [
+            _FeatureDistance.apply(features, direction, head) for features, direction, head in layers
+        ]
+        return torch.stack(distances).sum(dim=0).reshape(reconstruction.shape[0], -1).mean(dim=1)
 
     def _features(self, images: Tensor) -> list[Tensor]:
         hidden = self.scaling(_as_rgb(images.to(self.heads[0].dtype)))
@@ -151,6 +164,33 @@ class _FeatureDistance(torch.autograd.Function):
         projection = (inner * features).sum(dim=1, keepdim=True)
         along = projection * inverse * inverse / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         return inner.mul_(inverse).addcmul_(features, along, value=-1), None, None
+
+
+class _ChunkedDistance(torch.autograd.Function):
+    """The distance [B] of a few images at a time, each time with its gradient, which is all that is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, reconstruction: Tensor, target: Tensor, distance: Callable[..., Tensor], chunk: int
+    ) -> Tensor:
+        gradient = torch.empty_like(reconstruction)
+        distances = []
+        chunks = (images.split(chunk) for images in (reconstruction, target, gradient))
+        for images, images_target, images_gradient in zip(*chunks, strict=True):
+            with torch.enable_grad():
+                leaf = images.detach().requires_grad_()
+                values = distance(leaf, images_target)
+            # An image's distance depends on that image alone: the sum's gradient is each one's own.
+            images_gradient.copy_(torch.autograd.grad(values, leaf, torch.ones_like(values))[0])
+            distances.append(values.detach())
+        ctx.save_for_backward(gradient)
+        return torch.cat(distances)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (own,) = ctx.saved_tensors
+        return own * gradient[:, None, None, None].to(own.dtype), None, None, None
 
 
 def _as_rgb(images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from latentae.training.ema import EMA
 from latentae.training.freezing import Frozen, freeze_encoder
 from latentae.training.learner import Learner
 from latentae.training.optim import OPTIMIZERS, LearningRate
+from latentae.training.performance import tune
 from latentae.training.pretrained import Pretrained
 from latentae.training.step import TrainingStep
 from latentae.training.trainable import TrainableAutoencoder
@@ -37,6 +39,7 @@ class Networks:
         step: one micro-batch.
         pretrained: the model that the first weights are of, taken up unless the run is resumed, or None.
         frozen: what does not learn, or None where all does.
+        performance: what was chosen for the device's sake, or None.
     """
 
     autoencoder: KLVAE | VQVAE
@@ -46,11 +49,13 @@ class Networks:
     step: TrainingStep
     pretrained: Pretrained | None = None
     frozen: Frozen | None = None
+    performance: str | None = None
 
     def describe(self) -> list[str]:
         """What a person should know of where the weights come from, and of which of them learn."""
         pretrained = [] if self.pretrained is None else self.pretrained.describe()
-        return pretrained if self.frozen is None else [*pretrained, str(self.frozen)]
+        others = (None if self.frozen is None else str(self.frozen), self.performance)
+        return [*pretrained, *(sentence for sentence in others if sentence is not None)]
 
 
 def build_networks(
@@ -70,6 +75,10 @@ def build_networks(
     autoencoder.to(accelerator.device)
     discriminator = build.build_discriminator(config)
     ema = EMA(autoencoder, config.ema_decay or 0.0)
+    performance = None
+    if config.performance == "auto":
+        largest = max(config.data.training_sizes, key=math.prod)
+        performance = tune(autoencoder, objective, largest, accelerator.device)
     trainable = _with_learned_loss(autoencoder, objective, config)
     learners = [_learner("autoencoder", trainable, config.optimizer, config, accelerator)]
     adversary = None
@@ -95,7 +104,7 @@ def build_networks(
         latents_shape=autoencoder.latents_shape if samples else None,
         backward=accelerator.backward,
     )
-    return Networks(autoencoder, quantizer, ema, learners, step, pretrained, frozen)
+    return Networks(autoencoder, quantizer, ema, learners, step, pretrained, frozen, performance)
 
 
 def seed_everything(seed: int) -> None:

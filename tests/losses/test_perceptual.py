@@ -213,3 +213,29 @@ def test_another_trunk_is_refused(alexnet_trunk: dict[str, Tensor], vgg_trunk: d
         LPIPS(vgg_trunk, "alex")
     with pytest.raises(ValueError, match=r"convolutions of net='vgg'"):
         LPIPS({name: tensor for name, tensor in vgg_trunk.items() if name != "features.28.bias"}, "vgg")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_in_chunks_value_and_gradient_are_the_same(alexnet_trunk: dict[str, Tensor], channels: int) -> None:
+    whole, chunked = (LPIPS(alexnet_trunk, chunk=chunk).double() for chunk in (None, 2))
+    images = torch.rand(2, 5, channels, 32, 40, generator=torch.Generator().manual_seed(3)).double() * 2 - 1
+    target, reconstruction = images[0], images[1].requires_grad_()
+    weights = torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5]).double()
+    results = [(module(reconstruction, target) * weights) for module in (whole, chunked)]
+    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+    expected, found = (torch.autograd.grad(result.sum(), reconstruction)[0] for result in results)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+    with torch.no_grad():
+        torch.testing.assert_close(chunked(reconstruction, target), whole(reconstruction, target))
+
+
+def test_in_chunks_only_a_gradient_is_kept(alexnet_trunk: dict[str, Tensor]) -> None:
+    reconstruction, target = image_pair()
+    reconstruction.requires_grad_()
+    distance = LPIPS(alexnet_trunk, chunk=1)(reconstruction, target)
+    assert [saved.shape for saved in distance.grad_fn.saved_tensors] == [reconstruction.shape]
+
+
+def test_a_chunk_of_no_images_is_refused(alexnet_trunk: dict[str, Tensor]) -> None:
+    with pytest.raises(ValueError, match="chunk is 0: give a positive number of images"):
+        LPIPS(alexnet_trunk, chunk=0)

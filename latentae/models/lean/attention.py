@@ -1,0 +1,104 @@
+"""The attention of autoencoders, which keeps its input for the backward pass and not the normalised input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from latentae.models.lean.normalisation import (
+    input_dtype,
+    normalisation_gradient,
+    normalise,
+    normalise_again,
+)
+
+
+class LeanAttentionProcessor(AttnProcessor2_0):
+    """Self-attention over all positions of [B, C, H, W]; without gradients, the stock processor."""
+
+    @classmethod
+    def fits(cls, attention: nn.Module) -> bool:
+        """Whether it is as autoencoders have it: a group normalisation first, projections with biases."""
+        return (
+            isinstance(attention, Attention)
+            and type(attention.processor) is AttnProcessor2_0
+            and attention.group_norm is not None
+            and attention.spatial_norm is None
+            and attention.norm_q is None
+            and attention.norm_k is None
+            and not attention.fused_projections
+            and all(layer.bias is not None for layer in (attention.to_q, attention.to_k, attention.to_v))
+        )
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """[B, C, H, W] of [B, C, H, W]; the other arguments are the stock processor's."""
+        more = (encoder_hidden_states, attention_mask, temb)
+        if any(argument is not None for argument in more) or not torch.is_grad_enabled():
+            return super().__call__(attn, hidden_states, *more)
+        projections = normalised_projections(
+            hidden_states.flatten(2), attn.group_norm, (attn.to_q, attn.to_k, attn.to_v)
+        )
+        query, key, value = projections.unflatten(2, (3, attn.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        projected = attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2)))
+        output = projected.transpose(1, 2).reshape(hidden_states.shape)
+        if attn.residual_connection:
+            output = output + hidden_states
+        return output if attn.rescale_output_factor == 1 else output / attn.rescale_output_factor
+
+
+def normalised_projections(inputs: Tensor, norm: nn.GroupNorm, layers: tuple[nn.Linear, ...]) -> Tensor:
+    """[B, N, ΣC'], the linear layers' outputs side by side, of normalised inputs [B, C, N].
+
+    It can be differentiated once.
+    """
+    device = inputs.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layers[0].weight.dtype
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    inputs = inputs.to(input_dtype(inputs, norm))
+    return _NormalisedProjection.apply(inputs, norm.weight, norm.bias, weight, bias, norm, dtype)
+
+
+class _NormalisedProjection(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        norm: nn.GroupNorm,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        normalised, mean, rstd = normalise(inputs, norm)
+        ctx.save_for_backward(inputs, mean, rstd, norm_weight, norm_bias, weight)
+        ctx.dtype = dtype
+        return F.linear(normalised.transpose(1, 2).to(dtype), weight.to(dtype), bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
+        normalised = normalise_again(inputs, mean, rstd, norm_weight, norm_bias).to(ctx.dtype)
+        gradient = gradient.to(ctx.dtype)
+        # d/dW = Σ_b gᵀ y, and d/dy = Wᵀ gᵀ, laid out as the inputs are
+        weight_gradient = torch.einsum("bno,bcn->oc", gradient, normalised).to(weight.dtype)
+        slope = torch.matmul(weight.to(ctx.dtype).t(), gradient.transpose(1, 2)).to(inputs.dtype)
+        of_norm = normalisation_gradient(
+            slope, inputs, mean, rstd, norm_weight, list(ctx.needs_input_grad[:3])
+        )
+        return *of_norm, weight_gradient, gradient.sum(dim=(0, 1)).to(weight.dtype), None, None

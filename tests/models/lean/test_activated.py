@@ -1,0 +1,72 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from latentae.models.lean import activated as module
+from latentae.models.lean.activated import activated, activated_conv
+
+
+@pytest.fixture
+def layers():
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(2, 6).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def inputs():
+    return torch.randn(2, 6, 4, 3, dtype=torch.float64, requires_grad=True)
+
+
+def test_the_derivative_of_the_activation(layers):
+    x = inputs()
+    assert torch.equal(activated(x, layers), F.silu(layers(x)))
+    parameters = (x, layers.weight, layers.bias)
+
+    def function(*_):
+        return activated(x, layers)
+
+    assert torch.autograd.gradcheck(function, parameters)
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d(6, 4, 3, 1, 1), nn.Conv2d(6, 4, 3, 2, 0, bias=False)])
+def test_the_derivative_with_a_convolution(layers, conv):
+    x, conv = inputs(), conv.double()
+    torch.testing.assert_close(activated_conv(x, layers, conv), conv(F.silu(layers(x))), rtol=0, atol=1e-12)
+    parameters = [p for p in (x, layers.weight, layers.bias, conv.weight, conv.bias) if p is not None]
+
+    def function(*_):
+        return activated_conv(x, layers, conv)
+
+    assert torch.autograd.gradcheck(function, parameters)
+
+
+def test_another_memory_order_is_taken_as_well(layers):
+    conv = nn.Conv2d(6, 4, 3, 1, 1).double()
+    x = inputs().detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    expected = torch.autograd.grad(conv(F.silu(layers(x))).square().sum(), [x, *conv.parameters()])
+    found = torch.autograd.grad(activated_conv(x, layers, conv).square().sum(), [x, *conv.parameters()])
+    torch.testing.assert_close(found, expected)
+
+
+def test_only_the_input_and_statistics_are_kept(layers):
+    conv, x, kept = nn.Conv2d(6, 4, 3, 1, 1).double(), inputs(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        activated_conv(x, layers, conv)
+    assert [shape for shape in kept if shape.numel() >= x.numel() and len(shape) == 4] == [
+        x.shape,
+        conv.weight.shape,
+    ]
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(layers, monkeypatch):
+    conv = nn.Conv2d(6, 4, 3, 1, 1).double()
+    x = torch.randn(5, 6, 4, 3, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *layers.parameters(), *conv.parameters()]
+    whole = torch.autograd.grad(activated_conv(x, layers, conv).square().sum(), wanted)
+    monkeypatch.setitem(module._VALUES_AT_ONCE, "cpu", 2 * 6 * 4 * 3)  # two images, then two, then one
+    assert [len(x[part]) for part in module._parts(x)] == [2, 2, 1]
+    parts = torch.autograd.grad(activated_conv(x, layers, conv).square().sum(), wanted)
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)

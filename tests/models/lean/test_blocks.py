@@ -1,0 +1,52 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+
+from latentae.models.lean.blocks import LeanResnetBlock2D, LeanUpsample2D, doubling_kernel
+
+
+def test_the_doubling_kernel_adds_up_the_weights_that_meet_a_pixel():
+    # One channel, one pixel of 1: its four copies each meet the whole 3×3 window, shifted.
+    weight = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
+    pixel = torch.zeros(1, 1, 3, 3)
+    pixel[..., 1, 1] = 1
+    expected = F.conv2d(pixel.repeat_interleave(2, 2).repeat_interleave(2, 3), weight, padding=1)
+    assert torch.equal(F.conv_transpose2d(pixel, doubling_kernel(weight), stride=2, padding=1), expected)
+    assert doubling_kernel(weight).sum() == 4 * weight.sum()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_block_with_a_shortcut_and_an_output_scale(scale):
+    torch.manual_seed(0)
+    block = ResnetBlock2D(
+        in_channels=4, out_channels=8, temb_channels=None, groups=2, output_scale_factor=scale
+    ).double()
+    inputs = torch.randn(2, 4, 5, 3, dtype=torch.float64, requires_grad=True)
+    expected = block(inputs, None)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), inputs)
+    assert LeanResnetBlock2D.fits(block)
+    block.__class__ = LeanResnetBlock2D
+    found = block(inputs, None)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), inputs)[0], gradient)
+
+
+def test_a_time_embedding_does_not_fit():
+    assert not LeanResnetBlock2D.fits(ResnetBlock2D(in_channels=4, temb_channels=8, groups=2))
+    assert not LeanResnetBlock2D.fits(ResnetBlock2D(in_channels=4, temb_channels=None, groups=2, up=True))
+
+
+def test_upsampling_of_other_kinds_does_not_fit():
+    assert LeanUpsample2D.fits(Upsample2D(4, use_conv=True))
+    assert not LeanUpsample2D.fits(Upsample2D(4))
+    assert not LeanUpsample2D.fits(Upsample2D(4, use_conv_transpose=True))
+    assert not LeanUpsample2D.fits(Upsample2D(4, use_conv=True, kernel_size=5, padding=2))
+
+
+def test_a_given_output_size_is_kept():
+    block = Upsample2D(4, use_conv=True)
+    block.__class__ = LeanUpsample2D
+    inputs = torch.randn(1, 4, 3, 3, requires_grad=True)
+    assert block(inputs, output_size=(7, 5)).shape == (1, 4, 7, 5)
