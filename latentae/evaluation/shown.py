@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentae.evaluation.assembly import Assembled
-from latentae.evaluation.blocks import ImageBlocks
+from latentae.evaluation.blocks import ImageBlocks, to_images
 from latentae.evaluation.metrics import to_uint8
 from latentae.evaluation.pictures import picture_grid, save_png
 from latentae.evaluation.report.results import Picture
@@ -23,7 +23,7 @@ _OTHERS = 8
 def choose_pictures(results: dict[str, Assembled], seed: int = 0) -> dict[int, list[str]]:
     """Image → why it is shown: the worst of each model, the middling of the first, and some at random.
 
-    Worst by LPIPS where it was measured, else by PSNR; in the order worst, median, random.
+    Worst by LPIPS where it was measured of all, else by PSNR; in the order worst, median, random.
 
     Args:
         results: model → its numbers, all of the same images.
@@ -62,7 +62,7 @@ def save_pictures(
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     pictures = []
     for index, why in reasons.items():
-        original = blocks.protocol(blocks.source.load(index, blocks.channels))
+        original = blocks.prepare(index)
         files = {"": f"pictures/{index:06d}.png"}
         _save(original, folder / files[""])
         values = {}
@@ -77,8 +77,13 @@ def save_pictures(
 
 def _from_worst(result: Assembled) -> Tensor:
     """Positions of the images, the worst first."""
-    lpips = next((values for name, values in result.values.items() if name.startswith("lpips")), None)
-    return (-result.values["psnr"] if lpips is None else lpips).argsort(descending=True, stable=True)
+    distances = [
+        values
+        for name, values in result.values.items()
+        if name.startswith("lpips") and not values.isnan().any()  # NaN: an image is too small for it
+    ]
+    worst = distances[0] if distances else -result.values["psnr"]
+    return worst.argsort(descending=True, stable=True)
 
 
 def _values(result: Assembled, index: int) -> dict[str, float]:
@@ -91,5 +96,5 @@ def _values(result: Assembled, index: int) -> dict[str, float]:
 
 
 def _save(image: Tensor, path: Path) -> None:
-    shown = to_uint8(image)[None, None].float().cpu() / 127.5 - 1
+    shown = to_images(to_uint8(image))[None, None].cpu()
     save_png(picture_grid(shown, border=0), path)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from latentae.models import load_autoencoder
+
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+"""What the models can run in; metrics are always computed in float32 or more."""
+
+# What a run's or a pipeline's folder keeps its model in: no name to tell models apart by.
+_INNER_FOLDERS = ("model", "vae", "vqvae")
 
 
 @dataclass
@@ -20,24 +31,44 @@ class Subject:
         path: where it came from.
         model: in eval mode, called as ``model(images)``.
         autocast: a reduced precision for its forward pass, such as ``torch.bfloat16``; None runs it as it is.
+        sha256: of the weights.
+        identity: everything that its reconstructions depend on: weights, config and precision.
     """
 
     name: str
     path: str
     model: nn.Module
     autocast: torch.dtype | None = None
+    _warm: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.sha256 = weights_sha256(self.model)
+        config = {k: v for k, v in getattr(self.model, "config", {}).items() if not k.startswith("_")}
+        self.identity = f"{self.sha256} {json.dumps(config, sort_keys=True, default=str)} {self.autocast}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Any:
-        """The model's ``AutoencoderOutput`` of images [B, C, H, W] in [−1, 1], its sample in float32."""
+        """The model's ``AutoencoderOutput`` of images [B, C, H, W] in [−1, 1], its sample in float32.
+
+        Raises:
+            ValueError: the reconstruction holds NaN, or is not as large as the images.
+        """
         device = images.device.type
         with nullcontext() if self.autocast is None else torch.autocast(device, self.autocast):
             output = self.model(images)
         output.sample = output.sample.float()
+        if output.sample.shape != images.shape:
+            made, taken = list(output.sample.shape), list(images.shape)
+            raise ValueError(f"{self.name} makes {made} of images {taken}: they cannot be compared")
+        if output.sample.isnan().any():
+            raise ValueError(f"{self.name} makes images that hold NaN: its weights are damaged, or diverged")
         return output
+
+    def warm_up(self, images: Tensor) -> None:
+        """Runs once, so that no later call takes the time of the first."""
+        if not self._warm:
+            self(images)
+            self._warm = True
 
     @property
     def num_codes(self) -> int | None:
@@ -45,10 +76,86 @@ class Subject:
         return getattr(getattr(self.model, "quantize", None), "num_codes", None)
 
 
+def open_subjects(
+    models: Sequence[str],
+    precision: str,
+    device: torch.device,
+    open_model: Callable[[str], Any] = load_autoencoder,
+) -> list[Subject]:
+    """Opens models, named by what stands before ``=``, else by their file or folder.
+
+    Args:
+        models: what ``open_model`` opens, each perhaps with a name before it: ``name=path``.
+        precision: one of ``PRECISIONS``.
+        open_model: gives the model, in float32, of a path.
+
+    Raises:
+        ValueError: a model that cannot be opened, two of one name, models that take different numbers of
+            channels or make others than they take, or an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}")
+    subjects = []
+    for name, path in name_models(models).items():
+        model = open_model(path).to(device).eval()
+        taken, made = model.config.in_channels, model.config.out_channels
+        if taken != made:
+            raise ValueError(f"{name} makes images of {made} channels from {taken}: they cannot be compared")
+        subjects.append(Subject(name, path, model, PRECISIONS[precision]))
+    if len({channels_of(subject) for subject in subjects}) > 1:
+        listed = ", ".join(f"{subject.name} {channels_of(subject)}" for subject in subjects)
+        raise ValueError(f"models take different numbers of channels ({listed}): evaluate them apart")
+    return subjects
+
+
+def name_models(models: Sequence[str]) -> dict[str, str]:
+    """Name → path of each model, in order.
+
+    Raises:
+        ValueError: two of one name, or a name that is none.
+    """
+    named: dict[str, str] = {}
+    for text in models:
+        name, path = _name_and_path(text)
+        if name in named:
+            raise ValueError(
+                f"{named[name]} and {path} are both called {name}: write another name before one of them, "
+                f"as in other={path}"
+            )
+        named[name] = path
+    if not named:
+        raise ValueError("there is no model to evaluate: name one or more")
+    return named
+
+
+def channels_of(subject: Subject) -> int:
+    """Channels of the images that it takes, and makes."""
+    config: Any = subject.model.config
+    return int(config.in_channels)
+
+
+def factor_of(subject: Subject) -> int:
+    """Pixels per latent position along each side."""
+    model: Any = subject.model
+    return int(model.downsampling_factor)
+
+
 def weights_sha256(model: nn.Module) -> str:
     """A hash of a model's class and of every value of its state, whatever file it came from."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _name_and_path(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if equals and name and not Path(text).exists():
+        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise ValueError(f"{name!r} is no name for a model: use letters, digits, '.', '-' and '_'")
+        return name, path
+    place = Path(text).expanduser()
+    last = place.resolve() if place.exists() else place
+    own = last.parent if last.name in _INNER_FOLDERS else last
+    return (own.stem if own.is_file() else own.name), text

@@ -7,6 +7,7 @@ from torch import nn
 from latentae.data.folder import FolderSource
 from latentae.evaluation.measures import Measures
 from latentae.models import KLVAE, VQVAE
+from latentae.weights import load_trunk, trunk_path
 
 
 class MeanFeatures:
@@ -14,6 +15,7 @@ class MeanFeatures:
 
     name = "means"
     dimensions = 7
+    smallest_side = 1
     identity = "means-1"
 
     def __init__(self):
@@ -58,7 +60,7 @@ def source(image_folder):
     return FolderSource(image_folder)
 
 
-def tiny_model(kind, seed=0):
+def tiny_model(kind, seed=0, **changes):
     torch.manual_seed(seed)
     backbone = {
         "block_out_channels": (8, 8),
@@ -68,6 +70,7 @@ def tiny_model(kind, seed=0):
         "latent_channels": 4,
         "layers_per_block": 1,
         "mid_block_add_attention": False,
+        **changes,
     }
     model = KLVAE(**backbone) if kind == "kl" else VQVAE(**backbone, num_vq_embeddings=16)
     return model.eval()
@@ -80,4 +83,30 @@ def models():
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
+    """A cache of the test's own, with nothing in it."""
     monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def trunk_files():
+    """The trunks of LPIPS in the user's own cache; the first session ever fetches them (64 MB)."""
+    for name in ("alex", "vgg"):
+        load_trunk(name)
+    return [path for path in map(trunk_path, ("alex", "vgg")) if path.is_file()]
+
+
+@pytest.fixture
+def own_cache_with_trunks(trunk_files, own_cache):
+    own_cache.mkdir()
+    for path in trunk_files:
+        (own_cache / path.name).symlink_to(path)
+
+
+@pytest.fixture
+def one_thread():
+    """Computes as processes do that are started with one thread, to the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -34,4 +34,20 @@ def test_what_cannot_be_read_is_named(source, image_folder):
     block = ImageBlocks(source, PROTOCOLS["native"], 3)[0]
     assert 1 not in block.indices
     assert len(block.unreadable) == 1
-    assert "001.png" in block.unreadable[0]
+    assert block.unreadable[0].startswith("001.png: ")
+
+
+def test_what_is_smaller_than_a_latent_is_named(source):
+    block = ImageBlocks(source, PROTOCOLS["native"], 3, limit=2, smallest_side=33)[0]
+    assert block.images == []
+    assert "000.png: a picture of 32 x 32 is smaller than one latent" in block.unreadable[0]
+
+
+def test_a_few_images_are_tried_before_all_work(source, image_folder):
+    blocks = ImageBlocks(source, PROTOCOLS["native"], 3)
+    (image_folder / "000.png").write_bytes(b"")
+    blocks.check()
+    with pytest.raises(
+        ValueError, match=r"none of the images .* \d+\.png: .*a PNG picture, not of 12 channels"
+    ):
+        ImageBlocks(source, PROTOCOLS["native"], 12).check()

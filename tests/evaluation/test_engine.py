@@ -2,22 +2,23 @@ import pytest
 import torch
 
 from latentae.evaluation.blocks import ImageBlocks
-from latentae.evaluation.engine import Evaluation, Settings
+from latentae.evaluation.engine import Evaluation
 from latentae.evaluation.metrics import psnr
 from latentae.evaluation.protocol import PROTOCOLS
+from latentae.evaluation.settings import Settings
 from latentae.evaluation.subject import Subject
 
 
 @pytest.fixture
 def evaluate(source, measures, models, tmp_path):
-    def run(*names, work="work", limit=None, **settings):
+    def run(*names, work="work", limit=None, data="images", **settings):
         subjects = [Subject(name, name, models[name]) for name in names or models]
         blocks = ImageBlocks(source, PROTOCOLS["native"], 3, limit)
         said = []
-        evaluation = Evaluation(
-            blocks, measures, Settings(**settings), tmp_path / work, torch.device("cpu"), said.append
-        )
-        return evaluation.run(subjects), said
+        folder, device = tmp_path / work, torch.device("cpu")
+        evaluation = Evaluation(blocks, measures, Settings(**settings), folder, data, device, said.append)
+        evaluation.measure(subjects)
+        return [evaluation.result(subject) for subject in subjects], said
 
     return run
 
@@ -49,14 +50,14 @@ def test_the_batch_size_does_not_matter(evaluate):
 
 def test_an_interrupted_evaluation_goes_on(evaluate, models, tmp_path):
     (whole,), _ = evaluate("kl")
-    shards = sorted((tmp_path / "work").rglob("*.safetensors"))
+    shards = sorted((tmp_path / "work").glob("kl-*/*.safetensors"))
     assert len(shards) == 3
     shards[1].unlink()
     shards[2].write_bytes(shards[2].read_bytes()[:100])
     before = shards[0].stat().st_mtime_ns
     (again,), said = evaluate("kl")
     assert shards[0].stat().st_mtime_ns == before
-    assert "1 of 3 blocks are measured already" in said
+    assert "going on: 1 of 3 blocks are measured" in said
     for name, value in whole.metrics.items():
         if name != "images_per_second":
             assert value == again.metrics[name]
@@ -70,11 +71,17 @@ def test_originals_are_seen_by_the_networks_once(evaluate, measures):
     assert measures.features["inception"].calls == first + 3
 
 
+def test_other_images_of_the_same_names_are_measured_anew(evaluate, measures):
+    evaluate("kl")
+    _, said = evaluate("kl", data="another folder")
+    assert not any("going on" in text for text in said)
+
+
 def test_another_model_under_the_name_is_measured_anew(evaluate, models):
     (before,), _ = evaluate("kl")
     torch.nn.init.zeros_(models["kl"].decoder.conv_out.weight)
     (after,), said = evaluate("kl")
-    assert not any("already" in text for text in said)
+    assert not any("going on" in text for text in said)
     assert after.metrics["psnr"] != before.metrics["psnr"]
 
 
@@ -84,6 +91,10 @@ def test_unreadable_images_are_left_out_and_said(evaluate, image_folder):
     assert len(kl.indices) == 69
     assert 5 not in kl.indices
     assert any("005.png" in text for text in said)
+    assert len(kl.unreadable) == 1
+    assert kl.unreadable[0].startswith("005.png: ")
+    again, said = evaluate("kl")
+    assert again[0].unreadable == kl.unreadable
 
 
 def test_metrics_that_images_are_too_small_for_are_left_out(evaluate):
@@ -94,13 +105,13 @@ def test_metrics_that_images_are_too_small_for_are_left_out(evaluate):
 
 def test_few_images_are_warned_of(evaluate):
     (few,), _ = evaluate("kl", limit=5)
-    assert any("5 images and 7 features" in remark for remark in few.remarks)
+    assert any("5 images, no more than its network has features (7)" in remark for remark in few.remarks)
     (more,), _ = evaluate("kl")
-    assert any("biased upwards" in remark for remark in more.remarks)
+    assert any("70 images only, which biases it upwards" in remark for remark in more.remarks)
 
 
 def test_no_readable_image(evaluate, image_folder):
     for file in image_folder.iterdir():
         file.write_bytes(b"")
-    with pytest.raises(ValueError, match="none could be read"):
+    with pytest.raises(ValueError, match=r"none of 70 could be read, such as 000\.png: it is empty"):
         evaluate("kl")

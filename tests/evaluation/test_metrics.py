@@ -7,7 +7,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from latentae.evaluation.metrics import l1, ms_ssim, psnr, ssim, to_uint8
+from latentae.evaluation.metrics import l1, ms_ssim, psnr, ssim, ssim_and_ms_ssim, to_uint8
 
 
 def from_uint8(levels: Tensor) -> Tensor:
@@ -158,6 +158,14 @@ def test_ms_ssim_is_of_torchmetrics_contrast_and_scikit_images_similarity(channe
     ours = ms_ssim(*(from_uint8(levels) for levels in pair))
     np.testing.assert_allclose(ours, theirs, atol=1e-7)
     assert ours[0] > 0.9 > ours[2]
+
+
+def test_both_similarities_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.rand(2, 2, 3, 180, 200, generator=generator) * 2 - 1
+    both = ssim_and_ms_ssim(*pair)
+    assert torch.equal(both[0], ssim(*pair))
+    assert torch.equal(both[1], ms_ssim(*pair))
 
 
 def test_ms_ssim_of_equal_and_of_opposite_images() -> None:

@@ -15,7 +15,7 @@ class Dimmer(nn.Module):
     def __init__(self):
         super().__init__()
         self.quantize = nn.Module()
-        self.quantize.num_codes = 4
+        self.quantize.num_codes, self.quantize.depth = 4, None
 
     def forward(self, images):
         indices = torch.full((len(images), 2, 2), 2)
@@ -41,6 +41,25 @@ def test_means_over_images_by_hand():
     assert quality.codebook_usage == 0.25
     assert quality.codebook_perplexity == pytest.approx(1.0)
     assert quality.psnr == math.inf or quality.psnr > 0
+
+
+def test_codes_of_several_tables():
+    class Deep(Dimmer):
+        """Gives codes 0 and 1 in its first table, and 2 everywhere in its second."""
+
+        def __init__(self):
+            super().__init__()
+            self.quantize.depth = 2
+
+        def forward(self, images):
+            indices = torch.full((len(images), 2, 2, 2), 2)
+            indices[:, 0] = torch.tensor([0, 1])
+            return AutoencoderOutput(sample=images, indices=indices)
+
+    images = torch.rand(3, 3, 16, 16)
+    quality = evaluate_reconstruction(Deep(), batches(images, [2, 1]), l1_distance, torch.device("cpu"))
+    assert quality.codebook_usage == 3 / 8
+    assert quality.codebook_perplexity == pytest.approx((2 + 1) / 2)
 
 
 def test_the_same_for_every_batch_size():

@@ -1,7 +1,7 @@
 import torch
 
 from latentae.evaluation.blocks import Block
-from latentae.evaluation.shards import Shards, content_sha256
+from latentae.evaluation.shards import Shards, content_sha256, from_text, reference_cache, to_text
 
 
 def test_comes_back_or_counts_as_missing(tmp_path):
@@ -19,9 +19,24 @@ def test_another_fingerprint_is_another_folder(tmp_path):
 
 
 def test_the_content_is_pixels_and_sizes():
-    images = [torch.zeros(1, 2, 4), torch.ones(1, 2, 2)]
+    images = [torch.zeros(1, 2, 4, dtype=torch.uint8), torch.ones(1, 2, 2, dtype=torch.uint8)]
     same = content_sha256(Block(0, images=images))
     assert same == content_sha256(Block(7, names=["else"], images=[image.clone() for image in images]))
-    assert same != content_sha256(Block(0, images=[torch.zeros(1, 4, 2), images[1]]))
-    images[1][0, 0, 0] += 1e-6
+    assert same != content_sha256(Block(0, images=[torch.zeros(1, 4, 2, dtype=torch.uint8), images[1]]))
+    images[1][0, 0, 0] += 1
     assert same != content_sha256(Block(0, images=images))
+
+
+def test_text_is_numbers(tmp_path):
+    shards = Shards(tmp_path, "originals", "fingerprint")
+    shards.store(0, {"text": from_text("größe.png: zu klein"), "none": from_text("")})
+    loaded = shards.load(0)
+    assert (to_text(loaded["text"]), to_text(loaded["none"])) == ("größe.png: zu klein", "")
+
+
+def test_where_features_of_originals_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / "own"))
+    assert reference_cache() == tmp_path / "own/reference_features"
+    monkeypatch.delenv("LATENTAE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert reference_cache() == tmp_path / "xdg/latentae/reference_features"

@@ -13,7 +13,7 @@ from latentae.evaluation.subject import Subject
 def assembled(**values):
     rows = {name: torch.tensor(row, dtype=torch.float64) for name, row in values.items()}
     count = len(next(iter(rows.values())))
-    return Assembled({}, rows, torch.arange(count), {}, [])
+    return Assembled({}, rows, torch.arange(count), {}, [], "", [])
 
 
 def test_worst_median_and_random():
@@ -30,6 +30,12 @@ def test_worst_median_and_random():
     assert reasons == choose_pictures(results)
 
 
+def test_worst_by_a_distance_that_all_images_have():
+    lpips = [float("nan"), *np.arange(99.0)]
+    reasons = choose_pictures({"a": assembled(psnr=np.arange(100.0), lpips_alex=lpips)})
+    assert {i for i, why in reasons.items() if "worst of a" in why} == set(range(16))
+
+
 def test_few_images():
     assert set(choose_pictures({"a": assembled(psnr=[1.0, 2.0])})) == {0, 1}
 
@@ -43,7 +49,7 @@ def test_pictures_are_those_of_the_protocol(source, image_folder, models, tmp_pa
     assert picture.values == {"kl": {"psnr": 3.0}, "vq": {"psnr": 3.0}}
     original = np.asarray(Image.open(tmp_path / picture.original))
     assert np.array_equal(original, np.asarray(Image.open(image_folder / "003.png")))
-    images = blocks[0].images[3][None]
+    images = blocks.prepare(3)[None]
     with torch.no_grad():
         expected = models["kl"](images).sample[0].clamp(-1, 1)
     shown = torch.from_numpy(np.array(Image.open(tmp_path / picture.reconstructions["kl"]))).permute(2, 0, 1)

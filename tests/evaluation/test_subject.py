@@ -1,6 +1,15 @@
+import pytest
 import torch
 
-from latentae.evaluation.subject import Subject, weights_sha256
+from latentae.evaluation.subject import (
+    Subject,
+    channels_of,
+    factor_of,
+    name_models,
+    open_subjects,
+    weights_sha256,
+)
+from tests.evaluation.conftest import tiny_model
 
 
 def test_the_hash_follows_every_weight(models):
@@ -25,3 +34,56 @@ def test_reduced_precision_only_where_asked(models):
 def test_codes(models):
     assert Subject("kl", "", models["kl"]).num_codes is None
     assert Subject("vq", "", models["vq"]).num_codes == 16
+
+
+def test_a_model_is_called_by_its_name_or_by_its_place(tmp_path):
+    (tmp_path / "run/model").mkdir(parents=True)
+    (tmp_path / "file.safetensors").write_bytes(b"")
+    given = [
+        str(tmp_path / "run/model"),
+        str(tmp_path / "file.safetensors"),
+        "mine=owner/model",
+        "owner/vae-2",
+    ]
+    assert list(name_models(given)) == ["run", "file", "mine", "vae-2"]
+    with pytest.raises(ValueError, match="is no name for a model"):
+        name_models(["a name=owner/model"])
+
+
+def test_opened_as_they_were_saved(models, tmp_path):
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    paths = [str(tmp_path / name) for name in models]
+    kl, vq = open_subjects(paths, "bfloat16", torch.device("cpu"))
+    assert (kl.name, kl.autocast, channels_of(kl), factor_of(vq)) == ("kl", torch.bfloat16, 3, 2)
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    kl.autocast = None
+    assert torch.equal(kl(images).sample, Subject("kl", "", models["kl"])(images).sample)
+
+
+def test_models_that_cannot_be_compared(tmp_path):
+    tiny_model("kl").save_pretrained(tmp_path / "rgb")
+    tiny_model("kl", in_channels=1, out_channels=1).save_pretrained(tmp_path / "grey")
+    tiny_model("kl", in_channels=1).save_pretrained(tmp_path / "colouriser")
+    rgb, grey, colouriser = (str(tmp_path / name) for name in ("rgb", "grey", "colouriser"))
+    with pytest.raises(ValueError, match=r"different numbers of channels \(rgb 3, grey 1\)"):
+        open_subjects([rgb, grey], "float32", torch.device("cpu"))
+    with pytest.raises(ValueError, match="colouriser makes images of 3 channels from 1"):
+        open_subjects([colouriser], "float32", torch.device("cpu"))
+    with pytest.raises(ValueError, match="precision is 'half'"):
+        open_subjects([rgb], "half", torch.device("cpu"))
+
+
+def test_a_diverged_model_is_named(models):
+    torch.nn.init.constant_(models["kl"].decoder.conv_out.bias, float("nan"))
+    with pytest.raises(ValueError, match="mine makes images that hold NaN"):
+        Subject("mine", "", models["kl"])(torch.zeros(1, 3, 16, 16))
+
+
+def test_another_config_of_the_same_weights_is_another_model(models):
+    before = Subject("kl", "", models["kl"]).identity
+    models["kl"].register_to_config(norm_num_groups=2)
+    assert Subject("kl", "", models["kl"]).identity != before
+    assert (
+        Subject("kl", "", models["vq"], torch.bfloat16).identity != Subject("kl", "", models["vq"]).identity
+    )

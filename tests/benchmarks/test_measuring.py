@@ -1,0 +1,42 @@
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.measuring import FlopCount, in_turns, peak_memory, ratios
+
+CPU = torch.device("cpu")
+
+
+def test_operations_of_a_convolution_and_its_gradients():
+    images = torch.zeros(2, 3, 5, 5, requires_grad=True)
+    weight = torch.zeros(4, 3, 3, 3, requires_grad=True)
+    with FlopCount() as count:
+        result = F.conv2d(images, weight, padding=1)
+    assert count.total == 2 * (2 * 4 * 25) * (3 * 9)
+    with FlopCount() as backward:
+        result.sum().backward()
+    assert backward.total == 2 * count.total
+
+
+def test_ratios_are_of_each_round():
+    assert ratios([2.0, 3.0, 8.0], [1.0, 3.0, 2.0]) == (2.0, 1.0, 4.0)
+
+
+def test_turns_are_taken_and_the_first_does_not_count():
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in "ab"}
+    measured = in_turns(runs, 2, CPU)
+    assert order == ["a", "b"] * 3
+    assert {name: len(spent) for name, spent in measured.items()} == {"a": 2, "b": 2}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's status from Linux")
+def test_the_peak_is_what_was_held_at_once():
+    def run():
+        first = torch.ones(8 * 2**20)
+        second = first * 2  # 32 MiB each
+        del first, second
+
+    assert peak_memory(run, CPU) == pytest.approx(64, abs=16)

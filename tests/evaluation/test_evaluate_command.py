@@ -1,0 +1,134 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from latentae import cli
+from latentae.evaluation import evaluate as module
+from latentae.evaluation.evaluate_command import main
+from tests.evaluation.conftest import tiny_model
+from tests.processes import ROOT, environment
+
+
+@pytest.fixture
+def places(models, image_folder, tmp_path, measures, monkeypatch):
+    monkeypatch.setattr(module, "open_measures", lambda device, **options: measures)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    twelve = tiny_model("kl", in_channels=12, out_channels=12)
+    twelve.save_pretrained(tmp_path / "twelve")
+    (tmp_path / "text.safetensors").write_text("no model")
+    return {"images": image_folder, "here": tmp_path, "kl": tmp_path / "kl", "vq": tmp_path / "vq"}
+
+
+def test_a_table_and_where_the_report_is(places, tmp_path, capsys):
+    arguments = ["first={kl}", "{vq}", "--data", "{images}", "--out", "{here}/report", "--limit", "5"]
+    arguments += ["--protocol", "resize-16", "--cycle-images", "2", "--batch-size", "3"]
+    assert cli.main(["evaluate", *(word.format(**places) for word in arguments)]) == 0
+    shown = capsys.readouterr()
+    assert "PSNR (dB)" in shown.out
+    assert f"report: {tmp_path}/report/report.html" in shown.out
+    assert "note: MS-SSIM left out" in shown.out
+    assert "5 of 70 images" in shown.err
+    assert f"\n5 images of {places['images']}, resize-16\n" in shown.out
+    data = json.loads((tmp_path / "report/results.json").read_text())
+    assert list(data["models"]) == ["first", "vq"]
+    assert data["protocol"]["batch_size"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: MODEL, --data, --out"),
+        (["{kl}", "--data", "{images}", "--out", "{here}/r", "--batch", "5"], "unrecognized arguments"),
+        (["{kl}", "--data", "{images}", "--out", "{here}/r", "--batch-size", "0"], "batch_size is 0"),
+        (["{kl}", "--data", "{images}", "--out", "{here}/r", "--limit", "0"], "limit is 0"),
+        (["{kl}", "--data", "{images}", "--out", "{here}/r", "--precision", "fp8"], "precision is 'fp8'"),
+        (["{kl}", "--data", "{images}", "--out", "{here}/r", "--protocol", "x"], "protocol is 'x'"),
+        (["{kl}", "--data", "{images}", "--out", "{here}"], "holds other files than a report"),
+        (["{kl}", "--data", "{images}", "--out", "{here}/text.safetensors/r"], "is a file"),
+        (["{kl}", "--data", "{here}/nowhere", "--out", "{here}/r"], "does not exist"),
+        (
+            ["{kl}", "--data", "owner/images", "--out", "{here}/r"],
+            "as a dataset of the Hugging Face hub it failed",
+        ),
+        (["owner/model", "--data", "{images}", "--out", "{here}/r"], "the hub cannot be reached"),
+        (["{images}", "--data", "{images}", "--out", "{here}/r"], "error: "),
+        (["{here}/text.safetensors", "--data", "{images}", "--out", "{here}/r"], "error: "),
+        (["{here}/twelve", "--data", "{images}", "--out", "{here}/r"], "a PNG picture, not of 12 channels"),
+        (["{here}/twelve", "{kl}", "--data", "{images}", "--out", "{here}/r"], "twelve 12, kl 3"),
+        (["{kl}", "{kl}", "--data", "{images}", "--out", "{here}/r"], "are both called kl"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, says, places, tmp_path, capsys):
+    assert main([word.format(**places) for word in arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+    if error.startswith("error: "):
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_one_process_meets_is_said_by_it(places, models, monkeypatch, capsys):
+    torch.nn.init.constant_(models["kl"].decoder.conv_out.bias, float("nan"))
+    models["kl"].save_pretrained(places["kl"])
+    monkeypatch.setenv("RANK", "1")  # as that of another process says nothing else
+    arguments = ["{kl}", "--data", "{images}", "--out", "{here}/r", "--protocol", "native"]
+    assert main([word.format(**places) for word in arguments]) == 2
+    assert capsys.readouterr().err.startswith("error: kl makes images that hold NaN: its weights are")
+
+
+def test_stopped_by_hand(places, monkeypatch, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "open_subjects", stop)
+    arguments = ["{kl}", "--data", "{images}", "--out", "{here}/r"]
+    assert main([word.format(**places) for word in arguments]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+
+
+def test_too_little_memory_is_one_sentence(places, monkeypatch, capsys):
+    def run_out(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "open_subjects", run_out)
+    arguments = ["{kl}", "--data", "{images}", "--out", "{here}/r"]
+    assert main([word.format(**places) for word in arguments]) == 2
+    assert "choose a smaller --batch-size" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("own_cache_with_trunks", "one_thread")
+def test_killed_in_the_middle_it_goes_on(models, image_folder, tmp_path, capsys):
+    """The process is killed, not asked to stop."""
+    models["kl"].save_pretrained(tmp_path / "kl")
+    arguments = [str(tmp_path / "kl"), "--data", str(image_folder), "--protocol", "native"]
+    arguments += ["--cycle-images", "0", "--no-features", "--out"]
+    started = subprocess.Popen(
+        [sys.executable, "scripts/evaluate.py", *arguments, str(tmp_path / "report")],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "report").glob(".measured/kl-*/0*.safetensors")):
+        assert started.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    assert not (tmp_path / "report/results.json").exists()
+    for name in ("report", "whole"):
+        assert main([*arguments, str(tmp_path / name)]) == 0
+    assert capsys.readouterr().err.count("going on: ") == 1
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("report", "whole")]
+    for result in results:
+        del result["models"]["kl"]["images_per_second"]
+    assert results[0] == results[1]

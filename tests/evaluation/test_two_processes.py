@@ -1,0 +1,46 @@
+"""Two processes write the results.json of one, to the last digit."""
+
+import json
+
+import pytest
+
+from latentae.evaluation.evaluate_command import main
+from tests.processes import ROOT, launch
+
+
+def results(folder):
+    """All but how fast it went, and where."""
+    data = json.loads((folder / "results.json").read_text())
+    for metrics in data["models"].values():
+        del metrics["images_per_second"]
+    del data["protocol"]["hardware"], data["protocol"]["batch_size"]
+    return data
+
+
+@pytest.mark.usefixtures("own_cache_with_trunks", "one_thread")
+def test_two_processes_write_the_results_of_one(models, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (image_folder / "003.png").write_bytes(b"")
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    arguments = [*(str(tmp_path / name) for name in models), "--data", str(image_folder)]
+    arguments += ["--protocol", "native", "--cycle-images", "7", "--limit", "50"]
+
+    def out(name):
+        return ["--out", str(tmp_path / name)]
+
+    shown = launch(ROOT / "scripts/evaluate.py", 2, *arguments, *out("two"))
+    assert shown.stdout.count("report: ") == 1
+    assert main([*arguments, *out("one")]) == 0
+    assert main([*arguments, *out("batches"), "--batch-size", "5"]) == 0
+    one, two, batches = (results(tmp_path / name) for name in ("one", "two", "batches"))
+    assert one["protocol"]["images"] == 49
+    assert one["models"]["kl"].keys() >= {"fd_vgg16", "lpips_vgg", "psnr", "cycle_psnr_10"}
+    assert one == two
+    hardware = json.loads((tmp_path / "two/results.json").read_text())["protocol"]["hardware"]
+    assert hardware.startswith("2 x ")
+    for name, metrics in one["models"].items():
+        other = batches["models"][name]
+        assert metrics["psnr"]["value"] == pytest.approx(other["psnr"]["value"], abs=1e-3)  # dB
+        assert metrics["ssim"]["value"] == pytest.approx(other["ssim"]["value"], abs=1e-5)
+        assert metrics["fd_vgg16"]["value"] == pytest.approx(other["fd_vgg16"]["value"], rel=1e-3)
