@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from latentae import distributed
 from latentae.evaluation.evaluate import evaluate
+from latentae.evaluation.report.remarks import remarks
 from latentae.evaluation.report.results import Results
 from latentae.evaluation.report.table import number
 from latentae.evaluation.request import Request
@@ -171,8 +172,7 @@ def render(results: Results) -> str:
             cells = [f"{found[name]:g}" if name in found else "-" for name in _SHOWN]
             remark = _difference(published, results)
             lines.append(f"| | published | {' | '.join(cells)} | {published.data} | {remark} |")
-    remarks = {remark: None for details in results.details.values() for remark in details.remarks}
-    return "\n".join([*lines, *(f"\n{remark}." for remark in remarks)])
+    return "\n".join([*lines, *(f"\n{remark}." for remark in remarks(results))])
 
 
 def _difference(published: Published, results: Results) -> str:

@@ -41,6 +41,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from latentae import distributed
     from latentae.evaluation.engine import MeasuringError
     from latentae.evaluation.evaluate import evaluate
+    from latentae.evaluation.report.remarks import remarks
     from latentae.evaluation.report.table import render_terminal
     from latentae.evaluation.request import Request
     from latentae.evaluation.settings import Settings
@@ -50,6 +51,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     given["value_range"] = None if options.value_range is None else tuple(options.value_range)
     request = Request(settings=Settings(**running), **given)
     request.check()  # also before a process group, which takes seconds too
+    torch.backends.cudnn.allow_tf32 = False  # or float32 would mean 10 bits on some GPUs, and 23 on others
     try:
         with distributed.init_from_environment() as device:
             results = evaluate(request, device, _say)
@@ -59,7 +61,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     except torch.OutOfMemoryError:
         return _fail("error: the device's memory does not hold this: choose a smaller --batch-size", 2)
     if _is_first():
-        for remark in {remark: None for details in results.details.values() for remark in details.remarks}:
+        for remark in remarks(results):
             sys.stdout.write(f"note: {remark}\n")
         images = f"{results.protocol['images']} images of {request.data}, {request.protocol}"
         table = render_terminal(results)

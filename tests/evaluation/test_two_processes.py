@@ -20,7 +20,7 @@ def results(folder):
 @pytest.mark.usefixtures("own_cache_with_trunks", "one_thread")
 def test_two_processes_write_the_results_of_one(models, image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (image_folder / "003.png").write_bytes(b"")
+    (image_folder / "004.png").write_bytes(b"")
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
     arguments = [*(str(tmp_path / name) for name in models), "--data", str(image_folder)]

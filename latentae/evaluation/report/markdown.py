@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from latentae.evaluation.report.remarks import remarks
 from latentae.evaluation.report.results import Results
 from latentae.evaluation.report.table import info, number, present_metrics, render_markdown
 
@@ -27,7 +28,7 @@ def render(results: Results) -> str:
 
 
 def _remarks(results: Results) -> list[str]:
-    lines = [f"- {model}: {text}" for model, details in results.details.items() for text in details.remarks]
+    lines = [f"- {remark}" for remark in remarks(results)]
     return ["## To be read with care\n\n" + "\n".join(lines)] if lines else []
 
 

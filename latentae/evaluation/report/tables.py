@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+from latentae.evaluation.report.remarks import remarks as all_remarks
 from latentae.evaluation.report.results import Results, Value
 from latentae.evaluation.report.table import best_models, info, number, present_metrics
 
@@ -34,16 +35,9 @@ def metrics(results: Results) -> str:
 
 
 def remarks(results: Results) -> str:
-    """What was left out or must be read with care, each sentence once."""
-    said: dict[str, list[str]] = {}
-    for model, details in results.details.items():
-        for remark in details.remarks:
-            said.setdefault(remark, []).append(model)
-    items = []
-    for remark, named in said.items():
-        whose = "" if len(named) == len(results.models) else f" ({', '.join(named)})"
-        items.append(f"<li>{escape(remark + whose)}</li>")
-    return f"<ul>{''.join(items)}</ul>" if items else ""
+    """What was left out or must be read with care."""
+    items = "".join(f"<li>{escape(remark)}</li>" for remark in all_remarks(results))
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def drift(results: Results) -> str:

@@ -18,7 +18,7 @@ def test_everything_a_reader_needs():
     for line in (
         "| PSNR, dB | 21.50 |",
         "- **PSNR**: Peak signal-to-noise ratio, mean over images",
-        "- kl: Careful.",
+        "- Careful.",
         "| PSNR | 5 % | 95 % |",
         "| kl | 18.00 | 30.00 |",
         "- images: 7",

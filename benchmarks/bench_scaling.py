@@ -1,0 +1,103 @@
+"""How a step's time and memory grow with the image's side, the batch and the number of codes.
+
+`python benchmarks/bench_scaling.py [--rounds N] [--threads N] [key=value ...]` prints a table for each, and
+the exponent p of cost ~ x^p fitted to all points by least squares of logarithms: 2 in the side and 1 in the
+batch say that nothing but the work grows. Time is process time (wall time on a GPU); memory is what autograd
+keeps for the backward pass of the autoencoder, in training as `performance=auto` sets it up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable
+
+import torch
+from machine import commit, hardware
+from measuring import in_turns
+from torch import Tensor
+
+from latentae import build
+from latentae.config import load_config
+from latentae.training.adversary import Adversary
+from latentae.training.memory import ActivationMeter
+from latentae.training.performance import tune
+from latentae.training.randomness import StepRandomness
+from latentae.training.step import TrainingStep
+
+_BASE = {"data.image_size": 64, "batch_size": 2, "model.quantizer.num_codes": 1024}
+_AXES = {
+    "data.image_size": (32, 64, 128),
+    "batch_size": (1, 2, 4, 8),
+    "model.quantizer.num_codes": (256, 1024, 4096, 16384),
+}
+
+
+def main() -> None:
+    arguments = _parse()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else hardware()
+    print(f"{name}, {arguments.threads} threads, torch {torch.__version__}, commit {commit()}.")
+    print(
+        f"quickstart with {arguments.overrides or 'nothing changed'}, at {_BASE}; {arguments.rounds} rounds\n"
+    )
+    for axis, values in _AXES.items():
+        steps = {str(value): _step({**_BASE, axis: value}, arguments.overrides, device) for value in values}
+        measured = in_turns({value: step for value, (step, _) in steps.items()}, arguments.rounds, device)
+        seconds = [statistics.median(spent) for spent in measured.values()]
+        kept = [meter() / 2**20 for _, meter in steps.values()]
+        print(f"| {axis} | s | kept MiB |\n| --- | --- | --- |")
+        for value, spent, memory in zip(values, seconds, kept, strict=True):
+            print(f"| {value} | {spent:.3f} | {memory:.1f} |")
+        print(f"| exponent | {exponent(values, seconds):.2f} | {exponent(values, kept):.2f} |\n")
+
+
+def exponent(values: tuple[int, ...], costs: list[float]) -> float:
+    """p of the power law costs ~ values^p that is nearest in logarithms."""
+    x, y = ([math.log(number) for number in numbers] for numbers in (values, costs))
+    return statistics.linear_regression(x, y).slope
+
+
+def _step(
+    settings: dict[str, int], overrides: list[str], device: torch.device
+) -> tuple[Callable[[], None], Callable[[], int]]:
+    """A training step, and what gives the bytes that its autoencoder's forward keeps."""
+    torch.manual_seed(0)
+    given = [f"{key}={value}" for key, value in settings.items()]
+    config = load_config("vqgan", ["--config", "quickstart", *given, *overrides])
+    size = config.data.height_and_width
+    autoencoder = build.build_autoencoder(config.model, max(size)).to(device).train()
+    objective = build.build_objective(config.loss).to(device)
+    tune(autoencoder, objective, size, device)
+    discriminator = build.build_discriminator(config).to(device)
+    terms = build.build_adversarial_terms(config)
+    step = TrainingStep(autoencoder, autoencoder.last_layer, objective, Adversary(discriminator, terms))
+    images: Tensor = torch.rand(config.batch_size, config.model.in_channels, *size, device=device) * 2 - 1
+
+    def run() -> None:
+        step(images, StepRandomness(0, terms.start_step))
+        autoencoder.zero_grad(set_to_none=True)
+        discriminator.zero_grad(set_to_none=True)
+
+    def kept() -> int:
+        with ActivationMeter([*autoencoder.parameters(), *autoencoder.buffers()]) as meter:
+            autoencoder(images)
+        return meter.peak
+
+    return run, kept
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("overrides", nargs="*", help="key=value, as in training")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
