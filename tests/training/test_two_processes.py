@@ -47,8 +47,8 @@ def folder(tmp_path_factory, alexnet_trunk):
 def arguments(folder, model, output_dir, batch_size):
     family, changes = MODELS[model]
     shared = ["max_steps=5", "gradient_accumulation_steps=2", "checkpoint_every=5", "validate_every=5"]
-    # Adam divides by the gradient's size, which turns the rounding of a tiny one into a whole step. Lean blocks
-    # round otherwise, which lets a latent between two codes fall to the other side; they have tests of their own.
+    # Adam divides by the gradient's size, which turns the rounding of a tiny one into a whole step. The lean
+    # blocks' rounding lets a latent between two codes fall to the other side; they have tests of their own.
     shared += ["optimizer.epsilon=1.0e-3", "performance=off"]
     shared += ["discriminator.optimizer.epsilon=1.0e-3"] if "GAN" in model else []
     given = [f"batch_size={batch_size}", f"output_dir={output_dir}"]
