@@ -1,0 +1,165 @@
+"""A codebook as pictures: what the decoder makes of each code alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentae.latents.inspection.codes_figure import CodeTable, codes_figure
+from latentae.latents.inspection.encoding import as_batches
+from latentae.latents.inspection.figure import Figure
+from latentae.models import VQVAE
+from latentae.quantizers import Quantizer, ResidualQuantizer
+from latentae.quantizers.health import code_counts, codebook_health
+
+# A map of so many positions a side, of whose picture the middle is shown: away from the borders.
+_POSITIONS = 5
+
+ABOUT = (
+    "Each code decoded as a map that is filled with it, the most used first; shown is what one position "
+    "becomes. Images are mixtures in which a code's neighbours decide how it looks, so these are its colour "
+    "and texture alone. Codes that these images do not use are rare or dead; what was never decoded in "
+    "training may look like anything."
+)
+ABOUT_GRID = (
+    " The codes of this quantizer are a fixed grid: the pictures show what the decoder learned to make of "
+    "its points."
+)
+ABOUT_RESIDUAL = (
+    " Table 0 is decoded alone, each code of a later table on top of the most used codes of those before it: "
+    "later tables correct, and their pictures differ little."
+)
+ABOUT_GROUPED = (
+    " A code of one table is decoded with the most used code of every other table beside it, since a table "
+    "alone makes no latents."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookPictures:
+    """Tables of codes, decoded.
+
+    Attributes:
+        tables: one, or one a table of a composition.
+        num_codes: K, the codes of each table.
+        about: what the pictures show, in sentences.
+    """
+
+    tables: list[CodeTable]
+    num_codes: int
+    about: str
+
+    def figure(self) -> Figure:
+        """The tiles of each table, used before unused."""
+        return codes_figure("Codes, decoded", self.tables, self.num_codes)
+
+    def numbers(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "num_codes": self.num_codes,
+            "tables": [
+                {
+                    "codes": table.codes.tolist(),
+                    "counts": None if table.counts is None else table.counts.tolist(),
+                    "usage": table.usage,
+                    "perplexity": table.perplexity,
+                    "colours": table.tiles.mean(dim=(2, 3)).tolist(),
+                }
+                for table in self.tables
+            ],
+        }
+
+
+@torch.no_grad()
+def count_codes(model: VQVAE, latents: Tensor | Iterable[Tensor]) -> Tensor:
+    """How often each code stands for a position of raw latents [B, d, h, w], or of batches of them.
+
+    Returns:
+        [K] int64, or [depth, K] of a composition, on the CPU.
+
+    Raises:
+        ValueError: latents that are not finite.
+    """
+    quantizer = model.quantize
+    shape = (quantizer.num_codes,) if quantizer.depth is None else (quantizer.depth, quantizer.num_codes)
+    counts = torch.zeros(shape, dtype=torch.int64)
+    for batch in as_batches(latents):
+        counts += code_counts(quantizer.indices(batch.to(model.device)), quantizer.num_codes).cpu()
+    return counts
+
+
+@torch.no_grad()
+def codebook_pictures(
+    model: VQVAE, counts: Tensor | None = None, *, most: int = 1024, batch_size: int = 256
+) -> CodebookPictures:
+    """Decodes codes one by one, the most used first.
+
+    Of a composition one table after the other: of a residual quantizer on top of the most used codes of the
+    tables before, of a grouped one with the most used code of every other table.
+
+    Args:
+        model: a VQ model in eval mode.
+        counts: [K] or [depth, K] from ``count_codes``; None: in the order of their indices, and code 0 in the
+            place of the most used.
+        most: codes of each table that are decoded, at most.
+        batch_size: codes decoded at a time.
+
+    Raises:
+        ValueError: a model without codes, counts of another shape, or ``most`` below one.
+    """
+    quantizer = getattr(model, "quantize", None)
+    if not isinstance(quantizer, Quantizer):
+        raise ValueError(f"codebook_pictures needs a model with codes, and a {type(model).__name__} has none")
+    if most < 1:
+        raise ValueError(f"most is {most}, but must be at least 1")
+    depth, codes = quantizer.depth, quantizer.num_codes
+    if counts is not None and counts.shape != ((codes,) if depth is None else (depth, codes)):
+        raise ValueError(
+            f"counts are {list(counts.shape)}, but this model has {depth or 1} table(s) of {codes}: take "
+            "those of count_codes"
+        )
+    of_tables = [None] * (depth or 1) if counts is None else list(counts.view(-1, codes))
+    common = torch.tensor([0 if own is None else int(own.argmax()) for own in of_tables])
+    tables = []
+    for number, own in enumerate(of_tables):
+        order = torch.arange(codes) if own is None else own.argsort(descending=True, stable=True)
+        shown = order[:most]
+        parts = [_tiles(model, number, part, common) for part in shown.split(batch_size)]
+        health = None if own is None else codebook_health(own)
+        tables.append(
+            CodeTable(
+                codes=shown,
+                tiles=torch.cat(parts),
+                counts=None if own is None else own[shown],
+                usage=None if health is None else health.usage,
+                perplexity=None if health is None else health.perplexity,
+            )
+        )
+    return CodebookPictures(tables, codes, ABOUT + _about(quantizer))
+
+
+def _tiles(model: VQVAE, table: int, codes: Tensor, common: Tensor) -> Tensor:
+    """[n, C, f, f] of codes [n] of one table; ``common`` [depth] stands in the others."""
+    if model.quantize.depth is None:
+        indices = codes[:, None, None].expand(-1, _POSITIONS, _POSITIONS)
+    else:
+        known = common[: table + 1] if isinstance(model.quantize, ResidualQuantizer) else common
+        rows = known.repeat(len(codes), 1)
+        rows[:, table] = codes
+        indices = rows[:, :, None, None].expand(-1, -1, _POSITIONS, _POSITIONS)
+    images = model.decode_indices(indices.to(model.device)).float().cpu()
+    factor, first = model.downsampling_factor, _POSITIONS // 2
+    middle = slice(first * factor, (first + 1) * factor)
+    return images[..., middle, middle]
+
+
+def _about(quantizer: Quantizer) -> str:
+    if isinstance(quantizer, ResidualQuantizer):
+        return ABOUT_RESIDUAL
+    if quantizer.depth is not None:
+        return ABOUT_GROUPED
+    return "" if list(quantizer.parameters()) or quantizer.upkeep else ABOUT_GRID

@@ -1,0 +1,175 @@
+"""From the name of a model and of data to a folder of figures: what `latentae inspect` does."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from latentae.data import CenterCrop, ImageDataset, take_evenly, validation_loader, without_broken
+from latentae.data.decode import check_channels
+from latentae.data.seeding import check_seed
+from latentae.evaluation.images import open_images
+from latentae.evaluation.subject import weights_sha256
+from latentae.latents.inspection.encoding import Autoencoder
+from latentae.latents.inspection.measuring import measure
+from latentae.latents.inspection.page import render
+from latentae.latents.inspection.sections import Inspected, Section, all_sections
+from latentae.models import KLVAE, VQVAE, load_autoencoder
+from latentae.models.tiny import TinyAutoencoder
+
+PAGE, NUMBERS = "inspect.html", "inspect.json"
+_FEWEST_IMAGES = 2
+
+
+def inspect(
+    model: str,
+    *,
+    data: str,
+    out: Path,
+    split: str | None = None,
+    image_column: str | None = None,
+    dataset_config: str | None = None,
+    value_range: tuple[float, float] | None = None,
+    image_size: int | None = None,
+    max_images: int = 256,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+    device: torch.device | None = None,
+    say: Callable[[str], None],
+) -> list[Section]:
+    """Measures a model's latents over central crops of images, and writes figures, numbers and a page.
+
+    ``out`` gets ``inspect.html``, ``inspect.json``, and a PNG a figure. The numbers are a function of model,
+    images and seed alone, but for rounding.
+
+    Args:
+        model: what ``load_autoencoder`` opens.
+        data: the name of the data: ``photos``, a path, or a dataset of the hub.
+        out: a folder that is new or empty, or an inspection's if ``overwrite``.
+        split: None takes the validation split, else the test split, else the first there is.
+        image_column, dataset_config, value_range: as ``open_source`` takes them.
+        image_size: pixels of the crops; None: what the model was trained on, its ``sample_size``.
+        max_images: measure at most so many, evenly spread.
+        batch_size, num_workers: images at a time, and processes that decode them.
+        seed: of the posterior's noise and of the samples.
+        overwrite: whether an inspection that is there is replaced.
+        device: None is the CPU.
+        say: is told what happens.
+
+    Raises:
+        ValueError: a model, data, number or folder that cannot be used; fewer than 2 images.
+    """
+    check_seed(seed)
+    _check(out, overwrite, max_images)
+    autoencoder = load_autoencoder(model)
+    if not isinstance(autoencoder, KLVAE | VQVAE | TinyAutoencoder):
+        raise ValueError(f"{model} is a {type(autoencoder).__name__}, which has no latents to inspect")
+    autoencoder.to(device or torch.device("cpu"))
+    autoencoder.eval()
+    size = _image_size(autoencoder, image_size)
+    chosen, source = open_images(
+        data,
+        split,
+        image_column=image_column,
+        dataset_config=dataset_config,
+        value_range=value_range,
+    )
+    dataset, broken = _dataset(autoencoder, take_evenly(source, max_images), size, data)
+    for reason in broken:
+        say(f"note: left out, since it cannot be decoded: {reason}")
+    loader = validation_loader(dataset, batch_size=batch_size, num_workers=num_workers)
+    measured = measure(autoencoder, tqdm(loader, unit="batch", leave=False, disable=None), seed=seed)
+    sections = all_sections(Inspected(autoencoder, measured, seed, batch_size))
+    facts = {
+        "model": model,
+        "class": type(autoencoder).__name__,
+        "SHA-256 of the weights": weights_sha256(autoencoder),
+        "data": f"{data}, split {chosen}",
+        "images": f"{measured.images} central crops of {size} pixels",
+        "latents": f"{'x'.join(map(str, autoencoder.latents_shape(measured.kept)))}, raw",
+        "scaling_factor": getattr(autoencoder.config, "scaling_factor", None),
+        "shift_factor": getattr(autoencoder.config, "shift_factor", None),
+        "shown channels": _shown_channels(autoencoder.config.in_channels),
+        "seed": seed,
+    }
+    _write(out, sections, facts)
+    return sections
+
+
+def _check(out: Path, overwrite: bool, max_images: int) -> None:
+    """What can be known before anything is opened."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("latentae inspect runs in one process: start it without a launcher")
+    if max_images < _FEWEST_IMAGES:
+        raise ValueError(f"max_images is {max_images}, but must be {_FEWEST_IMAGES} or more")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} cannot be a folder: there is a file of that name")
+    place = next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{out} cannot be written: there is no permission to write in {place}")
+    if (out / PAGE).exists() and not overwrite:
+        raise ValueError(f"{out} holds an inspection already: choose another --out, or add --overwrite")
+    if out.is_dir() and any(out.iterdir()) and not (out / PAGE).exists():
+        raise ValueError(
+            f"{out} holds other files than an inspection: choose a new or an empty folder for --out"
+        )
+
+
+def _image_size(model: Autoencoder, image_size: int | None) -> int:
+    size = image_size if image_size is not None else getattr(model.config, "sample_size", None)
+    if size is None:
+        raise ValueError("this model does not say what images it was trained on: give --image-size")
+    if size < model.downsampling_factor:
+        factor = model.downsampling_factor
+        raise ValueError(
+            f"image_size is {size}, but a latent of this model stands for {factor}x{factor} pixels: give "
+            f"{factor} or more"
+        )
+    return int(size)
+
+
+def _dataset(model: Autoencoder, source: Any, size: int, data: str) -> tuple[ImageDataset, list[str]]:
+    """The images that can be decoded, and why others cannot."""
+    channels = model.config.in_channels
+    check_channels(channels)
+    sound, broken = without_broken(source, channels)
+    if len(sound) < _FEWEST_IMAGES:
+        raise ValueError(
+            f"{data} has {len(sound)} image(s) that can be used, but an inspection compares "
+            f"{_FEWEST_IMAGES} or more"
+        )
+    return ImageDataset(sound, CenterCrop(size), channels), broken
+
+
+def _shown_channels(channels: int) -> str:
+    if channels < 3:
+        return "the first, in grey" if channels == 2 else "grey"
+    return "RGB" if channels == 3 else f"the first three of {channels}, as red, green and blue"
+
+
+def _write(out: Path, sections: list[Section], facts: dict[str, Any]) -> None:
+    """Each file whole or not at all; the page last, which marks the folder as an inspection's."""
+    out.mkdir(parents=True, exist_ok=True)
+    numbers = {part.name: part.numbers | {"remarks": list(part.remarks)} for part in sections}
+    page = render(
+        f"The latent space of {facts['model']}", f"{facts['images']} · {facts['data']}", sections, facts
+    )
+    for part in sections:
+        if part.figure is not None:
+            part.figure.save(out / f"{part.name}.png")
+    texts = {
+        NUMBERS: json.dumps({"inspected": facts, **numbers}, indent=1, ensure_ascii=False, allow_nan=False),
+        PAGE: page,
+    }
+    for name, text in texts.items():
+        aside = out / f".{name}.tmp"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(out / name)

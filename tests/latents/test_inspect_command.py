@@ -1,0 +1,61 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latentae import cli
+from tests.latents.conftest import make_kl
+from tests.latents.inspection.conftest import save_pictures
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def places(tmp_path):
+    make_kl().save_pretrained(tmp_path / "kl")
+    save_pictures(tmp_path / "images", 4)
+    return {"kl": tmp_path / "kl", "images": tmp_path / "images", "out": tmp_path / "out"}
+
+
+def test_figures_are_made(places, capsys):
+    arguments = [str(places["kl"]), "--data", str(places["images"]), "--out", str(places["out"])]
+    assert cli.main(["inspect", *arguments, "--image-size", "20", "--max-images", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert f"figures: {places['out'] / 'inspect.html'}" in shown
+    assert "samples: KL(fitted Gaussian || N(0, I))" in shown
+    assert (places["out"] / "histograms.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["{kl}"], "the following arguments are required: --data, --out"),
+        (["{kl}", "--data", "{images}", "--out", "{out}", "--max-images", "1"], "error: max_images is 1"),
+        (["{kl}", "--data", "{images}", "--out", "{images}"], "error: "),
+        (["{images}", "--data", "{images}", "--out", "{out}"], "error: "),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, says, places, capsys):
+    assert cli.main(["inspect", *(word.format(**places) for word in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    if error.startswith("error: "):
+        assert len(error.splitlines()) == 1
+    assert not places["out"].exists()
+
+
+def test_help_is_there_before_torch_and_the_script_is_the_command():
+    code = (
+        "import sys; from latentae.cli import main; code = main(['inspect', '--help']); "
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--max-images" in done.stdout
+    script = ROOT / "scripts/inspect_latents.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert "usage: latentae inspect" in done.stderr
