@@ -11,12 +11,13 @@ __version__ = "0.1.0"
 # ModelMixin stands here because diffusers takes a module for a library of models only if it has that name.
 _HOMES = {
     "KLVAE": "latentae.models",
+    "LatentDataset": "latentae.latents.cache",
     "VQGAN": "latentae.models",
     "VQVAE": "latentae.models",
     "load_autoencoder": "latentae.models",
     "ModelMixin": "diffusers",
 }
-__all__ = ["KLVAE", "ModelMixin", "VQGAN", "VQVAE", "__version__", "load_autoencoder"]  # noqa: RUF022
+__all__ = ["KLVAE", "LatentDataset", "ModelMixin", "VQGAN", "VQVAE", "__version__", "load_autoencoder"]  # noqa: RUF022
 
 
 def __getattr__(name: str) -> Any:

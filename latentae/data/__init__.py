@@ -13,7 +13,7 @@ from latentae.data.samples import Sample
 from latentae.data.shards import Shards, StreamPlace
 from latentae.data.sources import Sources, open_source, open_sources
 from latentae.data.stream import ImageStream
-from latentae.data.stream_source import describe_size, sample_dataset
+from latentae.data.stream_source import describe_size, epoch_size, sample_dataset
 from latentae.data.streams import StreamSources, open_streams
 from latentae.data.table import TableSource
 from latentae.data.tar import TarShards, TarSource
@@ -45,6 +45,7 @@ __all__ = [
     "check_images",
     "decode_image",
     "describe_size",
+    "epoch_size",
     "open_source",
     "open_sources",
     "open_streams",

@@ -88,6 +88,13 @@ def sample_dataset(dataset: ImageDataset | ImageStream, count: int = 2048) -> Im
     return ImageDataset(source, dataset.transform, dataset.channels, dataset.seed, dataset.max_retries)
 
 
+def epoch_size(dataset: ImageDataset | ImageStream) -> int:
+    """How many images an epoch has; of a stream about how many, found with little work."""
+    if isinstance(dataset, ImageDataset):
+        return len(dataset)
+    return max(1, len(dataset.shards) * dataset.shards.typical_count() - sum(dataset.held_out.values()))
+
+
 def describe_size(dataset: ImageDataset | ImageStream) -> str:
     """How much there is, for people: `1200`, or `32 shards of`, before the word images."""
     if isinstance(dataset, ImageDataset):

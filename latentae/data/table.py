@@ -36,6 +36,7 @@ class TableSource:
         value_range: ValueRange | None = None,
     ) -> None:
         self.label = label
+        self.table = dataset
         self.value_range = value_range
         self.image_column = find_image_column(dataset, image_column)
         try:

@@ -50,15 +50,16 @@ class TarSource:
         return int(self._ends[-1])
 
     def name(self, index: int) -> str:
-        shard, position = self._place(index)
+        shard, position = self.place(index)
         return entry_name(self.labels[shard], self.indexes[shard], position)
 
     def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
-        shard, position = self._place(index)
+        shard, position = self.place(index)
         entry = read_entry(self.labels[shard], self.indexes[shard], position, self.value_range)
         return entry.load(channels, minimum_side)
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def place(self, index: int) -> tuple[int, int]:
+        """Which tar file image `index` is in, and its position among the images there."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         return shard, index - (int(self._ends[shard - 1]) if shard else 0)
 

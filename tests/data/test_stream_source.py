@@ -1,6 +1,6 @@
 import pytest
 
-from latentae.data import ImageDataset, ImageStream, RandomCrop, describe_size, sample_dataset
+from latentae.data import ImageDataset, ImageStream, RandomCrop, describe_size, epoch_size, sample_dataset
 from latentae.data.stream_source import choose_held_out, read_first, read_held_out
 from tests.data.pictures import ListShards, ListSource
 
@@ -62,3 +62,9 @@ def test_sizes_for_people():
     assert describe_size(ImageDataset(ListSource(12), RandomCrop(4), 3)) == "12"
     assert describe_size(ImageStream(ListShards([1]), RandomCrop(4), 3)) == "1 shard of"
     assert describe_size(ImageStream(ListShards([1, 2]), RandomCrop(4), 3)) == "2 shards of"
+
+
+def test_images_of_an_epoch():
+    assert epoch_size(ImageDataset(ListSource(12), RandomCrop(4), 3)) == 12
+    assert epoch_size(ImageStream(ListShards([3, 3]), RandomCrop(4), 3, held_out={0: 1})) == 5
+    assert epoch_size(ImageStream(ListShards([1]), RandomCrop(4), 3, held_out={0: 1})) == 1

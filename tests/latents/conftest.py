@@ -56,3 +56,13 @@ def batches_of(images, size, first=0):
 def picture_folder(tmp_path):
     draw_images(tmp_path / "images", count=12, size=24)
     return tmp_path / "images"
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Two classes of five pictures each, with a caption beside the first of them."""
+    for name in ("cat", "dog"):
+        draw_images(tmp_path / "classes" / name, count=5, size=24)
+    first = sorted((tmp_path / "classes/cat").iterdir())[0]
+    first.with_suffix(".txt").write_text("a cat\non a mat\n")
+    return tmp_path / "classes"

@@ -1,0 +1,68 @@
+"""Which images a cache is of, with what is known about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentae import distributed
+from latentae.data import ImageSource, open_source, take_evenly
+from latentae.data.annotations import Annotations, read_annotations
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """Images, and how to read them.
+
+    Attributes:
+        images: themselves, or their name as ``open_source`` takes it.
+        split, image_column, dataset_config, value_range: see ``open_source``; for names alone.
+        annotations: whether labels and captions are read.
+        label_column, caption_column: see ``read_annotations``.
+        limit: so many images, evenly spread; None: all.
+    """
+
+    images: str | Path | ImageSource
+    split: str = "train"
+    image_column: str | None = None
+    dataset_config: str | None = None
+    value_range: tuple[float, float] | None = None
+    annotations: bool = True
+    label_column: str | None = None
+    caption_column: str | None = None
+    limit: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the images are called."""
+        if isinstance(self.images, str | Path):
+            return f"{self.images} ({self.split})"
+        return str(getattr(self.images, "folder", f"a {type(self.images).__name__}"))
+
+    def open(self) -> tuple[ImageSource, Annotations]:
+        """The images, and what is known about them; every rank must call it.
+
+        Raises:
+            ValueError: there are no such images, or no such labels or captions.
+        """
+        with distributed.main_first():  # the first rank downloads and indexes, the others find it done
+            source = self._source()
+            if len(source) == 0:
+                raise ValueError("the source has no images")
+            if self.limit is not None:
+                source = take_evenly(source, self.limit)
+            if not self.annotations:
+                return source, Annotations()
+            columns = {"label_column": self.label_column, "caption_column": self.caption_column}
+            return source, read_annotations(source, **columns)
+
+    def _source(self) -> ImageSource:
+        if not isinstance(self.images, str | Path):
+            return self.images
+        return open_source(
+            str(self.images),
+            split=self.split,
+            image_column=self.image_column,
+            dataset_config=self.dataset_config,
+            value_range=self.value_range,
+        )

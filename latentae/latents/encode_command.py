@@ -1,0 +1,121 @@
+"""`latentae encode MODEL --data NAME --out FOLDER`: an image set's latents, stored for a denoiser."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_DESCRIPTION = """\
+Encodes images once, and stores mean and standard deviation of each posterior (of VQ models the continuous
+latents) with labels and captions, for latentae.LatentDataset. A job that was killed goes on where it stopped.
+For several devices start it by torchrun or `accelerate launch`; the files do not depend on their number."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit code: 0 done, 1 failed on the way, 2 bad input, 130 interrupted."""
+    try:
+        options = vars(_parser().parse_args(arguments))
+    except SystemExit as stopped:  # argparse has said what is wrong, or printed the help
+        return int(stopped.code or 0)
+
+    # Not before: torch takes seconds to load, and --help shall not.
+    import torch
+
+    from latentae import distributed
+    from latentae.data import WorkerDiedError
+    from latentae.latents.cache.encode import encode_dataset
+    from latentae.latents.cache.files import FullDiskError
+    from latentae.latents.cache.work import CacheError, FailedElsewhereError
+
+    options["value_range"] = None if options["value_range"] is None else tuple(options["value_range"])
+    only = options.pop("codes_only")
+    options |= {"codes": options["codes"] or only, "latents": not only}
+    model, data, out = (options.pop(name) for name in ("model", "data", "out"))
+    try:
+        with distributed.init_from_environment() as device:
+            report = encode_dataset(model, data, out, device=device, say=_say, **options)
+    except FailedElsewhereError:
+        return 1
+    except (CacheError, FullDiskError, WorkerDiedError) as error:
+        return _fail(f"error: {error}", 1, alone=True)  # by whichever process has met it
+    except torch.OutOfMemoryError:
+        return _fail(
+            "error: the device's memory does not hold this: choose a smaller --batch-size", 1, alone=True
+        )
+    except (ValueError, OSError) as error:
+        return _fail(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from here", 130)
+    if _is_first():
+        if report.skipped:
+            sys.stdout.write(f"note: {len(report.skipped)} image(s) could not be decoded\n")
+        sys.stdout.write(f"{report}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("latentae encode", description=_DESCRIPTION, allow_abbrev=False)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a model's folder, or what else load_autoencoder opens")
+    add("--data", required=True, metavar="NAME", help="photos, a path, or a dataset of the hub")
+    add("--out", required=True, type=Path, metavar="FOLDER", help="where the latents go")
+    add("--split", default="train", metavar="NAME", help="the split to encode (train)")
+    add("--limit", type=int, metavar="N", help="encode N images, evenly spread")
+    add("--image-size", type=int, metavar="N", help="pixels (the sample_size of the model)")
+    add(
+        "--sizes",
+        default="crop",
+        metavar="HOW",
+        help="of mixed sizes: crop, bucket (keep the aspect) or refuse",
+    )
+    add("--flips", action="store_true", help="also store the latents of the mirrored images")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--codes", action="store_true", help="of VQ models: store the indices, too")
+    what.add_argument("--codes-only", action="store_true", help="of VQ models: store the indices alone")
+    add(
+        "--dtype",
+        default="float16",
+        metavar="NAME",
+        help="of the latents: float16, bfloat16 or float32 (float16)",
+    )
+    add(
+        "--precision", default="float32", metavar="NAME", help="of the encoder: float32 or bfloat16 (float32)"
+    )
+    add("--broken", default="skip", metavar="HOW", help="of unreadable images: skip, replace or stop (skip)")
+    add("--shard-size", type=int, metavar="N", help="images a file (128 to 1024, by their number)")
+    add("--batch-size", type=int, default=16, metavar="N", help="images at a time, on each process (16)")
+    add("--num-workers", dest="workers", type=int, default=0, metavar="N", help="processes that decode (0)")
+    add("--seed", type=int, default=0, metavar="N", help="chooses what replaces unreadable images (0)")
+    reading = parser.add_argument_group("reading the data")
+    reading.add_argument("--image-column", metavar="NAME", help="the column of tables, the extension in tars")
+    reading.add_argument("--label-column", metavar="NAME", help="the same of labels (label, .cls)")
+    reading.add_argument(
+        "--caption-column", metavar="NAME", help="the same of captions (caption or text, .txt)"
+    )
+    reading.add_argument(
+        "--no-annotations", dest="annotations", action="store_false", help="store no labels and captions"
+    )
+    reading.add_argument("--dataset-config", metavar="NAME", help="the configuration of a hub dataset")
+    reading.add_argument(
+        "--value-range", nargs=2, type=float, metavar=("BLACK", "WHITE"), help="of images beyond 8 bits"
+    )
+    return parser
+
+
+def _say(text: str) -> None:
+    """Progress of the first process, and every process's broken images."""
+    if _is_first() or text.startswith(("left out", "replaced")):
+        sys.stderr.write(f"{text}\n")
+
+
+def _fail(message: str, code: int, *, alone: bool = False) -> int:
+    if alone or _is_first():
+        sys.stderr.write(f"{message}\n")
+    return code
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,88 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from latentae.latents.cache.folder import (
+    CacheIndex,
+    CacheSettings,
+    ShardEntry,
+    check_folder,
+    read_index,
+    recorded_options,
+    write_settings,
+)
+
+SETTINGS = CacheSettings(
+    model={"hash": "aaa", "class": "KLVAE", "path": "run"},
+    normalisation={"shift": [0.0], "scale": [1.5]},
+    data={"hash": "ccc", "name": "photos", "images": 9},
+    options={"image_size": 64, "flips": False},
+)
+INDEX = CacheIndex(
+    SETTINGS, [ShardEntry("a", 10, 3, [4, 8, 8], [64, 64]), ShardEntry("b", 9, 2, [4, 8, 8], [64, 64])], True
+)
+
+
+def test_an_index_comes_back(tmp_path):
+    INDEX.write(tmp_path)
+    assert read_index(tmp_path) == INDEX
+    assert INDEX.images == 5
+
+
+def test_what_is_no_finished_cache_is_not_read(tmp_path):
+    with pytest.raises(ValueError, match=r"there are no latents in .*`latentae encode`"):
+        read_index(tmp_path)
+    write_settings(tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match="are not finished: run the command that encodes them again"):
+        read_index(tmp_path)
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(ValueError, match=r"index\.json is damaged"):
+        read_index(tmp_path)
+    content = {"settings": {"version": 99}, "shards": []}
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="is a cache of version 99, and this program reads 1"):
+        read_index(tmp_path)
+
+
+def test_a_folder_for_a_new_cache_must_be_empty(tmp_path):
+    check_folder(tmp_path / "new", SETTINGS)
+    check_folder(tmp_path, SETTINGS)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match="holds other files than latents"):
+        check_folder(tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match="is a file: choose a folder"):
+        check_folder(tmp_path / "notes.txt", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"model": {**SETTINGS.model, "hash": "bbb"}},
+            "latents of another model, run, or .* hash aaa, now bbb",
+        ),
+        ({"normalisation": None}, "this model at another scale or shift"),
+        ({"data": {"hash": "d", "name": "x", "images": 8}}, "of other images: 9 of photos; now there are 8"),
+        (
+            {"options": {"image_size": 32, "flips": False}},
+            r"made with image_size=64 \(now 32\): give the same",
+        ),
+    ],
+)
+def test_a_cache_of_something_else_is_refused(changes, says, tmp_path):
+    write_settings(tmp_path, SETTINGS)
+    check_folder(tmp_path, replace(SETTINGS, **changes))  # before the first shard there is nothing to lose
+    (tmp_path / "latents_8x8_00000.safetensors").write_bytes(b"")
+    check_folder(tmp_path, SETTINGS)
+    check_folder(tmp_path, replace(SETTINGS, model={**SETTINGS.model, "path": "moved"}))
+    with pytest.raises(ValueError, match=says.replace("hash aaa", r"changed \(hash aaa")):
+        check_folder(tmp_path, replace(SETTINGS, **changes))
+
+
+def test_options_are_recorded(tmp_path):
+    assert recorded_options(tmp_path) == {}
+    write_settings(tmp_path, SETTINGS)
+    assert recorded_options(tmp_path) == {}
+    (tmp_path / "latents_8x8_00000.safetensors").write_bytes(b"")
+    assert recorded_options(tmp_path) == SETTINGS.options

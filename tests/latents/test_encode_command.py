@@ -1,0 +1,80 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latentae import LatentDataset, cli
+from latentae.latents.encode_command import main
+from tests.latents.conftest import make_kl, make_vq
+from tests.processes import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_images_are_encoded_once(classes, tmp_path, capsys):
+    make_kl().save_pretrained(tmp_path / "kl")
+    (classes / "dog/broken.png").write_bytes(b"no picture")
+    arguments = [
+        "encode",
+        str(tmp_path / "kl"),
+        "--data",
+        str(classes),
+        "--out",
+        str(tmp_path / "out"),
+        "--flips",
+    ]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "note: 1 image(s) could not be decoded" in shown.out
+    assert "10 images in 1 shard(s)" in shown.out
+    assert "bytes an image" in shown.out
+    assert "left out: dog/broken.png: not a JPEG" in shown.err
+    assert cli.main(arguments) == 0
+    assert "complete, nothing to do: 10 images" in capsys.readouterr().out
+    assert LatentDataset(tmp_path / "out", tmp_path / "kl").label_names == ["cat", "dog"]
+
+
+def test_codes_alone(classes, tmp_path):
+    make_vq().save_pretrained(tmp_path / "vq")
+    out = ["--data", str(classes), "--out", str(tmp_path / "out"), "--no-annotations", "--codes-only"]
+    assert main([str(tmp_path / "vq"), *out]) == 0
+    assert set(LatentDataset(tmp_path / "out")[0]) == {"name", "index", "codes"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["{kl}"], "the following arguments are required: --data, --out"),
+        (["{kl}", "--data", "{images}", "--out", "{out}", "--sizes", "any"], "error: sizes is 'any'"),
+        (["{kl}", "--data", "{images}", "--out", "{out}", "--codes"], "error: codes are of VQ models"),
+        (["{kl}", "--data", "{images}", "--out", "{images}"], "error: {images} holds other files"),
+        (["{kl}", "--data", "{images}", "--out", "{out}", "--split", "dev"], "error: split 'dev' is not in"),
+        (["{kl}", "--data", "{images}", "--out", "{out}", "--label-column", "a"], "label_column='a' is for"),
+        (["{images}", "--data", "{images}", "--out", "{out}"], "error: "),
+        (
+            ["{kl}", "--data", "{images}", "--out", "{out}", "--image-size", "1"],
+            "error: images of 1x1 pixels",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, says, classes, tmp_path, capsys):
+    make_kl().save_pretrained(tmp_path / "kl")
+    places = {"kl": tmp_path / "kl", "images": classes, "out": tmp_path / "out"}
+    assert main([word.format(**places) for word in arguments]) in (1, 2)
+    error = capsys.readouterr().err
+    assert says.format(**places) in error
+    assert "Traceback" not in error
+
+
+def test_help_does_not_load_torch():
+    code = "import sys; from latentae import cli; cli.main(['encode', '--help'])"
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT, env=environment())
+
+
+def test_the_script_is_the_command(tmp_path):
+    script = [sys.executable, "scripts/encode_dataset.py", "model", "--data", "photos"]
+    result = subprocess.run(script, capture_output=True, text=True, cwd=ROOT, env=environment())
+    assert result.returncode == 2
+    assert "latentae encode: error: the following arguments are required: --out" in result.stderr
