@@ -35,21 +35,27 @@ from latentae.data import (
 )
 from latentae.discriminators import DiffAugment, PatchGAN
 from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
+from latentae.losses.alignment import Alignment
 from latentae.losses.divergences import DIVERGENCES
 from latentae.losses.elbo import PosteriorReport
+from latentae.losses.equivariance import Equivariance
+from latentae.losses.feature_maps import FeatureMaps, VGG16Maps, ViTMaps
 from latentae.losses.free_bits import FreeBits
 from latentae.losses.gradient_penalty import R1
 from latentae.losses.kl import KLRegulariser
 from latentae.losses.kl_schedule import KL_SCHEDULES, KLSchedule, constant
+from latentae.losses.latent_noise import LatentNoise
 from latentae.losses.lecam import LeCAM
 from latentae.losses.likelihood import LIKELIHOODS
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.perceptual import LPIPS
 from latentae.losses.reconstruction import RECONSTRUCTION_LOSSES, ReconstructionLoss
+from latentae.losses.spectral import Spectral
 from latentae.models import KLVAE, VQGAN, VQVAE, load_autoencoder
 from latentae.models.architecture import describe_architecture
 from latentae.models.loading import is_single_file
 from latentae.weights import load_trunk
+from latentae.weights_transformer import load_vision_transformer
 
 _VQ_MODELS: dict[str, type[VQVAE]] = {"VQVAE": VQVAE, "VQGAN": VQGAN}
 _DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN}
@@ -125,6 +131,41 @@ def build_regulariser(config: LossConfig) -> KLRegulariser | None:
     )
 
 
+def build_equivariance(config: LossConfig) -> Equivariance | None:
+    """Which steps transform latents and how, or None."""
+    return None if config.equivariance is None else Equivariance(**config.equivariance.model_dump())
+
+
+def build_latent_noise(config: LossConfig) -> LatentNoise | None:
+    """What the decoder learns to forgive, or None."""
+    return None if config.latent_noise is None else LatentNoise(**config.latent_noise.model_dump())
+
+
+def build_spectral(config: LossConfig) -> Spectral | None:
+    """The term of low-passed latents, or None."""
+    return None if config.spectral is None else Spectral(**config.spectral.model_dump())
+
+
+def build_alignment(config: LossConfig) -> Alignment | None:
+    """The term of latents aligned with features, or None."""
+    return None if config.alignment is None else Alignment(**config.alignment.model_dump(exclude={"network"}))
+
+
+def build_feature_maps(config: RunConfig) -> FeatureMaps | None:
+    """The frozen network that latents are aligned with, or None; fetches what is not on this machine yet.
+
+    Raises:
+        WeightsNotFoundError: it cannot be had.
+        ValueError: it is no vision transformer.
+    """
+    if config.loss.alignment is None:
+        return None
+    network = config.loss.alignment.network
+    if network == "vgg16":
+        return VGG16Maps(load_trunk("vgg"), config.model.downsampling_factor)
+    return ViTMaps(load_vision_transformer(network))
+
+
 def build_report(config: LossConfig, regulariser: KLRegulariser | None) -> PosteriorReport | None:
     """What the log says of a posterior that is regularised, or None where none is."""
     if regulariser is None:
@@ -138,7 +179,7 @@ def build_objective(config: LossConfig) -> ReconstructionObjective:
     return ReconstructionObjective(
         build_reconstruction_loss(reconstruction),
         reconstruction_weight=reconstruction.weight,
-        perceptual=None if perceptual is None else build_lpips(perceptual.trunk),
+        perceptual=None if perceptual is None else build_lpips(perceptual.trunk, perceptual.precision),
         perceptual_weight=0.0 if perceptual is None else perceptual.weight,
         scale_perceptual=isinstance(reconstruction, LikelihoodConfig) and reconstruction.scale_perceptual,
     )
@@ -152,9 +193,9 @@ def build_reconstruction_loss(config: ReconstructionConfig) -> ReconstructionLos
     return partial(RECONSTRUCTION_LOSSES[config.type], **config.model_dump(exclude={"type", "weight"}))
 
 
-def build_lpips(trunk: str) -> LPIPS:
+def build_lpips(trunk: str, precision: str = "float32") -> LPIPS:
     """LPIPS on the trunk ``alex`` or ``vgg`` with its ImageNet weights."""
-    return LPIPS(load_trunk(trunk), net=trunk)
+    return LPIPS(load_trunk(trunk), net=trunk, precision=precision)
 
 
 def build_discriminator(config: RunConfig) -> nn.Module | None:

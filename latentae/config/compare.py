@@ -17,6 +17,8 @@ RESUMABLE_KEYS = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "best_metric",
+        "guard.max_consecutive",
+        "guard.min_codebook_usage",
         "sample_every",
         "log_every",
         "validate_every",

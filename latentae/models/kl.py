@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
@@ -130,6 +132,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> AutoencoderOutput | tuple[Tensor]:
         """Reconstruction of images [B, C, H, W] in [−1, 1], of any size.
 
@@ -138,6 +141,8 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             sample_posterior: decode a sample of the posterior instead of its mode.
             generator: draws that sample.
             noise: [B, c, h, w] standard normal noise for the sample, in the place of the generator.
+            change: what is done to the latents before they are decoded; the reconstruction is then as large
+                as they say, and the output's ``latents`` are those before it.
         """
         posterior = self.encode(sample).latent_dist
         if noise is not None:
@@ -147,7 +152,10 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         else:
             latents = posterior.mode()
         height, width = sample.shape[-2:]
-        images = self.decode(latents, size=(height, width)).sample
+        if change is None:
+            images = self.decode(latents, size=(height, width)).sample
+        else:
+            images = self.decode(change(latents)).sample
         if not return_dict:
             return (images,)
         return AutoencoderOutput(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from latentae.models.tokens import TokenMixin
 from latentae.quantizers import (
     QUANTIZERS,
     EMAQuantizer,
+    LatentMap,
     Quantizer,
     VectorQuantizer,
     create_quantizer,
@@ -222,6 +224,15 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
         self.use_plain_codebook(plain_quantizer(self.quantize))
         return True
 
+    @torch.no_grad()
+    def move_latents(self, change: LatentMap) -> None:
+        """Changes ``quant_conv`` in place, so that latents z become A z + b; codes stay where they are."""
+        conv = self.quant_conv
+        matrix, shift = (part.to(conv.weight.device, torch.float64) for part in change)
+        conv.weight.copy_(torch.einsum("ij,jchw->ichw", matrix, conv.weight.double()))
+        assert conv.bias is not None
+        conv.bias.copy_(matrix @ conv.bias.double() + shift)
+
     def use_plain_codebook(self, plain: VectorQuantizer) -> None:
         """Puts a plain codebook of the same size in place of the quantizer."""
         self.quantize = plain
@@ -234,15 +245,17 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
         return_dict: bool = True,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> AutoencoderOutput | tuple[Tensor, Tensor]:
         """Reconstruction of images [B, C, H, W] in [−1, 1], of any size, with the quantizer's losses.
 
-        ``sample_posterior``, ``generator`` and ``noise`` are a KL-VAE's; nothing is random here.
+        ``sample_posterior``, ``generator`` and ``noise`` are a KL-VAE's; nothing is random here. ``change``
+        is as there, done before quantization.
         """
         latents = self.encode(sample).latents
-        quantized = self.quantize(latents)
+        quantized = self.quantize(latents if change is None else change(latents))
         height, width = sample.shape[-2:]
-        images = self._decode(quantized.quantized, (height, width))
+        images = self._decode(quantized.quantized, (height, width) if change is None else None)
         if not return_dict:
             return images, quantized.loss
         return AutoencoderOutput(

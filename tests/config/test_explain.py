@@ -59,7 +59,7 @@ def problems(changes: dict[str, Any]) -> list[str]:
         (
             "model.quantizer.num_codes",
             REMOVED,
-            "`model.quantizer.num_codes` is missing; it must be an integer >= 2",
+            "`model.quantizer.num_codes` is missing; it must be an integer in [2, 1048576]",
         ),
         (
             "loss",

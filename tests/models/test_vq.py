@@ -7,6 +7,7 @@ from diffusers import VQModel
 
 from latentae import VQGAN
 from latentae.models import AutoencoderOutput
+from latentae.quantizers import LatentMap
 from tests.models.conftest import make
 
 
@@ -130,3 +131,28 @@ def test_the_quantizer_answers_as_the_stock_one_does(model, images):
 def test_a_normalisation_that_the_stock_class_cannot_hold():
     with pytest.warns(UserWarning, match="keeps scaling_factor only"):
         make(shift_factor=0.5).to_diffusers()
+
+
+def test_latents_that_are_moved(images):
+    """z' = A z + b through the convolution, whose parameters stay the same objects."""
+    torch.manual_seed(0)
+    model = make(quantizer={"type": "fsq", "levels": [8, 5, 5]}, num_vq_embeddings=200)
+    before, weight = model.encode(images).latents, model.quant_conv.weight
+    matrix = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 3.0]], dtype=torch.float64)
+    shift = torch.tensor([0.5, 0.0, -1.0], dtype=torch.float64)
+    model.move_latents(LatentMap(matrix, shift))
+    expected = torch.einsum("ij,bjhw->bihw", matrix.float(), before) + shift.float()[:, None, None]
+    torch.testing.assert_close(model.encode(images).latents, expected)
+    assert model.quant_conv.weight is weight
+
+
+def test_a_started_model_uses_its_grid(images):
+    torch.manual_seed(0)
+    model = make(quantizer={"type": "fsq", "levels": [5, 5, 5]}, num_vq_embeddings=125)
+    change = model.quantize.start(model.encode(images).latents, torch.Generator())
+    before = model(images).indices.unique().numel()
+    model.move_latents(change)
+    latents = model.encode(images).latents.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(latents.mean(dim=1), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.cov(latents, correction=0), torch.eye(3), atol=1e-3, rtol=0)
+    assert model(images).indices.unique().numel() > 3 * before

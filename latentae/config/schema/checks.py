@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from latentae.config.schema.checks_adversarial import adversarial_problems, adversarial_warnings
 from latentae.config.schema.checks_checkpoint import checkpoint_problems
 from latentae.config.schema.checks_data import data_problems
+from latentae.config.schema.checks_latent_losses import latent_loss_problems, latent_loss_warnings
 from latentae.config.schema.checks_loss import loss_problems, loss_warnings
 from latentae.config.schema.checks_pretrained import pretrained_problems
 from latentae.config.schema.checks_quantizer import quantizer_problems
@@ -31,6 +32,7 @@ def find_problems(config: RunConfig) -> list[str]:
         *_discriminator(config),
         *adversarial_problems(config),
         *loss_problems(config),
+        *latent_loss_problems(config),
         *pretrained_problems(config),
         *quantizer_problems(config),
     ]
@@ -44,7 +46,7 @@ def config_warnings(config: RunConfig) -> list[str]:
             f"`optimizer.warmup_steps` is {config.optimizer.warmup_steps} and `max_steps` "
             f"{config.max_steps}: the learning rate never reaches `optimizer.learning_rate`"
         )
-    return [*warnings, *loss_warnings(config)]
+    return [*warnings, *loss_warnings(config), *latent_loss_warnings(config)]
 
 
 def _norm_groups(config: RunConfig) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""When a run that produces no finite numbers is given up."""
+"""When a run that produces no finite numbers is given up, and when one is warned of its codebook."""
 
-from latentae.config.schema.base import Count, Section
+from latentae.config.schema.base import Count, Section, Share
 
 
 class GuardConfig(Section):
@@ -8,3 +8,7 @@ class GuardConfig(Section):
 
     max_consecutive: Count = 10
     """Updates in a row that may be skipped, on any batches, before the run stops with its state saved."""
+    min_codebook_usage: Share | None = 0.5
+    """Say so, once, when less than this share of the codes is in use over an epoch, and name what helps:
+    below a half, a codebook of half the size would do. Of tables too large for an epoch to reach all of, it
+    is a share of what even use would reach. null: never."""

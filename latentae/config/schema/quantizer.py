@@ -21,7 +21,7 @@ class _Table(Section):
     """What quantizers with a learned table of codes share."""
 
     type: str
-    num_codes: Annotated[int, Field(ge=2)]
+    num_codes: Annotated[int, Field(ge=2, le=1 << 20)]
     """Vectors in the codebook (taming-transformers: 1024 or 16384)."""
     code_dim: Count | None = None
     """Length of a code; null: `latent_channels`, or an equal share of them in a group."""
@@ -49,8 +49,9 @@ class VectorQuantizerConfig(_NearestCode):
     legacy_loss_order: bool = False
     """Swap `commitment_weight` and `codebook_weight`, so that beta stands on the codebook term: to continue
     models that were trained so (`legacy=True`, the default of taming-transformers)."""
-    init: Literal["uniform", "data"] = "uniform"
-    """Where codes start: uniform in [-1/num_codes, 1/num_codes], or by k-means of the first latents."""
+    init: Literal["uniform", "data"] = "data"
+    """Where codes start: uniform in [-1/num_codes, 1/num_codes], which most codes never leave, or by k-means
+    of the first latents."""
 
 
 class EMAQuantizerConfig(_NearestCode):
@@ -61,8 +62,9 @@ class EMAQuantizerConfig(_NearestCode):
     """Share of the average kept at each step."""
     epsilon: Positive = 1e-5
     """Laplace smoothing of the code counts: keeps the average of an unused code finite."""
-    init: Literal["uniform", "data"] = "uniform"
-    """Where codes start: uniform in [-1/num_codes, 1/num_codes], or by k-means of the first latents."""
+    init: Literal["uniform", "data"] = "data"
+    """Where codes start: uniform in [-1/num_codes, 1/num_codes], which most codes never leave, or by k-means
+    of the first latents."""
 
 
 class CosineQuantizerConfig(_NearestCode):
@@ -72,8 +74,9 @@ class CosineQuantizerConfig(_NearestCode):
     type: Literal["cosine"]
     codebook_weight: PositiveOrZero = 1.0
     """Weight of the codebook term |sg[z] - e|^2, which moves the codes e to their latents z."""
-    init: Literal["uniform", "data"] = "uniform"
-    """Where codes start: uniform in [-1/num_codes, 1/num_codes], or by k-means of the first latents."""
+    init: Literal["uniform", "data"] = "data"
+    """Where codes start: uniform in [-1/num_codes, 1/num_codes], which most codes never leave, or by k-means
+    of the first latents."""
 
 
 class SimVQConfig(_NearestCode):
@@ -82,8 +85,9 @@ class SimVQConfig(_NearestCode):
     type: Literal["simvq"]
     codebook_weight: PositiveOrZero = 1.0
     """Weight of the codebook term |sg[z] - e|^2, which moves the codes e to their latents z."""
-    init: Literal["normal", "data"] = "normal"
-    """What the frozen codebook is: drawn from N(0, 1/code_dim), or placed by k-means of the first latents."""
+    init: Literal["normal", "data"] = "data"
+    """What the frozen codebook is: drawn from N(0, 1/code_dim) as published, or
+    placed by k-means of the first latents."""
 
 
 class IBQConfig(_Table):
@@ -106,6 +110,9 @@ class FSQConfig(Section):
     levels: Levels
     """Levels of each channel; there are as many codes as their product. The paper's: [8, 6, 5] (240 codes),
     [8, 5, 5, 5] (1000), [7, 5, 5, 5, 5] (4375), [8, 8, 8, 6, 5] (15360)."""
+    init: Literal["none", "data"] = "data"
+    """data: the convolution in front is changed before the first step, so that the first latents have mean 0
+    and covariance I and reach all of the grid; none: it is left as it was drawn."""
 
 
 class _Signs(Section):

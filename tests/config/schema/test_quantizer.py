@@ -44,7 +44,7 @@ def test_type_chooses_the_quantizer(kind: str) -> None:
 
 def test_defaults() -> None:
     vector = config().model.quantizer
-    assert (vector.codebook_weight, vector.commitment_weight, vector.init) == (2.0, 0.25, "uniform")
+    assert (vector.codebook_weight, vector.commitment_weight, vector.init) == (2.0, 0.25, "data")
     assert (vector.gradient, vector.legacy_loss_order) == ("straight_through", False)
     ema = config({"model.quantizer": {"type": "ema", "num_codes": 4}}).model.quantizer
     assert (ema.decay, ema.epsilon, ema.code_dim, ema.revive_after) == (0.99, 1e-5, None, None)
@@ -57,6 +57,11 @@ def test_defaults() -> None:
         ({"type": "fsq", "levels": []}, "`model.quantizer.levels` is []"),
         ({"type": "fsq", "levels": [5], "num_codes": 5}, "unknown key `model.quantizer.num_codes`"),
         ({"type": "lfq", "bits": 21}, "`model.quantizer.bits` is 21"),
+        (
+            {"type": "ema", "num_codes": 2**20 + 1},
+            "`model.quantizer.num_codes` is 1048577; it must be an integer in [2, 1048576]",
+        ),
+        ({"type": "fsq", "levels": [8], "init": "uniform"}, "it must be one of none, data"),
         ({"type": "vector", "num_codes": 4, "gradient": "none"}, '`model.quantizer.gradient` is "none"'),
         (
             {"type": "residual", "depth": 2, "member": {"type": "residual"}},

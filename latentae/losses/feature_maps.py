@@ -1,0 +1,121 @@
+"""Frozen networks that give images a map of features, for latents to be aligned with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentae.losses.resizing import resize
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in [0, 1]
+# Widths of VGG16's convolutions, in stages with a pooling that halves before all but the first.
+_VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class FeatureMaps(nn.Module):
+    """What both networks share: frozen, in evaluation mode whatever ``train`` says.
+
+    Attributes:
+        channels: d, the length of a position's features.
+    """
+
+    channels: int
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Features [B, d, *size] of RGB images [B, 3, H, W] in [−1, 1]."""
+        with torch.autocast(images.device.type, enabled=False):
+            features = self.features(images, size)
+        return resize(features, size)
+
+    def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Features in a grid that suits the network, near ``size``."""
+        raise NotImplementedError
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images as networks trained on ImageNet expect them."""
+        return ((images + 1) / 2 - self.mean) / self.std
+
+    def train(self, mode: bool = True) -> FeatureMaps:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+
+class VGG16Maps(FeatureMaps):
+    """The deepest of VGG16's five stages whose positions are not larger than a latent.
+
+    At hand wherever the perceptual loss is. A classifier of 2014 is no substitute for DINOv2, which the paper
+    measured; it shows that a run works.
+
+    Args:
+        trunk: the convolutions, as ``latentae.weights.load_trunk("vgg")`` returns them.
+        factor: pixels per latent along each side.
+    """
+
+    def __init__(self, trunk: dict[str, Tensor], factor: int) -> None:
+        super().__init__()
+        stages = _VGG_STAGES[: max(1, min(factor.bit_length(), len(_VGG_STAGES)))]
+        self.channels = stages[-1][-1]
+        layers: list[nn.Module] = []
+        for stage in stages:
+            if layers:
+                layers.append(nn.MaxPool2d(2))
+            for width in stage:
+                weight, bias = (trunk[f"features.{len(layers)}.{part}"] for part in ("weight", "bias"))
+                convolution = nn.Conv2d(weight.shape[1], width, 3, padding=1)
+                convolution.load_state_dict({"weight": weight, "bias": bias})
+                layers += [convolution, nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.requires_grad_(False).eval()
+
+    def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Of the images as they are."""
+        return self.layers(self.normalised(images))
+
+
+class ViTMaps(FeatureMaps):
+    """The last layer's patch tokens of a vision transformer such as DINOv2, one patch a latent.
+
+    Images are resized so that patches and latents coincide, in a grid of at most 16 along the longer side
+    (224 pixels with patches of 14, as in VA-VAE's program); beyond that the features are interpolated.
+
+    Args:
+        model: a transformers model with ``config.patch_size`` and ``config.hidden_size``, called with
+            ``pixel_values``.
+
+    Raises:
+        ValueError: a model that has no such patches.
+    """
+
+    longest_side = 16
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        patch, channels = (getattr(model.config, name, None) for name in ("patch_size", "hidden_size"))
+        if not isinstance(patch, int) or not isinstance(channels, int):
+            raise ValueError(
+                f"{type(model).__name__} has no square patches: give a vision transformer such as DINOv2"
+            )
+        self.model = model
+        self.patch = patch
+        self.channels = channels
+        self.requires_grad_(False).eval()
+
+    def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Of images resized to whole patches."""
+        shrink = min(1.0, self.longest_side / max(size))
+        height, width = (max(1, round(side * shrink)) for side in size)
+        resized = resize(images, (height * self.patch, width * self.patch))
+        tokens = self.model(pixel_values=self.normalised(resized)).last_hidden_state
+        # Class and register tokens come first.
+        patches = tokens[:, -height * width :]
+        return patches.transpose(1, 2).unflatten(2, (height, width))
