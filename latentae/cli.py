@@ -20,7 +20,11 @@ _DRY_RUN = "--dry-run"
 _USAGE = """\
 usage: latentae train FAMILY [--config NAME_OR_PATH] [--dry-run] [key=value ...]
        latentae stats MODEL --data NAME [--out FOLDER | --in-place] ...
+       latentae encode MODEL --data NAME --out FOLDER ...
+       latentae inspect MODEL --data NAME --out FOLDER ...
        latentae evaluate MODEL [MODEL ...] --data NAME --out FOLDER ...
+       latentae compare REPORT REPORT
+       latentae probe MODEL [MODEL ...] --data NAME --out FOLDER ...
        latentae export RUN_OR_MODEL --format FORMAT --out PATH ...
        latentae reconstruct IMAGE_OR_FOLDER OUT --model MODEL ...
 
@@ -114,8 +118,12 @@ def _train_command(arguments: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train_command,
     "stats": lambda arguments: import_module("latentae.latents.command").main(arguments),
+    "encode": lambda arguments: import_module("latentae.latents.encode_command").main(arguments),
+    "inspect": lambda arguments: import_module("latentae.latents.inspect_command").main(arguments),
+    "probe": lambda arguments: import_module("latentae.diffusion.command").main(arguments),
     "export": lambda arguments: import_module("latentae.export.command").main(arguments),
     "evaluate": lambda arguments: import_module("latentae.evaluation.evaluate_command").main(arguments),
+    "compare": lambda arguments: import_module("latentae.evaluation.compare_command").main(arguments),
     "reconstruct": lambda arguments: import_module("latentae.evaluation.reconstruct").main(arguments),
 }
 

@@ -9,7 +9,7 @@ from latentae.evaluation.report.results import Results, Value
 from latentae.evaluation.report.table import best_models, info, number, present_metrics
 
 # Told apart also by those who see colours otherwise (Okabe & Ito 2008); readable on white and on black.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6bd1", "#7a7a7a")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6bd1", "#7a7a7a")
 _RATES = ("bits_per_pixel", "kl_bits_per_pixel")
 _DISTORTIONS = ("psnr", "lpips_alex", "rfid", "fd_vgg16")
 
@@ -126,7 +126,7 @@ def _title(name: str) -> str:
 
 
 def _colour(results: Results, model: str) -> str:
-    return _COLOURS[list(results.models).index(model) % len(_COLOURS)]
+    return COLOURS[list(results.models).index(model) % len(COLOURS)]
 
 
 def _padded(values: list[float]) -> tuple[float, float]:

@@ -64,5 +64,41 @@ METRICS: dict[str, MetricInfo] = {
     "images_per_second": MetricInfo(
         "images/s", "", 1, "higher", "Encoding and decoding, on the machine named in the protocol"
     ),
+    "fid_generated": MetricInfo("gFID", "", 3, "lower", "As FD, generated, of InceptionV3 features"),
+    "fid_reconstructed": MetricInfo("FID, reconstructed", "", 3, None, "As FD, reconstructed"),
+    "fid_real": MetricInfo("FID, real", "", 3, None, "As FD, real, of InceptionV3 features"),
+    "fid_noise": MetricInfo("FID, noise", "", 3, None, "As FD, noise, of InceptionV3 features"),
+    "fd_vgg16_generated": MetricInfo(
+        "FD-VGG16, generated", "", 3, "lower", "Fréchet distance of VGG16 features, samples to training"
+    ),
+    "fd_vgg16_reconstructed": MetricInfo(
+        "FD, reconstructed", "", 3, None, "The same of as many reconstructed training images"
+    ),
+    "fd_vgg16_real": MetricInfo(
+        "FD, real", "", 3, None, "The same of as many real images (at most half) to the other ones"
+    ),
+    "fd_vgg16_noise": MetricInfo("FD, noise", "", 3, None, "The same of decoded noise: nothing was learned"),
+    "flow_loss": MetricInfo(
+        "flow loss", "", 4, None, "Held-out error of the velocity; not to be compared between latent spaces"
+    ),
+    "relative_flow_loss": MetricInfo(
+        "flow loss, relative", "", 4, None, "Divided by what knowing each channel's variance alone gives"
+    ),
+    "nearest_samples": MetricInfo(
+        "nearest, samples", "", 2, None, "Feature distance to the nearest training image, median over samples"
+    ),
+    "nearest_held_out": MetricInfo(
+        "nearest, held out", "", 2, None, "The same of reconstructed held-out images: what new pictures have"
+    ),
+    "nearest_copies": MetricInfo(
+        "nearest, copies", "", 2, None, "The same of reconstructed training images: what copies have"
+    ),
+    "copied_share": MetricInfo(
+        "suspiciously near",
+        "",
+        3,
+        None,
+        "Share of samples nearer than 95 % of held-out images; 0.05 is what new images give",
+    ),
 }
 """In the order in which reports show them."""

@@ -66,7 +66,7 @@ def render_terminal(results: Results) -> str:
         ]
         unit = info(name).unit
         rows.append([f"{info(name).label}{f' ({unit})' if unit else ''}", *cells])
-    return _aligned([header, *rows])
+    return aligned([header, *rows])
 
 
 def render_markdown(results: Results) -> str:
@@ -83,7 +83,8 @@ def render_markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length as columns of text: the first to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

@@ -1,0 +1,105 @@
+"""From latents to pictures: does what an autoencoder is trained with help the denoiser behind it?
+
+`python benchmarks/bench_ablation.py path/to/photos OUT [--steps N] [--probe-steps N] [--only NAME ...]` trains
+an autoencoder for each row of MODELS, the same backbone on the same crops for the same steps, probes them all
+with the same denoiser, and prints a Markdown table of reconstruction and generation. OUT keeps the runs and
+the probe's report; started again, it goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from machine import commit, hardware
+
+MODELS: dict[str, tuple[str, str, list[str]]] = {
+    "ae": ("kl_vae", "quickstart_ae", []),
+    "kl_1e-6": ("kl_vae", "quickstart_kl", []),
+    "kl_1e-3": ("kl_vae", "quickstart_kl", ["loss.kl.weight=1e-3"]),
+    "kl_1e-2": ("kl_vae", "quickstart_kl", ["loss.kl.weight=1e-2"]),
+    "kl_1e-6_eq": ("kl_vae", "quickstart_kl", ["loss.equivariance={min_scale: 0.5}"]),
+    "vq": ("vq_vae", "quickstart_vq", []),
+    "vqgan": ("vqgan", "quickstart", []),
+}
+"""Name -> family, config, and what differs from it."""
+
+
+def main() -> None:
+    arguments = _parse()
+    names = arguments.only or list(MODELS)
+    runs = {name: _train(name, arguments) for name in names}
+    report = arguments.out / "probe"
+    _latentae(
+        "probe",
+        *(f"{name}={run}" for name, run in runs.items()),
+        f"--data={arguments.data}",
+        f"--out={report}",
+        f"--steps={arguments.probe_steps}",
+        f"--samples={arguments.samples}",
+        f"--image-size={arguments.size}",
+    )
+    results = json.loads((report / "results.json").read_text())
+    print(
+        f"{hardware()}, commit {commit()}. Autoencoders: {arguments.steps} steps of {arguments.batch_size} crops "
+        f"of {arguments.size} px; denoisers: {arguments.probe_steps} steps of 32; {arguments.samples} samples.\n"
+    )
+    _table(results)
+
+
+def _train(name: str, arguments: argparse.Namespace) -> Path:
+    family, config, changes = MODELS[name]
+    run: Path = arguments.out / name
+    if not (run / "summary.json").exists():
+        steps = arguments.steps
+        adversary = [f"loss.adversarial.start_step={steps * 2 // 3}"] if family == "vqgan" else []
+        _latentae(
+            "train",
+            family,
+            f"--config={config}",
+            f"output_dir={run}",
+            f"max_steps={steps}",
+            f"batch_size={arguments.batch_size}",
+            f"data.name={arguments.data}",
+            f"data.image_size={arguments.size}",
+            "data.downscale=null",
+            "cpu_threads=1",
+            "trackers=[]",
+            *adversary,
+            *changes,
+        )
+    return run
+
+
+def _latentae(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "latentae.cli", *arguments], check=True, stdout=sys.stderr)
+
+
+def _table(results: dict[str, Any]) -> None:
+    models: dict[str, dict[str, dict[str, float]]] = results["models"]
+    metrics = [name for name in next(iter(models.values()))]
+    print(f"| model | {' | '.join(metrics)} |\n| --- {'| ---: ' * len(metrics)}|")
+    for name, values in models.items():
+        cells = [f"{values[metric]['value']:.4g}" if metric in values else "" for metric in metrics]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="folder of images")
+    parser.add_argument("out", type=Path, help="where the runs and the report go")
+    parser.add_argument("--steps", type=int, default=600, help="of each autoencoder")
+    parser.add_argument("--probe-steps", type=int, default=1000, help="of each denoiser")
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--size", type=int, default=64, help="pixels a side")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--only", nargs="+", choices=list(MODELS))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""A probe's folder: what it was begun with, what of it is finished, and nothing of anyone else's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SETTINGS, RESULTS = "settings.json", "results.json"
+
+_ELSEWHERE = "choose another --out, or remove this one"
+
+
+@dataclass(frozen=True)
+class ProbeFolder:
+    """Where a probe writes.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    def check(self) -> None:
+        """Whether a probe may write here at all; nothing is written.
+
+        Raises:
+            ValueError: it may not.
+        """
+        root = self.root
+        if root.is_dir() and any(root.iterdir()) and not (root / SETTINGS).is_file():
+            raise ValueError(
+                f"{root} holds other files than a probe: choose a new or an empty folder for --out"
+            )
+        place = root
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise ValueError(f"{root} cannot be a folder: {place} is a file")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ValueError(f"{root} cannot be written: there is no permission to write in {place}")
+
+    def claim(self, settings: dict[str, Any]) -> None:
+        """Notes what the probe depends on, or finds that it was begun with the same.
+
+        Raises:
+            ValueError: it was begun with other settings; the message names them.
+        """
+        settings = json.loads(json.dumps(settings))  # as it will be read
+        file = self.root / SETTINGS
+        if file.is_file():
+            begun = json.loads(file.read_text(encoding="utf-8"))
+            differing = [name for name in settings if begun.get(name) != settings[name]]
+            if differing:
+                name = differing[0]
+                others = f" (and {', '.join(differing[1:])})" if differing[1:] else ""
+                raise ValueError(
+                    f"{self.root} was begun with {name} {_text(begun.get(name))}, and this is "
+                    f"{_text(settings[name])}{others}: {_ELSEWHERE}"
+                )
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(file, settings)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the probe has ended, with its report."""
+        return (self.root / RESULTS).is_file()
+
+    def model(self, name: str) -> ModelFolder:
+        """The part of a model."""
+        return ModelFolder(self.root / name)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a probe writes of one model.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    @property
+    def pipeline(self) -> Path:
+        """The trained denoiser with its autoencoder."""
+        return self.root / "pipeline"
+
+    @property
+    def latents(self) -> Path:
+        """The caches of latents."""
+        return self.root / "latents"
+
+    def result(self) -> dict[str, Any] | None:
+        """What was found of the model; None while it is not finished."""
+        file = self.root / "result.json"
+        if not file.is_file():
+            return None
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Notes the result; the training's state is no longer needed."""
+        write_json(self.root / "result.json", result)
+        self._state.unlink(missing_ok=True)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Writes a training's state, whole or not at all."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        aside = self._state.with_name(".training.pt.tmp")
+        torch.save(state, aside)
+        aside.replace(self._state)
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The state of a training that was stopped; None where there is none."""
+        if not self._state.is_file():
+            return None
+        state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
+        return state
+
+    def write_pipeline(self, pipeline: Any) -> None:
+        """Saves the pipeline, whole or not at all."""
+        aside = self.root / ".pipeline.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        pipeline.save_pretrained(aside)
+        shutil.rmtree(self.pipeline, ignore_errors=True)
+        aside.rename(self.pipeline)
+
+    @property
+    def _state(self) -> Path:
+        return self.root / "training.pt"
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Writes a file, whole or not at all."""
+    aside = file.with_name(f".{file.name}.tmp")
+    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(file)
+
+
+def _text(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:79]}…"
