@@ -36,7 +36,11 @@ QUANTIZERS = {
     "ema": (4, f"{{type: ema, {_REVIVED}}}"),
     "cosine, 8 dimensions": (8, f"{{type: cosine, code_dim: 8, {_REVIVED}}}"),
     "simvq": (4, "{type: simvq, num_codes: 1024, init: data, revive_after: null}"),
+    "simvq, revived": (4, f"{{type: simvq, {_REVIVED}}}"),
+    "simvq, as published": (4, "{type: simvq, num_codes: 1024, init: normal, revive_after: null}"),
     "ibq": (4, "{type: ibq, num_codes: 1024}"),
+    "fsq 8·8·4·4": (4, "{type: fsq, levels: [8, 8, 4, 4]}"),
+    "fsq 8·8·4·4, as published": (4, "{type: fsq, levels: [8, 8, 4, 4], init: none, spread_weight: 0}"),
     "fsq 8·5·5·5": (4, "{type: fsq, levels: [8, 5, 5, 5]}"),
     "lfq, 10 bits": (10, "{type: lfq, bits: 10}"),
     "bsq, 10 bits": (10, "{type: bsq, bits: 10}"),
@@ -49,7 +53,8 @@ def main() -> None:
     arguments = _parser().parse_args()
     print(
         f"{hardware()}, {arguments.threads} thread(s), torch {torch.__version__}, commit {commit()}\n\n"
-        f"{arguments.steps} steps of {arguments.batch_size} images, {arguments.size} px, {arguments.data}\n"
+        f"{arguments.steps} steps of {arguments.batch_size} images, {arguments.size} px, "
+        f"widths {arguments.widths}, {arguments.data}\n"
     )
     print(
         "| quantizer | PSNR, dB | SSIM | LPIPS (alex) | bits/image | entropy | codes used | perplexity | s |"
@@ -79,7 +84,7 @@ def _run(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, An
             f"data.name={arguments.data}",
             f"data.image_size={arguments.size}",
             "data.downscale=null",
-            "model.block_out_channels=[32, 32, 64, 96]",
+            f"model.block_out_channels=[{arguments.widths}]",
             f"model.latent_channels={channels}",
             f"model.quantizer={quantizer}",
             f"cpu_threads={arguments.threads}",
@@ -130,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--size", type=int, default=64, help="pixels a side")
+    parser.add_argument("--widths", default="32, 32, 64, 96", help="block_out_channels, four multiples of 16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--only", action="append", choices=QUANTIZERS, help="one of the rows; may be repeated"

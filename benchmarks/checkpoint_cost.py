@@ -42,7 +42,7 @@ def cost(name: str, family: str, folder: Path, rounds: int) -> str:
     AcceleratorState._reset_state(reset_partial_state=True)  # of the config before
     trainer = Trainer(load_config(family, ["--config", name, *changes]))
     own_interval = trainer.config.checkpoint_every
-    batches, meter = trainer._batches(), Meter(None)
+    batches, meter = trainer._batches(), Meter()
     stepping, saving = [], []
     for _ in range(rounds + 1):  # the first makes the optimizer's state
         started = time.perf_counter()

@@ -10,7 +10,7 @@ from latentae import distributed
 from latentae.quantizers.gradient import GRADIENTS, check_gradient
 from latentae.quantizers.kmeans import k_means
 from latentae.quantizers.lookup import nearest_code
-from latentae.quantizers.quantizer import Quantizer, Weights, check_counts
+from latentae.quantizers.quantizer import Quantizer, Weights, check_counts, check_init
 from latentae.quantizers.result import FlatOutput
 
 _LATENTS_PER_CODE = 4
@@ -54,8 +54,7 @@ class CodebookQuantizer(Quantizer):
         super().__init__(num_codes, code_dim)
         check_counts(revive_after=revive_after)
         check_gradient(gradient)
-        if init not in self.starts:
-            raise ValueError(f"init is {init!r}, but must be one of {', '.join(self.starts)}")
+        check_init(init, self.starts)
         self.gradient = gradient
         self.init = init
         self.revive_after = revive_after

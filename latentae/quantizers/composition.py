@@ -33,6 +33,7 @@ class ComposedQuantizer(Quantizer):
         self.members = nn.ModuleList(members)
         self.depth = sum(member.depth or 1 for member in members)
         self.latents_to_start = max(member.latents_to_start for member in members)
+        self.whitens = any(member.whitens for member in members)
 
     def each(self) -> Iterator[tuple[Quantizer, slice]]:
         """The members, each with the columns of indices [N, depth] that are its own."""

@@ -18,7 +18,7 @@ def softmax_entropies(logits: Tensor, *, across_ranks: bool) -> tuple[Tensor, Te
     log_probabilities = logits.log_softmax(dim=1)
     probabilities = log_probabilities.exp()
     each = -(probabilities * log_probabilities).sum(dim=1).mean()
-    return each, _entropy(_mean(probabilities, across_ranks))
+    return each, _entropy(mean_over_ranks(probabilities.mean(dim=0), across_ranks=across_ranks))
 
 
 def binary_entropies(
@@ -44,7 +44,8 @@ def binary_entropies(
     together = latents.new_zeros(())
     for first in range(0, latents.shape[1], group_size):
         bits = slice(first, first + group_size)
-        together = together + _entropy(_mean(_joint(negative[:, bits], positive[:, bits]), across_ranks))
+        joint = _joint(negative[:, bits], positive[:, bits]).mean(dim=0)
+        together = together + _entropy(mean_over_ranks(joint, across_ranks=across_ranks))
     return each, together
 
 
@@ -56,9 +57,13 @@ def _joint(negative: Tensor, positive: Tensor) -> Tensor:
     return words
 
 
-def _mean(probabilities: Tensor, across_ranks: bool) -> Tensor:
-    """[K] the mean over latents, and over ranks where asked for."""
-    own = probabilities.mean(dim=0)
+def mean_over_ranks(own: Tensor, *, across_ranks: bool = True) -> Tensor:
+    """The mean over ranks of a mean over this rank's batch, for losses that are not linear in it.
+
+    Args:
+        own: any shape, the same on every rank.
+        across_ranks: whether to take it at all; every rank must call this then.
+    """
     if not across_ranks or distributed.world_size() == 1:
         return own
     # The value is that of all ranks, the gradient that of this one: averaged over ranks, as gradients are,

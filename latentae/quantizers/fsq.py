@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from latentae.quantizers.entropy import mean_over_ranks
 from latentae.quantizers.gradient import straight_through
-from latentae.quantizers.quantizer import Quantizer
+from latentae.quantizers.quantizer import Quantizer, check_init, check_weights
 from latentae.quantizers.result import FlatOutput
 
 # The outermost levels must be reached, and tanh never reaches 1 (the paper's appendix A.1).
 _MARGIN = 1e-3
+_LATENTS_TO_START = 4096  # a covariance of a few channels is then known to about a fiftieth
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -21,51 +24,76 @@ class FiniteScalarQuantizer(Quantizer):
 
     f(z) = (L − 1)(1 + ε) / 2 · tanh(z + s) − o, where o is ½ for even L and 0 for odd ones, and s makes
     f(0) = 0; the code is round(f(z)) / ⌊L / 2⌋, in [−1, 1]. The gradient passes the rounding straight
-    through. There is nothing to learn, no loss, and nothing that could collapse.
+    through. There is nothing to learn, and in the paper no loss.
 
     The index of a code is Σ_i (its integer + ⌊L_i / 2⌋) · Π_{j<i} L_j: the first channel counts fastest, as
     in the paper.
 
+    Channels may still say the same, or stay at the ends of the grid, most of which is then empty. Against
+    this ``start`` asks for whitened latents, and in training a penalty holds u = tanh(z + s) to what the
+    uniform distribution on [−1, 1] has: w / d (‖3 E[u uᵀ] − I‖² + 3 ‖E[u]‖²), with the means over all ranks.
+
     Args:
         levels: L_i, one for each channel: [8, 5, 5, 5] has 1,000 codes, [8, 8, 8, 6, 5] 15,360. The paper
             advises 5 or more.
+        init: what ``start`` does: ``data`` asks for latents of mean 0 and covariance I, which reach all of
+            the grid; ``none`` leaves them as they are.
+        spread_weight: w of the penalty; 0 leaves it out, as the paper does.
 
     Raises:
-        ValueError: no levels, one below 2, or more than 2^20 codes.
+        ValueError: no levels, one below 2, or more than 2^20 codes; an unknown ``init``; a weight below zero.
     """
 
     levels: Tensor
     strides: Tensor
 
-    def __init__(self, levels: Sequence[int]) -> None:
+    def __init__(self, levels: Sequence[int], *, init: str = "data", spread_weight: float = 0.1) -> None:
         check_levels(levels)
+        check_weights(spread_weight=spread_weight)
+        check_init(init, ("none", "data"))
         super().__init__(num_codes=math.prod(levels), code_dim=len(levels))
+        self.init = init
+        self.spread_weight = spread_weight
+        self.whitens = init == "data"
+        self.latents_to_start = _LATENTS_TO_START if self.whitens else 0
         strides = [math.prod(levels[:channel]) for channel in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
 
     def quantize(self, flat: Tensor) -> FlatOutput:
         half_width = self.levels // 2
-        bounded = self._bound(flat)
+        unit, bounded = self._bound(flat)
         integers = bounded.round()
         # NaN is no integer, and stays NaN in ``quantized``.
         digits = integers.nan_to_num().long() + half_width
         indices = (digits * self.strides).sum(dim=1)
-        return FlatOutput(straight_through(bounded, integers) / half_width, indices, {})
+        losses = {"spread": self.spread_weight * self._spread(unit)} if self.spread_weight else {}
+        return FlatOutput(straight_through(bounded, integers) / half_width, indices, losses)
 
     def look_up(self, indices: Tensor) -> Tensor:
         half_width = self.levels // 2
         digits = indices[:, None].long() // self.strides % self.levels
         return (digits - half_width).float() / half_width
 
-    def _bound(self, flat: Tensor) -> Tensor:
-        """f(z) for latents [N, d]."""
+    def _spread(self, unit: Tensor) -> Tensor:
+        """How far values [N, d] in [−1, 1] are from independent uniform ones, in their first two moments."""
+        count, dim = unit.shape
+        moments = mean_over_ranks(
+            torch.cat([unit.T @ unit / count, unit.mean(dim=0)[None]]), across_ranks=self.training
+        )
+        products, means = moments[:dim], moments[dim]
+        identity = torch.eye(dim, dtype=unit.dtype, device=unit.device)
+        return ((3 * products - identity).square().sum() + 3 * means.square().sum()) / dim
+
+    def _bound(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """u = tanh(z + s) and f(z) for latents [N, d]."""
         half = (self.levels - 1).to(flat) * (1 + _MARGIN) / 2
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0).to(flat)
-        return torch.tanh(flat + torch.atanh(offset / half)) * half - offset
+        unit = torch.tanh(flat + torch.atanh(offset / half))
+        return unit, unit * half - offset
 
 
 def check_levels(levels: Sequence[int]) -> None:
     """Raises ValueError for levels of no channel, or below two."""
-    if not levels or min(levels) < 2:
-        raise ValueError(f"levels are {list(levels)}, but must be one number of 2 or more for each channel")
+    if not levels or not all(isinstance(level, Integral) and level >= 2 for level in levels):
+        raise ValueError(f"levels are {list(levels)}, but must be one integer of 2 or more for each channel")

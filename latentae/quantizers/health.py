@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +33,10 @@ def code_counts(indices: Tensor, num_codes: int) -> Tensor:
         [K] or [depth, K] int64.
     """
     if indices.ndim == 3:
-        return torch.bincount(indices.flatten(), minlength=num_codes)
+        return _count(indices, num_codes)
     depth = indices.shape[1]
     first = num_codes * torch.arange(depth, device=indices.device)
-    together = torch.bincount((indices + first[:, None, None]).flatten(), minlength=depth * num_codes)
-    return together.view(depth, num_codes)
+    return _count(indices + first[:, None, None], depth * num_codes).view(depth, num_codes)
 
 
 def codebook_health(counts: Tensor) -> CodebookHealth:
@@ -46,7 +46,62 @@ def codebook_health(counts: Tensor) -> CodebookHealth:
         counts: [K], or [depth, K] of as many tables: the usage is then the share of all their codes, and the
             perplexity the mean of theirs. Already summed over ranks where there are several.
     """
-    counts = counts.double()
-    frequencies = counts / counts.sum(dim=-1, keepdim=True).clamp(min=1)
-    entropy = -torch.special.xlogy(frequencies, frequencies).sum(dim=-1)
-    return CodebookHealth(usage=(counts > 0).double().mean().item(), perplexity=entropy.exp().mean().item())
+    tables = table_healths(counts)
+    return CodebookHealth(
+        usage=sum(table.usage for table in tables) / len(tables),
+        perplexity=sum(table.perplexity for table in tables) / len(tables),
+    )
+
+
+def table_healths(counts: Tensor) -> list[CodebookHealth]:
+    """``codebook_health`` of each table on its own; waits for the device once.
+
+    Args:
+        counts: [K], or [depth, K].
+    """
+    counts = counts.double().reshape(-1, counts.shape[-1])
+    frequencies = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    perplexities = (-torch.special.xlogy(frequencies, frequencies).sum(dim=1)).exp()
+    used = (counts > 0).double().mean(dim=1)
+    return [CodebookHealth(*pair) for pair in torch.stack([used, perplexities], dim=1).tolist()]
+
+
+def usage_deciles(counts: Tensor) -> list[float]:
+    """What share of all choices fell on the most used tenth of the codes, on the next tenth, and so on.
+
+    A codebook that is used evenly has 0.1 ten times; zeros at the end are codes that never occur. Of a number
+    of codes that ten does not divide, a code on a border counts for both sides in proportion.
+
+    Args:
+        counts: [K].
+
+    Returns:
+        10 numbers that fall and sum to 1; all 0 where nothing was counted.
+    """
+    codes = counts.shape[0]
+    total = counts.sum().double().clamp(min=1)
+    reached = torch.cat([total.new_zeros(1), counts.double().sort(descending=True).values.cumsum(0) / total])
+    borders = torch.arange(11, device=counts.device, dtype=torch.float64) * codes / 10
+    below = borders.floor().long().clamp(max=codes - 1)
+    curve = reached[below] + (borders - below) * (reached[below + 1] - reached[below])
+    shares: list[float] = curve.diff().tolist()
+    return shares
+
+
+def reachable_usage(num_codes: int, positions: int) -> float:
+    """The usage to be expected of codes that are all equally likely: 1 − (1 − 1/K)^N.
+
+    Args:
+        num_codes: K.
+        positions: N, how often a code was chosen.
+    """
+    if num_codes == 1:
+        return float(positions > 0)
+    return -math.expm1(positions * math.log1p(-1 / num_codes))
+
+
+def _count(indices: Tensor, num_codes: int) -> Tensor:
+    """[num_codes] int64."""
+    # Not bincount, which on a GPU makes Python wait for the highest index.
+    indices = indices.flatten().long()
+    return indices.new_zeros(num_codes).index_add_(0, indices, torch.ones_like(indices))

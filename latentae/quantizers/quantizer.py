@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from einops import rearrange
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from latentae import distributed
 from latentae.quantizers.result import FlatOutput, QuantizerOutput
+from latentae.quantizers.whitening import LatentMap, whitening
 
 # Histograms of more codes than this are no longer small beside a batch.
 MOST_CODES = 1 << 20
@@ -38,12 +41,14 @@ class Quantizer(nn.Module):
         is_euclidean: whether there is a table [K, d] in which the nearest code is the one that is given, as
             diffusers' VQModel has: ``euclidean_codebook``.
         latents_to_start: how many latents ``start`` is well served by, over all ranks; 0 where it needs none.
+        whitens: whether ``start`` asks for latents of mean 0 and covariance I.
     """
 
     depth: int | None = None
     is_euclidean = False
     frozen = False
     latents_to_start = 0
+    whitens = False
 
     def __init__(self, num_codes: int, code_dim: int) -> None:
         super().__init__()
@@ -133,12 +138,16 @@ class Quantizer(nn.Module):
         """
 
     @torch.no_grad()
-    def start(self, latents: Tensor | Sequence[Tensor], generator: torch.Generator) -> None:
+    def start(self, latents: Tensor | Sequence[Tensor], generator: torch.Generator) -> LatentMap | None:
         """Called once before the first step, by every rank.
 
         Args:
             latents: [B, d, h, w] of this rank's first batch, or a sequence of several batches.
             generator: a CPU generator in the same state on every rank.
+
+        Returns:
+            how what comes before the quantizer is to change the latents, where codes lie fixed and latents
+            elsewhere; the same on every rank. None where they are well as they are.
 
         Raises:
             ValueError: latents of another shape, none, or values that are not finite.
@@ -149,7 +158,14 @@ class Quantizer(nn.Module):
         # Batch by batch: N ranks then see them in the order in which one rank does.
         flat = torch.cat([distributed.all_gather_concat(_rows(batch)) for batch in batches])
         _check_finite(flat)
+        change = None
+        if self.whitens:
+            own = whitening(flat)
+            # Sums on a GPU are not the same to the last bit each time; those of the first rank hold for all.
+            change = LatentMap(*(distributed.broadcast_from_main(part) for part in own))
+            flat = change(flat)
         self.place(flat, generator)
+        return change
 
     def place(self, flat: Tensor, generator: torch.Generator) -> None:
         """Places codes among latents [N, d] of all ranks, where the quantizer starts from data."""
@@ -222,17 +238,23 @@ class Quantizer(nn.Module):
 
 
 def check_counts(**values: int | None) -> None:
-    """Raises ValueError for a named number below one; None is let through."""
+    """Raises ValueError for a named number that is no integer of one or more; None is let through."""
     for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, but must be at least 1")
+        if value is not None and not (isinstance(value, Integral) and value >= 1):
+            raise ValueError(f"{name} is {value!r}, but must be an integer of at least 1")
+
+
+def check_init(init: str, starts: Sequence[str]) -> None:
+    """Raises ValueError for a start that is none of ``starts``."""
+    if init not in starts:
+        raise ValueError(f"init is {init!r}, but must be one of {', '.join(starts)}")
 
 
 def check_weights(**values: float) -> None:
-    """Raises ValueError for a named weight below zero."""
+    """Raises ValueError for a named weight that is below zero or not finite."""
     for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name} is {value}, but must be 0 or more")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}, but must be a number of 0 or more")
 
 
 def precise(values: Tensor) -> Tensor:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
 from numpy.typing import NDArray
+from torch import Tensor
 
 from latentae.config import RunConfig
 
-__all__ = ["Accelerator", "create_accelerator", "gather_object", "track_picture"]
+__all__ = ["Accelerator", "create_accelerator", "gather_object", "track", "track_picture"]
 
 
 def create_accelerator(config: RunConfig) -> Accelerator:
@@ -43,6 +46,20 @@ def create_accelerator(config: RunConfig) -> Accelerator:
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     return accelerator
+
+
+def track(
+    accelerator: Accelerator, numbers: Mapping[str, float], histograms: Mapping[str, Tensor], step: int
+) -> None:
+    """Hands numbers, and the values [N] behind histograms, to the trackers."""
+    accelerator.log(dict(numbers), step=step)
+    for tracker in accelerator.trackers:
+        for name, values in histograms.items():
+            if tracker.name == "tensorboard":
+                tracker.writer.add_histogram(name, values, step)
+            elif tracker.name == "wandb":
+                histogram = importlib.import_module("wandb").Histogram(values.tolist())
+                tracker.log({name: histogram}, step=step)
 
 
 def track_picture(accelerator: Accelerator, name: str, picture: NDArray[np.uint8], step: int) -> None:

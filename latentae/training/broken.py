@@ -45,7 +45,10 @@ class BrokenImages:
             shown += f"\n  and {len(fresh) - _NAMES_SHOWN} more"
         if len(self.known) > self.limit:
             raise TooManyBrokenImagesError(
-                f"{len(self.known)} images cannot be read, and data.max_broken is {self.limit}:{shown}\n"
+                f"{len(self.known)} image{'s' * (len(self.known) > 1)} cannot be read, and "
+                f"data.max_broken is {self.limit}:{shown}\n"
                 "repair or remove them, or raise data.max_broken"
             )
+        if len(fresh) == 1:
+            return f"an image cannot be read and is skipped:{shown}"
         return f"{len(fresh)} images cannot be read and are skipped:{shown}"

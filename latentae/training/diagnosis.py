@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from latentae.training.guard import SkippedStep
+
 _LARGEST_SHOWN = 3
+
+RETRY = (
+    "Try a lower optimizer.learning_rate, max_grad_norm=1.0 or mixed_precision=no from a checkpoint of it, "
+    "with resume=PATH and another output_dir"
+)
+"""What to do about a run that diverged."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,20 @@ def diagnose(network: nn.Module, *arguments: Tensor) -> Diagnosis:
     layer = outputs[first][0] if first < len(outputs) else None
     before = sorted(((name, value) for name, _, value in outputs[:first]), key=lambda pair: -pair[1])
     return Diagnosis(weights, layer, before[:_LARGEST_SHOWN])
+
+
+def explain(skipped: Sequence[SkippedStep], diagnoses: Sequence[str], scaler: Any) -> str:
+    """Why updates were not made: the losses, the layer, the loss scale.
+
+    Args:
+        skipped: the updates.
+        diagnoses: each rank's. One whose own batch did no harm has nothing to tell.
+        scaler: the gradient scaler of float16 training, or None.
+    """
+    causes = sorted({cause for step in skipped for cause in step.causes})
+    telling = next((text for text in diagnoses if "not finite" in text), diagnoses[0])
+    scale = "none" if scaler is None else scaler.get_scale()
+    return f"not finite: {', '.join(causes)}\n{telling}\nloss scale: {scale}"
 
 
 def _finite(value: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from latentae import distributed
 from latentae.config import RunConfig
 from latentae.data import ImageDataset, validation_loader
-from latentae.evaluation.reconstruction import Distance, evaluate_reconstruction
+from latentae.evaluation.reconstruction import Distance, ReconstructionQuality, evaluate_reconstruction
 from latentae.export import export_diffusers
 from latentae.export.target import written_aside
 from latentae.latents.calibration import calibrate_on
@@ -29,6 +29,7 @@ def calibrate_and_measure(
     *,
     device: torch.device,
     say: Callable[[str], None],
+    measured: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Sets the scale of the latents from the training images, then measures on the validation images.
 
@@ -38,6 +39,8 @@ def calibrate_and_measure(
         model: changed in place, its pixels not.
         lpips: maps two [B, C, H, W] to [B].
         say: told what a person should know of the calibration.
+        measured: what ``validate`` has given for this very model, which is then not measured again: a scale
+            changes its pixels by no more than rounding. None or empty: nothing.
 
     Returns:
         numbers for the run's summary; the scale is None where it could not be measured.
@@ -47,13 +50,24 @@ def calibrate_and_measure(
         scale["scale_source"] = "of the pretrained model"
     else:
         scale = _calibrate(model, training_images, config, say)
+    if measured:
+        numbers = {name.removeprefix("validation_"): value for name, value in measured.items()}
+        quality = ReconstructionQuality(images=len(validation_images), **numbers)
+    else:
+        quality = _measure(model, validation_images, lpips, config, device)
+    return {**asdict(quality), **scale}
+
+
+def _measure(
+    model: KLVAE | VQVAE, images: ImageDataset, lpips: Distance, config: RunConfig, device: torch.device
+) -> ReconstructionQuality:
     loader = validation_loader(
-        validation_images,
+        images,
         batch_size=config.batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    return {**asdict(evaluate_reconstruction(model, loader, lpips, device)), **scale}
+    return evaluate_reconstruction(model, loader, lpips, device)
 
 
 def _calibrate(

@@ -62,6 +62,9 @@ class RunFolder:
     def sample(self, step: int) -> Path:
         return self.samples / f"step_{step:06d}.png"
 
+    def codes(self, step: int) -> Path:
+        return self.samples / f"codes_{step:06d}.png"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:06d}"
 

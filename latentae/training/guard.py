@@ -61,7 +61,8 @@ class Guard:
     Attributes:
         skipped: updates not made so far, in the whole run.
         consecutive: how many of the latest were not made, one after the other.
-        longest: the longest such row in what the last report covered, and the one before it that led there.
+        longest: the longest such row that went on in what the last report covered, with what led there
+            before; 0 if all of its updates were made.
     """
 
     def __init__(self, gather: Gather) -> None:
@@ -108,7 +109,7 @@ class Guard:
     def report(self) -> list[SkippedStep]:
         """The updates not made since the last call; every rank must call it."""
         attempts, self._attempts = self._attempts, []
-        self.longest = self.consecutive
+        self.longest = 0
         if not attempts:
             return []
         flags = iter(torch.cat([attempt.flags for attempt in attempts]).tolist())

@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from latentae import distributed
-from latentae.quantizers import code_counts, codebook_health
 
 
 class Meter:
-    """Means of named scalars and the counts of codes over a logging interval.
+    """Means of named scalars over a logging interval.
 
     ``add`` and ``commit`` never wait for the device; ``read`` does so once, after one sum over the ranks.
+    What was committed since the last ``read`` is part of a checkpoint, so that the first line of a resumed
+    run is over as many steps as any other.
     """
 
-    def __init__(self, num_codes: int | None = None) -> None:
-        self.num_codes = num_codes
+    def __init__(self) -> None:
         self._clear()
 
     def _clear(self) -> None:
-        self._pending: list[tuple[dict[str, Tensor], Tensor | None]] = []
+        self._pending: list[dict[str, Tensor]] = []
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
-        self._code_counts: Tensor | None = None
+        self._device = torch.device("cpu")
 
-    def add(self, scalars: dict[str, Tensor], indices: Tensor | None = None) -> None:
-        """Takes the scalars of one micro-batch, and the codes it was given, until ``commit``."""
-        self._pending.append(({name: value.detach().clone() for name, value in scalars.items()}, indices))
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        """Takes the scalars of one micro-batch, until ``commit``."""
+        self._pending.append({name: value.detach().clone() for name, value in scalars.items()})
 
     @torch.no_grad()
     def commit(self, accepted: Tensor | bool = True) -> None:
         """Takes in what was added since the last call, or forgets it where the update was not made."""
-        for scalars, indices in self._pending:
+        for scalars in self._pending:
             for name, value in scalars.items():
                 accepted = torch.as_tensor(accepted, device=value.device)
                 nothing = torch.zeros_like(value)
-                self._sums[name] = self._sums.get(name, nothing) + torch.where(accepted, value, nothing)
-                self._counts[name] = self._counts.get(name, 0) + accepted.to(value)
-            if indices is not None and self.num_codes is not None:
-                counts = code_counts(indices, self.num_codes) * accepted
-                self._code_counts = counts if self._code_counts is None else self._code_counts + counts
+                # What a checkpoint held lies on the CPU.
+                total, count = (of.get(name, nothing).to(value) for of in (self._sums, self._counts))
+                self._sums[name] = total + torch.where(accepted, value, nothing)
+                self._counts[name] = count + accepted.to(value)
+                self._device = value.device
         self._pending.clear()
 
     def read(self) -> dict[str, float]:
@@ -51,12 +53,33 @@ class Meter:
         names = sorted(self._sums)
         result: dict[str, float] = {}
         if names:
-            table = torch.stack([torch.stack([self._sums[n], self._counts[n]]).double() for n in names])
-            sums, counts = distributed.all_reduce_sum(table).unbind(dim=1)
+            sums, counts = distributed.all_reduce_sum(self._table(names)).unbind(dim=1)
             means = zip(names, (sums / counts).tolist(), counts.tolist(), strict=True)
             result = {name: mean for name, mean, count in means if count}
-        if self._code_counts is not None:
-            health = codebook_health(distributed.all_reduce_sum(self._code_counts))
-            result |= {"codebook_usage": health.usage, "codebook_perplexity": health.perplexity}
         self._clear()
         return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums and counts of each rank since the last ``read``; every rank must call it."""
+        names = sorted(self._sums)
+        if not names:
+            return {"names": [], "ranks": None}
+        return {"names": names, "ranks": distributed.all_gather_concat(self._table(names)[None]).cpu()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what ``state_dict`` gave: each rank its own; the first one all if their number changed."""
+        self._clear()
+        ranks = state["ranks"]
+        if ranks is None:
+            return
+        if len(ranks) == distributed.world_size():
+            own = ranks[distributed.rank()]
+        else:
+            own = ranks.sum(dim=0) * distributed.is_main()
+        for name, (total, count) in zip(state["names"], own, strict=True):
+            self._sums[name], self._counts[name] = total, count
+
+    def _table(self, names: list[str]) -> Tensor:
+        """[names, 2] the sums and the counts, in float64."""
+        pairs = [torch.stack([self._sums[name], self._counts[name]]) for name in names]
+        return torch.stack([pair.to(self._device, torch.float64) for pair in pairs])

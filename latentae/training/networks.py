@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentae import build
+from latentae import build, distributed
 from latentae.config import DiscriminatorConfig, LikelihoodConfig, OptimizerConfig, RunConfig
+from latentae.losses.feature_maps import FeatureMaps
 from latentae.losses.objective import ReconstructionObjective
 from latentae.models import KLVAE, VQVAE
 from latentae.quantizers import Quantizer
@@ -19,6 +20,7 @@ from latentae.training.accelerator import Accelerator
 from latentae.training.adversary import Adversary
 from latentae.training.ema import EMA
 from latentae.training.freezing import Frozen, freeze_encoder
+from latentae.training.latent_losses import AlignedFeatures, LatentLosses
 from latentae.training.learner import Learner
 from latentae.training.optim import OPTIMIZERS, LearningRate
 from latentae.training.performance import tune
@@ -51,6 +53,19 @@ class Networks:
     frozen: Frozen | None = None
     performance: str | None = None
 
+    def commit(self, step: int, generator: torch.Generator, accepted: Tensor | bool = True) -> None:
+        """Upkeep after an optimizer step, of all that has state beside its weights; on every rank.
+
+        Args:
+            step: counted from 1.
+            generator: on the CPU, in the same state on every rank.
+            accepted: whether the step was made; a boolean scalar on the device, or a bool.
+        """
+        self.step.commit(accepted)
+        if self.quantizer is not None:
+            self.quantizer.commit(step, generator, accepted)
+        self.ema.update(self.autoencoder, accepted)
+
     def describe(self) -> list[str]:
         """What a person should know of where the weights come from, and of which of them learn."""
         pretrained = [] if self.pretrained is None else self.pretrained.describe()
@@ -76,10 +91,19 @@ def build_networks(
     discriminator = build.build_discriminator(config)
     ema = EMA(autoencoder, config.ema_decay or 0.0)
     performance = None
-    if config.performance == "auto":
-        largest = max(config.data.training_sizes, key=math.prod)
-        performance = tune(autoencoder, objective, largest, accelerator.device)
-    trainable = _with_learned_loss(autoencoder, objective, config)
+    if config.performance != "off":
+        sizes = config.data.training_sizes
+        performance = tune(
+            autoencoder,
+            objective,
+            max(sizes, key=math.prod),
+            accelerator.device,
+            performance=config.performance,
+            sizes_differ=len(set(sizes)) > 1,
+        )
+    with distributed.main_first():
+        features = build.build_feature_maps(config)
+    trainable = _with_learned_loss(autoencoder, objective, features, config)
     learners = [_learner("autoencoder", trainable, config.optimizer, config, accelerator)]
     adversary = None
     if discriminator is not None and config.discriminator is not None:
@@ -100,6 +124,7 @@ def build_networks(
         objective=objective,
         adversary=adversary,
         regulariser=regulariser,
+        latent_losses=_latent_losses(autoencoder, features, config, accelerator.device),
         report=build.build_report(config.loss, regulariser),
         latents_shape=autoencoder.latents_shape if samples else None,
         backward=accelerator.backward,
@@ -115,13 +140,37 @@ def seed_everything(seed: int) -> None:
 
 
 def _with_learned_loss(
-    autoencoder: nn.Module, objective: ReconstructionObjective, config: RunConfig
+    autoencoder: KLVAE | VQVAE,
+    objective: ReconstructionObjective,
+    features: FeatureMaps | None,
+    config: RunConfig,
 ) -> nn.Module:
-    """What is wrapped: the autoencoder, and with it what its loss learns, where that learns anything."""
+    """What is wrapped: the autoencoder, and with it what its losses learn and what else they decode."""
     likelihood = config.loss.reconstruction
-    if not isinstance(likelihood, LikelihoodConfig) or not likelihood.learned:
+    learned = isinstance(likelihood, LikelihoodConfig) and likelihood.learned
+    if not learned and features is None and config.loss.spectral is None:
         return autoencoder
-    return TrainableAutoencoder(autoencoder, objective, learning_rate_scale=likelihood.learning_rate_scale)
+    projection = None
+    if features is not None:
+        projection = nn.Conv2d(autoencoder.latents_channels, features.channels, 1, bias=False)
+    scale = likelihood.learning_rate_scale if isinstance(likelihood, LikelihoodConfig) else 1.0
+    return TrainableAutoencoder(autoencoder, objective, learning_rate_scale=scale, projection=projection)
+
+
+def _latent_losses(
+    autoencoder: KLVAE | VQVAE, features: FeatureMaps | None, config: RunConfig, device: torch.device
+) -> LatentLosses:
+    alignment = build.build_alignment(config.loss)
+    aligned = None
+    if alignment is not None and features is not None:
+        aligned = AlignedFeatures(alignment, features.to(device), autoencoder.encoder.conv_out)
+    return LatentLosses(
+        autoencoder.downsampling_factor,
+        equivariance=build.build_equivariance(config.loss),
+        noise=build.build_latent_noise(config.loss),
+        spectral=build.build_spectral(config.loss),
+        alignment=aligned,
+    )
 
 
 def _adversary(

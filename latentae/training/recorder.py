@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+
+from torch import Tensor
 
 from latentae.training.folder import RunError, RunFolder
 from latentae.training.progress import create_progress
@@ -18,7 +20,7 @@ class Recorder:
         folder: the run's folder.
         step, max_steps: where the run stands, and where it ends, in optimizer steps.
         images_per_step: images that all ranks together see in an optimizer step.
-        track: hands named numbers and their step to the trackers.
+        track: hands named numbers, the values behind named histograms, and their step to the trackers.
         enabled: whether this is the rank that writes.
     """
 
@@ -29,7 +31,7 @@ class Recorder:
         step: int,
         max_steps: int,
         images_per_step: int,
-        track: Callable[[dict[str, float], int], None],
+        track: Callable[[dict[str, float], Mapping[str, Tensor], int], None],
         enabled: bool,
     ) -> None:
         self.folder = folder
@@ -51,8 +53,18 @@ class Recorder:
         yield
         self.last_time += time.perf_counter() - began
 
-    def write(self, step: int, measurements: dict[str, float]) -> None:
+    def write(
+        self,
+        step: int,
+        measurements: Mapping[str, float | list[float]],
+        histograms: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Logs the means since the last call, together with the throughput in between.
+
+        Args:
+            step: the optimizer steps done.
+            measurements: by name; lists are for metrics.jsonl alone.
+            histograms: values [N] by name, for the trackers alone.
 
         Raises:
             RunError: metrics.jsonl cannot be written.
@@ -62,18 +74,22 @@ class Recorder:
         self.last_step, self.last_time = step, now
         if not self.enabled:
             return
-        line = {"step": step, "images_per_second": speed, **measurements}
+        line: dict[str, float | list[float]] = {"step": step, "images_per_second": speed, **measurements}
         try:
             with self.folder.metrics.open("a") as file:
                 file.write(json.dumps({name: _rounded(value) for name, value in line.items()}) + "\n")
-            self.track({name: value for name, value in line.items() if name != "step"}, step)
+            numbers = {name: value for name, value in line.items() if not isinstance(value, list)}
+            self.track(
+                {name: value for name, value in numbers.items() if name != "step"}, histograms or {}, step
+            )
         except OSError as error:
             raise RunError(f"cannot write {self.folder.metrics} ({error.strerror}); {_CONTINUE}") from error
-        self.progress.show(step, line)
+        self.progress.show(step, numbers)
 
-    def say(self, message: str) -> None:
-        """Shows a sentence, above the bar if there is one."""
-        self.progress.say(message)
+    def say(self, message: str | None) -> None:
+        """Shows a sentence, above the bar if there is one; None: there is none."""
+        if message is not None:
+            self.progress.say(message)
 
     def close(self) -> None:
         """Ends the display."""
@@ -83,6 +99,8 @@ class Recorder:
 _CONTINUE = "the checkpoints are untouched: make room and run the same command again to continue"
 
 
-def _rounded(value: float) -> float:
+def _rounded(value: float | list[float]) -> float | list[float]:
     """Six significant digits, what is worth reading in a log; integers as they are."""
+    if isinstance(value, list):
+        return [float(f"{number:.6g}") for number in value]
     return value if isinstance(value, int) else float(f"{value:.6g}")

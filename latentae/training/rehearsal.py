@@ -37,14 +37,14 @@ def measure_memory(trainer: Trainer, batches: Iterator[Batch]) -> MemoryUse:
     """One whole optimizer step, the costliest of the run, and what it kept in memory."""
     networks = trainer.networks
     modules = [learner.module for learner in networks.learners]
-    judges = [networks.step.objective, trainer.validation_lpips]
+    judges = [networks.step.objective, *networks.step.latent_losses.networks, trainer.validation_lpips]
     weights = [
         tensor for module in [*modules, *judges] for tensor in (*module.parameters(), *module.buffers())
     ]
     trainer.step = _costliest_step(trainer)
     largest = max(trainer.config.data.training_sizes, key=math.prod)
-    with ActivationMeter(weights) as activations:
-        trainer._optimizer_step(_resized(batches, largest), _meter(trainer))
+    with ActivationMeter(weights) as activations, networks.step.latent_losses.at_full_size():
+        trainer._optimizer_step(_resized(batches, largest), Meter())
     return MemoryUse(
         weights=module_bytes(*modules),
         gradients=gradient_bytes(*modules),
@@ -65,7 +65,7 @@ def measure_time(trainer: Trainer, batches: Iterator[Batch]) -> list[Stage]:
     stages = [Stage(first, last) for first, last in pairwise(bounds)]
     if trainer.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(trainer.device)
-    meter = _meter(trainer)
+    meter = Meter()
     for stage in stages:
         trainer.step = stage.first
         _wait_for(trainer.device)
@@ -96,11 +96,6 @@ def _resized(batches: Iterator[Batch], size: tuple[int, int]) -> Iterator[Batch]
         if batch["images"].shape[-2:] != size:
             batch["images"] = functional.interpolate(batch["images"], size)
         yield batch
-
-
-def _meter(trainer: Trainer) -> Meter:
-    quantizer = trainer.networks.quantizer
-    return Meter(None if quantizer is None else quantizer.num_codes)
 
 
 def _wait_for(device: torch.device) -> None:

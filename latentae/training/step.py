@@ -7,7 +7,8 @@ pass three times. The gradients here are the same (a test holds them together to
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from latentae.losses.adaptive import adaptive_weight, last_layer_gradient
 from latentae.losses.adversarial import AdversarialTerms
 from latentae.losses.objective import ReconstructionObjective
 from latentae.training.adversary import Adversary
+from latentae.training.latent_losses import LatentLosses
+from latentae.training.passage import Passage
 from latentae.training.randomness import StepRandomness
 
 Backward = Callable[[Tensor], None]
@@ -48,6 +51,7 @@ class TrainingStep:
         objective: reconstruction and perceptual losses; its own parameters learn with the autoencoder.
         adversary: the discriminator and how its loss enters, or None for training without.
         regulariser: further losses of the autoencoder's output at a step, by name, weighted.
+        latent_losses: what is done to the latents before they are decoded, and losses of them.
         report: further numbers for the log, of the autoencoder's output and the losses so far at a step.
         latents_shape: [c, h, w] of some images' latents, where a sample of the posterior is decoded and not
             its mode.
@@ -59,6 +63,7 @@ class TrainingStep:
     objective: ReconstructionObjective
     adversary: Adversary | None = None
     regulariser: Regulariser | None = None
+    latent_losses: LatentLosses = field(default_factory=LatentLosses)
     report: Report | None = None
     latents_shape: Callable[[Tensor], tuple[int, int, int]] | None = None
     backward: Backward = torch.Tensor.backward
@@ -70,13 +75,14 @@ class TrainingStep:
             images: [B, C, H, W] float32 in [−1, 1].
             randomness: of this step and micro-batch.
         """
-        step = randomness.step
-        noise = None
+        step, noise = randomness.step, None
+        prepared = self.latent_losses.prepare(images, randomness)
+        images = prepared.images
         if self.latents_shape is not None:
             noise = randomness.normal("posterior", len(images), *self.latents_shape(images))
         # 1. One forward, keeping what the last layer was given.
-        with _InputOf(self.last_layer) as last_layer:
-            output = self.autoencoder(images, noise=noise)
+        with Passage(self.last_layer) as last_layer, self.latent_losses.watch() or nullcontext() as encoded:
+            output = self.autoencoder(images, noise=noise, **prepared.arguments)
         # Those of a frozen codebook have no gradient, and count for nothing.
         regularisers = {name: value for name, value in (output.losses or {}).items() if value.requires_grad}
         if self.regulariser is not None:
@@ -84,26 +90,26 @@ class TrainingStep:
 
         # 2. Gradients at a leaf that stands for the reconstruction: the losses never reach further back.
         leaf = output.sample.detach().to(images.dtype).requires_grad_()
-        loss, metrics = self.objective(leaf, images)
+        loss, metrics = self.objective(leaf, prepared.target)
+        if prepared.transformed:
+            metrics["equivariance"] = loss.detach()
         learned = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
         gradient, *learned_gradients = torch.autograd.grad(loss, [leaf, *learned])
+        more, numbers = self.latent_losses.losses(prepared, output, encoded, self.objective, gradient)
+        regularisers, metrics = regularisers | more, metrics | numbers
 
         adversary, fake = self.adversary, None
         if adversary is not None and adversary.terms.autoencoder_learns(step):
             fake = adversary.judge(leaf, randomness)
-            generator_loss = adversary.terms.loss.generator(fake)
-            # Of the sum over logits, the mean's gradient times their number: float16 would lose the mean's.
-            (adversarial_gradient,) = torch.autograd.grad(
-                generator_loss * fake.numel(), leaf, retain_graph=adversary.keeps_graph(step)
-            )
-            adversarial_gradient = adversarial_gradient / fake.numel()
+            generator_loss, adversarial_gradient = _generator(adversary, leaf, fake, step)
             # 3. Their balance at the last layer.
             weight, numbers = self._weight(
                 adversary.terms, step, last_layer.inputs, gradient, adversarial_gradient
             )
             gradient = gradient + weight * adversarial_gradient
-            metrics |= {"generator": generator_loss.detach(), **numbers}
+            metrics |= {"generator": generator_loss, **numbers}
 
+        del last_layer, encoded  # or the backward pass could not free what they remember
         # 4. One backward through the autoencoder: d/dθ Σ x̂·g is the vector-Jacobian product with g.
         surrogate = (output.sample * gradient).sum()
         for parameter, parameter_gradient in zip(learned, learned_gradients, strict=True):
@@ -116,7 +122,7 @@ class TrainingStep:
 
         # 5. The discriminator, on the same images and the same reconstruction.
         if adversary is not None and adversary.terms.discriminator_learns(step):
-            lesson, numbers = adversary.learn(images, leaf.detach(), fake, randomness)
+            lesson, numbers = adversary.learn(prepared.target, leaf.detach(), fake, randomness)
             self.backward(lesson)
             metrics |= numbers
         return StepResult(metrics, output.indices)
@@ -148,19 +154,10 @@ class TrainingStep:
         return weight * factor, {"adversarial_weight": weight * factor, "adaptive_factor": factor}
 
 
-class _InputOf:
-    """Context in which the last input of a module is remembered, detached, as ``inputs``."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.inputs: Tensor
-
-    def __enter__(self) -> _InputOf:
-        self._hook = self.module.register_forward_pre_hook(self._remember)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._hook.remove()
-
-    def _remember(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        self.inputs = arguments[0].detach()
+def _generator(adversary: Adversary, leaf: Tensor, fake: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """The loss that logits give the autoencoder, without a gradient, and its gradient at the leaf."""
+    loss = adversary.terms.loss.generator(fake)
+    # Of the sum over logits, the mean's gradient times their number: float16 would lose the mean's.
+    scaled, keeps_graph = loss * fake.numel(), adversary.keeps_graph(step)
+    (gradient,) = torch.autograd.grad(scaled, leaf, retain_graph=keeps_graph)
+    return loss.detach(), gradient / fake.numel()

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from latentae import build, distributed
 from latentae.config import RunConfig, config_warnings, dump_config
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
-from latentae.evaluation.pictures import save_png
-from latentae.training.accelerator import create_accelerator, gather_object, track_picture
+from latentae.evaluation.pictures import Picture, save_png
+from latentae.evaluation.reconstruction import NoMeasurementError
+from latentae.training.accelerator import create_accelerator, gather_object, track, track_picture
 from latentae.training.adversary_watch import AdversaryWatch
 from latentae.training.broken import TooManyBrokenImagesError
 from latentae.training.checkpoint import choose_checkpoint, load_checkpoint, needing_disk, save_checkpoint
+from latentae.training.codebook_picture import codebook_picture
 from latentae.training.codebook_start import start_codebook
-from latentae.training.diagnosis import diagnose
+from latentae.training.codebook_watch import watch_codebook
+from latentae.training.diagnosis import RETRY, diagnose, explain
 from latentae.training.finish import calibrate_and_measure, export_run
 from latentae.training.folder import RankError, RunError, RunFolder, write_json
-from latentae.training.guard import Guard, SkippedStep
+from latentae.training.guard import Guard
 from latentae.training.images import open_images
 from latentae.training.learner import update
 from latentae.training.lock import RunLock
@@ -77,7 +81,9 @@ class Trainer:
         )
         self.networks = build_networks(config, self.accelerator, objective)
         self.guard = Guard(gather_object)
-        self.accelerator.register_for_checkpointing(self.guard)
+        self.codes = watch_codebook(self.networks.quantizer, config, self.images.training)
+        self.meter = Meter()
+        self.accelerator.register_for_checkpointing(self.guard, self.codes, self.meter)
         if not rehearsal:
             self._resume()
         pretrained = self.networks.pretrained
@@ -99,7 +105,8 @@ class Trainer:
             own = path.parent == self.folder.checkpoints
             progress = load_checkpoint(path, self.accelerator.load_state, self._global_batch(), own=own)
             self.step, self.seconds = progress["step"], progress["seconds"]
-            self.saved_step = self.step if own else None
+            if own:
+                self.saved_step, self.validation = self.step, progress["validation"]
             # What was saved within a step, after a fault, begins that step anew.
             self.accelerator.step = self.step * self.config.gradient_accumulation_steps
 
@@ -118,7 +125,7 @@ class Trainer:
             step=self.step,
             max_steps=config.max_steps,
             images_per_step=self._global_batch() * config.gradient_accumulation_steps,
-            track=lambda values, step: self.accelerator.log(values, step=step),
+            track=partial(track, self.accelerator),
             enabled=distributed.is_main(),
         )
         for sentence in [self._describe_start(), *self.networks.describe(), *config_warnings(config)]:
@@ -128,6 +135,10 @@ class Trainer:
                 self._train(recorder, signals)
                 signals.leave_at_once(self._how_to_continue())
                 summary = self._finish()
+        except NoMeasurementError as error:
+            self._save_checkpoint()
+            reason = f"the averaged weights cannot be measured: {error}"
+            raise RunError(f"{reason}\nthe run is saved at step {self.step}. {RETRY}") from error
         except (BrokenImageError, WorkerDiedError) as error:
             reason = str(error).strip().splitlines()[-1]
             if distributed.world_size() > 1:  # the others are within the step, and could not save with it
@@ -143,12 +154,11 @@ class Trainer:
     def _train(self, recorder: Recorder, signals: StopSignals) -> None:
         """The optimizer steps that are left, and what falls due between them."""
         config = self.config
-        meter = Meter(None if self.networks.quantizer is None else self.networks.quantizer.num_codes)
         watch = AdversaryWatch()
         batches = self._batches()
         started = time.perf_counter() - self.seconds
         while self.step < config.max_steps:
-            self._optimizer_step(batches, meter)
+            self._optimizer_step(batches, self.meter)
             self.seconds = time.perf_counter() - started
             recorder.advance()
             self.validation = {}
@@ -156,10 +166,10 @@ class Trainer:
             if logs or self._due(config.checkpoint_every):
                 self._report_skipped(recorder)
             if logs:
-                self._log(recorder, meter, watch)
+                self._log(recorder, watch)
                 self._report_broken(recorder)
             if self._due(config.sample_every):
-                self._save_preview()
+                self._save_preview(recorder)
             if self._due(config.checkpoint_every):
                 self._save_checkpoint()
             stop = signals.asked()
@@ -168,9 +178,9 @@ class Trainer:
                 self.accelerator.end_training()
                 raise RunStopped(f"stopped by {stop.name}: {self._how_to_continue()}")
 
-    def _log(self, recorder: Recorder, meter: Meter, watch: AdversaryWatch) -> None:
+    def _log(self, recorder: Recorder, watch: AdversaryWatch) -> None:
         """A line of numbers, with what validation measures where it is due."""
-        means = meter.read()
+        means = self.meter.read()
         if self._due(self.config.validate_every):
             with recorder.aside():
                 self.validation = validate(
@@ -181,9 +191,10 @@ class Trainer:
                     device=self.device,
                     num_workers=self.config.data.num_workers,
                 )
-        recorder.write(self.step, means | self.validation | {"skipped_steps": self.guard.skipped})
-        warning = watch.see(means)
-        if warning is not None:
+        codes = self.codes.read(final=self.step == self.config.max_steps)
+        skipped = {"skipped_steps": self.guard.skipped}
+        recorder.write(self.step, means | codes.numbers | self.validation | skipped, codes.histograms)
+        for warning in (watch.see(means), codes.warning):
             recorder.say(warning)
 
     def _how_to_continue(self) -> str:
@@ -198,24 +209,12 @@ class Trainer:
             recorder.say(f"and {len(skipped) - _SKIPPED_SHOWN} more steps since the last log line")
         if self.guard.longest >= self.config.guard.max_consecutive:
             self._save_checkpoint()
-            raise RunError(self._diagnosis(skipped))
-
-    def _diagnosis(self, skipped: list[SkippedStep]) -> str:
-        causes = sorted({cause for update_not_made in skipped for cause in update_not_made.causes})
-        with self.accelerator.autocast():
-            own = str(diagnose(self.networks.autoencoder, self.latest_images))
-        # A rank whose own batch did no harm has nothing to tell.
-        by_rank = gather_object([own])
-        telling = next((text for text in by_rank if "not finite" in text), by_rank[0])
-        scaler = self.accelerator.scaler
-        return (
-            f"{self.guard.longest} updates in a row were not made, as many as guard.max_consecutive allows\n"
-            f"not finite: {', '.join(causes)}\n{telling}\n"
-            f"loss scale: {'none' if scaler is None else scaler.get_scale()}\n"
-            f"the run is saved at step {self.step}, its weights as they were before. Try a lower "
-            "optimizer.learning_rate, max_grad_norm=1.0 or mixed_precision=no, from this checkpoint or an "
-            "earlier one"
-        )
+            with self.accelerator.autocast():
+                own = str(diagnose(self.networks.autoencoder, self.latest_images))
+            why = explain(skipped, gather_object([own]), self.accelerator.scaler)
+            saved = f"the run is saved at step {self.step}, its weights as they were before. {RETRY}"
+            count = f"{self.guard.longest} updates in a row were not made"
+            raise RunError(f"{count}, as many as guard.max_consecutive allows\n{why}\n{saved}")
 
     def _describe_start(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.networks.autoencoder.parameters())
@@ -242,13 +241,8 @@ class Trainer:
         batches: Iterator[Batch] = iter(loader)
         fresh = self.step == 0 and self.networks.pretrained is None
         if fresh and self.networks.quantizer is not None:
-            autoencoder = self.networks.autoencoder
-            batches = start_codebook(
-                self.networks.quantizer,
-                lambda images: autoencoder.encode(images.to(self.device)).latents,
-                batches,
-                self._randomness().generator("codebook"),
-            )
+            generator = self._randomness().generator("codebook")
+            batches = start_codebook(self.networks.autoencoder, batches, generator, self.device)
         return batches
 
     def _optimizer_step(self, batches: Iterator[Batch], meter: Meter) -> None:
@@ -261,7 +255,8 @@ class Trainer:
             with self.accelerator.accumulate(*(learner.module for learner in networks.learners)):
                 result = networks.step(self.latest_images, self._randomness(micro_batch))
             self.guard.watch(result.losses, batch["names"])
-            meter.add(result.losses, result.indices)
+            meter.add(result.losses)
+            self.codes.add(result.indices)
         self.step += 1
         done = update(
             networks.learners,
@@ -272,10 +267,8 @@ class Trainer:
         )
         meter.add(done.numbers)
         meter.commit(done.accepted)
-        networks.step.commit(done.accepted)
-        if networks.quantizer is not None:
-            networks.quantizer.commit(self.step, self._randomness().generator("codebook"), done.accepted)
-        networks.ema.update(networks.autoencoder, done.accepted)
+        self.codes.commit(self.step, done.accepted)
+        networks.commit(self.step, self._randomness().generator("codebook"), done.accepted)
 
     def _randomness(self, micro_batch: int = 0) -> StepRandomness:
         return StepRandomness(
@@ -300,17 +293,24 @@ class Trainer:
         except TooManyBrokenImagesError as error:
             self._save_checkpoint()
             raise RunError(f"{error}\nthe run is saved at step {self.step}") from error
-        if sentence is not None:
-            recorder.say(sentence)
+        recorder.say(sentence)
 
-    def _save_preview(self) -> None:
+    def _save_preview(self, recorder: Recorder) -> None:
         if distributed.is_main():
-            path = self.folder.sample(self.step)
             images = self.images.preview.to(self.device)
-            picture = preview(self.networks.ema.model, images, posterior=self.config.loss.kl is not None)
-            with needing_disk(path):
-                save_png(picture, path)
-                track_picture(self.accelerator, "samples", picture, self.step)
+            try:
+                picture = preview(self.networks.ema.model, images, posterior=self.config.loss.kl is not None)
+                self._save_picture("samples", picture, self.folder.sample(self.step))
+            except ValueError as error:  # a codebook refuses NaN; the other ranks would wait for this one
+                recorder.say(f"no sample picture of step {self.step}: {error}")
+            shares = self.codes.shares()
+            if shares is not None:
+                self._save_picture("codes", codebook_picture(shares), self.folder.codes(self.step))
+
+    def _save_picture(self, name: str, picture: Picture, path: Path) -> None:
+        with needing_disk(path):
+            save_png(picture, path)
+            track_picture(self.accelerator, name, picture, self.step)
 
     def _save_checkpoint(self) -> None:
         if self.saved_step == self.step:
@@ -335,6 +335,7 @@ class Trainer:
             self.config,
             device=self.device,
             say=self.accelerator.print,
+            measured=self.validation,
         )
         summary = {"step": self.step, **numbers, "seconds": round(self.seconds, 1)}
         if distributed.is_main():

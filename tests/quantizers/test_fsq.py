@@ -34,8 +34,10 @@ def test_by_hand():
     assert codes.tolist() == [[0.0, 0.0], [1.0, 0.5], [-1.0, -1.0], [1.0, -0.5]]
     # (integer + 1) + 3 (integer + 2)
     assert output.indices.flatten().tolist() == [1 + 3 * 2, 2 + 3 * 3, 0, 2 + 3 * 1]
-    assert output.losses == {}
-    assert output.loss.item() == 0.0
+    assert set(output.losses) == {"spread"}
+    published = FiniteScalarQuantizer([3, 4], spread_weight=0)(latents)
+    assert published.losses == {}
+    assert published.loss.item() == 0.0
 
 
 def test_every_index_stands_for_a_code_of_its_own():
@@ -61,10 +63,43 @@ def test_nan_is_no_code():
 
 @pytest.mark.parametrize("levels", [[], [1], [8, 1, 5], [8, -2]])
 def test_impossible_levels(levels):
-    with pytest.raises(ValueError, match=r"levels are \[.*\], but must be one number of 2 or more for each"):
+    with pytest.raises(ValueError, match=r"levels are \[.*\], but must be one integer of 2 or more for each"):
         FiniteScalarQuantizer(levels)
 
 
 def test_too_many_codes():
     with pytest.raises(ValueError, match="at most 1048576 can be counted"):
         FiniteScalarQuantizer([16] * 6)
+
+
+def spread(latents, levels, weight=0.1):
+    """The penalty on latents [N, d]."""
+    return (
+        FiniteScalarQuantizer(levels, spread_weight=weight)(latents.T[None, ..., None])
+        .losses["spread"]
+        .item()
+    )
+
+
+def test_spread_by_hand():
+    # With odd levels 0 is u = 0, and the difference to the identity is all there is: d / d.
+    assert spread(torch.zeros(5, 2), [3, 5]) == pytest.approx(0.1)
+    # Both ends alike: E[u²] = 1 and E[u] = 0, so (3 − 1)²; one end only: E[u] = 1, so 3 more.
+    assert spread(torch.tensor([[50.0], [-50.0]]), [5]) == pytest.approx(0.1 * 4)
+    assert spread(torch.tensor([[50.0], [50.0]]), [5]) == pytest.approx(0.1 * 7)
+    # Two channels that say the same: all four products are 3, of which two should be 1 and two 0.
+    assert spread(torch.tensor([[50.0, 50.0], [-50.0, -50.0]]), [5, 5]) == pytest.approx(
+        0.1 * (4 + 4 + 9 + 9) / 2
+    )
+
+
+def test_evenly_spread_latents_cost_nothing():
+    uniform = torch.rand(200_000, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert spread(uniform.atanh(), [7, 5], weight=1.0) == pytest.approx(0, abs=1e-3)
+    shifts = torch.atanh(torch.tensor([0.5, 0.5]) / torch.tensor([3.5, 1.5]) / 1.001)  # s of even levels
+    assert spread(uniform.atanh() - shifts, [8, 4], weight=1.0) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_negative_weight():
+    with pytest.raises(ValueError, match="spread_weight is -1"):
+        FiniteScalarQuantizer([5], spread_weight=-1.0)

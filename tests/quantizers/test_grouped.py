@@ -27,7 +27,8 @@ def test_losses_of_equal_groups_are_means_over_all_values():
 
 
 def test_members_without_losses():
-    output = GroupedQuantizer([FiniteScalarQuantizer([3, 3]) for _ in range(2)])(draw(1, 4, 2, 2))
+    members = [FiniteScalarQuantizer([3, 3], spread_weight=0.0) for _ in range(2)]
+    output = GroupedQuantizer(members)(draw(1, 4, 2, 2))
     assert output.losses == {}
 
 

@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from latentae.quantizers import code_counts, codebook_health
+from latentae.quantizers import (
+    code_counts,
+    codebook_health,
+    reachable_usage,
+    table_healths,
+    usage_deciles,
+)
 
 
 def test_health_by_hand():
@@ -26,3 +32,42 @@ def test_health_of_several_tables():
     # One table uses both codes alike, the other one only: perplexities 2 and 1, three of four codes in use.
     health = codebook_health(torch.tensor([[5, 5], [10, 0]]))
     assert (health.usage, health.perplexity) == (0.75, pytest.approx(1.5))
+
+
+def test_health_of_each_table():
+    first, second = table_healths(torch.tensor([[5, 5], [10, 0]]))
+    assert (first.usage, first.perplexity) == (1.0, pytest.approx(2.0))
+    assert (second.usage, second.perplexity) == (0.5, pytest.approx(1.0))
+
+
+def test_counts_of_int32_indices_and_of_large_tables():
+    indices = torch.tensor([[[0, 2**18 - 1]]], dtype=torch.int32)
+    counts = code_counts(indices, 2**18)
+    assert counts.dtype == torch.int64
+    assert (counts.sum(), counts[0], counts[-1]) == (2, 1, 1)
+
+
+def test_deciles_by_hand():
+    # Twenty codes: the two most used took 60 + 20 of 100, the next two 10 + 10, the others nothing.
+    counts = torch.zeros(20, dtype=torch.int64)
+    counts[[3, 7, 11, 19]] = torch.tensor([10, 60, 20, 10])
+    assert usage_deciles(counts) == pytest.approx([0.8, 0.2, *[0.0] * 8])
+    assert usage_deciles(torch.full((1000,), 7)) == pytest.approx([0.1] * 10)
+    # Four codes are two and a half deciles each: 8 of 10 choices on the first make 0.32 of each whole one.
+    assert usage_deciles(torch.tensor([1, 8, 1, 0])) == pytest.approx(
+        [0.32, 0.32, 0.16 + 0.02, 0.04, 0.04, 0.04, 0.04, 0.02, 0.0, 0.0]
+    )
+    assert usage_deciles(torch.zeros(16)) == [0.0] * 10
+
+
+def test_what_even_use_would_reach():
+    assert reachable_usage(4, 1) == pytest.approx(1 / 4)
+    assert reachable_usage(4, 2) == pytest.approx(1 - (3 / 4) ** 2)
+    assert reachable_usage(2**18, 107_000) == pytest.approx(1 - math.exp(-107_000 / 2**18), abs=1e-6)
+    assert (reachable_usage(1, 0), reachable_usage(1, 3), reachable_usage(1024, 0)) == (0.0, 1.0, 0.0)
+
+
+def test_a_count_of_even_draws_reaches_what_it_should():
+    draws = torch.randint(1000, (1, 40, 50), generator=torch.Generator().manual_seed(0))
+    usage = codebook_health(code_counts(draws, 1000)).usage
+    assert usage == pytest.approx(reachable_usage(1000, 2000), abs=0.02)

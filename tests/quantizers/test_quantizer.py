@@ -204,15 +204,20 @@ def test_a_training_step_never_waits_for_the_device(kind, monkeypatch):
             quantizer.commit(step, generator(), accepted)
 
 
-@pytest.mark.parametrize("kind", ["fsq", "lfq", "ema"])
-def test_compiled_it_gives_the_same(kind):
-    quantizer = make(kind).train()
-    latents = draw(2, 4, 4, 4).requires_grad_()
-    compiled = torch.compile(quantizer, backend="eager", fullgraph=kind != "ema")(latents)
-    expected = quantizer(latents)
-    assert torch.equal(compiled.quantized, expected.quantized)
-    assert torch.equal(compiled.indices, expected.indices)
-    torch.testing.assert_close(compiled.loss, expected.loss)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_compiled_it_gives_the_same(kind, training):
+    """Values, gradients and what is pending for the upkeep."""
+    plain, traced = make(kind).train(training), make(kind).train(training)
+    torch.compiler.reset()
+    results = []
+    for quantizer, call in ((plain, plain), (traced, torch.compile(traced, backend="aot_eager"))):
+        latents = draw(2, 4, 4, 4).requires_grad_()
+        output = call(latents)
+        loss = output.loss + (output.quantized * draw(2, 4, 4, 4, seed=1)).sum()
+        (gradient,) = torch.autograd.grad(loss, latents)
+        results.append([output.quantized, output.indices, output.loss, gradient, *quantizer.buffers()])
+    for expected, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, expected)
 
 
 def test_several_batches_to_start_from():
@@ -239,13 +244,16 @@ def test_too_many_codes():
 
 def test_numbers_that_are_checked():
     check_counts(depth=1, revive_after=None)
-    with pytest.raises(ValueError, match="depth is 0, but must be at least 1"):
+    with pytest.raises(ValueError, match="depth is 0, but must be an integer of at least 1"):
         check_counts(depth=0)
+    with pytest.raises(ValueError, match=r"num_codes is 1\.5, but must be an integer"):
+        check_counts(num_codes=1.5)
     check_weights(weight=0.0)
-    with pytest.raises(ValueError, match=r"weight is -0\.5, but must be 0 or more"):
+    with pytest.raises(ValueError, match=r"weight is -0\.5, but must be a number of 0 or more"):
         check_weights(weight=-0.5)
-    with pytest.raises(ValueError, match="weight is nan"):
-        check_weights(weight=float("nan"))
+    for value in ("nan", "inf"):
+        with pytest.raises(ValueError, match=f"weight is {value}"):
+            check_weights(weight=float(value))
 
 
 def test_precision():

@@ -25,8 +25,7 @@ def train(kind: str) -> dict[str, torch.Tensor]:
     quantizer = make(kind).double().train()
     parameters = [parameter for parameter in quantizer.parameters() if parameter.requires_grad]
     shares = [draw(BATCH, 4, 4, 4, seed=seed, dtype=torch.float64)[own] for seed in (100, 101)]
-    quantizer.start(shares, generator())
-    seen: dict[str, torch.Tensor] = {}
+    change = quantizer.start(shares, generator())
     for step in range(STEPS):
         refused = step == 2
         for micro_batch in range(MICRO_BATCHES):
@@ -45,6 +44,8 @@ def train(kind: str) -> dict[str, torch.Tensor]:
         quantizer.commit(step + 1, generator(step), torch.tensor(not refused))
     seen = {f"loss.{name}": distributed.all_reduce_mean(loss) for name, loss in output.losses.items()}
     seen["latents' gradient"] = distributed.all_gather_concat(latents.grad / distributed.world_size())
+    if change is not None:
+        seen |= {"start.matrix": change.matrix, "start.shift": change.shift}
     state = {**quantizer.state_dict(), **{f"upkeep.{k}": v for k, v in quantizer.upkeep.items()}}
     return {**seen, **{name: value.clone() for name, value in state.items()}}
 

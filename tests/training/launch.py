@@ -81,9 +81,9 @@ def flatten(state, name=""):
 
 
 def log_lines(run):
-    """The lines of a run's log, without what depends on the clock."""
+    """The lines of a run's log, without what depends on the clock; numbers of lists by name and place."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if "per_second" not in name} for line in lines]
+    return [flatten({name: line[name] for name in line if "per_second" not in name}) for line in lines]
 
 
 def in_two_ranks(function, folder):

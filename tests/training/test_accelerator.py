@@ -1,3 +1,4 @@
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from latentae.training.accelerator import create_accelerator, track_picture
+from latentae.training.accelerator import create_accelerator, track, track_picture
 
 
 def test_a_tracker_that_is_not_installed(tiny, monkeypatch):
@@ -46,3 +47,25 @@ def test_a_picture_for_other_trackers():
     ((values, step),) = given
     assert step == 7
     assert [np.array_equal(image, picture) for image in values["samples"]] == [True]
+
+
+def test_numbers_and_histograms_in_tensorboard(tiny, tmp_path):
+    accelerator = create_accelerator(tiny('trackers=["tensorboard"]'))
+    accelerator.init_trackers("latentae")
+    track(accelerator, {"loss": 0.5}, {"codebook": torch.tensor([0.0, 1.0, 3.0])}, 7)
+    accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "run/latentae"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(7, 0.5)]
+    ((step, histogram),) = [(e.step, e.histogram_value) for e in events.Histograms("codebook")]
+    assert (step, histogram.num, histogram.min, histogram.max, histogram.sum) == (7, 3, 0, 3, 4)
+
+
+def test_histograms_in_weights_and_biases(monkeypatch):
+    given = []
+    tracker = SimpleNamespace(name="wandb", log=lambda values, step: given.append((values, step)))
+    wandb = SimpleNamespace(Histogram=lambda values: ("histogram", values))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    accelerator = SimpleNamespace(trackers=[tracker], log=lambda values, step: given.append((values, step)))
+    track(accelerator, {"loss": 0.5}, {"codebook": torch.tensor([0.0, 2.0])}, 7)
+    assert given == [({"loss": 0.5}, 7), ({"codebook": ("histogram", [0.0, 2.0])}, 7)]

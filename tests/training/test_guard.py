@@ -93,6 +93,14 @@ def test_a_resumed_run_goes_on_counting():
     assert (again.consecutive, again.longest, again.skipped) == (2, 2, 2)
 
 
+def test_a_row_that_ended_the_run_ends_no_run_that_continues_well():
+    guard = Guard(alone)
+    guard.load_state_dict({"skipped": 10, "consecutive": 10})
+    attempt(guard, 11)
+    guard.report()
+    assert (guard.longest, guard.consecutive, guard.skipped) == (0, 0, 10)
+
+
 def test_many_images_are_cut_short():
     guard = Guard(alone)
     attempt(guard, 1, loss=NAN, names=[f"{i}.png" for i in range(20)])

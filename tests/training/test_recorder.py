@@ -2,6 +2,7 @@ import json
 import time
 
 import pytest
+import torch
 
 from latentae.training.folder import RunError, RunFolder
 from latentae.training.recorder import Recorder
@@ -13,7 +14,7 @@ def recorder(tmp_path, tracked, enabled=True):
         step=4,
         max_steps=8,
         images_per_step=3,
-        track=lambda values, step: tracked.append((step, values)),
+        track=lambda values, histograms, step: tracked.append((step, values, histograms)),
         enabled=enabled,
     )
 
@@ -29,7 +30,7 @@ def test_a_line_a_call(tmp_path):
     assert (first["step"], first["loss"]) == (5, 0.123457)
     assert first["images_per_second"] > 0
     assert second["codebook_usage"] == 0.5
-    assert [step for step, _ in tracked] == [5, 6]
+    assert [step for step, _, _ in tracked] == [5, 6]
     assert "step" not in tracked[0][1]
 
 
@@ -62,3 +63,17 @@ def test_a_log_that_cannot_be_written(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl .*checkpoints are untouched"):
         recorder(tmp_path, []).write(5, {})
+
+
+def test_lists_are_for_the_file_and_histograms_for_the_trackers(tmp_path):
+    tracked = []
+    log = recorder(tmp_path, tracked)
+    histogram = torch.tensor([0.0, 2.0])
+    log.write(5, {"loss": 1.0, "deciles": [0.123456789, 0.5]}, {"codebook": histogram})
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["deciles"] == [0.123457, 0.5]
+    assert "codebook" not in line
+    ((step, numbers, histograms),) = tracked
+    assert step == 5
+    assert set(numbers) == {"images_per_second", "loss"}
+    assert histograms == {"codebook": histogram}

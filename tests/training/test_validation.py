@@ -1,15 +1,20 @@
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from latentae import distributed
 from latentae.data import CenterCrop, ImageDataset
 from latentae.evaluation.metrics import psnr
-from latentae.models import KLVAE, VQVAE
+from latentae.evaluation.reconstruction import NoMeasurementError
+from latentae.models import KLVAE, VQVAE, AutoencoderOutput
+from latentae.training.folder import RunError
 from latentae.training.trainer import Trainer
 from latentae.training.validation import evaluating, validate
+from tests.training.launch import in_two_ranks
 
 WIDTHS = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4}
 BLOCKS = {
@@ -83,6 +88,38 @@ def test_each_module_gets_its_own_mode_back():
     assert [module.training for module in model.modules()] == [True, True, True, False, True]
 
 
+class NaNElsewhere(nn.Module):
+    """Reconstructs perfectly on the first rank, and NaN on the others."""
+
+    def forward(self, images):
+        return AutoencoderOutput(sample=images * (1.0 if distributed.is_main() else math.nan))
+
+
+def what_is_said(_folder):
+    with pytest.raises(NoMeasurementError) as caught:
+        measure(NaNElsewhere(), ImageDataset(Pictures(), CenterCrop(16), channels=3))
+    return str(caught.value)
+
+
+def test_what_one_rank_cannot_measure_ends_all_alike(tmp_path):
+    first, second = in_two_ranks(what_is_said, tmp_path)
+    assert first == second
+    assert first.startswith("images hold NaN")
+
+
+def test_averaged_weights_that_diverged_end_the_run_with_a_sentence(tiny, tmp_path, capsys):
+    trainer = Trainer(tiny("max_steps=4", "sample_every=1", "validate_every=2"))
+    nn.init.constant_(trainer.networks.ema.model.encoder.conv_in.weight, math.nan)
+    with pytest.raises(
+        RunError, match=r"averaged weights cannot be measured: .* are NaN or infinite.*"
+    ) as caught:
+        trainer.fit()
+    assert "saved at step 2" in str(caught.value)
+    assert (tmp_path / "run/checkpoints/step_000002").is_dir()
+    printed = capsys.readouterr()
+    assert "no sample picture of step 1" in printed.out + printed.err
+
+
 def test_measured_on_the_way_without_a_trace_in_the_training(tiny, tmp_path):
     runs = {}
     for name, overrides in {"with": ["validate_every=1"], "without": []}.items():
@@ -90,15 +127,18 @@ def test_measured_on_the_way_without_a_trace_in_the_training(tiny, tmp_path):
         summary = trainer.fit()
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         runs[name] = (trainer, summary, [json.loads(line) for line in lines])
-    (trainer, summary, lines), (other, _, plain) = runs["with"], runs["without"]
+    (trainer, summary, lines), (other, other_summary, plain) = runs["with"], runs["without"]
 
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert [line["step"] for line in plain] == [2, 3]
     measured = {name for name in lines[0] if name.startswith("validation_")}
     assert measured == set(trainer.validation) >= {"validation_psnr", "validation_ssim", "validation_lpips"}
     assert trainer.validation["validation_psnr"] == pytest.approx(lines[2]["validation_psnr"], rel=1e-5)
-    # the finished model is the same but for the scale that was folded into its weights
-    assert summary["psnr"] == pytest.approx(lines[2]["validation_psnr"], abs=0.05)
+    # measured once at the last step, and told twice
+    assert (summary["psnr"], summary["images"]) == (trainer.validation["validation_psnr"], 1)
+    assert summary["codebook_usage"] == trainer.validation["validation_codebook_usage"]
+    # the other's is of the exported model: the same but for the scale that was folded into its weights
+    assert other_summary["psnr"] == pytest.approx(summary["psnr"], abs=0.05)
     assert other.validation == {}
     assert not [name for name in plain[1] if name.startswith("validation_")]
 

@@ -104,7 +104,7 @@ class IBQConfig(_Table):
 
 
 class FSQConfig(Section):
-    """Each channel rounded to a few levels; nothing to learn, no loss (FSQ, arXiv 2309.15505)."""
+    """Each channel rounded to a few levels; there is no codebook to learn (FSQ, arXiv 2309.15505)."""
 
     type: Literal["fsq"]
     levels: Levels
@@ -113,6 +113,9 @@ class FSQConfig(Section):
     init: Literal["none", "data"] = "data"
     """data: the convolution in front is changed before the first step, so that the first latents have mean 0
     and covariance I and reach all of the grid; none: it is left as it was drawn."""
+    spread_weight: PositiveOrZero = 0.1
+    """Weight of a penalty on channels that say the same or stay at the ends of their levels; 0: none, as in
+    the paper."""
 
 
 class _Signs(Section):
