@@ -1,9 +1,9 @@
 """From latents to pictures: does what an autoencoder is trained with help the denoiser behind it?
 
-`python benchmarks/bench_ablation.py path/to/photos OUT [--steps N] [--probe-steps N] [--only NAME ...]` trains
-an autoencoder for each row of MODELS, the same backbone on the same crops for the same steps, probes them all
-with the same denoiser, and prints a Markdown table of reconstruction and generation. OUT keeps the runs and
-the probe's report; started again, it goes on from there.
+`python benchmarks/bench_ablation.py path/to/photos OUT [--steps N] [--probe-steps N] [--only NAME ...]`
+trains an autoencoder for each row of MODELS, the same backbone on the same crops for the same steps, probes
+them all with the same denoiser, and prints a Markdown table of reconstruction and generation. OUT keeps the
+runs and the probe's report; started again, it goes on from there.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def main() -> None:
     )
     results = json.loads((report / "results.json").read_text())
     print(
-        f"{hardware()}, commit {commit()}. Autoencoders: {arguments.steps} steps of {arguments.batch_size} crops "
-        f"of {arguments.size} px; denoisers: {arguments.probe_steps} steps of 32; {arguments.samples} samples.\n"
+        f"{hardware()}, commit {commit()}. Autoencoders: {arguments.steps} steps of {arguments.batch_size} "
+        f"crops of {arguments.size} px; denoisers: {arguments.probe_steps} steps of 32; "
+        f"{arguments.samples} samples.\n"
     )
     _table(results)
 
@@ -81,7 +82,7 @@ def _latentae(*arguments: str) -> None:
 
 def _table(results: dict[str, Any]) -> None:
     models: dict[str, dict[str, dict[str, float]]] = results["models"]
-    metrics = [name for name in next(iter(models.values()))]
+    metrics = list(next(iter(models.values())))
     print(f"| model | {' | '.join(metrics)} |\n| --- {'| ---: ' * len(metrics)}|")
     for name, values in models.items():
         cells = [f"{values[metric]['value']:.4g}" if metric in values else "" for metric in metrics]

@@ -1,17 +1,18 @@
 """Evaluating against saving PNGs and calling torch-fidelity: images/s, and memory over the number of images.
 
-`python benchmarks/bench_evaluate.py [--images N] [--rounds N]` prints two tables. Both ways take turns on the
+`python benchmarks/bench_evaluate.py [--images N] [--rounds N]` prints tables. Both ways take turns on the
 same images, reconstructions and (random, saved) Inception weights in one process; ratios are medians over the
 rounds of process time (wall time on a GPU). The model is a blur that costs next to nothing, so that the
 judging is compared: features and per-image metrics, not the distance at the end, which takes seconds for any
-number of images. Needs torch-fidelity and torchmetrics.
+number of images. Memory is what a process takes at its highest, beyond what it had with all it needs loaded:
+once of measuring and joining images, once of joining alone, for as many rows of features as ImageNet's
+validation images give. Needs torch-fidelity and torchmetrics.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 import lpips
 import numpy as np
 import torch
-from measuring import in_turns, ratios
+from measuring import in_turns, peak_memory, ratios
 from PIL import Image
 from stand_ins import SIDE, Blur, RandomFeatures, Windows, save_random_inception
 from torch import nn
@@ -36,6 +37,7 @@ from torchmetrics.functional.image import (
 from latentae.evaluation.block_measurement import reference_features
 from latentae.evaluation.blocks import ImageBlocks, block_loader, to_images
 from latentae.evaluation.description import commit, hardware
+from latentae.evaluation.distances import FeatureFile, feature_distances
 from latentae.evaluation.engine import Evaluation
 from latentae.evaluation.inception import InceptionFeatures
 from latentae.evaluation.measures import Measures
@@ -53,18 +55,28 @@ def main() -> None:
     arguments = _parse()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.memory_of:
-        print(_peak_megabytes(arguments.memory_of))
+    if arguments.memory_of or arguments.memory_of_rows:
+        print(_memory_of_images(arguments.memory_of) or _memory_of_rows(arguments.memory_of_rows))
         return
     print(f"{hardware(device)}, {arguments.threads} threads, torch {torch.__version__}, commit {commit()}")
     print(f"{arguments.images} images of {SIDE}x{SIDE}, batches of {_BATCH}, {arguments.rounds} rounds\n")
     with tempfile.TemporaryDirectory() as folder:
         _speed(arguments, device, Path(folder))
-    print("\n| images | peak memory of the process, MB |\n| --- | --- |")
-    for count in (arguments.memory_images, 4 * arguments.memory_images):
-        command = [sys.executable, __file__, "--memory-of", str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        print(f"| {count} | {float(done.stdout):.0f} |")
+    for what, option, counts in (
+        ("images measured and joined", "--memory-of", arguments.memory_images),
+        ("rows of 2048 features joined, both sides", "--memory-of-rows", arguments.memory_rows),
+    ):
+        print(f"\n| {what} | memory at its highest, MB |\n| --- | --- |", flush=True)
+        for count in counts:
+            print(f"| {count:,} | {_in_a_new_process(option, count):.0f} |", flush=True)
+
+
+def _in_a_new_process(option: str, count: int) -> float:
+    # So that freed tensors return to the system at once.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, option, str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout)
 
 
 def _speed(arguments: argparse.Namespace, device: torch.device, folder: Path) -> None:
@@ -143,8 +155,10 @@ def _usual_metrics(shown: torch.Tensor, images: torch.Tensor, distance: nn.Modul
     distance(shown, images)
 
 
-def _peak_megabytes(count: int) -> float:
-    """Of a process that evaluates so many images with as many features as Inception's, and joins them."""
+def _memory_of_images(count: int) -> float:
+    """MB of measuring so many images with as many features as Inception's, and joining them."""
+    if not count:
+        return 0.0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LATENTAE_CACHE"] = folder
         subject = Subject("blur", "", Blur())
@@ -156,9 +170,24 @@ def _peak_megabytes(count: int) -> float:
             "",
             torch.device("cpu"),
         )
-        evaluation.measure([subject])
-        evaluation.result(subject)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+        def run() -> None:
+            evaluation.measure([subject])
+            evaluation.result(subject)
+
+        return peak_memory(run, torch.device("cpu"))
+
+
+def _memory_of_rows(count: int) -> float:
+    """MB of the Fréchet and the kernel distance between two files of so many rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [FeatureFile(Path(folder, name), RandomFeatures.dimensions) for name in ("first", "second")]
+        generator = torch.Generator().manual_seed(0)
+        for start in range(0, count, 1000):
+            rows = torch.rand(min(1000, count - start), RandomFeatures.dimensions, generator=generator)
+            for file in files:
+                file.append(rows)
+        return peak_memory(lambda: feature_distances("inception", *files), torch.device("cpu"))
 
 
 def _parse() -> argparse.Namespace:
@@ -168,8 +197,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--memory-images", type=int, default=250, help="and four times as many")
-    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-images", type=int, nargs="+", default=[250, 1000])
+    parser.add_argument("--memory-rows", type=int, nargs="+", default=[5_000, 50_000])
+    parser.add_argument("--memory-of", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of-rows", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -25,7 +25,7 @@ from latentae import distributed
 from latentae.evaluation.evaluate import evaluate
 from latentae.evaluation.report.remarks import remarks
 from latentae.evaluation.report.results import Results
-from latentae.evaluation.report.table import number
+from latentae.evaluation.report.table import number, render_markdown
 from latentae.evaluation.request import Request
 from latentae.evaluation.settings import Settings
 from latentae.evaluation.subject import name_models
@@ -156,10 +156,11 @@ def open_model(path: str) -> Any:
 
 
 def render(results: Results) -> str:
-    """Measured numbers, published ones under them, and what differs, as Markdown."""
+    """Measured numbers, published ones under them, what differs, and all that was measured, as Markdown."""
     protocol = results.protocol
     data = protocol["data"]
-    here = f"{data['name']} ({data['split']}), {protocol['images']:,} images, {protocol['name']}"
+    name = "a folder of photographs" if Path(data["name"]).exists() else f"{data['name']} ({data['split']})"
+    here = f"{name}, {protocol['images']:,} images, {protocol['name']}"
     lines = [
         "| model | numbers | rFID | PSNR | SSIM | LPIPS alex | LPIPS vgg | LPIPS of which? | data | remark |",
         "| --- | --- |" + " ---: |" * 6 + " --- | --- |",
@@ -172,7 +173,9 @@ def render(results: Results) -> str:
             cells = [f"{found[name]:g}" if name in found else "-" for name in _SHOWN]
             remark = _difference(published, results)
             lines.append(f"| | published | {' | '.join(cells)} | {published.data} | {remark} |")
-    return "\n".join([*lines, *(f"\n{remark}." for remark in remarks(results))])
+    home = str(Path.home())  # of no interest to others
+    lines += [f"\n{remark.replace(home, '~')}." for remark in remarks(results)]
+    return "\n".join([*lines, "\nAll that was measured:\n", render_markdown(results)])
 
 
 def _difference(published: Published, results: Results) -> str:

@@ -154,7 +154,7 @@ def _means(values: dict[str, Tensor], images: int) -> tuple[dict[str, Value], li
         row = row[~row.isnan()]
         if not len(row):
             continue
-        if torch.isfinite(row).all():
+        if len(row) > 1 and torch.isfinite(row).all():  # of one image nothing can be drawn anew
             interval = bootstrap_interval(row)
             metrics[name] = Value(row.mean().item(), interval.low, interval.high)
         else:

@@ -48,7 +48,7 @@ def describe_protocol(
         "channels": blocks.channels,
         "precision": request.precision,
         "networks": measures.identities,
-        "cycle_images": request.settings.cycle_images,
+        "cycle_images": min(request.settings.cycle_images, len(blocks.indices)),
         "code": {"latentae": __version__, "commit": commit(), "torch": torch.__version__},
         "hardware": f"{distributed.world_size()} x {hardware(device)}",
         "batch_size": request.settings.batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ _ROWS = 1024
 
 
 class FeatureFile:
-    """Rows of float32 numbers, appended to a file and read back as a map of it.
+    """Rows of float32 numbers, appended to a file and read back in parts.
 
     Args:
         path: the file, which is made anew.
@@ -38,12 +39,20 @@ class FeatureFile:
         with self.path.open("ab") as file:
             file.write(features.float().contiguous().numpy().data)
 
-    def read(self) -> NDArray[np.float32]:
-        """[N, dimensions], of which only what is looked at comes into memory."""
-        if not self.path.stat().st_size:
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many rows there are so far, and of how many numbers."""
+        return self.path.stat().st_size // (4 * self.dimensions), self.dimensions
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Some rows, in memory; a slice, or their numbers."""
+        if not len(self):
             return np.zeros((0, self.dimensions), np.float32)
-        rows: NDArray[np.float32] = np.memmap(self.path, np.float32, "r")
-        return rows.reshape(-1, self.dimensions)
+        # Mapped anew each time: pages of a map that stays count as memory once they were looked at.
+        return np.array(np.memmap(self.path, np.float32, "r", shape=self.shape)[rows])
 
 
 def feature_distances(
@@ -57,17 +66,16 @@ def feature_distances(
     Returns:
         metric → value, and what must be said beside it; None where nothing is.
     """
-    theirs, ours = originals.read(), reconstructions.read()
     metric = _FRECHET[network]
-    label, count, dimensions = METRICS[metric].label, len(ours), reconstructions.dimensions
-    missing = int(np.isnan(ours[:, 0]).sum())
+    label, (count, dimensions) = METRICS[metric].label, reconstructions.shape
+    missing = sum(int(np.isnan(rows[:, 0]).sum()) for rows in _parts(reconstructions))
     if missing:
         return {}, f"{label} left out: {missing} of {count} images are too small for its network"
     if count < 2:
         return {}, f"{label} left out: it needs two images or more"
-    metrics = {metric: Value(frechet_distance(_statistics(theirs), _statistics(ours)))}
+    metrics = {metric: Value(frechet_distance(_statistics(originals), _statistics(reconstructions)))}
     if network == "inception":
-        kernel = kernel_distance(theirs, ours)
+        kernel = kernel_distance(originals, reconstructions)
         metrics["kid"] = Value(kernel.value, kernel.value - kernel.deviation, kernel.value + kernel.deviation)
     if count <= dimensions:
         return metrics, (
@@ -83,8 +91,12 @@ def feature_distances(
     return metrics, None
 
 
-def _statistics(features: NDArray[np.float32]) -> GaussianStatistics:
-    statistics = GaussianStatistics(features.shape[1])
-    for start in range(0, len(features), _ROWS):
-        statistics.add(torch.from_numpy(np.array(features[start : start + _ROWS])))
+def _statistics(features: FeatureFile) -> GaussianStatistics:
+    statistics = GaussianStatistics(features.dimensions)
+    for rows in _parts(features):
+        statistics.add(torch.from_numpy(rows))
     return statistics
+
+
+def _parts(features: FeatureFile) -> Iterator[NDArray[np.float32]]:
+    return (features[start : start + _ROWS] for start in range(0, len(features), _ROWS))

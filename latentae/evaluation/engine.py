@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,18 +18,18 @@ from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loa
 from latentae.evaluation.measures import Measures
 from latentae.evaluation.progress import Progress
 from latentae.evaluation.settings import Settings
-from latentae.evaluation.shards import Shards, content_sha256, from_text, reference_cache
+from latentae.evaluation.shards import Shards, content_sha256, from_text, reference_cache, to_text
 from latentae.evaluation.subject import Subject
 
 # Raised when what a shard holds changes its meaning: shards of another version are not read.
 _VERSION = 2
-# Blocks after which the processes wait for each other: none is then left behind for as long as a process
-# group has patience.
+# Blocks after which the processes meet: none is then left behind for as long as a process group has patience,
+# and what stops one of them stops all.
 _ROUNDS_TOGETHER = 8
 
 
 class MeasuringError(ValueError):
-    """What went wrong in the midst of measuring: met by one process, perhaps by it alone."""
+    """What went wrong in the midst of measuring, in this process or in another."""
 
 
 @dataclass
@@ -60,7 +61,8 @@ class Evaluation:
         on how many ranks there are.
 
         Raises:
-            MeasuringError: a model makes NaN or images of another size, or cannot take the images.
+            MeasuringError: a model makes NaN or images of another size, or cannot take the images; on all
+                ranks, whichever has met it.
         """
         originals, shards = self._originals(), [self._shards(subject) for subject in subjects]
         parts = [originals, *shards]
@@ -70,11 +72,15 @@ class Evaluation:
         distributed.barrier()  # nobody writes before everybody has looked
         own = missing[distributed.rank() :: distributed.world_size()]
         measured = self._measure_in_turn(own, subjects, originals, shards)
+        failure: Exception | None = None
         for turn in range(-(-len(missing) // distributed.world_size())):
-            next(measured, None)
-            if turn % _ROUNDS_TOGETHER == _ROUNDS_TOGETHER - 1:
-                distributed.barrier()
-        distributed.barrier()
+            try:
+                next(measured, None)
+            except Exception as error:  # raised again where the ranks meet
+                failure = error
+            if turn % _ROUNDS_TOGETHER == _ROUNDS_TOGETHER - 1 or distributed.world_size() == 1:
+                _raise_together(failure)
+        _raise_together(failure)
 
     def result(self, subject: Subject) -> Assembled:
         """The numbers of a subject that was measured: joined in the order of the images, so the same for
@@ -103,7 +109,8 @@ class Evaluation:
             try:
                 self._measure_originals(block, originals)
                 for subject, own in zip(subjects, shards, strict=True):
-                    self._measure_block(block, subject, own)
+                    with _said_of(subject):
+                        self._measure_block(block, subject, own)
                     progress.add(self._size(block.number))
             except ValueError as error:
                 raise MeasuringError(str(error)) from error
@@ -171,6 +178,28 @@ class Evaluation:
             "protocol": self.blocks.protocol.describe(),
             "measures": self.measures.identities,
         }
+
+
+@contextmanager
+def _said_of(subject: Subject) -> Iterator[None]:
+    """Has every complaint name the model."""
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error)
+        if not reason.startswith(subject.name):
+            raise ValueError(f"{subject.name}: {reason}") from error
+        raise
+
+
+def _raise_together(failure: Exception | None) -> None:
+    """Raises on every rank what one of them has met, so that none waits for another that is gone."""
+    own = "" if failure is None else " ".join(f"{failure or type(failure).__name__}".split()) + "\n"
+    reasons = to_text(distributed.all_gather_concat(from_text(own)).cpu()).splitlines()
+    if failure is not None:
+        raise failure
+    if reasons:
+        raise MeasuringError(reasons[0])
 
 
 def _present(shards: Shards, number: int) -> dict[str, Tensor]:

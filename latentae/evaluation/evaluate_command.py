@@ -39,7 +39,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     import torch
 
     from latentae import distributed
-    from latentae.evaluation.engine import MeasuringError
     from latentae.evaluation.evaluate import evaluate
     from latentae.evaluation.report.remarks import remarks
     from latentae.evaluation.report.table import render_terminal
@@ -55,10 +54,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     try:
         with distributed.init_from_environment() as device:
             results = evaluate(request, device, _say)
-    except MeasuringError as error:
-        sys.stderr.write(f"error: {error}\n")  # by whichever process has met it
-        return 2
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
         return _fail("error: the device's memory does not hold this: choose a smaller --batch-size", 2)
     if _is_first():
         for remark in remarks(results):

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+class Features(Protocol):
+    """Rows of numbers, which need not all be in memory: an array, or a ``FeatureFile``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, d]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """The rows of these numbers."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +40,8 @@ class KernelDistance:
 
 
 def kernel_distance(
-    first: NDArray[np.float32],
-    second: NDArray[np.float32],
+    first: Features,
+    second: Features,
     *,
     subsets: int = 100,
     subset_size: int = 1000,
@@ -36,7 +50,7 @@ def kernel_distance(
     """Squared MMD under the kernel (xᵀy / d + 1)³, equation 4 of the paper, over random subsets.
 
     Args:
-        first, second: [N, d] and [M, d], in memory or mapped from disk: only a subset's rows are read.
+        first, second: [N, d] and [M, d], of which only a subset's rows are read at a time.
         subsets: how many; each draws anew from both sides, without replacement.
         subset_size: features from each side; smaller where there are fewer.
         seed: of the draws.
@@ -44,7 +58,7 @@ def kernel_distance(
     Raises:
         ValueError: different dimensions, or fewer than two features on either side.
     """
-    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+    if len(first.shape) != 2 or len(second.shape) != 2 or first.shape[1] != second.shape[1]:
         raise ValueError(f"features are [N, d] and [M, d]; got {list(first.shape)} and {list(second.shape)}")
     size = min(subset_size, len(first), len(second))
     if size < 2:
@@ -52,7 +66,7 @@ def kernel_distance(
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(subsets):
-        # In order, rows that are mapped from disk are read in one sweep.
+        # In order, rows that lie on disk are read in one sweep.
         rows = [np.sort(generator.choice(len(x), size, replace=False)) for x in (first, second)]
         x, y = (
             torch.from_numpy(features[row]).double()

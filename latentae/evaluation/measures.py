@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from latentae.evaluation.features import FeatureExtractor, VGG16Features
 from latentae.evaluation.inception import InceptionFeatures
+from latentae.evaluation.subject import weights_sha256
 from latentae.losses.perceptual import LPIPS
 from latentae.weights import WeightsNotFoundError, load_trunk
 
@@ -27,10 +29,13 @@ class Measures:
     features: dict[str, FeatureExtractor] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def identities(self) -> dict[str, str]:
         """What the networks' weights are, for a report."""
-        heads = {name: f"lpips 0.1 heads on {distance.net}" for name, distance in self.lpips.items()}
+        heads = {
+            name: f"lpips 0.1 heads on {distance.net}, {weights_sha256(distance)[:16]}"
+            for name, distance in self.lpips.items()
+        }
         return heads | {name: extractor.identity for name, extractor in self.features.items()}
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 
 _BORDER = 2
 
+Picture = NDArray[np.uint8]
+"""[H, W, 3]."""
+
 
 def picture_grid(images: Tensor, border: int = _BORDER) -> NDArray[np.uint8]:
     """One picture of rows and columns of images, with a white border around each.

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 
 class Progress:
-    """Says how many images are reconstructed, how fast it goes and how long it will take, at most so often.
+    """Says how many images are done, how fast it goes and how long it will take, at most so often.
 
     Args:
         total: reconstructions that this process will measure: an image counts once for each model.
         say: told a line.
         every: seconds between two lines; the end is always said.
         now: a clock in seconds.
+        what: is done.
     """
 
     def __init__(
@@ -22,12 +23,14 @@ class Progress:
         say: Callable[[str], None],
         every: float = 10.0,
         now: Callable[[], float] = time.monotonic,
+        what: str = "reconstructions measured",
     ) -> None:
         self.total = total
         self.done = 0
         self._say = say
         self._every = every
         self._now = now
+        self._what = what
         self._started = self._said = now()
 
     def add(self, count: int) -> None:
@@ -40,7 +43,7 @@ class Progress:
         rate = self.done / max(moment - self._started, 1e-9)
         left = (self.total - self.done) / rate if self.done else 0.0
         rest = f", {duration(left)} left" if self.done < self.total else ""
-        self._say(f"{self.done} of {self.total} reconstructions measured, {rate:.1f} a second{rest}")
+        self._say(f"{self.done} of {self.total} {self._what}, {rate:.1f} a second{rest}")
 
 
 def duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentae import distributed
+from latentae.data import BrokenImageError
 from latentae.evaluation.metrics import psnr, ssim, to_uint8
 from latentae.quantizers import Quantizer, code_counts, codebook_health
 
@@ -35,6 +36,10 @@ class ReconstructionQuality:
     codebook_perplexity: float | None = None
 
 
+class NoMeasurementError(ValueError):
+    """Images could not be measured; raised on every rank alike, with the reasons of all of them."""
+
+
 @torch.no_grad()
 def evaluate_reconstruction(
     autoencoder: nn.Module, batches: Iterable[dict[str, Any]], lpips: Distance, device: torch.device
@@ -47,35 +52,60 @@ def evaluate_reconstruction(
         lpips: maps two [B, C, H, W] to [B]; called in float32 on what 8 bits can hold.
 
     Raises:
-        ValueError: no images.
+        NoMeasurementError: no images; or a reconstruction that holds NaN, on whichever rank.
     """
-    rows: list[Tensor] = []
-    quantizer: Quantizer | None = getattr(autoencoder, "quantize", None)
-    counts: Tensor | None = None
-    if quantizer is not None:
-        depth = () if quantizer.depth is None else (quantizer.depth,)
-        counts = torch.zeros(*depth, quantizer.num_codes, dtype=torch.int64, device=device)
-    for batch in batches:
-        images = batch["images"].to(device)
-        output = autoencoder(images)
+    own = _OwnImages(autoencoder, device)
+    failure = ""
+    try:
+        for batch in batches:
+            own.add(batch, lpips)
+    except BrokenImageError:
+        raise
+    except ValueError as error:  # the others would wait for this rank's numbers forever
+        failure = f"{error}\n"
+    failures = distributed.all_gather_concat(torch.tensor(list(failure.encode()), dtype=torch.uint8))
+    if len(failures):
+        raise NoMeasurementError("; ".join(dict.fromkeys(bytes(failures.tolist()).decode().splitlines())))
+    return own.joined()
+
+
+class _OwnImages:
+    """This rank's part of an evaluation."""
+
+    def __init__(self, autoencoder: nn.Module, device: torch.device) -> None:
+        self.autoencoder = autoencoder
+        self.device = device
+        self.rows: list[Tensor] = []
+        quantizer: Quantizer | None = getattr(autoencoder, "quantize", None)
+        self.counts: Tensor | None = None
+        if quantizer is not None:
+            depth = () if quantizer.depth is None else (quantizer.depth,)
+            self.counts = torch.zeros(*depth, quantizer.num_codes, dtype=torch.int64, device=device)
+
+    def add(self, batch: dict[str, Any], lpips: Distance) -> None:
+        """Measures a batch: a row [index, PSNR, SSIM, LPIPS] an image, and the codes."""
+        images = batch["images"].to(self.device)
+        output = self.autoencoder(images)
         originals, reconstructions = (to_uint8(x).float() / 127.5 - 1 for x in (images, output.sample))
         values = [
             psnr(reconstructions, originals),
             ssim(reconstructions, originals),
             lpips(reconstructions, originals).double(),
         ]
-        rows.append(torch.stack([batch["indices"].to(device).double(), *values], dim=1))
-        if quantizer is not None and counts is not None:
-            counts += code_counts(output.indices, quantizer.num_codes)
+        self.rows.append(torch.stack([batch["indices"].to(self.device).double(), *values], dim=1))
+        if self.counts is not None:
+            self.counts += code_counts(output.indices, self.counts.shape[-1])
 
-    own = torch.cat(rows) if rows else torch.zeros(0, 4, dtype=torch.float64, device=device)
-    table = distributed.all_gather_concat(own)
-    if not len(table):
-        raise ValueError("there are no images to evaluate on")
-    # Summed in the images' own order, the means do not depend on how many ranks shared the work.
-    mean_psnr, mean_ssim, mean_lpips = table[table[:, 0].argsort()][:, 1:].mean(dim=0).tolist()
-    quality = ReconstructionQuality(psnr=mean_psnr, ssim=mean_ssim, lpips=mean_lpips, images=len(table))
-    if counts is not None:
-        health = codebook_health(distributed.all_reduce_sum(counts))
-        quality.codebook_usage, quality.codebook_perplexity = health.usage, health.perplexity
-    return quality
+    def joined(self) -> ReconstructionQuality:
+        """The means over the images of all ranks, which must call it together."""
+        nothing = torch.zeros(0, 4, dtype=torch.float64, device=self.device)
+        table = distributed.all_gather_concat(torch.cat(self.rows) if self.rows else nothing)
+        if not len(table):
+            raise NoMeasurementError("there are no images to evaluate on")
+        # Summed in the images' own order, the means do not depend on how many ranks shared the work.
+        mean_psnr, mean_ssim, mean_lpips = table[table[:, 0].argsort()][:, 1:].mean(dim=0).tolist()
+        quality = ReconstructionQuality(psnr=mean_psnr, ssim=mean_ssim, lpips=mean_lpips, images=len(table))
+        if self.counts is not None:
+            health = codebook_health(distributed.all_reduce_sum(self.counts))
+            quality.codebook_usage, quality.codebook_perplexity = health.usage, health.perplexity
+        return quality

@@ -50,6 +50,11 @@ def test_an_infinite_ratio_has_no_interval(tmp_path):
     assert (value.value, value.low) == (float("inf"), None)
 
 
+def test_one_image_has_no_interval(tmp_path):
+    value = assemble([pair([10.0])], {}, tmp_path).metrics["psnr"]
+    assert (value.value, value.low, value.high) == (10.0, None, None)
+
+
 def test_drift_is_of_some_images(tmp_path):
     extra = {"value.cycle_psnr_2": torch.tensor([8.0, float("nan")], dtype=torch.float64)}
     result = assemble([pair([10.0, 20.0], **extra)], {}, tmp_path)

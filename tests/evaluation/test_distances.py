@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -26,8 +29,29 @@ def test_rows_come_back(files, tmp_path):
     rows = features(7)
     file = files("a", rows)
     file.append(rows[:2])
-    assert np.array_equal(file.read(), torch.cat([rows, rows[:2]]).numpy())
-    assert FeatureFile(tmp_path / "a", 3).read().shape == (0, 3)
+    assert file.shape == (9, 3)
+    assert np.array_equal(file[:], torch.cat([rows, rows[:2]]).numpy())
+    assert np.array_equal(file[np.array([8, 2])], rows[[1, 2]].numpy())
+    empty = FeatureFile(tmp_path / "a", 3)
+    assert len(empty) == 0
+    assert empty[:5].shape == (0, 3)
+
+
+def test_the_rows_of_many_images_do_not_stay_in_memory(files):
+    """64 MB of rows in a file whose map would count as memory."""
+    file = files("a", torch.rand(8000, 2048))
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("only Linux says how much of a process's memory is of files")
+
+    def mapped():
+        return int(re.search(r"RssFile:\s+(\d+)", status.read_text())[1])  # kB
+
+    file[:1]
+    before = mapped()
+    kept = [file[start : start + 1000].mean() for start in range(0, 8000, 1000)]
+    assert kept == pytest.approx([0.5] * 8, abs=0.01)
+    assert mapped() - before < 4096
 
 
 def test_the_distances_of_the_features(files):

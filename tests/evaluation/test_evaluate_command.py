@@ -76,13 +76,13 @@ def test_a_mistake_is_one_sentence(arguments, says, places, tmp_path, capsys):
     assert not (tmp_path / "r").exists()
 
 
-def test_what_one_process_meets_is_said_by_it(places, models, monkeypatch, capsys):
+def test_a_model_that_makes_nan_is_named(places, models, capsys):
     torch.nn.init.constant_(models["kl"].decoder.conv_out.bias, float("nan"))
     models["kl"].save_pretrained(places["kl"])
-    monkeypatch.setenv("RANK", "1")  # as that of another process says nothing else
-    arguments = ["{kl}", "--data", "{images}", "--out", "{here}/r", "--protocol", "native"]
+    arguments = ["{vq}", "bad={kl}", "--data", "{images}", "--out", "{here}/r", "--protocol", "native"]
     assert main([word.format(**places) for word in arguments]) == 2
-    assert capsys.readouterr().err.startswith("error: kl makes images that hold NaN: its weights are")
+    assert "error: bad makes images that hold NaN: its weights are" in capsys.readouterr().err
+    assert not (places["here"] / "r/results.json").exists()
 
 
 def test_stopped_by_hand(places, monkeypatch, capsys):

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from latentae.evaluation import measures as module
-from latentae.evaluation.measures import open_measures
+from latentae.evaluation.measures import Measures, open_measures
+from latentae.losses.perceptual import LPIPS
 from latentae.weights import WeightsNotFoundError
 
 CPU = torch.device("cpu")
@@ -55,3 +56,13 @@ def test_features_know_photographs_only(nothing):
         "rFID, KID and FD-VGG16 left out: their networks know photographs, not 6 channels"
     ]
     assert open_measures(CPU, features=False, lpips=()).remarks == []
+
+
+def test_another_trunk_is_another_identity(alexnet_trunk):
+    other = {**alexnet_trunk, "features.0.bias": alexnet_trunk["features.0.bias"] + 1}
+    first, same, another = (
+        Measures({"lpips_alex": LPIPS(trunk)}).identities["lpips_alex"]
+        for trunk in (alexnet_trunk, alexnet_trunk, other)
+    )
+    assert first.startswith("lpips 0.1 heads on alex, ")
+    assert first == same != another

@@ -15,3 +15,9 @@ def test_a_line_now_and_then_and_at_the_end():
 
 def test_durations():
     assert [duration(seconds) for seconds in (3, 600, 9000)] == ["3 s", "10 min", "2.5 h"]
+
+
+def test_what_is_done_has_a_name():
+    said = []
+    Progress(1, said.append, now=lambda: 0.0, what="images encoded").add(1)
+    assert said[0].startswith("1 of 1 images encoded, ")

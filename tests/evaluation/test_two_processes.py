@@ -1,11 +1,13 @@
-"""Two processes write the results.json of one, to the last digit."""
+"""Two processes write the results.json of one, to the last digit; what stops one of them stops both."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from latentae.evaluation.evaluate_command import main
-from tests.processes import ROOT, launch
+from tests.processes import ROOT, environment, launch, torchrun
 
 
 def results(folder):
@@ -44,3 +46,25 @@ def test_two_processes_write_the_results_of_one(models, image_folder, tmp_path, 
         assert metrics["psnr"]["value"] == pytest.approx(other["psnr"]["value"], abs=1e-3)  # dB
         assert metrics["ssim"]["value"] == pytest.approx(other["ssim"]["value"], abs=1e-5)
         assert metrics["fd_vgg16"]["value"] == pytest.approx(other["fd_vgg16"]["value"], rel=1e-3)
+
+
+def test_what_one_of_two_processes_meets_stops_both(image_folder, tmp_path):
+    """A model that makes NaN of image 33 alone, which is in the block of the second process."""
+    launch(Path(__file__).with_name("nan_on_one_rank.py"), 2, str(image_folder), str(tmp_path))
+    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert said == ["bad makes images that hold NaN: its weights are damaged, or diverged"] * 2
+
+
+@pytest.mark.usefixtures("own_cache_with_trunks")
+def test_a_mistake_is_said_once(models, image_folder, tmp_path):
+    models["kl"].save_pretrained(tmp_path / "kl")
+    arguments = [str(tmp_path / "kl"), "--data", str(image_folder), "--out", str(tmp_path / "report")]
+    done = subprocess.run(
+        [*torchrun(2), "scripts/evaluate.py", *arguments, "--no-features", "--protocol", "crop-64"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("error: none of the images that were tried can be measured") == 1

@@ -20,7 +20,7 @@ _MEANINGS = {
     "networks.": "judged by other weights",
     "precision": "the models ran otherwise",
     "cycle_images": "the drift is of other images",
-    "code.": "other code; by rounding only where nothing else differs",
+    "code.": "other code, which may measure otherwise",
     "hardware": "by rounding only, and the speed",
     "batch_size": "by rounding only",
     "": "the images were prepared otherwise",

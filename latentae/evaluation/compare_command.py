@@ -1,0 +1,34 @@
+"""`latentae compare REPORT REPORT`: why two evaluations do not give the same numbers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_DESCRIPTION = """\
+Says what differs between the protocols of two reports of `latentae evaluate` (images, how they were prepared,
+weights, code), and lists the metrics of the models that both name, side by side."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit code: 0 done, 2 bad input."""
+    parser = argparse.ArgumentParser("latentae compare", description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("first", type=Path, metavar="REPORT", help="its folder, or its results.json")
+    parser.add_argument("second", type=Path, metavar="REPORT", help="the other one")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stopped:  # argparse has said what is wrong, or printed the help
+        return int(stopped.code or 0)
+    # Not before: --help shall not wait for them.
+    from latentae.evaluation.report.comparison import render
+    from latentae.evaluation.report.results import Results
+
+    try:
+        text = render(Results.load(options.first), Results.load(options.second))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"{text}\n")
+    return 0
