@@ -19,7 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from formulations import diffusers_kl_steps, diffusers_vqgan_steps, taming_step
+from formulations import (
+    diffusers_kl_steps,
+    diffusers_vqgan_steps,
+    packaged_lpips,
+    taming_step,
+    with_taming_blocks,
+)
 from machine import commit, hardware
 from measuring import FlopCount, convolution_rate, in_turns, peak_memory, ratios
 from torch import Tensor, nn
@@ -88,6 +94,8 @@ def main() -> None:
 
 def _table(kind: str, arguments: argparse.Namespace, device: torch.device, rate: float) -> None:
     bench = _bench(kind, arguments.overrides, device)
+    if arguments.steps:
+        bench.steps = {name: step for name, step in bench.steps.items() if name in arguments.steps}
     operations = {}
     for name in bench.steps:
         with FlopCount() as count:
@@ -130,24 +138,26 @@ def _bench(kind: str, overrides: list[str], device: torch.device) -> Bench:
     objective = build.build_objective(config.loss).to(device)
     discriminator = build.build_discriminator(config).to(device)
     images = torch.rand(config.batch_size, config.model.in_channels, *size, device=device) * 2 - 1
-    terms, lean = build.build_adversarial_terms(config), copy.deepcopy(autoencoder)
+    terms, lean, leanest = build.build_adversarial_terms(config), *(copy.deepcopy(autoencoder) for _ in "12")
     make_lean(lean)
+    make_lean(leanest, recomputed_channels=config.model.block_out_channels[0])
     chunk = max(1, 2**15 // (size[0] * size[1])) if device.type == "cpu" else None
 
-    def ours(model: nn.Module, chunk: int | None) -> Callable[[], None]:
+    def ours(model: nn.Module, chunk: int | None, lpips: nn.Module | None = None) -> Callable[[], None]:
+        losses = objective if lpips is None else with_perceptual(objective, lpips)
         step = TrainingStep(
             model,
             model.last_layer,
-            objective,
+            losses,
             Adversary(discriminator, terms),
             regulariser=build.build_regulariser(config.loss),
             latents_shape=model.latents_shape if kind == "KL-VAE" else None,
         )
 
         def run() -> None:
-            objective.perceptual.chunk = chunk
+            losses.perceptual.chunk = chunk
             step(images, StepRandomness(0, terms.start_step))
-            objective.perceptual.chunk = None
+            losses.perceptual.chunk = None
             model.zero_grad(set_to_none=True)
 
         return run
@@ -156,17 +166,34 @@ def _bench(kind: str, overrides: list[str], device: torch.device) -> Bench:
         "ours, stock blocks": ours(autoencoder, None),
         "ours, lean blocks": ours(lean, None),
         "ours, lean blocks, LPIPS in chunks": ours(lean, chunk),
+        "ours, leanest blocks, LPIPS by image": ours(leanest, 1),
+        "ours, lean blocks, LPIPS in bfloat16": ours(
+            lean, chunk, build.build_lpips("vgg", "bfloat16").to(device)
+        ),
     }
     networks = (autoencoder, discriminator)
+    package = packaged_lpips(objective.perceptual)
     if kind == "KL-VAE":
-        theirs = {"diffusers": lambda: diffusers_kl_steps(*networks, objective.perceptual, images)}
+        theirs = {"diffusers": lambda: diffusers_kl_steps(*networks, package, images)}
     else:
+        taming = with_taming_blocks(autoencoder)
         trunk = copy.deepcopy(objective.perceptual.slices).requires_grad_()
+        losses = with_perceptual(objective, package)
         theirs = {
-            "taming": lambda: taming_step(*networks, objective, images),
+            "taming": lambda: (
+                taming_step(taming, discriminator, losses, images),
+                taming.zero_grad(set_to_none=True),
+            ),
             "diffusers": lambda: (diffusers_vqgan_steps(*networks, trunk, images), trunk.zero_grad()),
         }
     return Bench(autoencoder, discriminator, objective, images, theirs | own)
+
+
+def with_perceptual(objective: ReconstructionObjective, perceptual: nn.Module) -> ReconstructionObjective:
+    """The objective with another perceptual loss in the place of its own."""
+    changed = copy.copy(objective)
+    changed._modules = {**objective._modules, "perceptual": perceptual}
+    return changed
 
 
 def _config(kind: str, overrides: list[str]) -> RunConfig:
@@ -198,6 +225,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", default=["VQGAN", "KL-VAE"], choices=["VQGAN", "KL-VAE"])
+    parser.add_argument("--steps", nargs="+", help="these formulations alone, by their names in the table")
     parser.add_argument("--memory-of", nargs=2, metavar=("KIND", "STEP"), help="measure this alone")
     parser.add_argument("overrides", nargs="*", help="key=value, as in training")
     return parser.parse_intermixed_args()

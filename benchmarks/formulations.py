@@ -1,20 +1,73 @@
 """Other programs' training steps, each written out plainly: what ours is measured against.
 
-All take the same networks, images and losses. Each gives one update's gradients to the autoencoder and one's
+All take the same weights, images and losses. Each gives one update's gradients to the autoencoder and one's
 to the discriminator, and is as its source does it, with what that costs; optimizers are left out everywhere.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from typing import Any
 
+import lpips
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from latentae.losses.objective import ReconstructionObjective
+from latentae.losses.perceptual import LPIPS
 
 _ADVERSARIAL_WEIGHT = 0.8
+
+
+class TamingSwish(nn.Module):
+    """`nonlinearity` of taming/modules/diffusionmodules/model.py: two operations, of which autograd keeps x
+    and the sigmoid."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """x σ(x)."""
+        return hidden * torch.sigmoid(hidden)
+
+
+class TamingResnetBlock(ResnetBlock2D):
+    """`ResnetBlock` of the same file; dropout is 0 in taming's configs, and its module is there."""
+
+    def forward(self, hidden: Tensor, temb: None = None, *more: Any) -> Tensor:
+        """[B, C', H, W] of [B, C, H, W]."""
+        residual = self.conv1(self.nonlinearity(self.norm1(hidden)))
+        residual = self.conv2(self.dropout(self.nonlinearity(self.norm2(residual))))
+        if self.conv_shortcut is not None:
+            hidden = self.conv_shortcut(hidden)
+        return hidden + residual
+
+
+def with_taming_blocks(autoencoder: nn.Module) -> nn.Module:
+    """A copy with taming-transformers' activation and residual blocks, and the same weights.
+
+    Attention stays diffusers', which is leaner than taming's product of matrices, at positions so few (64 of
+    128 pixels a side) that it makes no difference. Resampling is the same in both.
+    """
+    model = copy.deepcopy(autoencoder)
+    for module in model.modules():
+        if type(module) is ResnetBlock2D:
+            module.__class__, module.nonlinearity = TamingResnetBlock, TamingSwish()
+        elif isinstance(module, Encoder | Decoder):
+            module.conv_act = TamingSwish()
+    return model
+
+
+def packaged_lpips(ours: LPIPS) -> nn.Module:
+    """The `lpips` package's module with our weights: diffusers' KL script uses it, and taming's own file,
+    taming/modules/losses/lpips.py, computes the same in the same order. Both have it in evaluation mode."""
+    package = lpips.LPIPS(net=ours.net, pretrained=False, pnet_rand=True, verbose=False)
+    for number, layers in enumerate(ours.slices, start=1):
+        getattr(package.net, f"slice{number}").load_state_dict(layers.state_dict())
+    for head, weight in zip(package.lins, ours.heads, strict=True):
+        head.model[-1].weight.data.copy_(weight[None, :, None, None])
+    return package.to(ours.heads[0]).requires_grad_(False).eval()
 
 
 def taming_step(
@@ -24,6 +77,10 @@ def taming_step(
 
     Lightning turns off the gradients of what the optimizer in turn does not own. The loss module computes the
     perceptual loss before it looks whose turn it is, so in the discriminator's turn too.
+
+    Args:
+        autoencoder: ``with_taming_blocks``, to cost what taming's costs.
+        objective: with ``packaged_lpips``, likewise.
     """
     discriminator.requires_grad_(False)
     output = autoencoder(images)
@@ -83,10 +140,13 @@ def diffusers_kl_steps(
 
     The perceptual distance is computed without a gradient. The reconstruction that the discriminator learns
     from is not detached, so that its loss goes back through the autoencoder as well.
+
+    Args:
+        perceptual: ``packaged_lpips``, as the script has it.
     """
     posterior, reconstruction = _sample(autoencoder, images)
     with torch.no_grad():
-        distance = perceptual(reconstruction, images)
+        distance = perceptual(reconstruction, images).flatten()
     nll = (F.l1_loss(reconstruction, images, reduction="none") + distance[:, None, None, None]).sum()
     nll = nll / len(images)
     generator = -discriminator(reconstruction).mean()

@@ -44,13 +44,14 @@ class PatchGAN(nn.Module):
         wrap: Callable[[nn.Module], nn.Module] = spectral_norm if norm == "spectral" else nn.Identity()
         widths = [base_channels * min(2**i, _MAX_WIDTH_FACTOR) for i in range(num_layers + 1)]
 
-        layers: list[nn.Module] = [wrap(nn.Conv2d(in_channels, widths[0], 4, 2, 1)), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [wrap(nn.Conv2d(in_channels, widths[0], 4, 2, 1))]
+        layers.append(nn.LeakyReLU(0.2, inplace=True))
         for i, (narrow, wide) in enumerate(itertools.pairwise(widths), start=1):
             stride = 2 if i < num_layers else 1
             layers.append(wrap(nn.Conv2d(narrow, wide, 4, stride, 1, bias=norm != "group")))
             if norm == "group":
                 layers.append(nn.GroupNorm(_GROUPS, wide))
-            layers.append(nn.LeakyReLU(0.2))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
         layers.append(wrap(nn.Conv2d(widths[-1], 1, 4, 1, 1)))
         self.layers = nn.Sequential(*layers)
         self.apply(_init_weights)

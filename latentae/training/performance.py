@@ -5,6 +5,8 @@ The measurements are those of benchmarks/bench_step.py, in benchmarks/results.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -19,7 +21,13 @@ _LPIPS_PIXELS = {"cpu": 2**15}
 
 
 def tune(
-    autoencoder: nn.Module, objective: ReconstructionObjective, size: tuple[int, int], device: torch.device
+    autoencoder: nn.Module,
+    objective: ReconstructionObjective,
+    size: tuple[int, int],
+    device: torch.device,
+    *,
+    performance: Literal["auto", "memory"] = "auto",
+    sizes_differ: bool = False,
 ) -> str:
     """Makes the choices for a device, in place, and says in a sentence which.
 
@@ -28,14 +36,36 @@ def tune(
         objective: whose perceptual loss goes through its network in chunks.
         size: height and width of the training images, in pixels; of the largest, where they differ.
         device: where it is trained.
+        performance: ``memory`` takes the least memory there is, on any device and at some cost in time.
+        sizes_differ: whether batches come in several sizes.
     """
+    least = performance == "memory"
     chosen = []
-    if device.type in _LEAN_DEVICES:
-        exchanged = make_lean(autoencoder)
+    if least or device.type in _LEAN_DEVICES:
+        channels = _fewest_channels(autoencoder) if least else 0
+        exchanged = make_lean(autoencoder, recomputed_channels=channels)
         if exchanged:
-            chosen.append(f"{exchanged} lean blocks")
-    perceptual, pixels = objective.perceptual, _LPIPS_PIXELS.get(device.type)
+            again = f", convolutions of {channels} channels done twice" if channels else ""
+            chosen.append(f"{exchanged} lean blocks{again}")
+    perceptual, pixels = objective.perceptual, 0 if least else _LPIPS_PIXELS.get(device.type)
     if isinstance(perceptual, LPIPS) and pixels is not None:
         perceptual.chunk = max(1, pixels // (size[0] * size[1]))
         chosen.append(f"LPIPS {perceptual.chunk} images at a time")
-    return f"performance=auto on {device.type}: {', '.join(chosen) or 'nothing to choose'}"
+    if device.type == "cuda":
+        chosen += _tune_cuda(sizes_differ)
+    return f"performance={performance} on {device.type}: {'; '.join(chosen) or 'nothing to choose'}"
+
+
+def _tune_cuda(sizes_differ: bool) -> list[str]:
+    """What cuDNN's and torch's documentation promise for any model; the rest waits for a measurement."""
+    chosen = ["fused AdamW, batches copied from pinned memory while the GPU computes"]
+    if not (sizes_differ or torch.are_deterministic_algorithms_enabled()):
+        torch.backends.cudnn.benchmark = True
+        chosen.append("cuDNN tries its algorithms out")
+    return [*chosen, "chosen by documentation, not measured here"]
+
+
+def _fewest_channels(autoencoder: nn.Module) -> int:
+    """Channels of the level with the most pixels."""
+    channels: int = min(autoencoder.config.block_out_channels)  # type: ignore[union-attr, arg-type]
+    return channels

@@ -2,9 +2,16 @@ import copy
 
 import torch
 
-from benchmarks.formulations import diffusers_kl_steps, diffusers_vqgan_steps, taming_step
+from benchmarks.formulations import (
+    diffusers_kl_steps,
+    diffusers_vqgan_steps,
+    packaged_lpips,
+    taming_step,
+    with_taming_blocks,
+)
 from benchmarks.textbook import textbook_step
 from latentae.losses.adversarial import AdversarialTerms
+from latentae.losses.perceptual import LPIPS
 from latentae.models import KLVAE
 from tests.training.small_networks import assert_same_gradients, gradients, small_networks
 
@@ -36,3 +43,19 @@ def test_diffusers_kl_turns_reach_the_encoder():
     diffusers_kl_steps(autoencoder, discriminator, objective.perceptual, images())
     assert autoencoder.encoder.conv_in.weight.grad.abs().sum() > 0
     assert discriminator.layers[0].weight.grad.abs().sum() > 0
+
+
+def test_with_taming_s_blocks_the_function_is_the_same():
+    autoencoder, *_ = small_networks()
+    taming = with_taming_blocks(autoencoder)
+    assert {"TamingResnetBlock", "TamingSwish"} < {type(module).__name__ for module in taming.modules()}
+    assert "TamingSwish" not in {type(module).__name__ for module in autoencoder.modules()}
+    torch.testing.assert_close(taming(images()).sample, autoencoder(images()).sample, rtol=0, atol=1e-12)
+
+
+def test_the_package_s_lpips_has_our_weights(alexnet_trunk):
+    ours = LPIPS(alexnet_trunk)
+    first, second = images().float().repeat_interleave(4, 2).repeat_interleave(4, 3).chunk(2)
+    package = packaged_lpips(ours)
+    torch.testing.assert_close(package(first, second).flatten(), ours(first, second), rtol=1e-5, atol=1e-6)
+    assert not package.training

@@ -80,10 +80,14 @@ def test_the_derivative_is_that_of_the_formula() -> None:
     features, other = torch.randn(2, 2, 5, 3, 4, generator=generator, dtype=torch.float64)
     head = torch.rand(5, generator=generator, dtype=torch.float64)
     features.requires_grad_()
-    assert torch.autograd.gradcheck(_FeatureDistance.apply, (features, other, head))
+
+    def distance(features: Tensor, other: Tensor, head: Tensor) -> Tensor:
+        return _FeatureDistance.apply(features, other.clone(), head)  # which it writes over
+
+    assert torch.autograd.gradcheck(distance, (features, other, head))
     unit = features / features.norm(dim=1, keepdim=True)
     expected = (head[:, None, None] * (unit - other) ** 2).sum(dim=1).mean(dim=(1, 2))
-    torch.testing.assert_close(_FeatureDistance.apply(features, other, head), expected)
+    torch.testing.assert_close(distance(features, other, head), expected)
 
 
 def test_features_that_are_zero_give_no_nan(alexnet_trunk: dict[str, Tensor]) -> None:
@@ -183,7 +187,7 @@ def test_the_smallest_size_is_named(net: str, minimum: int, request: Any) -> Non
         module(reconstruction[:, :, 1:], target[:, :, 1:])
     # One pixel less would in fact not do.
     with pytest.raises(RuntimeError, match=r"[Oo]utput size is too small"):
-        module._features(reconstruction[:, :, 1:])
+        list(module._features(reconstruction[:, :, 1:]))
 
 
 def test_what_it_cannot_compare_is_refused(alex: LPIPS) -> None:
@@ -239,3 +243,23 @@ def test_in_chunks_only_a_gradient_is_kept(alexnet_trunk: dict[str, Tensor]) -> 
 def test_a_chunk_of_no_images_is_refused(alexnet_trunk: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match="chunk is 0: give a positive number of images"):
         LPIPS(alexnet_trunk, chunk=0)
+
+
+def test_in_bfloat16_value_and_gradient_are_near_those_in_float32(alexnet_trunk: dict[str, Tensor]) -> None:
+    reconstruction, target = image_pair()
+    results = []
+    for precision in ("float32", "bfloat16"):
+        module = LPIPS(alexnet_trunk, precision=precision)
+        leaf = reconstruction.clone().requires_grad_()
+        distance = module(leaf, target)
+        assert distance.dtype == torch.float32
+        results.append((distance.detach(), torch.autograd.grad(distance.sum(), leaf)[0].flatten(1)))
+    (expected, expected_gradient), (found, gradient) = results
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.002)
+    assert (torch.nn.functional.cosine_similarity(gradient, expected_gradient) > 0.95).all()
+    assert not torch.equal(found, expected)  # or it would not be computed in bfloat16
+
+
+def test_an_unknown_precision_is_refused(alexnet_trunk: dict[str, Tensor]) -> None:
+    with pytest.raises(ValueError, match="precision is 'float16': choose one of float32, bfloat16"):
+        LPIPS(alexnet_trunk, precision="float16")

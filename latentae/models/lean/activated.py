@@ -1,4 +1,4 @@
-"""GroupNorm and SiLU, alone or before a convolution, that keep their input and two statistics for backward.
+"""GroupNorm, SiLU and a convolution that keep their input and two statistics for the backward pass.
 
 Autograd keeps the input of each operation: of GroupNorm–SiLU–convolution three tensors as large as the
 activations. The elementwise part costs little beside the convolution, so here the backward pass computes it
@@ -7,6 +7,8 @@ again (Chen et al. 2016, arXiv 1604.06174), and only the first of the three is k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,18 +17,32 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from latentae.models.lean.normalisation import (
-    input_dtype,
+    computing_dtype,
     normalisation_gradient,
     normalise,
     normalise_again,
 )
+from latentae.models.lean.parts import plus, split_batch
 
-_VALUES_AT_ONCE = {"cpu": 2**20, "other": 2**27}
+Gradients = tuple[Tensor | None, ...]
+"""Of the inputs, the normalisation's weight and bias, the convolution's weight and bias; None: not needed."""
 
 
-def activated(inputs: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """silu(norm(x)) of inputs [B, C, H, W]. It can be differentiated once."""
-    return _Activated.apply(inputs.to(input_dtype(inputs, norm)), norm.weight, norm.bias, norm)
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution convolves, and in which dtype: what its backward pass has to know beside tensors."""
+
+    stride: tuple[int, ...]
+    padding: Any
+    dilation: tuple[int, ...]
+    groups: int
+    bias_size: list[int] | None
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, dtype: torch.dtype) -> Geometry:
+        bias_size = None if conv.bias is None else list(conv.bias.shape)
+        return cls(conv.stride, conv.padding, conv.dilation, conv.groups, bias_size, dtype)
 
 
 def activated_conv(inputs: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
@@ -34,27 +50,26 @@ def activated_conv(inputs: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tenso
 
     It can be differentiated once. Hooks of ``norm`` and ``conv`` are not called.
     """
-    device = inputs.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else conv.weight.dtype
-    inputs = inputs.to(input_dtype(inputs, norm))
+    dtype = convolution_dtype(inputs, conv)
     return _ActivatedConv.apply(inputs, norm.weight, norm.bias, conv.weight, conv.bias, norm, conv, dtype)
 
 
-class _Activated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor, norm: nn.GroupNorm) -> Tensor:
-        normalised, mean, rstd = normalise(inputs, norm)
-        ctx.save_for_backward(inputs, mean, rstd, weight, bias)
-        return F.silu(normalised, inplace=True)
+def activate(inputs: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """silu(norm(x)) of inputs [B, C, H, W], with each group's mean and 1/σ [B, G]; outside of autograd."""
+    normalised, mean, rstd = normalise(inputs.to(computing_dtype(inputs, norm.weight)), norm)
+    return F.silu(normalised, inplace=True), mean, rstd
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, mean, rstd, weight, bias = ctx.saved_tensors
-        normalised = normalise_again(inputs, mean, rstd, weight, bias)
-        slope = torch.ops.aten.silu_backward(gradient, normalised)
-        needed = list(ctx.needs_input_grad[:3])
-        return *normalisation_gradient(slope, inputs, mean, rstd, weight, needed), None
+
+def convolve(hidden: Tensor, conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
+    """What ``conv`` makes of its input in a dtype; outside of autograd."""
+    bias = None if conv.bias is None else conv.bias.to(dtype)
+    return conv._conv_forward(hidden.to(dtype), conv.weight.to(dtype), bias)
+
+
+def convolution_dtype(inputs: Tensor, conv: nn.Conv2d) -> torch.dtype:
+    """What autocast, where it is on, has a convolution of these inputs compute in."""
+    device = inputs.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else conv.weight.dtype
 
 
 class _ActivatedConv(torch.autograd.Function):
@@ -70,73 +85,65 @@ class _ActivatedConv(torch.autograd.Function):
         conv: nn.Conv2d,
         dtype: torch.dtype,
     ) -> Tensor:
-        normalised, mean, rstd = normalise(inputs, norm)
-        hidden = F.silu(normalised, inplace=True).to(dtype)
+        hidden, mean, rstd = activate(inputs, norm)
         ctx.save_for_backward(inputs, mean, rstd, norm_weight, norm_bias, weight)
-        ctx.dtype, ctx.bias_size = dtype, None if bias is None else list(bias.shape)
-        ctx.geometry, ctx.groups = (conv.stride, conv.padding, conv.dilation), conv.groups
-        bias = None if bias is None else bias.to(dtype)
-        return conv._conv_forward(hidden, weight.to(dtype), bias)
+        ctx.geometry = Geometry.of(conv, dtype)
+        return convolve(hidden, conv, dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
         inputs, mean, rstd, *parameters = ctx.saved_tensors
-        inputs_gradient = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
-        sums: list[Tensor | None] = []
-        for part in _parts(inputs):
-            of_inputs, *of_parameters = _conv_gradients(
-                ctx, gradient[part], inputs[part], mean[part], rstd[part], *parameters
+        needed = list(ctx.needs_input_grad[:5])
+        of_inputs = torch.empty_like(inputs) if needed[0] else None
+        sums: list[Tensor | None] = [None] * 4
+        for part in split_batch(inputs):
+            of_part, *of_parameters = activated_conv_gradients(
+                gradient[part], inputs[part], (mean[part], rstd[part]), parameters, ctx.geometry, needed
             )
-            if inputs_gradient is not None:
-                assert of_inputs is not None
-                inputs_gradient[part] = of_inputs
-            sums = [_plus(*pair) for pair in zip(sums, of_parameters, strict=True)] if sums else of_parameters
-        return inputs_gradient, *sums, None, None, None
+            if of_inputs is not None and of_part is not None:
+                of_inputs[part] = of_part
+            sums = [plus(*pair) for pair in zip(sums, of_parameters, strict=True)]
+        return of_inputs, *sums, None, None, None
 
 
-def _conv_gradients(
-    ctx: Any,
+def activated_conv_gradients(
     gradient: Tensor,
     inputs: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of inputs, norm's weight and bias, convolution's weight and bias; None where not needed."""
-    of_norm_needed = list(ctx.needs_input_grad[:3])
-    normalised = normalise_again(inputs, mean, rstd, norm_weight, norm_bias)
-    slope, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
+    statistics: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    geometry: Geometry,
+    needed: list[bool],
+) -> Gradients:
+    """Gradients where the output's is known.
+
+    Args:
+        gradient: [B, C', H', W'] of the output.
+        inputs, statistics: what the forward pass kept; the latter are mean and 1/σ.
+        parameters: the normalisation's weight and bias, and the convolution's weight.
+        needed: of which of the five in ``Gradients``.
+    """
+    (mean, rstd), (norm_weight, norm_bias, weight) = statistics, parameters
+    computing = inputs.to(computing_dtype(inputs, norm_weight))
+    normalised = normalise_again(computing, mean, rstd, norm_weight, norm_bias)
+    slope, of_weight, of_bias = torch.ops.aten.convolution_backward(
         gradient,
-        F.silu(normalised).to(ctx.dtype),
-        weight.to(ctx.dtype),
-        ctx.bias_size,
-        *ctx.geometry,
+        F.silu(normalised).to(geometry.dtype),
+        weight.to(geometry.dtype),
+        geometry.bias_size,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
         False,
         [0, 0],
-        ctx.groups,
-        [any(of_norm_needed), *ctx.needs_input_grad[3:5]],
+        geometry.groups,
+        [any(needed[:3]), *needed[3:]],
     )
-    of_norm: tuple[Tensor | None, ...] = (None, None, None)
+    of_norm: Gradients = (None, None, None)
     if slope is not None:
         slope = torch.ops.aten.silu_backward(slope.to(normalised.dtype), normalised)
         del normalised
-        of_norm = normalisation_gradient(slope, inputs, mean, rstd, norm_weight, of_norm_needed)
-    of_conv = (None if g is None else g.to(weight.dtype) for g in (weight_gradient, bias_gradient))
-    return *of_norm, *of_conv
-
-
-def _parts(inputs: Tensor) -> list[slice]:
-    """The batch in parts, so that what is computed again is never there of a whole batch of large images.
-
-    On a CPU a part is what its caches hold; on a GPU it is as much as keeps it busy.
-    """
-    values = _VALUES_AT_ONCE["cpu" if inputs.device.type == "cpu" else "other"]
-    size = max(1, values * len(inputs) // max(1, inputs.numel()))
-    return [slice(start, start + size) for start in range(0, len(inputs), size)]
-
-
-def _plus(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    return first if first is None or second is None else first.add_(second)
+        of_norm = normalisation_gradient(slope, computing, mean, rstd, norm_weight, needed[:3])
+    of_inputs, *of_norm_parameters = of_norm
+    of_conv = (None if g is None else g.to(weight.dtype) for g in (of_weight, of_bias))
+    return None if of_inputs is None else of_inputs.to(inputs.dtype), *of_norm_parameters, *of_conv

@@ -9,7 +9,12 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from latentae.models.lean.attention import LeanAttentionProcessor
-from latentae.models.lean.blocks import LeanActivatedNorm, LeanResnetBlock2D, LeanUpsample2D
+from latentae.models.lean.blocks import (
+    LeanActivatedNorm,
+    LeanLastConv,
+    LeanResnetBlock2D,
+    LeanUpsample2D,
+)
 
 _BLOCKS: dict[type[nn.Module], type[LeanResnetBlock2D] | type[LeanUpsample2D]] = {
     ResnetBlock2D: LeanResnetBlock2D,
@@ -17,7 +22,7 @@ _BLOCKS: dict[type[nn.Module], type[LeanResnetBlock2D] | type[LeanUpsample2D]] =
 }
 
 
-def make_lean(model: nn.Module) -> int:
+def make_lean(model: nn.Module, recomputed_channels: int = 0) -> int:
     """Makes the backward pass of diffusers' ``Encoder`` and ``Decoder`` keep about a third of its tensors.
 
     The function stays the same, its gradients too but for rounding; parameters, their names, the state dict
@@ -28,6 +33,8 @@ def make_lean(model: nn.Module) -> int:
 
     Args:
         model: any module that holds encoders or decoders, wherever; changed in place.
+        recomputed_channels: residual blocks of as many channels or fewer keep their input alone, and do their
+            first convolution twice. Where channels are few, pixels are many: most memory for least work.
 
     Returns:
         how many blocks were exchanged.
@@ -38,26 +45,43 @@ def make_lean(model: nn.Module) -> int:
             lean = _BLOCKS.get(type(module))
             if lean is not None and lean.fits(module):
                 module.__class__ = lean
+                module.recomputed_channels = recomputed_channels
                 exchanged += 1
             elif LeanAttentionProcessor.fits(module):
                 assert isinstance(module, Attention)
                 module.set_processor(LeanAttentionProcessor())
                 exchanged += 1
-        if type(part.conv_norm_out) is nn.GroupNorm and type(part.conv_act) is nn.SiLU:
-            part.conv_norm_out.__class__ = LeanActivatedNorm
-            part.conv_act = nn.Identity()
-            exchanged += 1
+        exchanged += _make_end_lean(part)
     return exchanged
+
+
+def _make_end_lean(part: Encoder | Decoder) -> bool:
+    norm, conv = part.conv_norm_out, part.conv_out
+    if type(norm) is not nn.GroupNorm or type(part.conv_act) is not nn.SiLU or type(conv) is not nn.Conv2d:
+        return False
+    norm.__class__, conv.__class__ = LeanActivatedNorm, LeanLastConv
+    assert isinstance(norm, LeanActivatedNorm)
+    assert isinstance(conv, LeanLastConv)
+    conv.before = [norm]
+    part.conv_act = nn.Identity()
+    return True
 
 
 def make_stock(model: nn.Module) -> None:
     """Undoes ``make_lean``."""
     stock: dict[type[nn.Module], type[nn.Module]] = {lean: block for block, lean in _BLOCKS.items()}
-    stock[LeanActivatedNorm] = nn.GroupNorm
     for module in list(model.modules()):
         if isinstance(module, Encoder | Decoder) and type(module.conv_norm_out) is LeanActivatedNorm:
             module.conv_act = nn.SiLU()
+            del module.conv_out.before
+            ends: dict[nn.Module, type[nn.Module]] = {
+                module.conv_norm_out: nn.GroupNorm,
+                module.conv_out: nn.Conv2d,
+            }
+            for layer, kind in ends.items():
+                layer.__class__ = kind
         if isinstance(module, Attention) and type(module.processor) is LeanAttentionProcessor:
             module.set_processor(AttnProcessor2_0())
         elif type(module) in stock:
             module.__class__ = stock[type(module)]
+            del module.recomputed_channels

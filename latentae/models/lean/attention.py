@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from latentae.models.lean.normalisation import (
-    input_dtype,
+    computing_dtype,
     normalisation_gradient,
     normalise,
     normalise_again,
@@ -66,10 +66,8 @@ def normalised_projections(inputs: Tensor, norm: nn.GroupNorm, layers: tuple[nn.
     """
     device = inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layers[0].weight.dtype
-    weight = torch.cat([layer.weight for layer in layers])
-    bias = torch.cat([layer.bias for layer in layers])
-    inputs = inputs.to(input_dtype(inputs, norm))
-    return _NormalisedProjection.apply(inputs, norm.weight, norm.bias, weight, bias, norm, dtype)
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    return _NormalisedProjection.apply(inputs, norm.weight, norm.bias, norm, dtype, *parameters)
 
 
 class _NormalisedProjection(torch.autograd.Function):
@@ -79,26 +77,34 @@ class _NormalisedProjection(torch.autograd.Function):
         inputs: Tensor,
         norm_weight: Tensor,
         norm_bias: Tensor,
-        weight: Tensor,
-        bias: Tensor,
         norm: nn.GroupNorm,
         dtype: torch.dtype,
+        *parameters: Tensor,
     ) -> Tensor:
-        normalised, mean, rstd = normalise(inputs, norm)
-        ctx.save_for_backward(inputs, mean, rstd, norm_weight, norm_bias, weight)
+        normalised, mean, rstd = normalise(inputs.to(computing_dtype(inputs, norm_weight)), norm)
+        weights, biases = parameters[::2], parameters[1::2]
+        ctx.save_for_backward(inputs, mean, rstd, norm_weight, norm_bias, *weights)
         ctx.dtype = dtype
-        return F.linear(normalised.transpose(1, 2).to(dtype), weight.to(dtype), bias.to(dtype))
+        return F.linear(
+            normalised.transpose(1, 2).to(dtype), torch.cat(weights).to(dtype), torch.cat(biases).to(dtype)
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
-        normalised = normalise_again(inputs, mean, rstd, norm_weight, norm_bias).to(ctx.dtype)
+        inputs, mean, rstd, norm_weight, norm_bias, *weights = ctx.saved_tensors
+        computing = inputs.to(computing_dtype(inputs, norm_weight))
+        normalised = normalise_again(computing, mean, rstd, norm_weight, norm_bias).to(ctx.dtype)
         gradient = gradient.to(ctx.dtype)
         # d/dW = Σ_b gᵀ y, and d/dy = Wᵀ gᵀ, laid out as the inputs are
-        weight_gradient = torch.einsum("bno,bcn->oc", gradient, normalised).to(weight.dtype)
-        slope = torch.matmul(weight.to(ctx.dtype).t(), gradient.transpose(1, 2)).to(inputs.dtype)
-        of_norm = normalisation_gradient(
-            slope, inputs, mean, rstd, norm_weight, list(ctx.needs_input_grad[:3])
+        of_weights = torch.einsum("bno,bcn->oc", gradient, normalised).to(weights[0].dtype)
+        of_biases = gradient.sum(dim=(0, 1)).to(weights[0].dtype)
+        weight = torch.cat(weights).to(ctx.dtype)
+        slope = torch.matmul(weight.t(), gradient.transpose(1, 2)).to(computing.dtype)
+        of_inputs, *of_norm = normalisation_gradient(
+            slope, computing, mean, rstd, norm_weight, list(ctx.needs_input_grad[:3])
         )
-        return *of_norm, weight_gradient, gradient.sum(dim=(0, 1)).to(weight.dtype), None, None
+        of_inputs = None if of_inputs is None else of_inputs.to(inputs.dtype)
+        sizes = [len(weight) for weight in weights]
+        pairs = zip(of_weights.split(sizes), of_biases.split(sizes), strict=True)
+        return of_inputs, *of_norm, None, None, *(part for pair in pairs for part in pair)

@@ -14,11 +14,19 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from latentae.models.lean.activated import activated, activated_conv
+from latentae.models.lean.activated import activate, activated_conv
+from latentae.models.lean.residual import residual
+from latentae.models.lean.upsampling import doubled_conv
 
 
 class LeanResnetBlock2D(ResnetBlock2D):
-    """A residual block that keeps its input and what its first convolution puts out: two tensors of six."""
+    """A residual block that keeps its input and what its first convolution puts out: two tensors of six.
+
+    Attributes:
+        recomputed_channels: with as few channels or fewer, the input alone.
+    """
+
+    recomputed_channels: int = 0
 
     @classmethod
     def fits(cls, block: nn.Module) -> bool:
@@ -38,25 +46,19 @@ class LeanResnetBlock2D(ResnetBlock2D):
         """[B, C', H, W] of [B, C, H, W]."""
         if temb is not None or not torch.is_grad_enabled():
             return super().forward(input_tensor, temb, *args, **kwargs)
-        hidden = activated_conv(input_tensor, self.norm1, self.conv1)
-        hidden = activated_conv(hidden, self.norm2, self.conv2)
-        if self.conv_shortcut is not None:
-            input_tensor = self.conv_shortcut(input_tensor.contiguous())
-        if hidden.dtype == torch.promote_types(hidden.dtype, input_tensor.dtype):
-            hidden = hidden.add_(input_tensor)  # nothing keeps it, and it is as large as all that is kept
-        else:
-            hidden = input_tensor + hidden
+        shortcut = self.conv_shortcut
+        layers = (self.norm1, self.conv1, self.norm2, self.conv2)
+        keeps_hidden = self.conv1.in_channels > self.recomputed_channels
+        hidden = residual(input_tensor, layers, adds=shortcut is None, keeps_hidden=keeps_hidden)
+        if shortcut is not None:
+            # Nothing keeps it, and it is as large as all that is kept.
+            hidden = hidden.add_(shortcut(input_tensor.contiguous()))
         # A division by one would be another pass over it, forward and backward.
         return hidden if self.output_scale_factor == 1 else hidden / self.output_scale_factor
 
 
 class LeanUpsample2D(Upsample2D):
-    """Doubling by repetition and a 3×3 convolution, in one transposed convolution at 4/9 of the work.
-
-    Of a 3×3 window over doubled pixels at most 2×2 are different ones. So the window's weights can be added
-    up by the pixel they meet: a 4×4 kernel that is the 3×3 one convolved with a 2×2 of ones, with stride 2.
-    It is the same function but for rounding, and the doubled tensor is never there.
-    """
+    """Doubling and a 3×3 convolution, in one transposed convolution: ``doubled_conv``."""
 
     @classmethod
     def fits(cls, block: nn.Module) -> bool:
@@ -79,20 +81,33 @@ class LeanUpsample2D(Upsample2D):
         """[B, C', 2H, 2W] of [B, C, H, W]."""
         if output_size is not None or not torch.is_grad_enabled():
             return super().forward(hidden_states, output_size, *args, **kwargs)
-        kernel = doubling_kernel(self.conv.weight)
-        return F.conv_transpose2d(hidden_states, kernel, self.conv.bias, stride=2, padding=1)
-
-
-def doubling_kernel(weight: Tensor) -> Tensor:
-    """Kernel [C, C', 4, 4] of the transposed convolution, of the one [C', C, 3, 3] that follows doubling."""
-    kernel = F.pad(weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
-    kernel = kernel[:, :, :-1] + kernel[:, :, 1:]
-    return kernel[..., :-1] + kernel[..., 1:]
+        return doubled_conv(hidden_states, self.conv.weight, self.conv.bias)
 
 
 class LeanActivatedNorm(nn.GroupNorm):
-    """The normalisation before an encoder's or decoder's last convolution, with the SiLU after it."""
+    """The normalisation before an encoder's or decoder's last convolution, with the SiLU after it.
+
+    With gradients it leaves its work to the ``LeanLastConv`` after it.
+    """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """silu(norm(x)), [B, C, H, W]."""
-        return activated(inputs, self) if torch.is_grad_enabled() else F.silu(super().forward(inputs))
+        """silu(norm(x)), [B, C, H, W]; with gradients x."""
+        return inputs if torch.is_grad_enabled() else F.silu(super().forward(inputs))
+
+
+class LeanLastConv(nn.Conv2d):
+    """An encoder's or decoder's last convolution, with gradients also what comes before it."""
+
+    # In a list, for a module would become a part of this one, with names of its own in the state dict.
+    before: list[LeanActivatedNorm]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, C', H, W] of [B, C, H, W], which is normalised and activated without gradients only."""
+        if not torch.is_grad_enabled():
+            return super().forward(inputs)
+        return activated_conv(inputs, self.before[0], self)
+
+    def convolved(self, inputs: Tensor) -> Tensor:
+        """What was convolved where, with gradients, these were the inputs; detached."""
+        with torch.no_grad():
+            return activate(inputs, self.before[0])[0]

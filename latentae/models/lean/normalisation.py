@@ -48,6 +48,6 @@ def normalisation_gradient(
     )
 
 
-def input_dtype(inputs: Tensor, norm: nn.GroupNorm) -> torch.dtype:
+def computing_dtype(inputs: Tensor, weight: Tensor) -> torch.dtype:
     """What a normalisation computes in, as autocast has it: on a GPU its weights' dtype, else its inputs'."""
-    return inputs.dtype if inputs.device.type == "cpu" else norm.weight.dtype
+    return inputs.dtype if inputs.device.type == "cpu" else weight.dtype

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latentae.models.lean import activated as module
-from latentae.models.lean.activated import activated, activated_conv
+from latentae.models.lean import parts
+from latentae.models.lean.activated import activate, activated_conv
 
 
 @pytest.fixture
@@ -20,15 +20,13 @@ def inputs():
     return torch.randn(2, 6, 4, 3, dtype=torch.float64, requires_grad=True)
 
 
-def test_the_derivative_of_the_activation(layers):
-    x = inputs()
-    assert torch.equal(activated(x, layers), F.silu(layers(x)))
-    parameters = (x, layers.weight, layers.bias)
-
-    def function(*_):
-        return activated(x, layers)
-
-    assert torch.autograd.gradcheck(function, parameters)
+def test_the_activation_comes_with_its_statistics(layers):
+    x = inputs().detach()
+    activated, mean, rstd = activate(x, layers)
+    assert torch.equal(activated, F.silu(layers(x)))
+    groups = x.reshape(2, 2, 3 * 12)
+    torch.testing.assert_close(mean, groups.mean(dim=2))
+    torch.testing.assert_close(rstd, (groups.var(dim=2, unbiased=False) + layers.eps).rsqrt())
 
 
 @pytest.mark.parametrize("conv", [nn.Conv2d(6, 4, 3, 1, 1), nn.Conv2d(6, 4, 3, 2, 0, bias=False)])
@@ -66,7 +64,6 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(layers, monkeypatch):
     x = torch.randn(5, 6, 4, 3, dtype=torch.float64, requires_grad=True)
     wanted = [x, *layers.parameters(), *conv.parameters()]
     whole = torch.autograd.grad(activated_conv(x, layers, conv).square().sum(), wanted)
-    monkeypatch.setitem(module._VALUES_AT_ONCE, "cpu", 2 * 6 * 4 * 3)  # two images, then two, then one
-    assert [len(x[part]) for part in module._parts(x)] == [2, 2, 1]
-    parts = torch.autograd.grad(activated_conv(x, layers, conv).square().sum(), wanted)
-    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+    monkeypatch.setitem(parts._VALUES_AT_ONCE, "cpu", 2 * 6 * 4 * 3)  # two images, then two, then one
+    found = torch.autograd.grad(activated_conv(x, layers, conv).square().sum(), wanted)
+    torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-12)

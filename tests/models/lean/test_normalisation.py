@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from latentae.models.lean.normalisation import (
-    input_dtype,
+    computing_dtype,
     normalisation_gradient,
     normalise,
     normalise_again,
@@ -40,5 +40,5 @@ def test_again_and_backward_are_those_of_the_module():
 
 
 def test_on_a_cpu_it_computes_in_the_dtype_of_its_inputs():
-    assert input_dtype(torch.zeros(1, dtype=torch.bfloat16), nn.GroupNorm(1, 1)) == torch.bfloat16
-    assert input_dtype(torch.zeros(1, device="meta"), nn.GroupNorm(1, 1).double()) == torch.float64
+    assert computing_dtype(torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1)) == torch.bfloat16
+    assert computing_dtype(torch.zeros(1, device="meta"), torch.zeros(1).double()) == torch.float64
