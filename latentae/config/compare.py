@@ -13,6 +13,8 @@ RESUMABLE_KEYS = frozenset(
         "resume",
         "batch_size",  # as long as batch size x processes stays, which the checkpoint is asked for
         "performance",
+        "channels_last",
+        "compile",
         "cpu_threads",
         "checkpoint_every",
         "keep_checkpoints",

@@ -18,12 +18,13 @@ from latentae.models import KLVAE, VQVAE
 from latentae.quantizers import Quantizer
 from latentae.training.accelerator import Accelerator
 from latentae.training.adversary import Adversary
+from latentae.training.compiling import compile_networks
 from latentae.training.ema import EMA
 from latentae.training.freezing import Frozen, freeze_encoder
 from latentae.training.latent_losses import AlignedFeatures, LatentLosses
 from latentae.training.learner import Learner
 from latentae.training.optim import OPTIMIZERS, LearningRate
-from latentae.training.performance import tune
+from latentae.training.performance import set_float32_precision, tune, use_channels_last
 from latentae.training.pretrained import Pretrained
 from latentae.training.step import TrainingStep
 from latentae.training.trainable import TrainableAutoencoder
@@ -41,7 +42,7 @@ class Networks:
         step: one micro-batch.
         pretrained: the model that the first weights are of, taken up unless the run is resumed, or None.
         frozen: what does not learn, or None where all does.
-        performance: what was chosen for the device's sake, or None.
+        performance: what was chosen for the sake of speed and memory, in sentences.
     """
 
     autoencoder: KLVAE | VQVAE
@@ -51,7 +52,7 @@ class Networks:
     step: TrainingStep
     pretrained: Pretrained | None = None
     frozen: Frozen | None = None
-    performance: str | None = None
+    performance: tuple[str, ...] = ()
 
     def commit(self, step: int, generator: torch.Generator, accepted: Tensor | bool = True) -> None:
         """Upkeep after an optimizer step, of all that has state beside its weights; on every rank.
@@ -69,8 +70,8 @@ class Networks:
     def describe(self) -> list[str]:
         """What a person should know of where the weights come from, and of which of them learn."""
         pretrained = [] if self.pretrained is None else self.pretrained.describe()
-        others = (None if self.frozen is None else str(self.frozen), self.performance)
-        return [*pretrained, *(sentence for sentence in others if sentence is not None)]
+        frozen = [] if self.frozen is None else [str(self.frozen)]
+        return [*pretrained, *frozen, *self.performance]
 
 
 def build_networks(
@@ -90,17 +91,7 @@ def build_networks(
     autoencoder.to(accelerator.device)
     discriminator = build.build_discriminator(config)
     ema = EMA(autoencoder, config.ema_decay or 0.0)
-    performance = None
-    if config.performance != "off":
-        sizes = config.data.training_sizes
-        performance = tune(
-            autoencoder,
-            objective,
-            max(sizes, key=math.prod),
-            accelerator.device,
-            performance=config.performance,
-            sizes_differ=len(set(sizes)) > 1,
-        )
+    performance = _tune(config, autoencoder, objective, discriminator, accelerator.device)
     with distributed.main_first():
         features = build.build_feature_maps(config)
     trainable = _with_learned_loss(autoencoder, objective, features, config)
@@ -130,6 +121,39 @@ def build_networks(
         backward=accelerator.backward,
     )
     return Networks(autoencoder, quantizer, ema, learners, step, pretrained, frozen, performance)
+
+
+def _tune(
+    config: RunConfig,
+    autoencoder: KLVAE | VQVAE,
+    objective: ReconstructionObjective,
+    discriminator: nn.Module | None,
+    device: torch.device,
+) -> tuple[str, ...]:
+    """Makes the networks fast and lean as the config asks; what was done, in sentences."""
+    done = []
+    if config.float32_precision is not None:
+        done.append(set_float32_precision(config.float32_precision, device))
+    if config.performance != "off":
+        sizes = config.data.training_sizes
+        largest, differ = max(sizes, key=math.prod), len(set(sizes)) > 1
+        done.append(
+            tune(
+                autoencoder,
+                objective,
+                largest,
+                device,
+                performance=config.performance,
+                sizes_differ=differ,
+            )
+        )
+    if config.channels_last:
+        done.append(use_channels_last(autoencoder, objective.perceptual, discriminator))
+    if config.compile:
+        # A penalty on gradients takes the gradient of a gradient, which compiled code does not have.
+        twice = config.discriminator is not None and config.discriminator.r1 is not None
+        done.append(compile_networks(autoencoder, objective.perceptual, None if twice else discriminator))
+    return tuple(done)
 
 
 def seed_everything(seed: int) -> None:

@@ -36,9 +36,17 @@ def die_at_call(owner, name, number, before=None, *, by=signal.SIGKILL):
     setattr(owner, name, counted)
 
 
-def write_half(save, state, file, *arguments, **options):
-    save(state, file, *arguments, **options)
-    os.truncate(file, Path(file).stat().st_size // 2)
+def die_with_half_of(folder, name):
+    """Lets the run end when the file of that name in that folder is half written."""
+    save = torch.save
+
+    def struck(state, file, *arguments, **options):
+        save(state, file, *arguments, **options)
+        if Path(file).parent.name == folder and Path(file).name == name:
+            os.truncate(file, Path(file).stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = struck
 
 
 def list_half(write_json, path, value):
@@ -74,7 +82,7 @@ POINTS = {
     ),
     "in a line of the log": (lambda: die_at_call(Recorder, "write", 2, log_half), "checkpoints/step_000002"),
     "in a file of a checkpoint": (
-        lambda: die_at_call(torch, "save", 9, write_half),
+        lambda: die_with_half_of(".step_000004.tmp", "optimizer.bin"),
         "checkpoints/.step_000004.tmp/optimizer.bin",
     ),
     "before a checkpoint's list of files": (

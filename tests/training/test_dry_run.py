@@ -83,7 +83,7 @@ def test_bad_data_is_answered_as_in_a_run(tiny, tmp_path):
     with pytest.raises(ValueError, match="no image in the folder"):
         dry_run(tiny(f"data.name={tmp_path}/empty"))
     (tmp_path / "images/004.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"1 images cannot be read, and data\.max_broken is 0"):
+    with pytest.raises(ValueError, match=r"1 image cannot be read, and data\.max_broken is 0"):
         dry_run(tiny("data.max_broken=0", "data.check_images=0", "data.holdout=0.3"))
     assert not list(tmp_path.glob("run*"))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from latentae.config.schema.checks_adversarial import adversarial_problems, adversarial_warnings
 from latentae.config.schema.checks_checkpoint import checkpoint_problems
+from latentae.config.schema.checks_compile import compile_problems
 from latentae.config.schema.checks_data import data_problems
 from latentae.config.schema.checks_latent_losses import latent_loss_problems, latent_loss_warnings
 from latentae.config.schema.checks_loss import loss_problems, loss_warnings
@@ -24,6 +25,7 @@ def find_problems(config: RunConfig) -> list[str]:
     """Every contradiction between sections, one line each: field, value, remedy. Empty when there is none."""
     return [
         *checkpoint_problems(config),
+        *compile_problems(config),
         *data_problems(config),
         *_norm_groups(config),
         *_attention_levels(config),

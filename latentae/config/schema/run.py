@@ -39,6 +39,16 @@ class RunConfig(Section):
     """auto: what was measured to make training faster or to take less memory on this kind of device, at the
     same losses but for rounding; the choice is told at the start. memory: the least memory at about a tenth
     more time, on any device. off: stock blocks and whole batches."""
+    float32_precision: Literal["highest", "high"] | None = None
+    """On CUDA, what float32 is computed in, the run's own measurements too. high: TensorFloat-32, 10 bits of
+    mantissa, in matrix products and convolutions; highest: in neither; null: torch's own choice,
+    TensorFloat-32 in convolutions alone. The look-up of codes is exact with any of them."""
+    channels_last: bool = False
+    """Keep weights in the memory order channels last, which the matrix units of GPUs want with
+    `mixed_precision`. Not measured on a GPU here; makes training slower on a CPU."""
+    compile: bool = False
+    """torch.compile, with static shapes, of the blocks of encoder, decoder, discriminator (but with `r1`) and
+    LPIPS; needs torch 2.15. The first steps take minutes. Not measured on a GPU here."""
     cpu_threads: Count | None = None
     """Threads a process computes with on a CPU; null: the machine's cores, shared among its processes."""
     resume: Text = "auto"

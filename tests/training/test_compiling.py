@@ -1,0 +1,121 @@
+import copy
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from latentae.losses.adversarial import AdversarialTerms
+from latentae.losses.objective import ReconstructionObjective
+from latentae.losses.perceptual import LPIPS
+from latentae.losses.reconstruction import l1
+from latentae.models.lean import make_lean
+from latentae.training import compiling
+from latentae.training.accelerator import create_accelerator
+from latentae.training.adversary import Adversary
+from latentae.training.compiling import compile_networks
+from latentae.training.networks import build_networks
+from latentae.training.randomness import StepRandomness
+from latentae.training.step import TrainingStep
+from latentae.training.trainer import Trainer
+from tests.models.conftest import make
+from tests.training.small_networks import assert_same_gradients, gradients, small_networks
+
+
+@pytest.fixture(autouse=True)
+def traced_only(monkeypatch):
+    """Everything but the last step of compiling, which needs a C++ compiler and minutes."""
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def small_step(*, lean, compiled):
+    autoencoder, discriminator, objective = small_networks()
+    if lean:
+        make_lean(autoencoder)
+    if compiled:
+        compile_networks(autoencoder, objective.perceptual, discriminator)
+    terms = AdversarialTerms(start_step=1)
+    step = TrainingStep(autoencoder, autoencoder.last_layer, objective, Adversary(discriminator, terms))
+    return step, autoencoder, discriminator
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_gradients_of_adversarial_steps_are_those_without(lean):
+    plain, compiled = (small_step(lean=lean, compiled=compiled) for compiled in (False, True))
+    graphs = []
+    for number in range(4):  # the first one without the discriminator; gradients add up
+        torch.manual_seed(number)
+        images = torch.rand(2, 3, 16, 16, dtype=torch.float64) * 2 - 1
+        randomness = StepRandomness(seed=0, step=number)
+        losses = [step(images, randomness).losses for step, *_ in (compiled, plain)]
+        assert_same_gradients(gradients(*compiled[1:]), gradients(*plain[1:]))
+        torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-9)
+        graphs.append(counters["stats"]["unique_graphs"])
+    # In each half 2 levels and the middle, forward with a gradient; the discriminator's fake and real side.
+    assert graphs == [6, 8, 8, 8]
+    assert not counters["graph_break"]
+
+
+def test_names_and_copies_are_those_without():
+    model = make()
+    names, kind = list(model.state_dict()), type(model.decoder.mid_block)
+    sentence = compile_networks(model, None, None)
+    assert sentence.startswith(
+        "compile=true: blocks (3 of encoder, 3 of decoder) are compiled by aot_eager when first called"
+    )
+    assert list(model.state_dict()) == names
+    assert type(model.decoder.mid_block) is kind
+    assert model.decoder.mid_block._compiled_call_impl is not None
+    assert model.decoder.conv_out._compiled_call_impl is None  # which a step watches
+    assert copy.deepcopy(model).decoder.mid_block._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_lpips_has_the_same_values_and_gradients(alexnet_trunk, chunk):
+    plain, compiled = LPIPS(alexnet_trunk, chunk=chunk), LPIPS(alexnet_trunk, chunk=chunk)
+    assert "5 of LPIPS" in compile_networks(make(), compiled, None)
+    images, target = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    results = []
+    for lpips in (plain, compiled):
+        leaf = images.clone().requires_grad_()
+        distances = lpips(leaf, target)
+        results.append((distances.detach(), torch.autograd.grad(distances.sum(), leaf)[0]))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
+    assert counters["stats"]["unique_graphs"] >= 10  # each of 5 with and without gradients
+
+
+def test_a_torch_without_separate_variants_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model=None, *, backend="inductor": model)
+    with pytest.raises(ValueError, match="install torch 2.15, or set compile=false"):
+        compile_networks(make(), None, None)
+
+
+@pytest.mark.parametrize("r1", ["null", "{weight: 1.0}"])
+def test_a_discriminator_that_is_differentiated_twice_stays_as_it_is(tiny, r1):
+    config = tiny("compile=true", f"discriminator.r1={r1}")
+    networks = build_networks(config, create_accelerator(config), ReconstructionObjective(l1))
+    layers = networks.learners[1].module.layers
+    assert (layers._compiled_call_impl is None) == (r1 != "null")
+    assert any("of decoder" in line for line in networks.describe())
+    assert networks.ema.model.decoder.mid_block._compiled_call_impl is None
+
+
+def test_a_compiled_run_resumes_exactly_and_comes_to_the_same(tiny, tmp_path):
+    gently = ("optimizer.epsilon=1.0e-3", "discriminator.optimizer.epsilon=1.0e-3", "max_steps=4")
+    weights = []
+    for changes in (
+        ["compile=false", f"output_dir={tmp_path}/plain"],
+        ["compile=true", f"output_dir={tmp_path}/compiled"],
+        [
+            "compile=true",
+            f"output_dir={tmp_path}/resumed",
+            f"resume={tmp_path}/compiled/checkpoints/step_000003",
+        ],
+    ):
+        trainer = Trainer(tiny(*gently, *changes))
+        assert trainer.step == (3 if "resumed" in changes[1] else 0)
+        trainer.fit()
+        weights.append(trainer.networks.autoencoder.state_dict())
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-5)
+    assert all(torch.equal(value, weights[2][name]) for name, value in weights[1].items())
