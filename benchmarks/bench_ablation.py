@@ -42,11 +42,16 @@ def main() -> None:
         f"--steps={arguments.probe_steps}",
         f"--samples={arguments.samples}",
         f"--image-size={arguments.size}",
+        f"--width={arguments.width}",
+        f"--depth={arguments.depth}",
+        f"--largest-side={arguments.largest_side}",
     )
     results = json.loads((report / "results.json").read_text())
     print(
         f"{hardware()}, commit {commit()}. Autoencoders: {arguments.steps} steps of {arguments.batch_size} "
-        f"crops of {arguments.size} px; denoisers: {arguments.probe_steps} steps of 32; "
+        f"crops of {arguments.size} px; denoisers, {arguments.width} wide and {arguments.depth} deep, at "
+        f"most {arguments.largest_side} x {arguments.largest_side} tokens: "
+        f"{arguments.probe_steps} steps of 32; "
         f"{arguments.samples} samples.\n"
     )
     _table(results)
@@ -95,6 +100,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="where the runs and the report go")
     parser.add_argument("--steps", type=int, default=600, help="of each autoencoder")
     parser.add_argument("--probe-steps", type=int, default=1000, help="of each denoiser")
+    parser.add_argument("--width", type=int, default=192, help="channels of a denoiser's token")
+    parser.add_argument("--depth", type=int, default=6, help="its blocks")
+    parser.add_argument("--largest-side", type=int, default=16, help="tokens along a side at most")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--size", type=int, default=64, help="pixels a side")
     parser.add_argument("--batch-size", type=int, default=8)

@@ -43,7 +43,7 @@ def _probe(options: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("a probe runs in one process: start it without a launcher")
     given = vars(options)
-    size = DenoiserSize(given.pop("width"), given.pop("depth"))
+    size = DenoiserSize(given.pop("width"), given.pop("depth"), given.pop("largest_side"))
     given["value_range"] = None if options.value_range is None else tuple(options.value_range)
     request = ProbeRequest(size=size, **given)
     request.check()
@@ -83,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, default=1e-3, metavar="R", help="at its highest (0.001)")
     add("--width", type=int, default=192, metavar="N", help="channels of a token, a multiple of 32 (192)")
     add("--depth", type=int, default=6, metavar="N", help="transformer blocks (6)")
+    add(
+        "--largest-side",
+        type=int,
+        default=16,
+        metavar="N",
+        help="tokens along a side at most (16); 8 is several times as fast on latents of 16 x 16",
+    )
     add(
         "--reference-images", type=int, default=10_000, metavar="N", help="to measure against at most (10000)"
     )

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latentae import distributed
 from latentae.config import RunConfig
 
 __all__ = ["Accelerator", "create_accelerator", "gather_object", "track", "track_picture"]
@@ -23,7 +24,8 @@ def create_accelerator(config: RunConfig) -> Accelerator:
     """The accelerator of a run; joins the processes that a launcher started.
 
     Raises:
-        ValueError: a tracker that is not installed, or a precision that this machine has not.
+        ValueError: a tracker that is not installed, a precision that this machine has not, or processes that
+            accelerate does not join.
     """
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
@@ -31,6 +33,7 @@ def create_accelerator(config: RunConfig) -> Accelerator:
     if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise ValueError("mixed_precision is fp16, which needs a GPU; use bf16 or no")
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or it would not join processes that torchrun started
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=list(config.trackers) or None,
@@ -40,6 +43,12 @@ def create_accelerator(config: RunConfig) -> Accelerator:
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         ],
     )
+    if accelerator.num_processes != distributed.world_size():
+        raise ValueError(
+            f"{distributed.world_size()} processes were started, of which accelerate joins "
+            f"{accelerator.num_processes}: start them with `accelerate launch`, and set "
+            "ACCELERATE_USE_CPU=true where they shall train on the CPU"
+        )
     if accelerator.device.type == "cpu":
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))

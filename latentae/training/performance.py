@@ -75,7 +75,7 @@ def use_channels_last(
     """
     for network in (autoencoder, perceptual, discriminator):
         if network is not None:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)
     return "channels_last=true: convolutions in channels last; not measured on a GPU here, slower on a CPU"
 
 

@@ -51,4 +51,6 @@ class StepRandomness:
 
     def _slice(self, numbers: Tensor, batch_size: int) -> Tensor:
         own = numbers[self.rank * batch_size : (self.rank + 1) * batch_size]
+        if torch.device(self.device).type == "cuda":
+            own = own.pin_memory()  # else the copy waits for what the GPU is doing
         return own.to(self.device, non_blocking=True)

@@ -64,8 +64,8 @@ def problems(changes: dict[str, Any]) -> list[str]:
         (
             "loss",
             None,
-            "`loss` is null; it must be a section with the keys reconstruction, perceptual, kl, equivariance, "
-            "latent_noise, alignment, spectral, adversarial",
+            "`loss` is null; it must be a section with the keys reconstruction, perceptual, kl, "
+            "equivariance, latent_noise, alignment, spectral, adversarial",
         ),
         ("data.image_szie", 64, "unknown key `data.image_szie`; did you mean `data.image_size`?"),
         (

@@ -7,6 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latentae.training.accelerator import create_accelerator, track, track_picture
+from tests.processes import launch
 
 
 def test_a_tracker_that_is_not_installed(tiny, monkeypatch):
@@ -69,3 +70,28 @@ def test_histograms_in_weights_and_biases(monkeypatch):
     accelerator = SimpleNamespace(trackers=[tracker], log=lambda values, step: given.append((values, step)))
     track(accelerator, {"loss": 0.5}, {"codebook": torch.tensor([0.0, 2.0])}, 7)
     assert given == [({"loss": 0.5}, 7), ({"codebook": ("histogram", [0.0, 2.0])}, 7)]
+
+
+JOINED = """
+import sys
+from pathlib import Path
+from latentae.config import load_config
+from latentae.training.accelerator import create_accelerator
+
+accelerator = create_accelerator(load_config("vqgan", sys.argv[1:]))
+Path(f"{sys.argv[0]}.{accelerator.process_index}").write_text(str(accelerator.num_processes))
+"""
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without a GPU")
+def test_torchrun_alone_joins_its_processes(tiny, tmp_path):
+    worker = tmp_path / "worker.py"
+    worker.write_text(JOINED)
+    launch(worker, 2, "--config", str(tiny.file), ACCELERATE_USE_CPU="false")
+    assert [(tmp_path / f"worker.py.{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+
+
+def test_processes_that_are_not_joined_are_refused(tiny, monkeypatch):
+    monkeypatch.setattr("latentae.distributed.world_size", lambda: 2)
+    with pytest.raises(ValueError, match="2 processes were started, of which accelerate joins 1"):
+        create_accelerator(tiny("trackers=[]"))

@@ -1,14 +1,20 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.perceptual import LPIPS
 from latentae.losses.reconstruction import l1
+from latentae.models.lean import make_lean
 from latentae.training.accelerator import create_accelerator
+from latentae.training.adversary import Adversary
 from latentae.training.networks import build_networks
-from latentae.training.performance import tune
+from latentae.training.performance import set_float32_precision, tune, use_channels_last
+from latentae.training.randomness import StepRandomness
+from latentae.training.step import TrainingStep
 from latentae.training.trainer import Trainer
 from tests.models.conftest import make
+from tests.training.small_networks import assert_same_gradients, gradients, small_networks
 
 CPU = torch.device("cpu")
 
@@ -89,3 +95,73 @@ def test_training_comes_to_the_same_with_and_without(tiny, tmp_path):
         weights.append([p.detach().clone() for p in trainer.networks.autoencoder.parameters()])
     for tuned in weights[:2]:
         torch.testing.assert_close(tuned, weights[2], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_channels_last_changes_the_order_in_memory_and_no_gradient(lean):
+    found = []
+    for last in (False, True):
+        autoencoder, discriminator, objective = small_networks()
+        if lean:
+            make_lean(autoencoder)
+        if last:
+            sentence = use_channels_last(autoencoder, objective.perceptual, discriminator)
+            assert sentence.startswith("channels_last=true: ")
+            for weight in (autoencoder.last_layer.weight, discriminator.layers[2].weight):
+                assert weight.is_contiguous(memory_format=torch.channels_last)
+                assert not weight.is_contiguous()
+        step = TrainingStep(autoencoder, autoencoder.last_layer, objective, Adversary(discriminator))
+        torch.manual_seed(0)
+        images = torch.rand(2, 3, 16, 16, dtype=torch.float64) * 2 - 1
+        step(images, StepRandomness(seed=0, step=0))
+        found.append(gradients(autoencoder, discriminator))
+    assert_same_gradients(found[1], found[0])
+
+
+def test_a_run_in_channels_last_resumes_exactly_and_exports_what_any_run_does(tiny, tmp_path):
+    def train(name, *changes):
+        trainer = Trainer(tiny("max_steps=4", f"output_dir={tmp_path}/{name}", *changes))
+        trainer.fit()
+        return trainer.networks.autoencoder.state_dict()
+
+    weights = train("whole", "channels_last=true")
+    checkpoint = tmp_path / "whole" / "checkpoints" / "step_000003"
+    resumed = train("resumed", "channels_last=true", f"resume={checkpoint}")
+    train("plain")
+    assert not weights["decoder.conv_out.weight"].is_contiguous()
+    assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
+    exported = [
+        load_file(tmp_path / name / "model" / "diffusion_pytorch_model.safetensors")
+        for name in ("whole", "plain")
+    ]
+    shapes = [{name: value.shape for name, value in weights.items()} for weights in exported]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.fixture
+def precision_restored():
+    """What a run sets stays set for its process."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.usefixtures("precision_restored")
+@pytest.mark.parametrize(("precision", "allowed"), [("high", True), ("highest", False)])
+def test_float32_on_cuda_is_what_was_asked_for(precision, allowed):
+    torch.backends.cudnn.allow_tf32 = not allowed
+    sentence = set_float32_precision(precision, torch.device("cuda"))
+    assert sentence.startswith(f"float32_precision={precision}: ")
+    assert ("TensorFloat-32" in sentence) == allowed
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+    assert torch.get_float32_matmul_precision() == precision
+
+
+def test_float32_elsewhere_is_left_alone(tiny):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    config = tiny("float32_precision=high")
+    networks = build_networks(config, create_accelerator(config), ReconstructionObjective(l1))
+    expected = "float32_precision=high: is about CUDA, nothing to set on cpu"
+    assert expected in networks.describe()
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before

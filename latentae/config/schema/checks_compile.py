@@ -16,13 +16,13 @@ def compile_problems(config: RunConfig) -> Iterator[str]:
     sizes = len(set(config.data.training_sizes))
     if sizes > 1:
         yield (
-            f"`compile` is true, and `data.resolutions` has {sizes} sizes, each of which would be compiled for "
-            "minutes; set `compile: false` or `data.resolutions: null`"
+            f"`compile` is true, and `data.resolutions` has {sizes} sizes, each of which would be compiled "
+            "for minutes; set `compile: false` or `data.resolutions: null`"
         )
     equivariance = config.loss.equivariance
     if equivariance is not None and equivariance.min_scale < 1:
         yield (
-            f"`compile` is true, and with `loss.equivariance.min_scale: {equivariance.min_scale}` sizes change "
-            "from step to step, each of which would be compiled for minutes; set `compile: false` or "
+            f"`compile` is true, and with `loss.equivariance.min_scale: {equivariance.min_scale}` sizes "
+            "change from step to step, each of which would be compiled for minutes; set `compile: false` or "
             "`loss.equivariance.min_scale: 1`"
         )
