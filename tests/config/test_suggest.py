@@ -32,8 +32,8 @@ def test_messages() -> None:
         in unknown_key("lr")
     )
     assert unknown_key("loss.qq") == (
-        "unknown key `loss.qq`; the keys of `loss` are reconstruction, perceptual, kl, equivariance, latent_noise, "
-        "alignment, spectral, adversarial"
+        "unknown key `loss.qq`; the keys of `loss` are reconstruction, perceptual, kl, equivariance, "
+        "latent_noise, alignment, spectral, adversarial"
     )
     assert unknown_key("qq").startswith("unknown key `qq`; the keys there are output_dir, seed, max_steps,")
     assert unknown_key("qq.ww") == "unknown key `qq.ww`; --help lists the keys"
