@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load
 
 from latentae import LatentDataset
 from latentae.data import BrokenImageError
@@ -37,7 +38,11 @@ def test_an_encoding_that_was_killed_goes_on(classes, cache, tmp_path):
     report = encode_dataset(make_kl(), classes, half, say=said.append, **arguments)
     assert (report.encoded, report.images) == (8, 10)
     assert said[0] == "going on: 1 of 3 shards are there"
-    assert contents(half) == contents(cache)
+    assert contents(half).keys() == contents(cache).keys()
+    for shard in shards:
+        torch.testing.assert_close(
+            load((half / shard.name).read_bytes()), load((cache / shard.name).read_bytes())
+        )
     again = encode_dataset(make_kl(), classes, half, **{**arguments, "shard_size": None})
     assert str(again).startswith("complete, nothing to do: 10 images in 3 shard(s)")
 
@@ -61,7 +66,9 @@ def test_two_processes_write_what_one_does(classes, cache, tmp_path):
     launch(tmp_path / "encode.py", 2, str(tmp_path / "model"), *out, *arguments)
     one, two = contents(cache), contents(tmp_path / "two")
     assert one.keys() == two.keys()
-    assert all(one[name] == two[name] for name in one if name.endswith(".safetensors"))
+    for name in (name for name in one if name.endswith(".safetensors")):
+        # Weights read from a file lie elsewhere in memory, for which matrix products round differently.
+        torch.testing.assert_close(load(two[name]), load(one[name]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
