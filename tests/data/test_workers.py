@@ -128,6 +128,8 @@ def test_workers_outlive_the_signals_that_ask_a_run_to_stop():
 
 
 def test_names_are_cut_and_processes_told_apart():
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in handled}
     board = Noticeboard(3)
     assert board.read() == {}
     for worker, name in ((0, "a" * 5000), (2, "folder/ä.png")):
@@ -138,8 +140,8 @@ def test_names_are_cut_and_processes_told_apart():
         assert len(board.slot(0)[workers._PID_BYTES :].tobytes().rstrip(b"\0")) == workers._NAME_BYTES
     finally:
         workers._own_slot = None
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_nothing_is_announced_outside_of_workers():
