@@ -5,13 +5,13 @@ Nothing heavy is imported before the config has been read, so that a mistake in 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from latentae.config import FAMILIES, ConfigError, RunConfig, load_config
+from latentae.console import is_first_process
 from latentae.training.folder import RankError, RunError, RunFolder
 from latentae.training.origin import describe_pretrained
 from latentae.training.summary import describe, finished_summary
@@ -73,7 +73,7 @@ def _run(config: RunConfig) -> int:
     except RunError as error:
         return _fail(str(error), 1, alone=isinstance(error, RankError))
     except RunStopped as stop:  # as asked, and nothing is lost: no failure to a job scheduler
-        if _speaks():
+        if is_first_process():
             print(stop)
     return 0
 
@@ -88,7 +88,7 @@ def _dry_run(config: RunConfig) -> int:
         return _fail(str(error), 2)
     except RunError as error:
         return _fail(str(error), 1)
-    if _speaks():
+    if is_first_process():
         print(report)
     return 0
 
@@ -130,13 +130,9 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def _fail(message: str, code: int, *, alone: bool = False) -> int:
     """Prints an error once, however many processes meet it; ``alone``: this one does, whichever it is."""
-    if alone or _speaks():
+    if alone or is_first_process():
         print(f"error: {message}", file=sys.stderr)
     return code
-
-
-def _speaks() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

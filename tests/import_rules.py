@@ -25,11 +25,12 @@ class Rule:
 COMPONENTS = ("quantizers", "discriminators", "losses", "data")
 COMPONENT = Rule(("distributed",), forbidden=("diffusers", "pydantic", "yaml"))
 MEASURES = ("evaluation", "latents", "diffusion", "export")
-MEASURE = Rule(("distributed", *COMPONENTS, "weights", "models"), forbidden=("pydantic",))
+MEASURE = Rule(("console", "distributed", *COMPONENTS, "weights", "models"), forbidden=("pydantic",))
 RUN = ("config", "build", *MEASURE.internal, *MEASURES)
 
 # A part of latentae, package or module -> its rule. A part that is not listed may not exist.
 RULES: dict[str, Rule] = {
+    "console": Rule((), only=()),
     "distributed": Rule((), only=("torch",)),
     "config": Rule((), only=("pydantic", "pydantic_core", "yaml")),
     "weights": Rule(("distributed", "weights_archive"), forbidden=("diffusers", "pydantic")),

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentae.console import add_reading_options
+
 _DESCRIPTION = """\
 Trains the same small denoiser (a DiT, by rectified flow) on each model's latents, for as many steps and
 with as many tokens, samples through a diffusers pipeline, and writes probe.html, probe.md and results.json:
@@ -95,13 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--inception", type=Path, metavar="FILE", help="torch-fidelity's Inception weights, for gFID")
     add("--num-workers", type=int, default=0, metavar="N", help="processes that decode images (0)")
-    reading = parser.add_argument_group("reading the data, as data.* in training")
+    reading = add_reading_options(parser)
     reading.add_argument("--split", default="train", metavar="NAME", help="to train on (train)")
-    reading.add_argument("--image-column", metavar="NAME", help="the column of tables, the extension in tars")
-    reading.add_argument("--dataset-config", metavar="NAME", help="the configuration of a hub dataset")
-    reading.add_argument(
-        "--value-range", nargs=2, type=float, metavar=("BLACK", "WHITE"), help="of images beyond 8 bits"
-    )
     return parser
 
 

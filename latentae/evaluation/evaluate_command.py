@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from latentae.console import add_reading_options, is_first_process
 
 _DESCRIPTION = """\
 Measures how well models reconstruct the same images, and writes results.json, results.md and report.html. An
@@ -58,7 +59,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         return _fail("error: the device's memory does not hold this: choose a smaller --batch-size", 2)
-    if _is_first():
+    if is_first_process():
         for remark in remarks(results):
             sys.stdout.write(f"note: {remark}\n")
         images = f"{results.protocol['images']} images of {request.data}, {request.protocol}"
@@ -89,25 +90,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--inception", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
     add("--no-features", dest="features", action="store_false", help="leave out rFID, KID and FD-VGG16")
     add("--overwrite", action="store_true", help="replace a report that is there already")
-    reading = parser.add_argument_group("reading the data, as data.* in training")
-    reading.add_argument("--image-column", metavar="NAME", help="the column of tables, the extension in tars")
-    reading.add_argument("--dataset-config", metavar="NAME", help="the configuration of a hub dataset")
-    reading.add_argument(
-        "--value-range", nargs=2, type=float, metavar=("BLACK", "WHITE"), help="of images beyond 8 bits"
-    )
+    add_reading_options(parser)
     return parser
 
 
 def _say(text: str) -> None:
     """Progress, once however many processes there are."""
-    if _is_first():
+    if is_first_process():
         sys.stderr.write(f"{text}\n")
 
 
 def _fail(message: str, code: int) -> int:
     _say(message)
     return code
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from latentae.console import is_first_process
 
 _DESCRIPTION = """\
 Measures mean and standard deviation of a model's latents over images, and writes the model so changed that
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
             recalibrate(device=device, say=_say, **vars(options))
     except (ValueError, OSError) as error:
         # A bad argument is met by every rank, and said by one; a bad image only by the rank that has it.
-        if _is_first() or isinstance(error, BrokenImageError):
+        if is_first_process() or isinstance(error, BrokenImageError):
             sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
@@ -58,9 +59,5 @@ def _parser() -> argparse.ArgumentParser:
 
 def _say(text: str) -> None:
     """Prints, once however many processes there are."""
-    if _is_first():
+    if is_first_process():
         sys.stdout.write(f"{text}\n")
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from latentae.console import add_reading_options, is_first_process
 
 _DESCRIPTION = """\
 Encodes images once, and stores mean and standard deviation of each posterior (of VQ models the continuous
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(f"error: {error}", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from here", 130)
-    if _is_first():
+    if is_first_process():
         if report.skipped:
             sys.stdout.write(f"note: {len(report.skipped)} image(s) could not be decoded\n")
         sys.stdout.write(f"{report}\n")
@@ -89,33 +90,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=16, metavar="N", help="images at a time, on each process (16)")
     add("--num-workers", dest="workers", type=int, default=0, metavar="N", help="processes that decode (0)")
     add("--seed", type=int, default=0, metavar="N", help="chooses what replaces unreadable images (0)")
-    reading = parser.add_argument_group("reading the data")
-    reading.add_argument("--image-column", metavar="NAME", help="the column of tables, the extension in tars")
-    reading.add_argument("--label-column", metavar="NAME", help="the same of labels (label, .cls)")
+    reading = add_reading_options(parser)
+    reading.add_argument("--label-column", metavar="NAME", help="where labels stand (label, .cls)")
     reading.add_argument(
-        "--caption-column", metavar="NAME", help="the same of captions (caption or text, .txt)"
+        "--caption-column", metavar="NAME", help="where captions stand (caption or text, .txt)"
     )
     reading.add_argument(
         "--no-annotations", dest="annotations", action="store_false", help="store no labels and captions"
-    )
-    reading.add_argument("--dataset-config", metavar="NAME", help="the configuration of a hub dataset")
-    reading.add_argument(
-        "--value-range", nargs=2, type=float, metavar=("BLACK", "WHITE"), help="of images beyond 8 bits"
     )
     return parser
 
 
 def _say(text: str) -> None:
     """Progress of the first process, and every process's broken images."""
-    if _is_first() or text.startswith(("left out", "replaced")):
+    if is_first_process() or text.startswith(("left out", "replaced")):
         sys.stderr.write(f"{text}\n")
 
 
 def _fail(message: str, code: int, *, alone: bool = False) -> int:
-    if alone or _is_first():
+    if alone or is_first_process():
         sys.stderr.write(f"{message}\n")
     return code
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"

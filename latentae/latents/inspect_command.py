@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentae.console import add_reading_options
+
 _DESCRIPTION = """\
 Shows what a model's latents are like over images: histograms and correlations of the channels, the power
 spectrum beside that of the images, interpolations, decoded noise, one channel moved at a time, and the codes
@@ -56,12 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-workers", type=int, default=0, metavar="N", help="processes that decode images (0)")
     add("--seed", type=int, default=0, metavar="N", help="of posterior samples and noise (0)")
     add("--overwrite", action="store_true", help="replace an inspection that is there already")
-    reading = parser.add_argument_group("reading the data, as data.* in training")
-    reading.add_argument("--image-column", metavar="NAME", help="the column of tables, the extension in tars")
-    reading.add_argument("--dataset-config", metavar="NAME", help="the configuration of a hub dataset")
-    reading.add_argument(
-        "--value-range", nargs=2, type=float, metavar=("BLACK", "WHITE"), help="of images beyond 8 bits"
-    )
+    add_reading_options(parser)
     return parser
 
 

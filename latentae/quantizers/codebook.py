@@ -155,3 +155,13 @@ class CodebookQuantizer(Quantizer):
         """The weight [K, d]; where weights are offloaded, only a call of their module brings them here."""
         weight: Tensor = self.embedding.weight
         return weight if weight.device == device else self.embedding(torch.arange(len(weight), device=device))
+
+
+def two_way_losses(
+    flat: Tensor, codes: Tensor, *, codebook_weight: float, commitment_weight: float
+) -> dict[str, Tensor]:
+    """Pulls codes [N, d] to their latents [N, d], and latents to codes (arXiv 1711.00937, equation 3)."""
+    return {
+        "codebook": codebook_weight * F.mse_loss(codes, flat.detach()),
+        "commitment": commitment_weight * F.mse_loss(flat, codes.detach()),
+    }

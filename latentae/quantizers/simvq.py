@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentae.quantizers.codebook import CodebookQuantizer
+from latentae.quantizers.codebook import CodebookQuantizer, two_way_losses
 from latentae.quantizers.quantizer import Weights, check_weights, precise
 
 
@@ -57,10 +57,9 @@ class SimVQuantizer(CodebookQuantizer):
         return F.linear(precise(frozen), precise(weight), precise(bias))
 
     def losses(self, flat: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        return {
-            "codebook": self.codebook_weight * F.mse_loss(codes, flat.detach()),
-            "commitment": self.commitment_weight * F.mse_loss(flat, codes.detach()),
-        }
+        return two_way_losses(
+            flat, codes, codebook_weight=self.codebook_weight, commitment_weight=self.commitment_weight
+        )
 
     def moved_weights(self, shift: Tensor, scale: Tensor) -> Weights | None:
         weight, bias = self.projection.weight, self.projection.bias

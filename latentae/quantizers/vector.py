@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from latentae.quantizers.codebook import CodebookQuantizer
+from latentae.quantizers.codebook import CodebookQuantizer, two_way_losses
 from latentae.quantizers.quantizer import Quantizer, check_weights
 
 
@@ -49,10 +48,7 @@ class VectorQuantizer(CodebookQuantizer):
         codebook, commitment = self.codebook_weight, self.commitment_weight
         if self.legacy_loss_order:
             codebook, commitment = commitment, codebook
-        return {
-            "codebook": codebook * F.mse_loss(codes, flat.detach()),
-            "commitment": commitment * F.mse_loss(flat, codes.detach()),
-        }
+        return two_way_losses(flat, codes, codebook_weight=codebook, commitment_weight=commitment)
 
 
 def plain_quantizer(quantizer: Quantizer) -> VectorQuantizer:
