@@ -22,7 +22,11 @@ MODELS: dict[str, tuple[str, str, list[str]]] = {
     "kl_1e-6": ("kl_vae", "quickstart_kl", []),
     "kl_1e-3": ("kl_vae", "quickstart_kl", ["loss.kl.weight=1e-3"]),
     "kl_1e-2": ("kl_vae", "quickstart_kl", ["loss.kl.weight=1e-2"]),
+    "kl_1e-6_seed1": ("kl_vae", "quickstart_kl", ["seed=1"]),
     "kl_1e-6_eq": ("kl_vae", "quickstart_kl", ["loss.equivariance={min_scale: 0.5}"]),
+    "kl_1e-6_noise": ("kl_vae", "quickstart_kl", ["loss.latent_noise={scale: 0.1}"]),
+    "kl_1e-6_align": ("kl_vae", "quickstart_kl", ["loss.alignment={network: vgg16}"]),
+    "kl_1e-6_spectral": ("kl_vae", "quickstart_kl", ["loss.spectral={factors: [2]}"]),
     "vq": ("vq_vae", "quickstart_vq", []),
     "vqgan": ("vqgan", "quickstart", []),
 }
