@@ -1,18 +1,20 @@
 """LPIPS, the learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924), as a training loss."""
 
+from __future__ import annotations
+
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from latentae.losses.feature_distance import Slices, distance, distance_and_gradient
+
 # The smallest images that the trunk's strides and poolings leave something of.
 _MINIMUM_SIZE = {"alex": 31, "vgg": 16}
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_EPSILON = 1e-10  # of the `lpips` package's normalisation
 
 
 class LPIPS(nn.Module):
@@ -25,15 +27,15 @@ class LPIPS(nn.Module):
 
     The module is frozen and stays in evaluation mode: `train()` does not switch it. It computes in float32
     (in float64 after `.double()`), whatever the inputs' type and also under autocast. It holds no gradient
-    back: call it under `torch.no_grad()` to measure, without to train.
+    back: call it under `torch.no_grad()` to measure, without to train. It can be differentiated once.
 
     Args:
         trunk: the classifier's convolutions under torchvision's names (`features.i.weight`,
             `features.i.bias`), as `latentae.weights.load_trunk` returns them.
         net: the classifier: `alex` (the usual choice for measuring) or `vgg` (the usual choice for training).
-        chunk: images taken through the network at a time; None takes all. Values and gradients are the same,
-            since images do not mix, and the memory is that of a chunk: with chunks the gradient is computed
-            with the value, where one will be wanted, and nothing but it is kept.
+        chunk: RGB images taken through the network at a time; None takes all. Values and gradients are the
+            same, since images do not mix, and the memory is that of a chunk: where a gradient will be wanted
+            it is computed with the value, and nothing else is kept.
         precision: what the classifier computes in; the distance between its features is float32. `bfloat16`
             is for training alone: its gradient has rounding in it, and its values are not to be compared.
 
@@ -96,33 +98,13 @@ class LPIPS(nn.Module):
                 precision.
         """
         self._validate(reconstruction, target)
+        dtype = self.heads[0].dtype
         with torch.autocast(device_type=reconstruction.device.type, enabled=False):
-            if self.chunk is None or len(target) <= self.chunk:
-                return self._distance(reconstruction, target)
-            if torch.is_grad_enabled() and reconstruction.requires_grad:
-                return _ChunkedDistance.apply(reconstruction, target, self._distance, self.chunk)
-            chunks = zip(reconstruction.split(self.chunk), target.split(self.chunk), strict=True)
-            return torch.cat([self._distance(*chunk) for chunk in chunks])
-
-    def _distance(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        with torch.no_grad():
-            directions = [features.mul_(_inverse_norm(features)[1]) for features in [*self._features(target)]]
-        # Each distance right after its features: the backward pass, which goes the other way, then needs the
-        # first and largest ones only when the others' memory is free again.
-        layers = zip(self._features(reconstruction), directions, self.heads, strict=True)
-        distances = [
-            _FeatureDistance.apply(features, direction, head) for features, direction, head in layers
-        ]
-        return torch.stack(distances).sum(dim=0).reshape(reconstruction.shape[0], -1).mean(dim=1)
-
-    def _features(self, images: Tensor) -> Iterator[Tensor]:
-        dtype, precision = self.heads[0].dtype, next(self.slices.parameters()).dtype
-        hidden = self.scaling(_as_rgb(images.to(dtype)))
-        if precision != dtype:
-            hidden = hidden.to(precision, memory_format=torch.channels_last)
-        for layers in self.slices:
-            hidden = layers(hidden)
-            yield hidden.to(dtype)
+            images, references = (
+                self.scaling(_as_rgb(batch.to(dtype))) for batch in (reconstruction, target)
+            )
+            distances: Tensor = _Distance.apply(images, references, self)
+        return distances.reshape(reconstruction.shape[0], -1).mean(dim=1)
 
     def _validate(self, reconstruction: Tensor, target: Tensor) -> None:
         shape = tuple(reconstruction.shape)
@@ -149,70 +131,27 @@ class LPIPS(nn.Module):
             raise ValueError(f"LPIPS was cast to {dtype}: keep it in float32, it casts its inputs itself")
 
 
-def _inverse_norm(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The length s of each pixel's feature vector and 1/(s + ε): [B, 1, H, W] each."""
-    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    return norm, (norm + _EPSILON).reciprocal()
-
-
-class _FeatureDistance(torch.autograd.Function):
-    """d = 1/(HW) Σ_hw Σ_c w_c (f_c/(|f| + ε) − y_c)² of features f, unit vectors y and a head w.
-
-    f and y are [B, C, H, W], w is [C], d is [B]. y is not kept: the difference takes its place.
-
-    The derivative is written out since these are among the largest tensors of a training step: it takes about
-    half the time of what autograd derives from the `lpips` package's formula, and is finite at f = 0.
-    """
+class _Distance(torch.autograd.Function):
+    """The distance [B] of a few images at a time, each time with its gradient where one will be wanted."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, direction: Tensor, head: Tensor) -> Tensor:
-        norm, inverse = _inverse_norm(features)
-        difference = direction.sub_(features * inverse)
-        ctx.save_for_backward(features, difference, norm, inverse, head)
-        # Summing over space before weighting the channels reads the large tensor once.
-        squares = torch.linalg.vector_norm(difference, dim=(2, 3)).square()
-        return squares @ head / (features.shape[2] * features.shape[3])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        features, difference, norm, inverse, head = ctx.saved_tensors
-        # g = ∂d/∂(f·r) with r = 1/(|f| + ε); then ∂d/∂f = r g − (r²/|f|) (g·f) f
-        scale = gradient[:, None] * head * (-2 / (features.shape[2] * features.shape[3]))
-        scale = scale[:, :, None, None]
-        # One tensor as large as the features at a time: first for g·f, then for g.
-        inner = (difference * features).mul_(scale)
-        projection = inner.sum(dim=1, keepdim=True)
-        torch.mul(difference, scale, out=inner)
-        along = projection * inverse * inverse / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        return inner.mul_(inverse).addcmul_(features, along, value=-1), None, None
-
-
-class _ChunkedDistance(torch.autograd.Function):
-    """The distance [B] of a few images at a time, each time with its gradient, which is all that is kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, reconstruction: Tensor, target: Tensor, distance: Callable[..., Tensor], chunk: int
-    ) -> Tensor:
-        gradient = torch.empty_like(reconstruction)
-        distances = []
-        chunks = (images.split(chunk) for images in (reconstruction, target, gradient))
-        for images, images_target, images_gradient in zip(*chunks, strict=True):
-            with torch.enable_grad():
-                leaf = images.detach().requires_grad_()
-                values = distance(leaf, images_target)
-            # An image's distance depends on that image alone: the sum's gradient is each one's own.
-            images_gradient.copy_(torch.autograd.grad(values, leaf, torch.ones_like(values))[0])
-            distances.append(values.detach())
-        ctx.save_for_backward(gradient)
+    def forward(ctx: Any, images: Tensor, target: Tensor, lpips: LPIPS) -> Tensor:
+        chunks = zip(*(batch.split(lpips.chunk or len(batch)) for batch in (images, target)), strict=True)
+        network = (cast(Slices, [*lpips.slices]), [*lpips.heads])
+        if not ctx.needs_input_grad[0]:
+            return torch.cat([distance(*network, *chunk) for chunk in chunks])
+        # An image's distance depends on that image alone: the gradient of the sum is each one's own.
+        distances, gradients = zip(
+            *(distance_and_gradient(*network, *chunk) for chunk in chunks), strict=True
+        )
+        ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(distances)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (own,) = ctx.saved_tensors
-        return own * gradient[:, None, None, None].to(own.dtype), None, None, None
+        return own * gradient[:, None, None, None], None, None
 
 
 def _as_rgb(images: Tensor) -> Tensor:

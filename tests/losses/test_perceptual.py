@@ -8,7 +8,8 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from latentae.losses.perceptual import LPIPS, _FeatureDistance
+from latentae.losses.feature_distance import distance_and_gradient, feature_distance
+from latentae.losses.perceptual import LPIPS
 
 VGG_LAYERS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256)}
 VGG_LAYERS |= {14: (256, 256), 17: (256, 512), **dict.fromkeys((19, 21, 24, 26, 28), (512, 512))}
@@ -77,17 +78,17 @@ def test_value_and_gradient_are_those_of_the_lpips_package(
 
 def test_the_derivative_is_that_of_the_formula() -> None:
     generator = torch.Generator().manual_seed(2)
-    features, other = torch.randn(2, 2, 5, 3, 4, generator=generator, dtype=torch.float64)
+    features, direction = torch.randn(2, 2, 5, 3, 4, generator=generator, dtype=torch.float64)
     head = torch.rand(5, generator=generator, dtype=torch.float64)
-    features.requires_grad_()
-
-    def distance(features: Tensor, other: Tensor, head: Tensor) -> Tensor:
-        return _FeatureDistance.apply(features, other.clone(), head)  # which it writes over
-
-    assert torch.autograd.gradcheck(distance, (features, other, head))
+    features.relu_().requires_grad_()
     unit = features / features.norm(dim=1, keepdim=True)
-    expected = (head[:, None, None] * (unit - other) ** 2).sum(dim=1).mean(dim=(1, 2))
-    torch.testing.assert_close(distance(features, other, head), expected)
+    expected = (head[:, None, None] * (unit - direction) ** 2).sum(dim=1).mean(dim=(1, 2))
+    (slope,) = torch.autograd.grad(expected.sum(), features)
+    features = features.detach()
+    distance, differentiate = feature_distance(features, direction, head)
+    torch.testing.assert_close(distance, expected)
+    assert (features == 0).any()  # where the derivative of the ReLU before takes part
+    torch.testing.assert_close(differentiate(), slope * (features > 0), rtol=0, atol=2e-6)
 
 
 def test_features_that_are_zero_give_no_nan(alexnet_trunk: dict[str, Tensor]) -> None:
@@ -99,9 +100,8 @@ def test_features_that_are_zero_give_no_nan(alexnet_trunk: dict[str, Tensor]) ->
     assert distance.tolist() == [0.0, 0.0]
     assert reconstruction.grad.abs().max() == 0
 
-    features = torch.zeros(1, 2, 1, 1, requires_grad=True)
-    _FeatureDistance.apply(features, torch.ones(1, 2, 1, 1), torch.ones(2)).sum().backward()
-    assert features.grad.isfinite().all()
+    _, differentiate = feature_distance(torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1), torch.ones(2))
+    assert differentiate().flatten().tolist() == [0.0, 0.0]
 
 
 def test_equal_images_have_no_distance_and_a_finite_gradient(alex: LPIPS) -> None:
@@ -187,7 +187,7 @@ def test_the_smallest_size_is_named(net: str, minimum: int, request: Any) -> Non
         module(reconstruction[:, :, 1:], target[:, :, 1:])
     # One pixel less would in fact not do.
     with pytest.raises(RuntimeError, match=r"[Oo]utput size is too small"):
-        list(module._features(reconstruction[:, :, 1:]))
+        nn.Sequential(*module.slices)(reconstruction[:, :, 1:])
 
 
 def test_what_it_cannot_compare_is_refused(alex: LPIPS) -> None:
@@ -233,11 +233,21 @@ def test_in_chunks_value_and_gradient_are_the_same(alexnet_trunk: dict[str, Tens
         torch.testing.assert_close(chunked(reconstruction, target), whole(reconstruction, target))
 
 
-def test_in_chunks_only_a_gradient_is_kept(alexnet_trunk: dict[str, Tensor]) -> None:
+def test_only_a_gradient_is_kept(alexnet_trunk: dict[str, Tensor]) -> None:
     reconstruction, target = image_pair()
     reconstruction.requires_grad_()
-    distance = LPIPS(alexnet_trunk, chunk=1)(reconstruction, target)
-    assert [saved.shape for saved in distance.grad_fn.saved_tensors] == [reconstruction.shape]
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: kept.append(saved.shape) or saved, lambda x: x
+    ):
+        kept: list[torch.Size] = []
+        LPIPS(alexnet_trunk)(reconstruction, target)
+    assert [shape for shape in kept if shape.numel() > 3] == [reconstruction.shape]
+
+
+def test_a_network_of_other_layers_is_refused() -> None:
+    slices = [nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sigmoid())]
+    with pytest.raises(TypeError, match="the network has a Sigmoid: give convolutions, ReLUs"):
+        distance_and_gradient(slices, [torch.ones(2)], *torch.rand(2, 1, 3, 4, 4))
 
 
 def test_a_chunk_of_no_images_is_refused(alexnet_trunk: dict[str, Tensor]) -> None:
