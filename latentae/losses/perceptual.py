@@ -68,6 +68,7 @@ class LPIPS(nn.Module):
         self.heads = nn.ParameterList([head.model[-1].weight.detach().flatten() for head in reference.lins])
         self.requires_grad_(False)
         self.eval()
+        self._passes = (distance, distance_and_gradient)
         if precision != "float32":
             # In the memory order that matrix units work in: on a CPU that has them several times as fast.
             self.slices.to(_PRECISIONS[precision]).to(memory_format=torch.channels_last)
@@ -75,6 +76,15 @@ class LPIPS(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, whatever `mode`: the network is a fixed measure."""
         return super().train(False)
+
+    def compile_passes(self, **options: Any) -> None:
+        """Has the pass that measures, and that which differentiates as well, compiled when first called.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        measure, differentiate = self._passes
+        self._passes = (torch.compile(measure, **options), torch.compile(differentiate, **options))
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """The distance of each image of a batch.
@@ -137,13 +147,12 @@ class _Distance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, target: Tensor, lpips: LPIPS) -> Tensor:
         chunks = zip(*(batch.split(lpips.chunk or len(batch)) for batch in (images, target)), strict=True)
+        measure, differentiate = lpips._passes
         network = (cast(Slices, [*lpips.slices]), [*lpips.heads])
         if not ctx.needs_input_grad[0]:
-            return torch.cat([distance(*network, *chunk) for chunk in chunks])
+            return torch.cat([measure(*network, *chunk) for chunk in chunks])
         # An image's distance depends on that image alone: the gradient of the sum is each one's own.
-        distances, gradients = zip(
-            *(distance_and_gradient(*network, *chunk) for chunk in chunks), strict=True
-        )
+        distances, gradients = zip(*(differentiate(*network, *chunk) for chunk in chunks), strict=True)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(distances)
 
