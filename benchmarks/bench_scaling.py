@@ -1,19 +1,30 @@
-"""How a step's time and memory grow with the image's side, the batch and the number of codes.
+"""How a step's time and memory grow with the image's side, the batch, the number of codes and the ranks.
 
 `python benchmarks/bench_scaling.py [--rounds N] [--threads N] [key=value ...]` prints a table for each, and
 the exponent p of cost ~ x^p fitted to all points by least squares of logarithms: 2 in the side and 1 in the
 batch say that nothing but the work grows. Time is process time (wall time on a GPU); memory is what autograd
 keeps for the backward pass of the autoencoder, in training as `performance=auto` sets it up.
+
+Ranks are processes on this machine, each with the whole batch: 0 says that another one costs the others
+nothing. Theirs is a step of the trainer, optimizer and averages included. Its wall time is given as well, and
+means something where there is a core, or a GPU, for each.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import os
 import statistics
+import tempfile
+import time
 from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
 
 import torch
+import torch.multiprocessing as mp
 from machine import commit, hardware
 from measuring import in_turns
 from torch import Tensor
@@ -22,9 +33,11 @@ from latentae import build
 from latentae.config import load_config
 from latentae.training.adversary import Adversary
 from latentae.training.memory import ActivationMeter
+from latentae.training.meter import Meter
 from latentae.training.performance import tune
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
+from latentae.training.trainer import Trainer
 
 _BASE = {"data.image_size": 64, "batch_size": 2, "model.quantizer.num_codes": 1024}
 _AXES = {
@@ -32,6 +45,7 @@ _AXES = {
     "batch_size": (1, 2, 4, 8),
     "model.quantizer.num_codes": (256, 1024, 4096, 16384),
 }
+_RANK_STEPS = 5  # of each rank in a round
 
 
 def main() -> None:
@@ -52,6 +66,14 @@ def main() -> None:
         for value, spent, memory in zip(values, seconds, kept, strict=True):
             print(f"| {value} | {spent:.3f} | {memory:.1f} |")
         print(f"| exponent | {exponent(values, seconds):.2f} | {exponent(values, kept):.2f} |\n")
+    worlds = tuple(range(1, 1 + arguments.ranks))
+    spent = [_ranks(world, arguments) for world in worlds]
+    print("| ranks | s of processor time of each | s |\n| --- | --- | --- |")
+    for world, (own, wall) in zip(worlds, spent, strict=True):
+        print(f"| {world} | {own:.3f} | {wall:.3f} |")
+    if len(worlds) > 1:
+        own, wall = (exponent(worlds, [*costs]) for costs in zip(*spent, strict=True))
+        print(f"| exponent | {own:.2f} | {wall:.2f} |")
 
 
 def exponent(values: tuple[int, ...], costs: list[float]) -> float:
@@ -89,12 +111,43 @@ def _step(
     return run, kept
 
 
+def _ranks(world: int, arguments: argparse.Namespace) -> tuple[float, float]:
+    """A step's time on the processor and on the clock, the median of the steps of all ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_rank, (world, Path(folder), arguments), nprocs=world)
+        spent = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
+    own, wall = (statistics.median(chain(*times)) for times in zip(*spent, strict=True))
+    return own, wall
+
+
+def _rank(rank: int, world: int, folder: Path, arguments: argparse.Namespace) -> None:
+    if world > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getppid() % 20000)}
+    given = [f"{key}={value}" for key, value in _BASE.items()]
+    words = [*given, f"cpu_threads={arguments.threads}", f"output_dir={folder / 'run'}", "trackers=[]"]
+    config = load_config("vqgan", ["--config", "quickstart", *words, *arguments.overrides])
+    trainer = Trainer(config, rehearsal=True)
+    trainer.step = config.loss.adversarial.start_step
+    batches, meter = trainer._batches(), Meter()
+    own, wall = [], []
+    for _ in range(1 + _RANK_STEPS * arguments.rounds):
+        began = time.process_time(), time.perf_counter()
+        trainer._optimizer_step(batches, meter)
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+        own.append(time.process_time() - began[0])
+        wall.append(time.perf_counter() - began[1])
+    (folder / f"{rank}.json").write_text(json.dumps([own[1:], wall[1:]]))
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=2, help="at most, in the last table")
     parser.add_argument("overrides", nargs="*", help="key=value, as in training")
     return parser.parse_args()
 
