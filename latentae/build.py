@@ -173,13 +173,21 @@ def build_report(config: LossConfig, regulariser: KLRegulariser | None) -> Poste
     return PosteriorReport(regulariser, likelihood=isinstance(config.reconstruction, LikelihoodConfig))
 
 
-def build_objective(config: LossConfig) -> ReconstructionObjective:
-    """Reconstruction and perceptual loss; fetches the trunk's weights if they are not on this machine yet."""
+def build_objective(config: LossConfig, *, bfloat16: bool = False) -> ReconstructionObjective:
+    """Reconstruction and perceptual loss; fetches the trunk's weights if they are not on this machine yet.
+
+    Args:
+        bfloat16: whether the networks of the run compute in it: then so does LPIPS, unless the config says
+            otherwise.
+    """
     perceptual, reconstruction = config.perceptual, config.reconstruction
+    precision = "bfloat16" if bfloat16 else "float32"
     return ReconstructionObjective(
         build_reconstruction_loss(reconstruction),
         reconstruction_weight=reconstruction.weight,
-        perceptual=None if perceptual is None else build_lpips(perceptual.trunk, perceptual.precision),
+        perceptual=None
+        if perceptual is None
+        else build_lpips(perceptual.trunk, perceptual.precision or precision),
         perceptual_weight=0.0 if perceptual is None else perceptual.weight,
         scale_perceptual=isinstance(reconstruction, LikelihoodConfig) and reconstruction.scale_perceptual,
     )

@@ -82,6 +82,21 @@ def test_attention_levels_mirror_in_the_decoder():
     assert model(torch.zeros(1, 3, 16, 16)).sample.shape == (1, 3, 16, 16)
 
 
+@pytest.mark.parametrize(
+    ("given", "bfloat16", "precision"),
+    [
+        (None, False, "float32"),
+        (None, True, "bfloat16"),
+        ("float32", True, "float32"),
+        ("bfloat16", False, "bfloat16"),
+    ],
+)
+def test_lpips_follows_the_precision_of_the_run(loss_config, alexnet_trunk, given, bfloat16, precision):
+    perceptual = {"type": "lpips", "trunk": "alex", "precision": given}
+    objective = build.build_objective(loss_config(perceptual=perceptual), bfloat16=bfloat16)
+    assert objective.perceptual.precision == precision
+
+
 def test_losses_and_discriminator(quickstart, alexnet_trunk):
     objective = build.build_objective(quickstart.loss)
     assert isinstance(objective.perceptual, LPIPS)

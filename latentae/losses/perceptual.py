@@ -60,6 +60,7 @@ class LPIPS(nn.Module):
         if precision not in _PRECISIONS:
             raise ValueError(f"precision is {precision!r}: choose one of {', '.join(_PRECISIONS)}")
         self.net = net
+        self.precision = precision
         self.chunk = chunk
         reference = _load_reference(trunk, net)
         self.scaling = reference.scaling_layer

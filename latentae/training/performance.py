@@ -50,7 +50,8 @@ def tune(
     perceptual, pixels = objective.perceptual, 0 if least else _LPIPS_PIXELS.get(device.type)
     if isinstance(perceptual, LPIPS) and pixels is not None:
         perceptual.chunk = max(1, pixels // (size[0] * size[1]))
-        chosen.append(f"LPIPS {perceptual.chunk} images at a time")
+        rounded = "" if perceptual.precision == "float32" else f" in {perceptual.precision}"
+        chosen.append(f"LPIPS {perceptual.chunk} images at a time{rounded}")
     if device.type == "cuda":
         chosen += _tune_cuda(sizes_differ)
     return f"performance={performance} on {device.type}: {'; '.join(chosen) or 'nothing to choose'}"

@@ -71,7 +71,8 @@ class Trainer:
         self.saved_step: int | None = None
         self.validation: dict[str, float] = {}
         with distributed.main_first():  # the first rank fetches the weights, the others find them
-            objective = build.build_objective(config.loss).to(self.device)
+            bfloat16 = self.accelerator.mixed_precision == "bf16"
+            objective = build.build_objective(config.loss, bfloat16=bfloat16).to(self.device)
             self.validation_lpips = build.build_lpips(_VALIDATION_TRUNK).to(self.device)
         self.images = open_images(
             config,

@@ -33,6 +33,11 @@ def test_on_a_cpu_blocks_are_lean_and_lpips_goes_in_chunks(alexnet_trunk, size, 
     assert sentence == f"performance=auto on cpu: 15 lean blocks; LPIPS {chunk} images at a time"
 
 
+def test_lpips_in_bfloat16_is_told(alexnet_trunk):
+    objective = ReconstructionObjective(l1, perceptual=LPIPS(alexnet_trunk, precision="bfloat16"))
+    assert tune(make(), objective, (64, 64), CPU).endswith("LPIPS 8 images at a time in bfloat16")
+
+
 def test_where_nothing_was_measured_nothing_is_changed(alexnet_trunk):
     model, objective = make(), ReconstructionObjective(l1, perceptual=LPIPS(alexnet_trunk))
     sentence = tune(model, objective, (64, 64), torch.device("xpu"))

@@ -208,8 +208,10 @@ def test_a_tracker_that_is_not_installed(tiny):
 
 
 def test_bf16(tiny):
-    summary = Trainer(tiny("mixed_precision=bf16", "max_steps=3")).fit()
-    assert 0 < summary["psnr"] < 60
+    trainer = Trainer(tiny("mixed_precision=bf16", "max_steps=3"))
+    assert trainer.networks.step.objective.perceptual.precision == "bfloat16"
+    assert trainer.validation_lpips.precision == "float32"
+    assert 0 < trainer.fit()["psnr"] < 60
 
 
 def test_config_round_trip(tiny, tmp_path):

@@ -22,10 +22,10 @@ class PerceptualConfig(Section):
     """Pretrained network: vgg as in taming-transformers, alex is smaller and faster."""
     weight: PositiveOrZero = 1.0
     """Factor of this term in the sum."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the pretrained network computes in. bfloat16 is several times as fast on processors with matrix
-    units, with some rounding in the gradient; what is measured, in validation and evaluation, stays
-    float32."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """What the pretrained network computes in; null: bfloat16 with `mixed_precision` bf16, else float32.
+    bfloat16 is several times as fast on processors with matrix units, with some rounding in the gradient;
+    what is measured, in validation and evaluation, stays float32."""
 
 
 class LossConfig(Section):
