@@ -14,8 +14,12 @@ def hardware() -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, with a note of what is not committed."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return described.stdout.strip() or "unknown"
+    """The commit of this checkout, "-dirty" where more than the results of benchmarks was changed since."""
+    described = _git("describe", "--always")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)results")
+    return f"{described}-dirty" if changed else described or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
