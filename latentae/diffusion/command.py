@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         return _fail(f"error: {error}", 2)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from here", 130)
+        return _fail("interrupted; the same command goes on, in a training from a minute ago at most", 130)
 
 
 def _probe(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+
+from latentae.latents.cache.files import write_aside
 
 SETTINGS, RESULTS = "settings.json", "results.json"
 
@@ -33,7 +37,7 @@ class ProbeFolder:
             ValueError: it may not.
         """
         root = self.root
-        if root.is_dir() and any(root.iterdir()) and not (root / SETTINGS).is_file():
+        if root.is_dir() and any(root.iterdir()) and not _is_of_a_probe(root / SETTINGS):
             raise ValueError(
                 f"{root} holds other files than a probe: choose a new or an empty folder for --out"
             )
@@ -59,10 +63,8 @@ class ProbeFolder:
             if differing:
                 name = differing[0]
                 others = f" (and {', '.join(differing[1:])})" if differing[1:] else ""
-                raise ValueError(
-                    f"{self.root} was begun with {name} {_text(begun.get(name))}, and this is "
-                    f"{_text(settings[name])}{others}: {_ELSEWHERE}"
-                )
+                change = _change(name, begun.get(name), settings[name])
+                raise ValueError(f"{self.root} was begun with {change}{others}: {_ELSEWHERE}")
             return
         self.root.mkdir(parents=True, exist_ok=True)
         write_json(file, settings)
@@ -111,11 +113,17 @@ class ModelFolder:
         self._state.unlink(missing_ok=True)
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Writes a training's state, whole or not at all."""
+        """Writes a training's state, whole or not at all.
+
+        Raises:
+            FullDiskError: no room for it; the state before is still there.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
-        aside = self._state.with_name(".training.pt.tmp")
-        torch.save(state, aside)
-        aside.replace(self._state)
+        for unfinished in self.root.glob(f".{self._state.name}.*"):
+            unfinished.unlink()
+        content = io.BytesIO()  # to a file, torch gives a full disk another name
+        torch.save(state, content)
+        write_aside(self._state, content.getvalue())
 
     def load_state(self) -> dict[str, Any] | None:
         """The state of a training that was stopped; None where there is none."""
@@ -125,10 +133,18 @@ class ModelFolder:
         return state
 
     def write_pipeline(self, pipeline: Any) -> None:
-        """Saves the pipeline, whole or not at all."""
+        """Saves the pipeline, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written, for want of room perhaps.
+        """
         aside = self.root / ".pipeline.tmp"
         shutil.rmtree(aside, ignore_errors=True)
-        pipeline.save_pretrained(aside)
+        try:
+            pipeline.save_pretrained(aside)
+        except (SafetensorError, OSError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise OSError(f"{self.pipeline} cannot be written: {error}") from error
         shutil.rmtree(self.pipeline, ignore_errors=True)
         aside.rename(self.pipeline)
 
@@ -139,9 +155,26 @@ class ModelFolder:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Writes a file, whole or not at all."""
-    aside = file.with_name(f".{file.name}.tmp")
-    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(file)
+    write_aside(file, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _is_of_a_probe(settings: Path) -> bool:
+    """Whether a file has a probe's settings, and not a cache's or another program's, of the same name."""
+    try:
+        content = json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"models", "sampling_steps"} <= content.keys()
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    """What was, and what is; of models their names, since a hash says nothing to a reader."""
+    if name != "models" or not isinstance(before, dict):
+        return f"{name} {_text(before)}, and this is {_text(now)}"
+    if set(before) != set(now):
+        return f"the models {', '.join(before)}, and this is of {', '.join(now)}"
+    changed = [model for model in now if before[model] != now[model]]
+    return f"another model as {', '.join(changed)}, or with this one before it changed"
 
 
 def _text(value: Any) -> str:

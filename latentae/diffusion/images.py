@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from latentae.data import ImageSource, open_sources, take_evenly
+from latentae.data.annotations import read_annotations
 from latentae.diffusion.request import ProbeRequest
 from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.protocol import Protocol, protocol_called
@@ -34,7 +35,7 @@ def open_images(request: ProbeRequest, channels: int) -> ProbeImages:
     """The images that a probe asks for.
 
     Raises:
-        ValueError: no such data, none of them readable, or fewer than a batch.
+        ValueError: no such data, none of them readable, fewer than a batch, or no labels for guidance.
     """
     sources = open_sources(
         request.data,
@@ -48,6 +49,11 @@ def open_images(request: ProbeRequest, channels: int) -> ProbeImages:
         raise ValueError(
             f"{request.data} has {len(training)} training images, fewer than a batch of "
             f"{request.batch_size}: choose a smaller --batch-size, or more images (4 at least)"
+        )
+    if request.guidance_scale > 1 and (request.unconditional or read_annotations(training).labels is None):
+        raise ValueError(
+            f"guidance_scale is {request.guidance_scale:g}, but there are no labels to be guided by: leave "
+            "it out"
         )
     protocol = protocol_called(f"resize-{request.image_size}")
     reference = ImageBlocks(training, protocol, channels, request.reference_images)

@@ -82,11 +82,6 @@ def cache_latents(
     labels = training.labels
     if training.num_classes is not None:
         check_labels(training.num_classes)
-    elif request.guidance_scale > 1:
-        raise ValueError(
-            f"guidance_scale is {request.guidance_scale:g}, but there are no labels to be guided by: leave "
-            "it out"
-        )
     batch = collect(held_out, list(range(len(held_out))), offset)
     if labels is not None:
         batch = LatentBatch(batch.latents, _same_classes(held_out, training, batch.labels))

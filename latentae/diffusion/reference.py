@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from latentae.diffusion.features import Features, features_of, readable
 from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.features import FeatureExtractor
+from latentae.latents.cache.files import write_aside
 
 _INDICES = "indices"
 
@@ -32,9 +33,7 @@ def reference_features(
     except (OSError, SafetensorError):
         indices, pictures = readable(blocks, num_workers)
         features = features_of(pictures, extractors, device)
-        aside = file.with_name(f".{file.name}.tmp")
-        save_file({**features, _INDICES: torch.tensor(indices)}, aside)
-        aside.replace(file)
+        write_aside(file, save({**features, _INDICES: torch.tensor(indices)}))
         return features, indices
     indices = kept.pop(_INDICES).tolist()
     return kept, indices

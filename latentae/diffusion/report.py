@@ -12,6 +12,7 @@ from latentae.evaluation.report import tables
 from latentae.evaluation.report.browser import data_uri
 from latentae.evaluation.report.document import asset, document, section
 from latentae.evaluation.report.table import info, present_metrics, render_markdown
+from latentae.latents.cache.files import write_aside
 
 SHOWN = {
     "samples": (
@@ -52,9 +53,7 @@ def write_report(results: ProbeResults, folder: Path) -> None:
         ("probe.md", render_report_markdown(results)),
         ("probe.html", render_page(results, folder)),
     ):
-        aside = folder / f".{name}.tmp"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(folder / name)
+        write_aside(folder / name, text.encode())
     write_json(folder / RESULTS, results.to_dict())
 
 

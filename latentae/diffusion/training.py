@@ -181,7 +181,8 @@ class DenoiserTraining:
         training_loss = torch.stack(self._losses).mean().item()
         if not torch.isfinite(torch.tensor(training_loss)):
             raise ValueError(
-                f"the denoiser's loss is {training_loss} by step {self.step}: choose a lower --learning-rate"
+                f"the denoiser's loss is {training_loss} by step {self.step}: choose a lower "
+                "--learning-rate, and another --out"
             )
         self._losses = []
         self.average.store(self._parameters)

@@ -45,6 +45,16 @@ def test_mistakes_are_answered(image_folder, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "probe").exists()
 
 
+def test_interrupted(model_folder, image_folder, tmp_path, capsys, monkeypatch):
+    def interrupt(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("latentae.diffusion.probe.probe", interrupt)
+    given = ["probe", str(model_folder), "--data", str(image_folder), "--out", str(tmp_path / "probe")]
+    assert main(given) == 130
+    assert "goes on, in a training from a minute ago at most" in capsys.readouterr().err
+
+
 def test_help(capsys):
     assert main(["probe", "--help"]) == 0
     assert "DiffusionPipeline.from_pretrained" in capsys.readouterr().out

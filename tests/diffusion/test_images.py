@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from latentae.diffusion.images import open_images
@@ -29,3 +31,16 @@ def test_some_are_held_out_where_there_is_no_such_split(tmp_path):
 def test_too_few(image_folder):
     with pytest.raises(ValueError, match="48 training images, fewer than a batch of 49"):
         open_images(request_of(image_folder, batch_size=49), 3)
+
+
+def test_guidance_without_labels(image_folder, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for number, file in enumerate((image_folder / "train").glob("*/*.png")):
+        shutil.copy(file, tmp_path / f"flat/{number}.png")
+    open_images(request_of(image_folder, guidance_scale=2.0), 3)
+    for request in (
+        request_of(tmp_path / "flat", guidance_scale=2.0),
+        request_of(image_folder, guidance_scale=2.0, unconditional=True),
+    ):
+        with pytest.raises(ValueError, match="guidance_scale is 2, but there are no labels to be guided by"):
+            open_images(request, 3)

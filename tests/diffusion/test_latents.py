@@ -63,8 +63,3 @@ def test_latents_that_do_not_vary(image_folder):
         model.quant_conv.weight[2] = 0
     with pytest.raises(ValueError, match=r"channel\(s\) \[2\] do not vary"):
         cached(image_folder, model)
-
-
-def test_guidance_without_labels(image_folder):
-    with pytest.raises(ValueError, match="guidance_scale is 2, but there are no labels"):
-        cached(image_folder, tiny_model("vq"), unconditional=True, guidance_scale=2.0)

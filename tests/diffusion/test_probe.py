@@ -1,13 +1,15 @@
 """The probe's folder, errors and how it goes on; tests/diffusion/test_end_to_end.py has the whole chain."""
 
 import json
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from latentae.diffusion.denoiser import DenoiserSize
-from latentae.diffusion.probe import probe
+from latentae.diffusion.probe import _remarks, probe
 from latentae.diffusion.request import ProbeRequest
 from tests.diffusion.conftest import draw_images, tiny_model
 
@@ -95,7 +97,7 @@ def test_other_settings_overwrite_nothing(request_of, measures):
     before = {path: path.read_bytes() for path in request_of.out.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"was begun with steps 6, and this is 7: choose another --out"):
         run(replace(request_of, steps=7), measures)
-    with pytest.raises(ValueError, match="was begun with models"):
+    with pytest.raises(ValueError, match="another model as a, b, or"):
         run(request_of, measures, open_model=lambda path: tiny_model(path, seed=4))
     assert {path: path.read_bytes() for path in request_of.out.rglob("*") if path.is_file()} == before
 
@@ -147,3 +149,23 @@ def test_images_of_several_sizes_are_cropped(request_of, measures, image_folder)
     results, _ = run(replace(request_of, models=["a=kl"], unconditional=True), measures)
     assert results.settings["training_images"] == 52
     assert results.models["a"].latent_shape == [4, 8, 8]
+
+
+def test_mended_options_are_accepted_after_a_refusal(request_of, measures):
+    guided = replace(request_of, unconditional=True, guidance_scale=2.0)
+    with pytest.raises(ValueError, match="no labels to be guided by: leave it out"):
+        run(guided, measures)
+    assert not request_of.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"), [(6, None), (16, "has 32 images .* distances 48"), (99, "has 24 images")]
+)
+def test_a_floor_of_fewer_images_is_remarked(samples, expected):
+    remarks = [
+        remark
+        for remark in _remarks(48, samples, {"a": SimpleNamespace(parameters=5)})
+        if remark.startswith("FD, real")
+    ]
+    assert len(remarks) == (expected is not None)
+    assert expected is None or re.search(expected, remarks[0])

@@ -102,5 +102,5 @@ def test_the_average_is_that_of_the_weights():
 def test_a_loss_that_is_not_finite_ends_the_run():
     run = training(3)
     run.batches = lambda step: LatentBatch(torch.full((8, 2, 4, 4), torch.inf), torch.zeros(8).long())
-    with pytest.raises(ValueError, match="choose a lower --learning-rate"):
+    with pytest.raises(ValueError, match="choose a lower --learning-rate, and another --out"):
         run.advance(1)

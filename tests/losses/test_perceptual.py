@@ -8,7 +8,6 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from latentae.losses.feature_distance import distance_and_gradient, feature_distance
 from latentae.losses.perceptual import LPIPS
 
 VGG_LAYERS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256)}
@@ -76,21 +75,6 @@ def test_value_and_gradient_are_those_of_the_lpips_package(
     torch.testing.assert_close(gradient / scale, expected_gradient / scale, rtol=0, atol=2 * tolerance)
 
 
-def test_the_derivative_is_that_of_the_formula() -> None:
-    generator = torch.Generator().manual_seed(2)
-    features, direction = torch.randn(2, 2, 5, 3, 4, generator=generator, dtype=torch.float64)
-    head = torch.rand(5, generator=generator, dtype=torch.float64)
-    features.relu_().requires_grad_()
-    unit = features / features.norm(dim=1, keepdim=True)
-    expected = (head[:, None, None] * (unit - direction) ** 2).sum(dim=1).mean(dim=(1, 2))
-    (slope,) = torch.autograd.grad(expected.sum(), features)
-    features = features.detach()
-    distance, differentiate = feature_distance(features, direction, head)
-    torch.testing.assert_close(distance, expected)
-    assert (features == 0).any()  # where the derivative of the ReLU before takes part
-    torch.testing.assert_close(differentiate(), slope * (features > 0), rtol=0, atol=2e-6)
-
-
 def test_features_that_are_zero_give_no_nan(alexnet_trunk: dict[str, Tensor]) -> None:
     silent = {name: torch.zeros_like(tensor) for name, tensor in alexnet_trunk.items()}
     reconstruction, target = image_pair()
@@ -99,9 +83,6 @@ def test_features_that_are_zero_give_no_nan(alexnet_trunk: dict[str, Tensor]) ->
     distance.sum().backward()
     assert distance.tolist() == [0.0, 0.0]
     assert reconstruction.grad.abs().max() == 0
-
-    _, differentiate = feature_distance(torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1), torch.ones(2))
-    assert differentiate().flatten().tolist() == [0.0, 0.0]
 
 
 def test_equal_images_have_no_distance_and_a_finite_gradient(alex: LPIPS) -> None:
@@ -242,12 +223,6 @@ def test_only_a_gradient_is_kept(alexnet_trunk: dict[str, Tensor]) -> None:
         kept: list[torch.Size] = []
         LPIPS(alexnet_trunk)(reconstruction, target)
     assert [shape for shape in kept if shape.numel() > 3] == [reconstruction.shape]
-
-
-def test_a_network_of_other_layers_is_refused() -> None:
-    slices = [nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sigmoid())]
-    with pytest.raises(TypeError, match="the network has a Sigmoid: give convolutions, ReLUs"):
-        distance_and_gradient(slices, [torch.ones(2)], *torch.rand(2, 1, 3, 4, 4))
 
 
 def test_a_chunk_of_no_images_is_refused(alexnet_trunk: dict[str, Tensor]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FullDiskError(OSError):
@@ -26,7 +29,7 @@ def write_aside(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _NO_ROOM:
             raise FullDiskError(
                 f"no space left to write {path} ({len(content) / 2**20:.1f} MiB): what is finished stays; "
                 "free some space, and the same command goes on from there"
@@ -34,6 +37,41 @@ def write_aside(path: Path, content: bytes) -> None:
         raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes several files into a folder, which is made if need be; where one finds no room, none changes.
+
+    Args:
+        files: name → content, in the order in which they appear.
+
+    Raises:
+        FullDiskError: no room, or the quota is used up.
+        OSError: one cannot be written for another reason.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    asides = {name: folder / f".{name}.{os.getpid()}" for name in files}
+    written = False
+    try:
+        for name, content in files.items():
+            asides[name].write_bytes(content)
+        for name, aside in asides.items():
+            aside.replace(folder / name)
+        written = True
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            size = sum(map(len, files.values())) / 2**20
+            raise FullDiskError(
+                f"no space left to write {len(files)} files into {folder} ({size:.1f} MiB): nothing there "
+                "has changed; free some space and start again"
+            ) from error
+        raise
+    finally:
+        for aside in asides.values():
+            aside.unlink(missing_ok=True)
+        if is_new and not written and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def remove_unfinished(folder: Path) -> None:

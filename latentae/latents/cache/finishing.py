@@ -35,7 +35,8 @@ def finish(
         )
     described = [describe_shard(folder / shard.file, shard.size) for shard in shards]
     entries = [entry for entry, _ in described if entry.images]
-    skipped = [reason for _, reasons in described for reason in reasons]
+    # Once each: an image may have been met again where it was to replace another one.
+    skipped = list(dict.fromkeys(reason for _, reasons in described for reason in reasons))
     if not entries:
         raise BrokenImageError(f"none of {len(skipped)} images can be decoded, the first being {skipped[0]}")
     labels = annotations.labels

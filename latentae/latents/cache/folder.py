@@ -12,6 +12,7 @@ from latentae.latents.cache.files import write_aside
 SETTINGS, INDEX, SHARDS = "settings.json", "index.json", "latents_*.safetensors"
 VERSION = 1
 
+_NEW = "choose a new or an empty folder"
 _RESTART = "choose another folder, or remove this one and encode anew"
 
 
@@ -90,13 +91,15 @@ def read_index(folder: Path) -> CacheIndex:
         ValueError: there is no finished cache, or of a version that this program does not know.
     """
     if not (folder / INDEX).is_file():
-        if (folder / SETTINGS).is_file():
+        if _is_of_a_cache(folder / SETTINGS):
             raise ValueError(
                 f"the latents in {folder} are not finished: run the command that encodes them again, and it "
                 "goes on where it stopped"
             )
         raise ValueError(f"there are no latents in {folder}: make them with `latentae encode`")
     content = _read_json(folder / INDEX)
+    if not isinstance(content, dict) or not {"settings", "shards"} <= content.keys():
+        raise ValueError(f"{folder / INDEX} is not of latents: make them with `latentae encode`")
     settings = _settings(content.pop("settings"), folder)
     shards = [ShardEntry(**shard) for shard in content.pop("shards")]
     return CacheIndex(settings=settings, shards=shards, **content)
@@ -112,9 +115,11 @@ def check_folder(folder: Path, settings: CacheSettings) -> None:
         raise ValueError(f"{folder} is a file: choose a folder for the latents")
     if not (folder / SETTINGS).is_file():
         if folder.is_dir() and any(file for file in folder.iterdir() if not file.name.startswith(".")):
-            raise ValueError(f"{folder} holds other files than latents: choose a new or an empty folder")
+            raise ValueError(f"{folder} holds other files than latents: {_NEW}")
         return
     if not any(folder.glob(SHARDS)):
+        if not _is_of_a_cache(folder / SETTINGS):
+            raise ValueError(f"{folder} holds other files than latents: {_NEW}")
         return  # of an attempt that failed before its first shard: there is nothing to lose
     there = _settings(_read_json(folder / SETTINGS), folder)
     if there.model["hash"] != settings.model["hash"]:
@@ -158,6 +163,15 @@ def _settings(content: dict[str, Any], folder: Path) -> CacheSettings:
             f"{_RESTART}"
         )
     return CacheSettings(**content)
+
+
+def _is_of_a_cache(settings: Path) -> bool:
+    """Whether a file has a cache's settings, and not those of another program, which has as common a name."""
+    try:
+        content = json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"model", "normalisation", "data", "options"} <= content.keys()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from latentae.data.decode import check_channels
 from latentae.data.seeding import check_seed
 from latentae.evaluation.images import open_images
 from latentae.evaluation.subject import weights_sha256
+from latentae.latents.cache.files import write_together
 from latentae.latents.inspection.encoding import Autoencoder
 from latentae.latents.inspection.measuring import measure
 from latentae.latents.inspection.page import render
-from latentae.latents.inspection.sections import Inspected, Section, all_sections
+from latentae.latents.inspection.sections import NAMES, Inspected, Section, all_sections
 from latentae.models import KLVAE, VQVAE, load_autoencoder
 from latentae.models.tiny import TinyAutoencoder
 
@@ -156,20 +157,17 @@ def _shown_channels(channels: int) -> str:
 
 
 def _write(out: Path, sections: list[Section], facts: dict[str, Any]) -> None:
-    """Each file whole or not at all; the page last, which marks the folder as an inspection's."""
-    out.mkdir(parents=True, exist_ok=True)
+    """All files or none; the page last, which marks the folder as an inspection's."""
     numbers = {part.name: part.numbers | {"remarks": list(part.remarks)} for part in sections}
     page = render(
         f"The latent space of {facts['model']}", f"{facts['images']} · {facts['data']}", sections, facts
     )
-    for part in sections:
-        if part.figure is not None:
-            part.figure.save(out / f"{part.name}.png")
+    figures = {f"{part.name}.png": part.figure.png() for part in sections if part.figure is not None}
     texts = {
         NUMBERS: json.dumps({"inspected": facts, **numbers}, indent=1, ensure_ascii=False, allow_nan=False),
         PAGE: page,
     }
-    for name, text in texts.items():
-        aside = out / f".{name}.tmp"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(out / name)
+    write_together(out, figures | {name: text.encode() for name, text in texts.items()})
+    for name in NAMES:
+        if f"{name}.png" not in figures:  # of an inspection that is replaced
+            (out / f"{name}.png").unlink(missing_ok=True)

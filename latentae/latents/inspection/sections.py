@@ -20,6 +20,9 @@ from latentae.latents.inspection.figure import Figure
 from latentae.latents.inspection.measuring import Measured
 from latentae.models import KLVAE, VQVAE
 
+NAMES = ("histograms", "spectrum", "correlations", "interpolation", "samples", "traversal", "codebook")
+"""Of all sections that there can be."""
+
 _MOST_CHANNELS = 16
 _SAMPLES = 7
 # Beside one another, all tables of a composition.

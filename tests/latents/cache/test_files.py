@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from latentae.latents.cache.files import FullDiskError, remove_unfinished, write_aside
+from latentae.latents.cache.files import FullDiskError, remove_unfinished, write_aside, write_together
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -30,6 +30,30 @@ def test_a_full_disk_says_so_and_leaves_nothing_behind(code, tmp_path, monkeypat
 def test_other_errors_stay_what_they_are(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_aside(tmp_path / "nowhere/a.json", b"")
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path, monkeypatch):
+    write_together(tmp_path / "new/out", {"a": b"1", "b": b"2"})
+    assert {file.name: file.read_bytes() for file in (tmp_path / "new/out").iterdir()} == {
+        "a": b"1",
+        "b": b"2",
+    }
+    write = Path.write_bytes
+
+    def fail(path, content):
+        if path.name.startswith(".b"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    for folder in ("new/out", "other"):
+        with pytest.raises(FullDiskError, match=r"2 files into .* \(1\.0 MiB\): nothing there has changed"):
+            write_together(tmp_path / folder, {"a": b"3", "b": bytes(2**20)})
+    assert {file.name: file.read_bytes() for file in (tmp_path / "new/out").iterdir()} == {
+        "a": b"1",
+        "b": b"2",
+    }
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_killed_processes_left_is_removed(tmp_path):

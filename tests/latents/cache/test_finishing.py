@@ -35,6 +35,13 @@ def test_the_index_lists_what_there_is(tmp_path):
     assert (index.posterior, index.num_classes, index.label_names, index.captions) == (True, 5, None, False)
 
 
+def test_an_image_that_was_met_twice_is_counted_once(tmp_path):
+    write(tmp_path, 0, 2, ["c: broken", "d: broken", "c: broken"])
+    write(tmp_path, 1, 1, ["d: broken"])
+    assert finished(tmp_path, Annotations()).skipped == ["c: broken", "d: broken"]
+    assert read_index(tmp_path).skipped == ["c: broken", "d: broken"]
+
+
 def test_classes_count_by_their_names(tmp_path):
     write(tmp_path, 0, 2)
     write(tmp_path, 1, 1)

@@ -55,6 +55,18 @@ def test_a_folder_for_a_new_cache_must_be_empty(tmp_path):
         check_folder(tmp_path / "notes.txt", SETTINGS)
 
 
+@pytest.mark.parametrize("content", ['{"steps": 5, "models": {}}', "// of an editor\n{}", "[]"])
+def test_the_settings_of_another_program_are_left_alone(content, tmp_path):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match="holds other files than latents: choose a new or an empty folder"):
+        check_folder(tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match="there are no latents in"):
+        read_index(tmp_path)
+    (tmp_path / "index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(ValueError, match=r"index\.json is not of latents"):
+        read_index(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

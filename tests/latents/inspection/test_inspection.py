@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +75,35 @@ def test_nothing_is_overwritten_unasked(places):
     with pytest.raises(ValueError, match="holds other files than an inspection"):
         run(places, out="images", overwrite=True)
     assert (places / "images/0.png").exists()
+
+
+def test_what_replaces_another_model_leaves_none_of_its_figures(places):
+    run(places, model="vq")
+    (places / "out/notes.png").write_bytes(b"mine")
+    sections, _ = run(places, model="kl", overwrite=True)
+    figures = {file.name for file in (places / "out").glob("*.png")}
+    assert figures == {"notes.png", *(f"{part.name}.png" for part in sections)}
+    assert "codebook.png" not in figures
+
+
+def test_a_full_disk_changes_nothing_and_is_tried_again(places, monkeypatch):
+    write, before = Path.write_bytes, {}
+
+    def fail(path, content):
+        if "spectrum" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    for overwrite in (False, True):
+        with monkeypatch.context() as full:
+            full.setattr(Path, "write_bytes", fail)
+            with pytest.raises(OSError, match=r"no space left to write 8 files into .*out .*: nothing there"):
+                run(places, seed=1, overwrite=overwrite)
+        assert (places / "out").exists() == overwrite
+        if not overwrite:
+            run(places)
+            before = {file.name: file.read_bytes() for file in (places / "out").iterdir()}
+    assert {file.name: file.read_bytes() for file in (places / "out").iterdir()} == before
 
 
 @pytest.mark.parametrize(
