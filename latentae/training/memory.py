@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @dataclass
@@ -20,7 +23,7 @@ class MemoryUse:
         optimizer: what the optimizers remember.
         average: the moving average of the autoencoder.
         losses: networks that only measure, such as LPIPS's.
-        activations: the most that was kept for backward passes at any moment.
+        activations: the most that was kept for backward passes at any moment, and held within LPIPS.
     """
 
     weights: int
@@ -72,6 +75,28 @@ class ActivationMeter:
             self._holders[address] = self._holders.get(address, 0) + 1
         return _Kept(tensor, self)
 
+    @contextmanager
+    def during(self, module: nn.Module) -> Iterator[None]:
+        """Counts what a module's forward holds while it runs, too, beside what is kept at that moment."""
+        space = WorkingSpace()
+
+        def begin(*_: object) -> None:
+            space.__enter__()
+
+        def count(*_: object) -> None:
+            space.__exit__(None, None, None)
+            self.peak = max(self.peak, self._present + space.peak)
+
+        hooks = [
+            module.register_forward_pre_hook(begin),
+            module.register_forward_hook(count, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def release(self, tensor: Tensor) -> None:
         """A graph has let go of a tensor."""
         storage = tensor.untyped_storage()
@@ -81,6 +106,36 @@ class ActivationMeter:
             if not self._holders[address]:
                 del self._holders[address]
                 self._present -= storage.nbytes()
+
+
+class WorkingSpace(TorchDispatchMode):
+    """Context in which the tensors that are made are counted, for as long as they live.
+
+    Attributes:
+        peak: the most bytes at any moment.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._present = 0
+        self._sizes: dict[int, int] = {}  # a storage's address -> its bytes
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage().data_ptr() for tensor in _tensors([args, kwargs or {}])}
+        for tensor in _tensors([output]):
+            storage = tensor.untyped_storage()
+            address = storage.data_ptr()
+            if address and address not in given and address not in self._sizes:
+                self._sizes[address] = storage.nbytes()
+                self._present += storage.nbytes()
+                self.peak = max(self.peak, self._present)
+                weakref.finalize(storage, self._release, address)
+        return output
+
+    def _release(self, address: int) -> None:
+        self._present -= self._sizes.pop(address)
 
 
 class _Kept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -43,7 +44,12 @@ def measure_memory(trainer: Trainer, batches: Iterator[Batch]) -> MemoryUse:
     ]
     trainer.step = _costliest_step(trainer)
     largest = max(trainer.config.data.training_sizes, key=math.prod)
-    with ActivationMeter(weights) as activations, networks.step.latent_losses.at_full_size():
+    perceptual = networks.step.objective.perceptual
+    with ExitStack() as stack:
+        activations = stack.enter_context(ActivationMeter(weights))
+        stack.enter_context(networks.step.latent_losses.at_full_size())
+        if perceptual is not None:  # LPIPS goes backwards within its forward
+            stack.enter_context(activations.during(perceptual))
         trainer._optimizer_step(_resized(batches, largest), Meter())
     return MemoryUse(
         weights=module_bytes(*modules),

@@ -1,7 +1,14 @@
 import torch
 from torch import nn
 
-from latentae.training.memory import ActivationMeter, MemoryUse, gradient_bytes, module_bytes, tensor_bytes
+from latentae.training.memory import (
+    ActivationMeter,
+    MemoryUse,
+    WorkingSpace,
+    gradient_bytes,
+    module_bytes,
+    tensor_bytes,
+)
 
 KILOBYTE = torch.zeros(256)
 
@@ -24,6 +31,38 @@ def test_a_freed_graph_makes_room():
             x = KILOBYTE.clone().requires_grad_()
             x.exp().exp().sum().backward()
     assert meter.peak == 2 * 1024
+
+
+def test_what_is_made_and_alive_at_once_by_hand():
+    given = KILOBYTE.clone()
+    with WorkingSpace() as space:
+        first = given + 1
+        second = first[10:] * 2  # 246 numbers
+        given.mul_(2)
+        del first
+        third = torch.zeros(100)
+    assert space.peak == 1024 + 246 * 4
+    del second, third
+
+
+class Passing(nn.Module):
+    def forward(self, x):
+        for _ in range(3):
+            x = x.detach() + 1  # one at a time is in use, and another one is made
+        return x
+
+
+def test_what_is_held_within_a_forward_counts_beside_what_is_kept():
+    module, x = Passing(), KILOBYTE.clone().requires_grad_()
+    with ActivationMeter() as meter, meter.during(module):
+        y = x.exp()
+        module(KILOBYTE)
+    assert meter.peak == 3 * 1024
+    with ActivationMeter() as meter:
+        y = x.exp()
+        module(KILOBYTE)
+    assert meter.peak == 1024
+    y.sum().backward()
 
 
 def test_weights_are_counted_elsewhere():
