@@ -28,9 +28,19 @@ MODELS: dict[str, tuple[str, str, list[str]]] = {
     "kl_1e-6_align": ("kl_vae", "quickstart_kl", ["loss.alignment={network: vgg16}"]),
     "kl_1e-6_spectral": ("kl_vae", "quickstart_kl", ["loss.spectral={factors: [2]}"]),
     "vq": ("vq_vae", "quickstart_vq", []),
-    "vqgan": ("vqgan", "quickstart", []),
+    "vqgan": ("vqgan", "quickstart", ["loss.adversarial.weight=0.8"]),  # the paper's
 }
 """Name -> family, config, and what differs from it."""
+
+_RECONSTRUCTION = {"psnr": ("PSNR, dB", ".2f"), "lpips_alex": ("LPIPS", ".3f"), "ssim": ("SSIM", ".3f")}
+_GENERATION = {
+    "fd_vgg16_reconstructed": ("FD, reconstructed", ".0f"),
+    "fd_vgg16_generated": ("FD, generated", ".0f"),
+    "fd_vgg16_noise": ("FD, noise", ".0f"),
+    "relative_flow_loss": ("flow loss, relative", ".3f"),
+    "copied_share": ("suspiciously near", ".3f"),
+}
+"""A report's key -> what the column is called, and its digits."""
 
 
 def main() -> None:
@@ -58,7 +68,7 @@ def main() -> None:
         f"{arguments.probe_steps} steps of 32; "
         f"{arguments.samples} samples.\n"
     )
-    _table(results)
+    print(table(results))
 
 
 def _train(name: str, arguments: argparse.Namespace) -> Path:
@@ -66,7 +76,7 @@ def _train(name: str, arguments: argparse.Namespace) -> Path:
     run: Path = arguments.out / name
     if not (run / "summary.json").exists():
         steps = arguments.steps
-        adversary = [f"loss.adversarial.start_step={steps * 2 // 3}"] if family == "vqgan" else []
+        adversary = [f"loss.adversarial.start_step={steps // 2}"] if family == "vqgan" else []
         _latentae(
             "train",
             family,
@@ -89,13 +99,16 @@ def _latentae(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "latentae.cli", *arguments], check=True, stdout=sys.stderr)
 
 
-def _table(results: dict[str, Any]) -> None:
-    models: dict[str, dict[str, dict[str, float]]] = results["models"]
-    metrics = list(next(iter(models.values())))
-    print(f"| model | {' | '.join(metrics)} |\n| --- {'| ---: ' * len(metrics)}|")
-    for name, values in models.items():
-        cells = [f"{values[metric]['value']:.4g}" if metric in values else "" for metric in metrics]
-        print(f"| {name} | {' | '.join(cells)} |")
+def table(results: dict[str, Any]) -> str:
+    """A line a model of a probe's results.json: reconstruction of held-out images, then generation."""
+    head = [*(name for name, _ in _RECONSTRUCTION.values()), *(name for name, _ in _GENERATION.values())]
+    lines = [f"| model | {' | '.join(head)} |", f"| --- {'| ---: ' * len(head)}|"]
+    for name, model in results["models"].items():
+        measured = results["reconstruction"][name]
+        cells = [format(measured[key]["value"], digits) for key, (_, digits) in _RECONSTRUCTION.items()]
+        cells += [format(model["metrics"][key], digits) for key, (_, digits) in _GENERATION.items()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _parse() -> argparse.Namespace:
