@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from latentae.data.folder import FolderSource
 from latentae.data.image_source import CachedSource, ImageSource, SubsetSource
+from latentae.data.metadata import metadata_captions
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,15 @@ def read_annotations(
     """Labels and captions of a source's images, as its kind of data keeps them.
 
     A folder: where every image is in a subfolder, and there are two of these or more, they are the classes,
-    in alphabetic order; a text file beside an image and called like it (`1.txt` for `1.jpg`) is its caption.
+    in alphabetic order; a text file beside an image and called like it (`1.txt` for `1.jpg`) is its caption,
+    or the column `caption_column` of a metadata file in the folder (see `metadata_captions`).
     Tar files: the members `key.cls` and `key.txt`, or `label` and `caption` in `key.json`. Tables: the column
     of type ClassLabel, or one called label, and one of text called caption, text or prompt. Classes given as
     words are numbered in alphabetic order. A source of any other kind has neither.
 
     Args:
-        label_column, caption_column: the column of a table, or the extension or the JSON key in tar files;
-            None: the usual ones.
+        label_column, caption_column: the column of a table (captions: or of a folder's metadata file), or the
+            extension or the JSON key in tar files; None: the usual ones.
 
     Raises ValueError if a column is not there or holds something else, or some images have a label and others
     none.
@@ -60,10 +62,19 @@ def read_annotations(
         return table_annotations(source, label_column, caption_column)
     if isinstance(source, TarSource):
         return tar_annotations(source, label_column, caption_column)
-    for name, column in (("label_column", label_column), ("caption_column", caption_column)):
-        if column is not None:
-            raise ValueError(f"{name}={column!r} is for tables and tar files, and these data are neither")
-    return _of_folder(source) if isinstance(source, FolderSource) else Annotations()
+    if label_column is not None:
+        raise ValueError(
+            f"label_column={label_column!r} is for tables and tar files, and these data are neither; in a "
+            "folder of images its subfolders are the classes"
+        )
+    if isinstance(source, FolderSource):
+        return _of_folder(source, caption_column)
+    if caption_column is not None:
+        raise ValueError(
+            f"caption_column={caption_column!r} is for tables, tar files and folders of images with a "
+            "metadata file, and these data are none of them: leave it out"
+        )
+    return Annotations()
 
 
 def number_labels(
@@ -104,17 +115,20 @@ def _select(whole: Annotations, indices: NDArray[np.int64]) -> Annotations:
     )
 
 
-def _of_folder(source: FolderSource) -> Annotations:
+def _of_folder(source: FolderSource, caption_column: str | None) -> Annotations:
     names = [source.name(index) for index in range(len(source))]
     classes = sorted({name.partition("/")[0] for name in names if "/" in name})
     labels = None
     if len(classes) > 1 and all("/" in name for name in names):
         numbers = {name: number for number, name in enumerate(classes)}
         labels = np.array([numbers[name.partition("/")[0]] for name in names], np.int64)
+    label_names = None if labels is None else classes
+    if caption_column is not None:
+        return Annotations(labels, label_names, metadata_captions(source, caption_column).__getitem__)
 
     def caption(index: int) -> str:
         file = (source.folder / names[index]).with_suffix(".txt")
         return " ".join(file.read_text(encoding="utf-8").split()) if file.is_file() else ""
 
     has_captions = any((source.folder / name).with_suffix(".txt").is_file() for name in names)
-    return Annotations(labels, None if labels is None else classes, caption if has_captions else None)
+    return Annotations(labels, label_names, caption if has_captions else None)

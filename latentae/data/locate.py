@@ -11,6 +11,7 @@ from typing import Literal
 from latentae.data.arrays import ARRAY_SUFFIXES
 from latentae.data.decode import PICTURE_SUFFIXES
 from latentae.data.folder import FolderSource, has_files, split_files, split_subfolders, split_word
+from latentae.data.metadata import METADATA_NAMES
 from latentae.data.patterns import expand_pattern, is_pattern
 from latentae.data.table import TABLE_SUFFIXES, saved_splits
 from latentae.data.tar import TAR_SUFFIXES
@@ -91,6 +92,11 @@ def _locate_files(name: str, files: list[Path]) -> Located:
         return Located("tables", {"train": files})
     if any(path.name.lower().endswith(_COMPRESSED_TARS) for path in files):
         raise ValueError(_compressed(files[0]))
+    if files[0].name in METADATA_NAMES:
+        raise ValueError(
+            f"name {name!r} is a list of images in a folder; give the folder, {files[0].parent} (and for the "
+            "captions in it `latentae encode` has --caption-column)"
+        )
     what = "is one file" if len(files) == 1 else f"stands for {len(files)} files"
     raise ValueError(
         f"name {name!r} {what}; give a folder of images, or .tar, .parquet or .arrow files, all of one kind"

@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     reading = add_reading_options(parser)
     reading.add_argument("--label-column", metavar="NAME", help="where labels stand (label, .cls)")
     reading.add_argument(
-        "--caption-column", metavar="NAME", help="where captions stand (caption or text, .txt)"
+        "--caption-column",
+        metavar="NAME",
+        help="where captions stand (caption or text, .txt); of a folder of images a column of metadata.csv",
     )
     reading.add_argument(
         "--no-annotations", dest="annotations", action="store_false", help="store no labels and captions"

@@ -33,6 +33,16 @@ def test_a_text_beside_an_image_is_its_caption(tmp_path):
     assert [said.captions(index) for index in range(2)] == ["", "two words"]
 
 
+def test_a_column_of_a_metadata_file_goes_before_text_files(tmp_path):
+    source = folder(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "a/1.txt").write_text("beside")
+    (tmp_path / "metadata.csv").write_text("file_name,said\na/1.png,one\nb/1.png,two\n")
+    said = read_annotations(SubsetSource(source, np.array([1, 0])), caption_column="said")
+    assert [said.captions(index) for index in range(2)] == ["two", "one"]
+    assert (said.labels.tolist(), said.label_names) == ([1, 0], ["a", "b"])
+    assert read_annotations(source).captions(0) == "beside"
+
+
 def test_a_part_keeps_the_numbers_of_the_whole(tmp_path):
     source = CachedSource(folder(tmp_path, "a/1.png", "b/1.png", "c/1.png", "c/2.png"))
     (tmp_path / "c/1.txt").write_text("c one")
@@ -47,6 +57,8 @@ def test_a_source_of_ones_own_says_nothing():
     assert read_annotations(ListSource(2)).labels is None
     with pytest.raises(ValueError, match="label_column='a' is for tables and tar files"):
         read_annotations(ListSource(2), label_column="a")
+    with pytest.raises(ValueError, match="caption_column='a' is for tables, tar files and folders of images"):
+        read_annotations(ListSource(2), caption_column="a")
 
 
 def test_words_are_numbered_and_digits_are_numbers():

@@ -40,6 +40,9 @@ def test_what_cannot_be_read(tmp_path):
     for name in ("mixed/a*", "images/*.jpg"):
         with pytest.raises(ValueError, match=r"stands for 2 files; give a folder of images, or \.tar"):
             locate(f"{tmp_path}/{name}")
+    make(tmp_path, "images/metadata.csv")
+    with pytest.raises(ValueError, match=r"is a list of images in a folder; give the folder, .*images \(and"):
+        locate(f"{tmp_path}/images/metadata.csv")
 
 
 def test_the_hub_and_photos():

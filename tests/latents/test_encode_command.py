@@ -67,6 +67,29 @@ def test_a_mistake_is_one_sentence(arguments, says, classes, tmp_path, capsys):
     assert "Traceback" not in error
 
 
+def test_captions_of_a_metadata_file(classes, tmp_path, capsys):
+    make_kl().save_pretrained(tmp_path / "kl")
+    names = sorted(path.relative_to(classes).as_posix() for path in classes.glob("*/*.png"))
+    rows = [f'{name},"no. {number}, a picture"\n' for number, name in enumerate(names)]
+    (classes / "metadata.csv").write_text("file_name,text\n" + "".join(rows))
+    arguments = [str(tmp_path / "kl"), "--data", str(classes), "--out"]
+    assert main([*arguments, str(tmp_path / "bare")]) == 0
+    note = (
+        f"note: {classes / 'metadata.csv'}: the column(s) text are not carried along; --caption-column NAME"
+    )
+    assert capsys.readouterr().err.count(note) == 1
+    assert main([*arguments, str(tmp_path / "bare"), "--caption-column", "text"]) == 2
+    assert "made with caption_column=None (now 'text')" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "out"), "--caption-column", "text"]) == 0
+    assert "note" not in capsys.readouterr().err
+    dataset = LatentDataset(tmp_path / "out")
+    assert [dataset[index]["caption"] for index in (0, 9)] == ["no. 0, a picture", "no. 9, a picture"]
+    (classes / "metadata.csv").write_text("file_name,text\n" + "".join(rows[1:]))
+    assert main([*arguments, str(tmp_path / "new"), "--caption-column", "text"]) == 2
+    assert f"error: {classes / names[0]} has no row in" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_help_does_not_load_torch():
     code = "import sys; from latentae import cli; cli.main(['encode', '--help'])"
     code += "; assert 'torch' not in sys.modules"

@@ -15,6 +15,9 @@ SMALLEST_IMAGE = {
 }
 """Shortest image side, in pixels, that a perceptual trunk's deepest layer can still be computed on."""
 
+SMALLEST_MEASURED = max(11, SMALLEST_IMAGE["alex"])
+"""Shortest image side, in pixels, that can be measured: by SSIM in its window of 11, and LPIPS on AlexNet."""
+
 
 def data_problems(config: RunConfig) -> list[str]:
     """Every contradiction about the images, one line each."""
@@ -33,14 +36,21 @@ def _size(config: RunConfig, key: str, sides: tuple[int, int], is_number: bool) 
     shown = sides[0] if is_number else list(sides)
     verb = "is" if key == "data.image_size" else "has"
     perceptual = config.loss.perceptual
-    if perceptual is not None and min(sides) < SMALLEST_IMAGE[perceptual.trunk]:
+    # Every run is measured at its end, and on no other size than this one.
+    least = math.ceil((SMALLEST_MEASURED if key == "data.image_size" else 1) / factor) * factor
+    if key == "data.image_size" and min(sides) < SMALLEST_MEASURED:
+        yield (
+            f"`{key}` {verb} {shown}, too small to measure: at its end a run needs {SMALLEST_MEASURED} "
+            f"pixels a side (SSIM 11, LPIPS {SMALLEST_IMAGE['alex']}); use {least} or more"
+        )
+    elif perceptual is not None and min(sides) < SMALLEST_IMAGE[perceptual.trunk]:
         smallest = math.ceil(SMALLEST_IMAGE[perceptual.trunk] / factor) * factor
         yield (
             f"`{key}` {verb} {shown}, too small for the perceptual loss with `loss.perceptual.trunk: "
             f"{perceptual.trunk}`; use {smallest} or more, or loss.perceptual=null"
         )
     elif any(side % factor for side in sides):
-        below = [max(side // factor, 1) * factor for side in sides]
+        below = [max(side // factor * factor, least) for side in sides]
         above = [math.ceil(side / factor) * factor for side in sides]
         nearest = [sizes[0] if is_number else sizes for sizes in (below, above)]
         remedy = f"{nearest[0]} or {nearest[1]}" if nearest[0] != nearest[1] else f"{nearest[0]}"

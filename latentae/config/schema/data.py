@@ -29,7 +29,8 @@ class DataConfig(Section):
     """Stored numbers [low, high] that stand for black and white in images of more than 8 bits and arrays;
     null: 0 and 65535 for 16 bits, 0 and 1 for floats."""
     image_size: Count | Size
-    """Side of the square training images in pixels, or [height, width]; a multiple of the model's factor."""
+    """Side of the square training images in pixels, or [height, width]; a multiple of the model's factor, and
+    31 or more, which the measurement at the end needs."""
     resolutions: Sizes | None = None
     """Sizes [height, width] of the training images, of which each batch has one at random; null: all have
     `image_size`, which in any case is what is measured on."""

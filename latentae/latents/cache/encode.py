@@ -118,13 +118,20 @@ def _encode(
     channels = model.config.in_channels
     check_channels(channels)
     source, annotations = request.open()
+    if unread := request.unread(source):
+        say(f"note: {unread}")
     if options.shard_size is None:
         usual = default_shard_size(len(source), options.image_size, model)
         options = replace(options, shard_size=recorded_options(folder).get("shard_size", usual))
     settings = CacheSettings(
         model={"hash": model_hash(model, codes=options.codes), "class": type(model).__name__, "path": path},
         normalisation=normalisation_of(model),
-        data={"hash": data_hash(source, annotations, channels), "name": request.name, "images": len(source)},
+        data={
+            "hash": data_hash(source, annotations, channels),
+            "name": request.name,
+            "images": len(source),
+            "caption_column": request.caption_column,
+        },
         options=asdict(options),
     )
     check_folder(folder, settings)

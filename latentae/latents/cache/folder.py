@@ -23,7 +23,7 @@ class CacheSettings:
     Attributes:
         model: ``hash`` (see ``model_hash``), ``class`` and the ``path`` it was opened by.
         normalisation: ``shift`` and ``scale``, a number a channel; None where they are not known.
-        data: ``hash`` (see ``data_hash``), ``name`` and the number of ``images``.
+        data: ``hash`` (see ``data_hash``), ``name``, the number of ``images`` and the ``caption_column``.
         options: those of ``CacheOptions``.
         version: of the files' layout.
     """
@@ -133,6 +133,12 @@ def check_folder(folder: Path, settings: CacheSettings) -> None:
         raise ValueError(
             f"{folder} holds latents of other images: {there.data['images']} of {there.data['name']}; now "
             f"there are {settings.data['images']}, or their names, pixels or labels have changed: {_RESTART}"
+        )
+    columns = [data.data.get("caption_column") for data in (there, settings)]
+    if columns[0] != columns[1]:  # the shards that are there would keep their captions, or have none
+        raise ValueError(
+            f"{folder} holds latents made with caption_column={columns[0]!r} (now {columns[1]!r}): give the "
+            f"same, or {_RESTART}"
         )
     changed = [name for name in settings.options if settings.options[name] != there.options.get(name)]
     if changed:

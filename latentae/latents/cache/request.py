@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentae import distributed
-from latentae.data import ImageSource, open_source, take_evenly
+from latentae.data import FolderSource, ImageSource, SubsetSource, open_source, take_evenly
 from latentae.data.annotations import Annotations, read_annotations
+from latentae.data.metadata import unread_columns
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class DataRequest:
                 return source, Annotations()
             columns = {"label_column": self.label_column, "caption_column": self.caption_column}
             return source, read_annotations(source, **columns)
+
+    def unread(self, source: ImageSource) -> str | None:
+        """A sentence on columns beside images opened by name that ``open`` leaves out; None without any."""
+        whole = source.source if isinstance(source, SubsetSource) else source
+        wanted = self.annotations and self.caption_column is None and isinstance(self.images, str | Path)
+        return unread_columns(whole) if wanted and isinstance(whole, FolderSource) else None
 
     def _source(self) -> ImageSource:
         if not isinstance(self.images, str | Path):

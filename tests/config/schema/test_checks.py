@@ -15,7 +15,12 @@ def problems(changes: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("size", "remedy"),
-    [(66, "use 64 or 68"), ([64, 67], "use [64, 64] or [64, 68]"), ([33, 67], "use [32, 64] or [36, 68]")],
+    [
+        (66, "use 64 or 68"),
+        ([64, 67], "use [64, 64] or [64, 68]"),
+        ([33, 67], "use [32, 64] or [36, 68]"),
+        (31, "use 32"),
+    ],
 )
 def test_image_size_must_be_a_multiple_of_the_factor(size: Any, remedy: str) -> None:
     assert problems({"data.image_size": size}) == [
@@ -25,23 +30,21 @@ def test_image_size_must_be_a_multiple_of_the_factor(size: Any, remedy: str) -> 
 
 
 def test_image_smaller_than_the_factor() -> None:
-    (problem,) = problems({"data.image_size": 3, "loss.perceptual": None})
-    assert problem.endswith("; use 4")
+    (problem,) = problems({"data.resolutions": [[3, 3]], "loss.perceptual": None})
+    assert problem.endswith("; use [4, 4]")
 
 
 @pytest.mark.parametrize(("trunk", "too_small", "fits"), [("alex", 28, 32), ("vgg", 12, 16)])
-def test_image_size_must_suit_the_perceptual_trunk(trunk: str, too_small: int, fits: int) -> None:
+def test_resolutions_must_suit_the_perceptual_trunk(trunk: str, too_small: int, fits: int) -> None:
     perceptual = {"type": "lpips", "trunk": trunk}
-    (problem,) = problems({"data.image_size": too_small, "loss.perceptual": perceptual})
+    sizes = {"data.resolutions": [[too_small, too_small]]}
+    (problem,) = problems({**sizes, "loss.perceptual": perceptual})
     assert problem == (
-        f"`data.image_size` is {too_small}, too small for the perceptual loss with "
+        f"`data.resolutions` has [{too_small}, {too_small}], too small for the perceptual loss with "
         f"`loss.perceptual.trunk: {trunk}`; use {fits} or more, or loss.perceptual=null"
     )
-    assert config({"data.image_size": [fits, 64], "loss.perceptual": perceptual}).data.image_size == (
-        fits,
-        64,
-    )
-    assert config({"data.image_size": too_small, "loss.perceptual": None}).data.image_size == too_small
+    config({"data.resolutions": [[fits, 64]], "loss.perceptual": perceptual})
+    config({**sizes, "loss.perceptual": None})
 
 
 def test_smallest_images_are_those_the_trunks_can_be_computed_on() -> None:

@@ -75,6 +75,10 @@ def test_the_settings_of_another_program_are_left_alone(content, tmp_path):
             "latents of another model, run, or .* hash aaa, now bbb",
         ),
         ({"normalisation": None}, "this model at another scale or shift"),
+        (
+            {"data": {**SETTINGS.data, "caption_column": "text"}},
+            r"made with caption_column=None \(now 'text'\): give the same, or choose",
+        ),
         ({"data": {"hash": "d", "name": "x", "images": 8}}, "of other images: 9 of photos; now there are 8"),
         (
             {"options": {"image_size": 32, "flips": False}},
