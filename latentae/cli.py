@@ -103,7 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = given
     if command not in _COMMANDS:
         return _fail(f"unknown command {command!r}\n{usage}", 2)
-    return _COMMANDS[command](rest)
+    try:
+        return _COMMANDS[command](rest)
+    except KeyboardInterrupt:  # while it was still being loaded: later each has more to say
+        return _fail("interrupted", 130)
 
 
 def _train_command(arguments: list[str]) -> int:

@@ -148,3 +148,12 @@ def test_an_error_is_told_once_or_by_the_rank_that_meets_it_alone(monkeypatch, c
     assert capsys.readouterr().err == ""
     assert cli._fail("of this rank", 1, alone=True) == 1
     assert capsys.readouterr().err == "error: of this rank\n"
+
+
+def test_an_interrupt_while_a_command_loads(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._COMMANDS, "stats", interrupted)
+    assert cli.main(["stats", "run"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
