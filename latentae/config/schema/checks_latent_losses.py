@@ -74,7 +74,12 @@ def _sizes(config: RunConfig) -> Iterator[str]:
     if loss.spectral is not None:
         divisor = max(loss.spectral.factors)
         least = max(1, round(shortest // factor / divisor)) * factor
-        if least < perceptual:
+        if divisor > shortest // factor:
+            yield (
+                f"`loss.spectral.factors` has {divisor}, and images of {shortest} pixels have "
+                f"{shortest // factor} latents along a side; use smaller ones or raise `data.image_size`"
+            )
+        elif least < perceptual:
             yield (
                 f"`loss.spectral.factors` has {divisor}, which makes images of {shortest} pixels as small as "
                 f"{least}, and the perceptual loss needs {perceptual}; use smaller ones or raise "

@@ -67,6 +67,15 @@ def test_images_must_stay_large_enough_for_the_losses() -> None:
     assert config({**sizes, "loss.spectral": {"factors": [2, 4]}}).loss.spectral is not None
 
 
+def test_more_than_there_are_latents_cannot_be_taken_together() -> None:
+    without = {**KLVAE, "loss.perceptual": None, "data.image_size": 32}
+    assert objections({**without, "loss.spectral": {"factors": [2, 16]}}) == [
+        "`loss.spectral.factors` has 16, and images of 32 pixels have 8 latents along a side; use smaller "
+        "ones or raise `data.image_size`"
+    ]
+    assert config({**without, "loss.spectral": {"factors": [8]}}).loss.spectral is not None
+
+
 def test_the_smallest_of_several_sizes_counts() -> None:
     sizes = {
         "loss.perceptual.trunk": "vgg",
