@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,9 @@ from torch.utils.data import DataLoader, get_worker_info
 _NAME_BYTES = 1000
 _PID_BYTES = 8
 _SECONDS_AFTER_SIGTERM = 60
+_SECONDS_TO_DIE = 1.0
+# What comes of fetching a batch out of the memory of a process that is dying.
+_LOST = (ConnectionError, EOFError, FileNotFoundError)
 
 _own_slot: NDArray[np.uint8] | None = None  # in a worker: where it says what it is doing
 _all_workers: WeakSet[Any] = WeakSet()
@@ -111,14 +115,24 @@ def _watch(batches: Iterator[Any], workers: list[Any], board: Noticeboard) -> It
         except StopIteration:
             return
         except BaseException as error:
-            # None of exit code: it lives, and the error is one that it has handed on.
-            dead = [worker for worker in workers if worker.exitcode not in (None, 0)]
+            dead = _dead(workers, wait=isinstance(error, _LOST))
             message = _describe(dead, board)
             _kill(workers)  # this iteration is at its end
-            if dead and isinstance(error, RuntimeError):
+            if dead and isinstance(error, (RuntimeError, *_LOST)):
                 raise WorkerDiedError(message) from error
             raise
         yield batch
+
+
+def _dead(workers: list[Any], *, wait: bool) -> list[Any]:
+    """Those that ended before their time; where one must have, a moment is waited for its exit code."""
+    until = time.monotonic() + _SECONDS_TO_DIE if wait else 0.0
+    while True:
+        # None of exit code: it lives, and the error is one that it has handed on.
+        dead = [worker for worker in workers if worker.exitcode not in (None, 0)]
+        if dead or time.monotonic() >= until:
+            return dead
+        time.sleep(0.01)
 
 
 def _kill(workers: Iterable[Any]) -> None:

@@ -62,6 +62,33 @@ def test_a_worker_that_dies_names_the_image_it_was_on(impatient, end, reason):
         list(itertools.islice(batches, 5))  # an epoch is four
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError, FileNotFoundError])
+def test_a_worker_that_dies_with_a_batch_on_its_way(error):
+    def fetch():
+        yield "a batch"
+        raise error("the other end is gone")
+
+    process = multiprocessing.get_context("fork").Process(target=lambda: (time.sleep(0.2), os._exit(3)))
+    process.start()
+    batches = workers._watch(fetch(), [process], Noticeboard(1))
+    assert next(batches) == "a batch"
+    with pytest.raises(WorkerDiedError, match="ended with code 3"):
+        next(batches)
+    process.join()
+
+
+def test_a_file_that_is_missing_is_no_death(monkeypatch):
+    monkeypatch.setattr(workers, "_SECONDS_TO_DIE", 0.05)
+
+    class Missing(ListSource):
+        def load(self, index, channels, minimum_side=None):
+            raise FileNotFoundError("picture.png")
+
+    batches = iter(training_loader(ImageDataset(Missing(4), RandomCrop(4), 3), batch_size=2, num_workers=1))
+    with pytest.raises(FileNotFoundError, match=r"picture\.png"):
+        next(batches)
+
+
 def test_a_worker_that_never_began(impatient, monkeypatch):
     monkeypatch.setattr(workers, "_begin_work", lambda board, worker: os._exit(4))
     batches = one_worker()
