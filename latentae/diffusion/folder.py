@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from latentae.latents.cache.files import write_aside
+from latentae.latents.cache.files import has_keys, write_aside
 
 SETTINGS, RESULTS = "settings.json", "results.json"
+_KEYS = {"models", "sampling_steps"}  # of a probe's settings
 
 _ELSEWHERE = "choose another --out, or remove this one"
 
@@ -37,7 +38,7 @@ class ProbeFolder:
             ValueError: it may not.
         """
         root = self.root
-        if root.is_dir() and any(root.iterdir()) and not _is_of_a_probe(root / SETTINGS):
+        if root.is_dir() and any(root.iterdir()) and not has_keys(root / SETTINGS, _KEYS):
             raise ValueError(
                 f"{root} holds other files than a probe: choose a new or an empty folder for --out"
             )
@@ -156,15 +157,6 @@ class ModelFolder:
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Writes a file, whole or not at all."""
     write_aside(file, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _is_of_a_probe(settings: Path) -> bool:
-    """Whether a file has a probe's settings, and not a cache's or another program's, of the same name."""
-    try:
-        content = json.loads(settings.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"models", "sampling_steps"} <= content.keys()
 
 
 def _change(name: str, before: Any, now: Any) -> str:

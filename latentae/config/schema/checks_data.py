@@ -37,10 +37,11 @@ def _size(config: RunConfig, key: str, sides: tuple[int, int], is_number: bool) 
     verb = "is" if key == "data.image_size" else "has"
     perceptual = config.loss.perceptual
     # Every run is measured at its end, and on no other size than this one.
-    least = math.ceil((SMALLEST_MEASURED if key == "data.image_size" else 1) / factor) * factor
-    if key == "data.image_size" and min(sides) < SMALLEST_MEASURED:
+    measured = SMALLEST_MEASURED if key == "data.image_size" else 1
+    least = math.ceil(measured / factor) * factor
+    if min(sides) < measured:
         yield (
-            f"`{key}` {verb} {shown}, too small to measure: at its end a run needs {SMALLEST_MEASURED} "
+            f"`{key}` {verb} {shown}, too small to measure: at its end a run needs {measured} "
             f"pixels a side (SSIM 11, LPIPS {SMALLEST_IMAGE['alex']}); use {least} or more"
         )
     elif perceptual is not None and min(sides) < SMALLEST_IMAGE[perceptual.trunk]:

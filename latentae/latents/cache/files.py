@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,6 +73,15 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
             aside.unlink(missing_ok=True)
         if is_new and not written and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def has_keys(path: Path, keys: set[str]) -> bool:
+    """Whether a file is a JSON object with these keys: `settings.json` is what many programs call theirs."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and keys <= content.keys()
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentae.latents.cache.files import write_aside
+from latentae.latents.cache.files import has_keys, write_aside
 
 SETTINGS, INDEX, SHARDS = "settings.json", "index.json", "latents_*.safetensors"
 VERSION = 1
 
+_KEYS = {"model", "normalisation", "data", "options"}  # of a cache's settings
 _NEW = "choose a new or an empty folder"
 _RESTART = "choose another folder, or remove this one and encode anew"
 
@@ -91,7 +92,7 @@ def read_index(folder: Path) -> CacheIndex:
         ValueError: there is no finished cache, or of a version that this program does not know.
     """
     if not (folder / INDEX).is_file():
-        if _is_of_a_cache(folder / SETTINGS):
+        if has_keys(folder / SETTINGS, _KEYS):
             raise ValueError(
                 f"the latents in {folder} are not finished: run the command that encodes them again, and it "
                 "goes on where it stopped"
@@ -118,7 +119,7 @@ def check_folder(folder: Path, settings: CacheSettings) -> None:
             raise ValueError(f"{folder} holds other files than latents: {_NEW}")
         return
     if not any(folder.glob(SHARDS)):
-        if not _is_of_a_cache(folder / SETTINGS):
+        if not has_keys(folder / SETTINGS, _KEYS):
             raise ValueError(f"{folder} holds other files than latents: {_NEW}")
         return  # of an attempt that failed before its first shard: there is nothing to lose
     there = _settings(_read_json(folder / SETTINGS), folder)
@@ -169,15 +170,6 @@ def _settings(content: dict[str, Any], folder: Path) -> CacheSettings:
             f"{_RESTART}"
         )
     return CacheSettings(**content)
-
-
-def _is_of_a_cache(settings: Path) -> bool:
-    """Whether a file has a cache's settings, and not those of another program, which has as common a name."""
-    try:
-        content = json.loads(settings.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"model", "normalisation", "data", "options"} <= content.keys()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

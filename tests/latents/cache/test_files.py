@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from latentae.latents.cache.files import FullDiskError, remove_unfinished, write_aside, write_together
+from latentae.latents.cache.files import (
+    FullDiskError,
+    has_keys,
+    remove_unfinished,
+    write_aside,
+    write_together,
+)
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -61,3 +67,13 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         Path(tmp_path / name).write_bytes(b"")
     remove_unfinished(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [".hidden", "a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("content", "has"),
+    [('{"a": 1, "b": 2}', True), ('{"a": 1}', False), ("[]", False), ("// no JSON", False)],
+)
+def test_whose_a_file_is_by_its_keys(content, has, tmp_path):
+    (tmp_path / "settings.json").write_text(content)
+    assert has_keys(tmp_path / "settings.json", {"a", "b"}) is has
+    assert not has_keys(tmp_path / "missing.json", {"a", "b"})
