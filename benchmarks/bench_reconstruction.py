@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from latentae import distributed
 from latentae.evaluation.evaluate import evaluate
-from latentae.evaluation.report.remarks import remarks
-from latentae.evaluation.report.results import Results
-from latentae.evaluation.report.table import number, render_markdown
 from latentae.evaluation.request import Request
 from latentae.evaluation.settings import Settings
 from latentae.evaluation.subject import name_models
 from latentae.models import AutoencoderOutput, load_autoencoder
+from latentae.report.metrics import number
+from latentae.report.results import Results
+from latentae.report.tables import caveats, render_markdown
 
 _IMAGENET = "ImageNet validation, 50,000 images at 256"
 _COCO = "COCO 2017 validation, 5,000 images at 256"
@@ -174,7 +174,7 @@ def render(results: Results) -> str:
             remark = _difference(published, results)
             lines.append(f"| | published | {' | '.join(cells)} | {published.data} | {remark} |")
     home = str(Path.home())  # of no interest to others
-    lines += [f"\n{remark.replace(home, '~')}." for remark in remarks(results)]
+    lines += [f"\n{remark.replace(home, '~')}." for remark in caveats(results)]
     return "\n".join([*lines, "\nAll that was measured:\n", render_markdown(results)])
 
 

@@ -13,14 +13,12 @@ import json
 import statistics
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from latentae.report.figures import paired_curves
 
 Curves = dict[str, dict[int, float]]
 """Name to step to value."""
 
 _NAMES = ("loss", "reconstruction", "perceptual", "generator", "discriminator", "codebook_usage")
-_COLOURS = ("#d55e00", "#0072b2")
-_PANEL, _MARGIN = (520, 260), 40
 
 
 def main() -> None:
@@ -32,7 +30,7 @@ def main() -> None:
         middle, largest, moves = differences(first[name], second[name])
         print(f"| {name} | {middle:.2g} | {largest:.2g} | {moves:.2g} |")
     if arguments.out:
-        draw(names, first, second).save(arguments.out)
+        paired_curves({name: (first[name], second[name]) for name in names}).save(arguments.out)
 
 
 def read_curves(path: Path) -> Curves:
@@ -52,30 +50,6 @@ def differences(first: dict[int, float], second: dict[int, float]) -> tuple[floa
     apart = [abs(first[step] - second[step]) for step in steps]
     moves = [abs(first[a] - first[b]) for a, b in itertools.pairwise(steps)]
     return statistics.median(apart), max(apart), statistics.median(moves)
-
-
-def draw(names: list[str], first: Curves, second: Curves) -> Image.Image:
-    """A panel a number; the first run thick and orange, the second thin and blue on top of it."""
-    width, height = _PANEL
-    picture = Image.new("RGB", (2 * width, -(-len(names) // 2) * height), "white")
-    pen = ImageDraw.Draw(picture)
-    for number, name in enumerate(names):
-        left, top = number % 2 * width, number // 2 * height
-        values = [*first[name].values(), *second[name].values()]
-        low, high, last = min(values), max(values), max(first[name])
-        span = high - low or 1.0
-        pen.text((left + _MARGIN, top + 8), f"{name}: {low:.3g} to {high:.3g}, {last} steps", fill="black")
-        pen.rectangle((left + _MARGIN, top + 28, left + width - 10, top + height - 10), outline="#bbbbbb")
-        for curve, colour, thickness in ((first[name], _COLOURS[0], 5), (second[name], _COLOURS[1], 1)):
-            points = [
-                (
-                    left + _MARGIN + (width - _MARGIN - 10) * step / last,
-                    top + height - 14 - (height - 46) * (value - low) / span,
-                )
-                for step, value in sorted(curve.items())
-            ]
-            pen.line(points, fill=colour, width=thickness)
-    return picture
 
 
 def _parse() -> argparse.Namespace:

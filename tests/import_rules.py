@@ -25,7 +25,9 @@ class Rule:
 COMPONENTS = ("quantizers", "discriminators", "losses", "data")
 COMPONENT = Rule(("distributed",), forbidden=("diffusers", "pydantic", "yaml"))
 MEASURES = ("evaluation", "latents", "diffusion", "export")
-MEASURE = Rule(("console", "distributed", *COMPONENTS, "weights", "models"), forbidden=("pydantic",))
+MEASURE = Rule(
+    ("console", "distributed", *COMPONENTS, "weights", "models", "report"), forbidden=("pydantic",)
+)
 RUN = ("config", "build", *MEASURE.internal, *MEASURES)
 
 # A part of latentae, package or module -> its rule. A part that is not listed may not exist.
@@ -41,6 +43,7 @@ RULES: dict[str, Rule] = {
     "losses": COMPONENT,
     "data": COMPONENT,
     "models": Rule(("distributed", "quantizers"), forbidden=("pydantic",)),
+    "report": Rule((), forbidden=("diffusers", "pydantic", "yaml")),
     "build": Rule(("distributed", "config", *COMPONENTS, "weights", "weights_transformer", "models")),
     "evaluation": MEASURE,
     "latents": Rule((*MEASURE.internal, "evaluation", "export"), MEASURE.forbidden),

@@ -40,7 +40,7 @@ def _probe(options: argparse.Namespace) -> int:
     from latentae.diffusion.denoiser import DenoiserSize
     from latentae.diffusion.probe import probe
     from latentae.diffusion.request import ProbeRequest
-    from latentae.evaluation.report.table import render_terminal
+    from latentae.report.tables import render_terminal
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("a probe runs in one process: start it without a launcher")

@@ -23,10 +23,10 @@ from latentae.diffusion.request import ProbeRequest
 from latentae.diffusion.results import ModelResult, ProbeResults
 from latentae.evaluation.engine import Evaluation
 from latentae.evaluation.measures import Measures, open_measures
-from latentae.evaluation.report.results import Value
 from latentae.evaluation.settings import Settings
 from latentae.evaluation.subject import Subject, channels_of, factor_of, open_subjects
 from latentae.models import load_autoencoder
+from latentae.report.results import Value
 
 Say = Callable[[str], None]
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from latentae.diffusion.charts import loss_charts
 from latentae.diffusion.folder import RESULTS, write_json
 from latentae.diffusion.results import ProbeResults
-from latentae.evaluation.report import tables
-from latentae.evaluation.report.browser import data_uri
-from latentae.evaluation.report.document import asset, document, section
-from latentae.evaluation.report.table import info, present_metrics, render_markdown
 from latentae.latents.cache.files import write_aside
+from latentae.report import figures
+from latentae.report.evaluation import PageChart
+from latentae.report.page import data_uri, render
+from latentae.report.tables import metric_rows, render_markdown
 
 SHOWN = {
     "samples": (
@@ -21,30 +21,28 @@ SHOWN = {
     ),
     "neighbours": (
         "Nearest training images",
-        "Above, the samples that come nearest to a training image; below each, that image. If the two are "
-        "alike, the denoiser has learned images by heart.",
+        "Above: the samples that come nearest to a training image. Below each: that image. If the two are "
+        "alike, the denoiser has memorised images.",
     ),
     "interpolations": (
         "Interpolations",
-        "Each row: between the noise of two samples, along a great circle. Pictures should change "
-        "gradually, and those between should be as good as those at the ends.",
+        "Each row goes from the noise of one sample to that of another, along a great circle. Pictures "
+        "should change gradually, and those in between should be as good as those at the ends.",
     ),
 }
 """Kind of picture → its heading, and what to look for."""
 
-_LOSSES = (
-    "The loss is the squared error of the velocity on held-out latents, at the same times and noise for all. "
-    "Losses of different latent spaces cannot be compared: one that stores much noise has a high loss, and "
-    "one that stores little a low one, whatever the pictures look like. The relative loss is divided by what "
-    "a denoiser reaches that knows each channel's variance and nothing else: it says how much there is to "
-    "learn about how latents belong together, and how much of it was learned, not how good pictures are."
-)
-_COMPARE = (
-    "Generated, reconstructed and noise are distances to the same training images and of equally many "
-    "pictures, and real says how far real images are from each other at that number: compare them with each "
-    "other, on these data only. What a small denoiser makes of little data in little time is an order of "
-    "latent spaces at best, and no forecast of what a large one would make."
-)
+_ABOUT = {
+    "losses": "The loss is the squared error of the velocity on held-out latents, at the same times and "
+    "noise for all models. Losses of different latent spaces cannot be compared: a space that stores much "
+    "noise has a high loss and one that stores little a low one, whatever the pictures look like. The "
+    "relative loss is divided by the loss of a denoiser that knows each channel's variance and nothing else. "
+    "It says how much of the structure of the latents was learned, not how good pictures are.",
+    "compare": "Generated, reconstructed and noise are distances to the same training images, of equally "
+    "many pictures. Real says how far real images are from each other at that number. Compare them with each "
+    "other, on these data only. What a small denoiser makes of little data in little time orders latent "
+    "spaces at best, and does not forecast what a large one would make.",
+}
 
 
 def write_report(results: ProbeResults, folder: Path) -> None:
@@ -58,116 +56,66 @@ def write_report(results: ProbeResults, folder: Path) -> None:
 
 
 def render_page(results: ProbeResults, folder: Path) -> str:
-    """The page, with the pictures embedded."""
-    curves = loss_charts({name: model.curve for name, model in results.models.items()})
-    sections = [
-        section("Generation", tables.metrics(results.generation_table()) + _quiet(_COMPARE)),
-        section("To be read with care", _list(_remarks(results))),
-        *(section(title, _pictures(results, kind, about, folder)) for kind, (title, about) in SHOWN.items()),
-        section("Loss", f'<div class="charts">{"".join(curves)}</div>{_quiet(_LOSSES)}'),
-        section("Reconstruction of held-out images", _reconstruction(results)),
-        section("Models", _models(results)),
-        section("Settings", tables.definitions(results.settings)),
-    ]
-    script = (
-        '<script type="application/json" id="pictures-data">{"pictures": []}</script>\n'
-        f"<script>{asset('report.js')}</script>"
+    """Returns the page with the pictures embedded."""
+    return render(
+        "probe.html",
+        **_values(results),
+        generation=metric_rows(results.generation_table()),
+        reconstruction=metric_rows(results.reconstruction_table()),
+        pictures=_pictures(results, lambda file: data_uri(folder / file)),
+        losses=loss_charts(results),
     )
-    button = '<button id="theme" type="button">light / dark</button>'
-    return document(_title(results), " · ".join(results.models), sections, controls=button, end=script)
 
 
 def render_report_markdown(results: ProbeResults) -> str:
-    """The numbers and where the pictures are."""
-    generation = results.generation_table()
-    meanings = [f"- **{info(name).label}**: {info(name).meaning}" for name in present_metrics(generation)]
-    parts = [f"# {_title(results)}", render_markdown(generation), _COMPARE, "\n".join(meanings)]
-    if any(results.reconstruction.values()):
-        parts += ["## Reconstruction of held-out images", render_markdown(results.reconstruction_table())]
-    for kind, (title, about) in SHOWN.items():
-        links = [
-            f"![{name}]({model.pictures[kind]})"
-            for name, model in results.models.items()
-            if kind in model.pictures
-        ]
-        parts += [f"## {title}", about, *links] if links else []
-    remarks = _remarks(results)
-    parts += ["## To be read with care", "\n".join(f"- {remark}" for remark in remarks)] if remarks else []
-    parts += ["## Loss", _LOSSES, _loss_table(results), "## Models", _model_table(results)]
-    settings = "\n".join(f"- {name}: {value}" for name, value in results.settings.items())
-    return "\n\n".join([*parts, "## Settings", settings]) + "\n"
-
-
-def _title(results: ProbeResults) -> str:
-    settings = results.settings
-    return f"What can be generated after {settings['steps']} steps at {settings['image_size']} pixels"
-
-
-def _remarks(results: ProbeResults) -> list[str]:
-    own = [f"{name}: {remark}" for name, model in results.models.items() for remark in model.remarks]
-    return [*results.remarks, *own]
-
-
-def _pictures(results: ProbeResults, kind: str, about: str, folder: Path) -> str:
-    figures = "".join(
-        f"<figure><figcaption>{escape(name)}</figcaption>"
-        f'<img alt="{escape(kind)} of {escape(name)}" src="{data_uri(folder / model.pictures[kind])}" '
-        'style="width:100%;display:block"></figure>'
-        for name, model in results.models.items()
-        if kind in model.pictures
+    """Returns the numbers, and where the pictures are."""
+    table = results.reconstruction_table()
+    return render(
+        "probe.md",
+        **_values(results),
+        table=render_markdown(results.generation_table()),
+        generation=metric_rows(results.generation_table()),
+        reconstruction=render_markdown(table) if any(table.models.values()) else "",
+        pictures=_pictures(results, str),
     )
-    return f'{_quiet(about)}<div class="charts">{figures}</div>' if figures else ""
 
 
-def _reconstruction(results: ProbeResults) -> str:
-    if not any(results.reconstruction.values()):
-        return ""
-    return tables.metrics(results.reconstruction_table())
-
-
-def _models(results: ProbeResults) -> str:
-    return "".join(
-        f"<h3>{escape(name)}</h3>"
-        + tables.definitions(
-            {
-                "class": model.class_name,
-                "path": model.path,
-                "SHA-256 of the weights": model.sha256,
-                "latents": " x ".join(map(str, model.latent_shape)),
-                "patch of a token": f"{model.patch_size} x {model.patch_size}",
-                "parameters of the denoiser": f"{model.parameters:,}",
-                "seconds of training": f"{model.curve[-1].seconds:.0f}",
-                "seconds a picture": f"{model.sample_seconds:.3f}",
-            }
+def loss_charts(results: ProbeResults) -> list[PageChart]:
+    """Returns two charts with one curve per model: the relative loss, and the loss as it is."""
+    curves = {name: model.curve for name, model in results.models.items() if model.curve}
+    if not curves:
+        return []
+    relative = {name: [(p.step, p.relative_loss) for p in curve] for name, curve in curves.items()}
+    plain = {name: [(p.step, p.validation_loss) for p in curve] for name, curve in curves.items()}
+    return [
+        PageChart(title, note, figures.svg(figures.curves(points, x_name="steps"), title))
+        for title, note, points in (
+            ("Held-out flow loss, relative", "1: nothing learned", relative),
+            ("Held-out flow loss", "each in its own latent space", plain),
         )
-        for name, model in results.models.items()
-    )
-
-
-def _model_table(results: ProbeResults) -> str:
-    head = "| model | class | latents | patch | parameters | training, s | weights |\n| --- |" + " --- |" * 6
-    rows = [
-        f"| {name} | {model.class_name} | {' x '.join(map(str, model.latent_shape))} | {model.patch_size} | "
-        f"{model.parameters:,} | {model.curve[-1].seconds:.0f} | `{model.sha256[:16]}` from {model.path} |"
-        for name, model in results.models.items()
     ]
-    return "\n".join([head, *rows])
 
 
-def _loss_table(results: ProbeResults) -> str:
-    head = "| model | step | training | held out | relative |\n| --- | ---: | ---: | ---: | ---: |"
-    rows = [
-        f"| {name} | {point.step} | {point.training_loss:.4f} | {point.validation_loss:.4f} | "
-        f"{point.relative_loss:.4f} |"
-        for name, model in results.models.items()
-        for point in model.curve
-    ]
-    return "\n".join([head, *rows])
+def _values(results: ProbeResults) -> dict[str, Any]:
+    """Returns what both files say."""
+    settings = results.settings
+    own = [f"{name}: {remark}" for name, model in results.models.items() for remark in model.remarks]
+    return {
+        "title": f"What can be generated after {settings['steps']} steps at {settings['image_size']} pixels",
+        "results": results,
+        "caveats": [*results.remarks, *own],
+        "about": _ABOUT,
+    }
 
 
-def _list(items: list[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>" if items else ""
-
-
-def _quiet(text: str) -> str:
-    return f'<p class="quiet">{escape(text)}</p>'
+def _pictures(results: ProbeResults, source: Callable[[str], str]) -> list[dict[str, Any]]:
+    """Returns the kinds of pictures that there are, each with model → source."""
+    parts = []
+    for kind, (title, about) in SHOWN.items():
+        found = {
+            name: model.pictures[kind] for name, model in results.models.items() if kind in model.pictures
+        }
+        if found:
+            images = {name: source(file) for name, file in found.items()}
+            parts.append({"kind": kind, "title": title, "about": about, "images": images})
+    return parts

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from latentae.diffusion.training import CurvePoint
-from latentae.evaluation.report.results import Results, Value
+from latentae.report.results import Results, Value
 
 
 @dataclass

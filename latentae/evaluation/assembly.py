@@ -16,9 +16,9 @@ from latentae.evaluation.bootstrap import bootstrap_interval
 from latentae.evaluation.distances import FeatureFile, feature_distances
 from latentae.evaluation.latent_moments import LatentMoments
 from latentae.evaluation.rate import CodeMeter
-from latentae.evaluation.report.metric_info import METRICS
-from latentae.evaluation.report.results import Value
 from latentae.evaluation.shards import to_text
+from latentae.report.metrics import METRICS
+from latentae.report.results import Value
 
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 

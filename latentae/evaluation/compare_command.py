@@ -22,8 +22,8 @@ def main(arguments: Sequence[str]) -> int:
     except SystemExit as stopped:  # argparse has said what is wrong, or printed the help
         return int(stopped.code or 0)
     # Not before: --help shall not wait for them.
-    from latentae.evaluation.report.comparison import render
-    from latentae.evaluation.report.results import Results
+    from latentae.evaluation.compare import render
+    from latentae.report.results import Results
 
     try:
         text = render(Results.load(options.first), Results.load(options.second))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from latentae.evaluation.frechet import GaussianStatistics, frechet_distance
 from latentae.evaluation.kid import kernel_distance
-from latentae.evaluation.report.metric_info import METRICS
-from latentae.evaluation.report.results import Value
+from latentae.report.metrics import METRICS
+from latentae.report.results import Value
 
 _FRECHET = {"inception": "rfid", "vgg16": "fd_vgg16"}
 # Images above which a Fréchet distance of 2048 features is commonly quoted: with fewer its bias shows.

@@ -16,12 +16,12 @@ from latentae.evaluation.engine import Evaluation
 from latentae.evaluation.images import open_images
 from latentae.evaluation.measures import open_measures
 from latentae.evaluation.protocol import protocol_called
-from latentae.evaluation.report.results import Results
-from latentae.evaluation.report.writing import write_report
 from latentae.evaluation.request import RESULTS, WORK, Request
 from latentae.evaluation.shown import choose_pictures, save_pictures
 from latentae.evaluation.subject import channels_of, factor_of, open_subjects
 from latentae.models import load_autoencoder
+from latentae.report.evaluation import write_report
+from latentae.report.results import Results
 
 
 def evaluate(

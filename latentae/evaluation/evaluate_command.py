@@ -41,10 +41,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from latentae import distributed
     from latentae.evaluation.evaluate import evaluate
-    from latentae.evaluation.report.remarks import remarks
-    from latentae.evaluation.report.table import render_terminal
     from latentae.evaluation.request import Request
     from latentae.evaluation.settings import Settings
+    from latentae.report.tables import caveats, render_terminal
 
     given = vars(options)
     running = {name: given.pop(name) for name in ("batch_size", "num_workers", "cycle_images")}
@@ -60,7 +59,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             raise
         return _fail("error: the device's memory does not hold this: choose a smaller --batch-size", 2)
     if is_first_process():
-        for remark in remarks(results):
+        for remark in caveats(results):
             sys.stdout.write(f"note: {remark}\n")
         images = f"{results.protocol['images']} images of {request.data}, {request.protocol}"
         table = render_terminal(results)

@@ -12,9 +12,9 @@ from torch import Tensor
 from latentae.evaluation.assembly import Assembled
 from latentae.evaluation.blocks import ImageBlocks, to_images
 from latentae.evaluation.metrics import to_uint8
-from latentae.evaluation.pictures import picture_grid, save_png
-from latentae.evaluation.report.results import Picture
 from latentae.evaluation.subject import Subject
+from latentae.report.grids import picture_grid, save_png
+from latentae.report.results import Picture
 
 _WORST = 16
 _OTHERS = 8

@@ -15,7 +15,7 @@ from latentae.data import FolderSource, decode_image
 from latentae.data.image_source import Pixels
 from latentae.data.transforms import Window, resize_window, to_tensor
 from latentae.evaluation.metrics import psnr
-from latentae.evaluation.pictures import picture_grid, save_png
+from latentae.report.grids import picture_grid, save_png
 
 
 class Autoencoder(Protocol):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from latentae import distributed
 from latentae.config import RunConfig, config_warnings
 from latentae.data import BrokenImageError, ImageDataset
-from latentae.evaluation.pictures import picture_grid, save_png
+from latentae.report.grids import picture_grid, save_png
 from latentae.training.checkpoint import needing_disk
 from latentae.training.folder import RunError, step_of
 from latentae.training.memory import MemoryUse, tensor_bytes

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from latentae.evaluation.pictures import picture_grid
 from latentae.models import KLVAE, VQVAE
+from latentae.report.grids import Picture, label_rows, picture_grid
 
 _NOISE_SEED = 0
-_MARGIN = 6
 
 
 @torch.no_grad()
-def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = False) -> NDArray[np.uint8]:
+def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = False) -> Picture:
     """One picture: the images in the top row, their reconstructions in the second.
 
     Of a model with a trained posterior there are four rows, with their names at the left: the images, the
@@ -47,17 +43,4 @@ def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = Fal
         "sample": autoencoder(images, noise=noise).sample,
         "prior": autoencoder.decode(prior, size=(height, width)).sample,
     }
-    return _labelled(picture_grid(torch.stack(list(rows.values()))), list(rows))
-
-
-def _labelled(grid: NDArray[np.uint8], labels: list[str]) -> NDArray[np.uint8]:
-    """A grid with a name at the left of each row."""
-    row_height = len(grid) // len(labels)
-    font = ImageFont.load_default(size=max(10, min(24, row_height // 6)))
-    boxes = [font.getbbox(label) for label in labels]
-    width = round(max(right for _, _, right, _ in boxes)) + 2 * _MARGIN
-    column = Image.new("RGB", (width, len(grid)), "white")
-    draw = ImageDraw.Draw(column)
-    for row, label in enumerate(labels):
-        draw.text((_MARGIN, (row + 0.5) * row_height), label, fill="black", font=font, anchor="lm")
-    return np.concatenate([np.asarray(column), grid], axis=1)
+    return label_rows(picture_grid(torch.stack(list(rows.values()))), list(rows))

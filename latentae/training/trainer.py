@@ -11,13 +11,13 @@ from typing import Any
 from latentae import build, distributed
 from latentae.config import RunConfig, config_warnings, dump_config
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
-from latentae.evaluation.pictures import Picture, save_png
 from latentae.evaluation.reconstruction import NoMeasurementError
+from latentae.report.figures import code_usage
+from latentae.report.grids import Picture, save_png
 from latentae.training.accelerator import create_accelerator, gather_object, track, track_picture
 from latentae.training.adversary_watch import AdversaryWatch
 from latentae.training.broken import TooManyBrokenImagesError
 from latentae.training.checkpoint import choose_checkpoint, load_checkpoint, needing_disk, save_checkpoint
-from latentae.training.codebook_picture import codebook_picture
 from latentae.training.codebook_start import start_codebook
 from latentae.training.codebook_watch import watch_codebook
 from latentae.training.diagnosis import RETRY, diagnose, explain
@@ -306,7 +306,8 @@ class Trainer:
                 recorder.say(f"no sample picture of step {self.step}: {error}")
             shares = self.codes.shares()
             if shares is not None:
-                self._save_picture("codes", codebook_picture(shares), self.folder.codes(self.step))
+                drawn = code_usage(shares.double().cpu().numpy())
+                self._save_picture("codes", drawn.picture, self.folder.codes(self.step))
 
     def _save_picture(self, name: str, picture: Picture, path: Path) -> None:
         with needing_disk(path):

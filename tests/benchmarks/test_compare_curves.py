@@ -1,6 +1,6 @@
 import json
 
-from benchmarks.compare_curves import differences, draw, read_curves
+from benchmarks.compare_curves import differences, main, read_curves
 
 
 def test_differences_are_between_the_same_steps():
@@ -8,12 +8,15 @@ def test_differences_are_between_the_same_steps():
     assert differences(first, second) == (0.5, 1.0, 1.5)
 
 
-def test_a_run_s_lines_become_curves_that_are_drawn(tmp_path):
+def test_a_run_s_lines_become_curves_that_are_drawn(tmp_path, monkeypatch, capsys):
     path = tmp_path / "metrics.jsonl"
     lines = [{"step": step, "loss": 1 / step, "note": "x"} for step in (1, 2, 4)]
     path.write_text("\n".join(map(json.dumps, lines)))
     curves = read_curves(path)
     assert curves == {"loss": {1: 1.0, 2: 0.5, 4: 0.25}}
-    picture = draw(["loss"], curves, curves)
-    colours = {colour for _, colour in picture.getcolors(2**20)}
-    assert {(0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)} <= colours
+    monkeypatch.setattr(
+        "sys.argv", ["compare_curves", str(path), str(path), "--out", str(tmp_path / "a.png")]
+    )
+    main()
+    assert "| loss | 0 | 0 |" in capsys.readouterr().out
+    assert (tmp_path / "a.png").is_file()

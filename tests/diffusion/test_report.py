@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentae.diffusion.report import render_page, render_report_markdown, write_report
+from latentae.diffusion.report import loss_charts, render_page, render_report_markdown, write_report
 from tests.diffusion.test_results import example
-from tests.evaluation.report.test_page import Tags
+from tests.report.test_evaluation import Tags
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_the_page_stands_alone(folder):
     assert page.open == []
     for tag, attributes in page.tags:
         for name in ("src", "href"):
-            assert attributes.get(name, "data:,").startswith("data:"), (tag, attributes)
+            assert attributes.get(name, "data:,").startswith(("data:", "#")), (tag, attributes)
     assert "<b>" not in text.replace("<body", "")
     for heading in ("Generation", "Samples", "Loss", "Reconstruction of held-out images", "Settings"):
         assert f"<h2>{heading}</h2>" in text
@@ -56,3 +56,13 @@ def test_written(folder):
     write_report(example(), folder)
     assert json.loads((folder / "results.json").read_text())["remarks"] == ["few images"]
     assert not list(folder.glob(".*"))
+
+
+def test_one_curve_per_model():
+    relative, plain = loss_charts(example())
+    assert (relative.note, plain.note) == ("1: nothing learned", "each in its own latent space")
+    assert all(f"> {name}<" in chart.svg for name in "ab" for chart in (relative, plain))
+    empty = example()
+    for model in empty.models.values():
+        model.curve = []
+    assert loss_charts(empty) == []

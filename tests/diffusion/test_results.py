@@ -3,7 +3,7 @@ import math
 
 from latentae.diffusion.results import ModelResult, ProbeResults
 from latentae.diffusion.training import CurvePoint
-from latentae.evaluation.report.results import Value
+from latentae.report.results import Value
 
 
 def example(names=("a", "b")):

@@ -1,7 +1,7 @@
 import pytest
 
 from latentae.cli import main
-from latentae.evaluation.report.results import Results, Value
+from latentae.report.results import Results, Value
 
 
 @pytest.fixture

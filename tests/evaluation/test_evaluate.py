@@ -7,9 +7,9 @@ from PIL import Image
 
 from latentae.evaluation import evaluate as module
 from latentae.evaluation.evaluate import evaluate
-from latentae.evaluation.report.results import Results
 from latentae.evaluation.request import WORK, Request
 from latentae.evaluation.settings import Settings
+from latentae.report.results import Results
 from tests.evaluation.conftest import tiny_model
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from latentae.config import load_config
-from latentae.evaluation.pictures import picture_grid
+from latentae.report.grids import picture_grid
 from latentae.training.dry_run import _in_units, _save_picture, dry_run
 from latentae.training.folder import RunError
 from latentae.training.meter import Meter

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from latentae.evaluation.pictures import picture_grid
 from latentae.models import KLVAE, AutoencoderOutput
+from latentae.report.grids import picture_grid
 from latentae.training.previews import preview
 
 

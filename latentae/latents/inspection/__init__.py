@@ -3,14 +3,13 @@
 from latentae.latents.inspection.codes import CodebookPictures, codebook_pictures, count_codes
 from latentae.latents.inspection.correlations import ChannelCorrelations, channel_correlations
 from latentae.latents.inspection.encoding import encoded_latents
-from latentae.latents.inspection.figure import Figure
 from latentae.latents.inspection.gaussian import LatentGaussian, fit_gaussian
 from latentae.latents.inspection.histograms import ChannelHistograms, channel_histograms
 from latentae.latents.inspection.interpolation import Interpolation, interpolate, slerp
 from latentae.latents.inspection.prior import LatentSamples, sample_gaussian, sample_prior
-from latentae.latents.inspection.spectrum import RadialSpectrum, radial_power_spectrum
-from latentae.latents.inspection.spectrum_figure import compare_spectra
+from latentae.latents.inspection.spectrum import RadialSpectrum, compare_spectra, radial_power_spectrum
 from latentae.latents.inspection.traversal import Traversal, traverse
+from latentae.report.grids import Figure
 
 __all__ = [
     "ChannelCorrelations",

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentae.latents.inspection.codes_figure import CodeTable, codes_figure
 from latentae.latents.inspection.encoding import as_batches
-from latentae.latents.inspection.figure import Figure
 from latentae.models import VQVAE
 from latentae.quantizers import Quantizer, ResidualQuantizer
 from latentae.quantizers.health import code_counts, codebook_health
+from latentae.report.grids import Figure, tile_grids
 
 # A map of so many positions a side, of whose picture the middle is shown: away from the borders.
 _POSITIONS = 5
@@ -40,6 +39,24 @@ ABOUT_GROUPED = (
 
 
 @dataclass(frozen=True, eq=False)
+class CodeTable:
+    """Codes of one table, decoded.
+
+    Attributes:
+        codes: [n] int64, in the order that is shown.
+        tiles: [n, C, f, f] what one position of each becomes, in about [−1, 1].
+        counts: [n] how often each occurred; None where nothing was counted.
+        usage, perplexity: of the whole table, as ``codebook_health`` gives them; None likewise.
+    """
+
+    codes: Tensor
+    tiles: Tensor
+    counts: Tensor | None
+    usage: float | None
+    perplexity: float | None
+
+
+@dataclass(frozen=True, eq=False)
 class CodebookPictures:
     """Tables of codes, decoded.
 
@@ -55,7 +72,12 @@ class CodebookPictures:
 
     def figure(self) -> Figure:
         """The tiles of each table, used before unused."""
-        return codes_figure("Codes, decoded", self.tables, self.num_codes)
+        blocks = [
+            block
+            for number, table in enumerate(self.tables)
+            for block in _blocks(table, number, len(self.tables), self.num_codes)
+        ]
+        return tile_grids("Codes, decoded", blocks)
 
     def numbers(self) -> dict[str, Any]:
         """For JSON."""
@@ -163,3 +185,22 @@ def _about(quantizer: Quantizer) -> str:
     if quantizer.depth is not None:
         return ABOUT_GROUPED
     return "" if list(quantizer.parameters()) or quantizer.upkeep else ABOUT_GRID
+
+
+def _blocks(table: CodeTable, number: int, tables: int, num_codes: int) -> list[tuple[str, Tensor]]:
+    """Headings and tiles [n, C, f, f]."""
+    name = f"table {number}: " if tables > 1 else ""
+    if table.counts is None or table.usage is None or table.perplexity is None:
+        return [(f"{name}{_part(len(table.codes), num_codes)}, in the order of their indices", table.tiles)]
+    used, shown = round(table.usage * num_codes), int((table.counts > 0).sum())
+    facts = f"{used} of {num_codes} codes in use, perplexity {table.perplexity:.1f}; "
+    order = "most used first" if shown == used else f"the {shown} most used"
+    blocks = [(f"{name}{facts}{order}", table.tiles[:shown])]
+    if shown < len(table.codes):
+        idle = _part(len(table.codes) - shown, num_codes - used)
+        blocks.append((f"{name}not in use: {idle}", table.tiles[shown:]))
+    return blocks
+
+
+def _part(shown: int, there_are: int) -> str:
+    return f"all {there_are} codes" if shown == there_are else f"{shown} of {there_are} codes"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentae.latents.inspection.figure import Figure
 from latentae.latents.inspection.gaussian import LatentGaussian, fit_gaussian
-from latentae.latents.inspection.matrix import matrix_figure
+from latentae.report import figures
+from latentae.report.grids import Figure
 
 ABOUT = (
     "Pearson's correlation of each pair of channels over all images and positions: 0 where the channels are "
@@ -45,7 +45,7 @@ class ChannelCorrelations:
 
     def figure(self) -> Figure:
         """The matrix in colours, with its numbers where there is room for them."""
-        return matrix_figure("Correlations of the latent channels", self.matrix, self.constant)
+        return figures.matrix("Correlations of the latent channels", self.matrix.numpy(), self.constant)
 
     def numbers(self) -> dict[str, Any]:
         """For JSON."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from latentae.evaluation.latent_moments import LatentMoments
 from latentae.latents.inspection.encoding import as_batches, constant_channels
-from latentae.latents.inspection.figure import Figure
-from latentae.latents.inspection.histogram_figure import Panel, histogram_figure
+from latentae.report import figures
+from latentae.report.grids import Figure
 
 _BINS = 4096
 _FINEST = -40  # bins are 2^-40 wide at first, as fine as anybody's latents
@@ -60,11 +60,11 @@ class ChannelHistograms:
     def figure(self, most: int = 16) -> Figure:
         """The first ``most`` channels as small charts beside each other."""
         panels = [
-            Panel(
+            figures.Histogram(
                 title=f"channel {number}",
                 facts="constant" if channel.constant else f"kurtosis {channel.kurtosis:+.2f}",
-                edges=channel.edges,
-                counts=channel.counts,
+                edges=channel.edges.numpy(),
+                counts=channel.counts.numpy(),
                 mean=channel.mean,
                 std=0.0 if channel.constant else channel.std,
             )
@@ -72,9 +72,9 @@ class ChannelHistograms:
         ]
         hidden = len(self.channels) - len(panels)
         title = "Values of the latent channels"
-        return histogram_figure(
-            f"{title} (the first {most} of {len(self.channels)})" if hidden else title, panels
-        )
+        if hidden:
+            title += f" (the first {most} of {len(self.channels)})"
+        return figures.histograms(title, panels)
 
     def numbers(self) -> dict[str, Any]:
         """For JSON."""

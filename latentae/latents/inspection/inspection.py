@@ -19,10 +19,10 @@ from latentae.evaluation.subject import weights_sha256
 from latentae.latents.cache.files import write_together
 from latentae.latents.inspection.encoding import Autoencoder
 from latentae.latents.inspection.measuring import measure
-from latentae.latents.inspection.page import render
 from latentae.latents.inspection.sections import NAMES, Inspected, Section, all_sections
 from latentae.models import KLVAE, VQVAE, load_autoencoder
 from latentae.models.tiny import TinyAutoencoder
+from latentae.report.page import png_uri, render
 
 PAGE, NUMBERS = "inspect.html", "inspect.json"
 _FEWEST_IMAGES = 2
@@ -156,13 +156,17 @@ def _shown_channels(channels: int) -> str:
     return "RGB" if channels == 3 else f"the first three of {channels}, as red, green and blue"
 
 
+def render_page(sections: list[Section], facts: dict[str, Any]) -> str:
+    """Returns ``inspect.html`` with the figures embedded; ``facts`` say what was inspected and how."""
+    pictures = {part.name: png_uri(part.figure.png()) for part in sections if part.figure is not None}
+    return render("inspection.html", sections=sections, pictures=pictures, facts=facts)
+
+
 def _write(out: Path, sections: list[Section], facts: dict[str, Any]) -> None:
     """All files or none; the page last, which marks the folder as an inspection's."""
     numbers = {part.name: part.numbers | {"remarks": list(part.remarks)} for part in sections}
-    page = render(
-        f"The latent space of {facts['model']}", f"{facts['images']} · {facts['data']}", sections, facts
-    )
     figures = {f"{part.name}.png": part.figure.png() for part in sections if part.figure is not None}
+    page = render_page(sections, facts)
     texts = {
         NUMBERS: json.dumps({"inspected": facts, **numbers}, indent=1, ensure_ascii=False, allow_nan=False),
         PAGE: page,

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from latentae.latents.inspection.encoding import Autoencoder, decoded
-from latentae.latents.inspection.figure import Figure
-from latentae.latents.inspection.image_grid import image_grid
+from latentae.report.grids import Figure, image_grid
 
 # Within this of 0 or π the formula divides by next to nothing.
 _SMALLEST_ANGLE = 1e-4

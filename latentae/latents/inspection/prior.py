@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from latentae.latents.inspection.encoding import Autoencoder, decoded, normal_noise
-from latentae.latents.inspection.figure import Figure
 from latentae.latents.inspection.gaussian import LatentGaussian
-from latentae.latents.inspection.image_grid import image_grid
 from latentae.models import KLVAE
+from latentae.report.grids import Figure, image_grid
 
 ABOUT_PRIOR = (
     "N(0, I) is the prior of the KL term, in raw latents; where that term's weight is tiny, as in latent "

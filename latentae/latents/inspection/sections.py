@@ -12,13 +12,13 @@ from latentae.latents.inspection import (
     histograms,
     interpolation,
     prior,
-    spectrum_figure,
+    spectrum,
     traversal,
 )
 from latentae.latents.inspection.encoding import Autoencoder, encoded_latents
-from latentae.latents.inspection.figure import Figure
 from latentae.latents.inspection.measuring import Measured
 from latentae.models import KLVAE, VQVAE
+from latentae.report.grids import Figure
 
 NAMES = ("histograms", "spectrum", "correlations", "interpolation", "samples", "traversal", "codebook")
 """Of all sections that there can be."""
@@ -107,9 +107,9 @@ def _histograms(inspected: Inspected) -> Section:
 def _spectra(inspected: Inspected) -> Section:
     found = inspected.measured.spectra
     remarks = [
-        f"{name}: constant in channel(s) {_listed(spectrum.constant)}, which have no spectrum"
-        for name, spectrum in found.items()
-        if spectrum.constant
+        f"{name}: constant in channel(s) {_listed(one.constant)}, which have no spectrum"
+        for name, one in found.items()
+        if one.constant
     ]
     if not found:
         _, height, width = inspected.latents_shape
@@ -117,9 +117,9 @@ def _spectra(inspected: Inspected) -> Section:
     return Section(
         "spectrum",
         "Coarse and fine detail",
-        spectrum_figure.compare_spectra(found) if found else None,
-        {name: spectrum.numbers() for name, spectrum in found.items()},
-        spectrum_figure.ABOUT,
+        spectrum.compare_spectra(found) if found else None,
+        {name: one.numbers() for name, one in found.items()},
+        spectrum.ABOUT,
         tuple(remarks),
     )
 

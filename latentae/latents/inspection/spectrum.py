@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,16 @@ import torch
 from torch import Tensor
 
 from latentae.latents.inspection.encoding import as_batches, constant_channels
+from latentae.report import figures
+from latentae.report.grids import Figure
+
+ABOUT = (
+    "Power at each spatial frequency, averaged over directions, relative to its mean: white noise is a level "
+    "line at 1, photographs fall with a slope of about -2. Frequencies are relative to each map's own "
+    "Nyquist frequency (half a cycle per pixel, or a latent position). Latents that lie above the images "
+    "averaged down to their size at high frequencies hold more fine detail than a picture of that size, "
+    "which denoisers find harder to learn; a level end is noise. Thin lines are single channels."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +180,24 @@ def radial_power_spectrum(maps: Tensor | Iterable[Tensor]) -> RadialSpectrum:
     for batch in as_batches(maps):
         total.add(batch)
     return total.result()
+
+
+def compare_spectra(spectra: Mapping[str, RadialSpectrum], title: str = "Radial power spectra") -> Figure:
+    """Draws one line per spectrum, the mean over channels; of the last also each channel, thin.
+
+    Args:
+        spectra: name → spectrum. Those without any power are named and not drawn.
+        title: stands above the chart.
+    """
+    lines = [
+        figures.Spectrum(_label(name, s.slope), (2 * s.frequency).numpy(), s.relative.numpy())
+        for name, s in spectra.items()
+    ]
+    return figures.spectra(title, lines)
+
+
+def _label(name: str, slope: float | None) -> str:
+    return f"{name}\n{'no power: constant' if slope is None else f'slope {slope:+.2f}'}"
 
 
 def _rings(height: int, width: int) -> tuple[Tensor, Tensor]:

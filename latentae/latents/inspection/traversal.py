@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from latentae.latents.inspection.encoding import Autoencoder, decoded
-from latentae.latents.inspection.figure import Figure
-from latentae.latents.inspection.image_grid import image_grid
+from latentae.report.grids import Figure, image_grid
 
 ABOUT = (
     "One image's latents decoded with one channel moved, at all positions alike, by some of its standard "

@@ -1,0 +1,121 @@
+"""Two reports side by side: where their numbers differ, and what in their protocols may be why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from latentae.report.metrics import info, number
+from latentae.report.results import Results, Value
+from latentae.report.tables import aligned
+
+# What a difference in an entry of the protocol, or in one whose name begins so, does to the numbers.
+_MEANINGS = {
+    "data.list_sha256": "other images",
+    "data.pixels_sha256": "other pixels: other files, or prepared otherwise",
+    "data.": "where the images come from; whether they are others, the hashes say",
+    "images": "a Fréchet distance falls with the number of images",
+    "unreadable": "other images",
+    "networks.": "judged by other weights",
+    "precision": "the models ran otherwise",
+    "cycle_images": "the drift is of other images",
+    "code.": "other code, which may measure otherwise",
+    "hardware": "by rounding only, and the speed",
+    "batch_size": "by rounding only",
+    "": "the images were prepared otherwise",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An entry of the protocol that two reports do not share.
+
+    Attributes:
+        entry: its name, with dots between levels.
+        first, second: as JSON; "-" where it is missing.
+        meaning: what that does to the numbers.
+    """
+
+    entry: str
+    first: str
+    second: str
+    meaning: str
+
+
+def differences(first: Results, second: Results) -> list[Difference]:
+    """The entries of two protocols that differ."""
+    one, other = dict(_entries(first.protocol)), dict(_entries(second.protocol))
+    return [
+        Difference(entry, one.get(entry, "-"), other.get(entry, "-"), _meaning(entry))
+        for entry in {**one, **other}
+        if one.get(entry) != other.get(entry)
+    ]
+
+
+def render(first: Results, second: Results) -> str:
+    """What differs, for a terminal: the protocols, and the metrics of models that both reports name.
+
+    Raises:
+        ValueError: no model has the same name in both.
+    """
+    shared = [model for model in first.models if model in second.models]
+    if not shared:
+        raise ValueError(
+            f"no model has the same name in both reports: the first is of {', '.join(first.models)}, the "
+            f"second of {', '.join(second.models)}; evaluate with name=MODEL to name them alike"
+        )
+    found = differences(first, second)
+    rows = [[d.entry, _shortened(d.first), _shortened(d.second), d.meaning] for d in found]
+    parts = [
+        "The protocols differ:\n" + aligned([["", "first", "second", "meaning"], *rows])
+        if rows
+        else "The protocols are equal.",
+        *(_metrics(model, first, second) for model in shared),
+    ]
+    return "\n\n".join(parts)
+
+
+def _metrics(model: str, first: Results, second: Results) -> str:
+    one, other = first.models[model], second.models[model]
+    rows = [
+        [
+            info(name).label,
+            number(one[name].value, name),
+            number(other[name].value, name),
+            *_change(name, one, other),
+        ]
+        for name in one
+        if name in other
+    ]
+    hashes = {results.details[model].sha256 for results in (first, second) if model in results.details}
+    weights = "the same weights" if len(hashes) == 1 else "OTHER WEIGHTS"
+    return f"{model}, {weights}:\n" + aligned([["", "first", "second", "change", "intervals"], *rows])
+
+
+def _change(name: str, one: dict[str, Value], other: dict[str, Value]) -> list[str]:
+    a, b = one[name], other[name]
+    if a.value == b.value:
+        return ["0", ""]
+    change = f"{b.value - a.value:+.{info(name).digits}f}"
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return [change, ""]
+    return [change, "overlap" if a.low <= b.high and b.low <= a.high else "apart"]
+
+
+def _entries(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _entries(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False)
+
+
+def _meaning(entry: str) -> str:
+    return next(meaning for name, meaning in _MEANINGS.items() if entry.startswith(name))
+
+
+def _shortened(text: str, length: int = 28) -> str:
+    text = text.strip('"')
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,0 +1,1 @@
+"""Reports: numbers as tables, charts and pages, pictures as grids. Knows no models."""

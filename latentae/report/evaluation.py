@@ -1,0 +1,171 @@
+"""The report of an evaluation: ``results.json``, ``results.md`` and ``report.html``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from latentae.report import figures
+from latentae.report.metrics import info, number
+from latentae.report.page import LARGEST_SIDE, data_uri, render
+from latentae.report.results import Picture, Results
+from latentae.report.tables import (
+    best_models,
+    caveats,
+    drift_table,
+    latents_table,
+    metric_rows,
+    percentile_tables,
+    present_metrics,
+    render_markdown,
+)
+
+AMPLIFICATION = 4
+"""The factor by which the page shows differences larger than they are."""
+
+# Of an image's own values those that fit beside it.
+_SHOWN_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")
+_KINDS = {"": "all", "worst": "worst", "median": "median", "random": "random"}
+_RATES = ("bits_per_pixel", "kl_bits_per_pixel")
+_DISTORTIONS = ("psnr", "lpips_alex", "rfid", "fd_vgg16")
+
+
+@dataclass(frozen=True)
+class PageChart:
+    """A chart as a page shows it: a title, a note beside it, and SVG."""
+
+    title: str
+    note: str
+    svg: str
+
+
+def write_report(results: Results, folder: Path) -> None:
+    """Writes the three files into ``folder``, each whole or not at all.
+
+    Args:
+        results: whose pictures lie in ``folder``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # The JSON last: it marks a report as finished.
+    for name, text in (
+        ("results.md", render_report_markdown(results)),
+        ("report.html", render_page(results, folder)),
+        ("results.json", results.to_json()),
+    ):
+        aside = folder / f".{name}.tmp"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(folder / name)
+
+
+def render_page(results: Results, folder: Path) -> str:
+    """Returns the page; pictures are read from ``folder`` and embedded."""
+    found = {why for picture in results.pictures for why in picture.why}
+    return render(
+        "evaluation.html",
+        results=results,
+        rows=metric_rows(results),
+        caveats=caveats(results),
+        kinds={kind: label for kind, label in _KINDS.items() if any(why.startswith(kind) for why in found)},
+        amplification=AMPLIFICATION,
+        bars=bar_charts(results),
+        rate_distortion=rate_distortion_charts(results),
+        drift=drift_table(results),
+        percentiles=percentile_tables(results),
+        latents=latents_table(results),
+        pictures=picture_data(results, folder),
+    )
+
+
+def render_report_markdown(results: Results) -> str:
+    """Returns ``results.md``: the table, what it means, and what it depends on."""
+    return render(
+        "evaluation.md",
+        results=results,
+        table=render_markdown(results),
+        rows=metric_rows(results),
+        caveats=caveats(results),
+        percentiles=percentile_tables(results),
+    )
+
+
+def bar_charts(results: Results) -> list[PageChart]:
+    """Returns one chart per metric: one bar per model, from zero, with its interval."""
+    charts = []
+    for name in present_metrics(results):
+        values = {model: metrics[name] for model, metrics in results.models.items() if name in metrics}
+        finite = {model: value for model, value in values.items() if math.isfinite(value.value)}
+        if finite:
+            drawn = figures.bars(
+                finite, text=info(name).number, colours=_colours(results), best=best_models(results, name)
+            )
+            charts.append(_page_chart(name, drawn))
+    return charts
+
+
+def rate_distortion_charts(results: Results) -> list[PageChart]:
+    """Returns a scatter plot of each distortion against the rate, where two models or more have both.
+
+    The rate is that of fixed-length codes, or the KL divergence of a model without codes, in bits per pixel.
+    """
+    charts = []
+    for distortion in _DISTORTIONS:
+        points = {
+            model: (
+                next(metrics[rate].value for rate in _RATES if rate in metrics),
+                metrics[distortion].value,
+            )
+            for model, metrics in results.models.items()
+            if distortion in metrics and any(rate in metrics for rate in _RATES)
+        }
+        if len(points) > 1 and all(math.isfinite(x) for point in points.values() for x in point):
+            drawn = figures.scatter(
+                points, x_name="bits/px", text=info(distortion).number, colours=_colours(results)
+            )
+            charts.append(_page_chart(distortion, drawn, "against the rate"))
+    return charts
+
+
+def picture_data(results: Results, folder: Path) -> dict[str, Any]:
+    """Returns what the page's script needs; each file of ``folder`` once, as a data URI."""
+    names = {picture.original for picture in results.pictures}
+    names |= {name for picture in results.pictures for name in picture.reconstructions.values()}
+    return {
+        "amplification": AMPLIFICATION,
+        "models": list(results.models),
+        "files": {name: data_uri(folder / name) for name in sorted(names)},
+        "pictures": [_entry(picture, folder) for picture in results.pictures],
+    }
+
+
+def _entry(picture: Picture, folder: Path) -> dict[str, Any]:
+    with Image.open(folder / picture.original) as original:
+        width, height = original.size
+    whole = max(width, height) <= LARGEST_SIDE
+    return {
+        "name": picture.name,
+        "why": picture.why,
+        "part": "" if whole else f"the middle of {width} x {height} pixels",
+        "original": picture.original,
+        "reconstructions": picture.reconstructions,
+        "values": {
+            model: {info(name).label: number(values[name], name) for name in _SHOWN_METRICS if name in values}
+            for model, values in picture.values.items()
+        },
+    }
+
+
+def _page_chart(name: str, drawn: Any, about: str = "") -> PageChart:
+    metric = info(name)
+    title = f"{metric.label}{f' in {metric.unit}' if metric.unit else ''}"
+    better = f"{metric.better} is better" if metric.better else ""
+    return PageChart(
+        title, ", ".join(filter(None, (about, better))), figures.svg(drawn, f"{title} {about}".strip())
+    )
+
+
+def _colours(results: Results) -> dict[str, str]:
+    return {m: figures.COLOURS[i % len(figures.COLOURS)] for i, m in enumerate(results.models)}

@@ -1,0 +1,164 @@
+"""The numbers of several models as rows, for a terminal and for the templates of files and pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentae.report.metrics import METRICS, MetricInfo, info, number
+from latentae.report.results import Results, Value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table as text.
+
+    Attributes:
+        text: the value with its metric's digits; "-" where there is none.
+        interval: ``[low, high]``; "" where there is none.
+        best: whether the value is the best of its row, as printed.
+    """
+
+    text: str
+    interval: str
+    best: bool
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.interval}".rstrip()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of all models."""
+
+    name: str
+    info: MetricInfo
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of plain texts under a title: a head, and rows whose first cell is their name."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def present_metrics(results: Results) -> list[str]:
+    """Returns the metrics that at least one model has, in the order in which reports show them."""
+    found = {name for metrics in results.models.values() for name in metrics}
+    return [*(name for name in METRICS if name in found), *sorted(found - METRICS.keys())]
+
+
+def metric_rows(results: Results) -> list[Row]:
+    """Returns one row per metric with one cell per model."""
+    rows = []
+    for name in present_metrics(results):
+        best = best_models(results, name)
+        cells = [_cell(metrics.get(name), name, model in best) for model, metrics in results.models.items()]
+        rows.append(Row(name, info(name), cells))
+    return rows
+
+
+def best_models(results: Results, name: str) -> set[str]:
+    """Returns the models whose value of a metric is the best as printed; none where neither way is better."""
+    better = info(name).better
+    values = {
+        model: metrics[name].value
+        for model, metrics in results.models.items()
+        if name in metrics and not math.isnan(metrics[name].value)
+    }
+    if better is None or len(values) < 2:
+        return set()
+    best = max(values.values()) if better == "higher" else min(values.values())
+    return {model for model, value in values.items() if number(value, name) == number(best, name)}
+
+
+def percentile_tables(results: Results) -> list[Table]:
+    """Returns, for each metric that has percentiles, a table with one row per model."""
+    tables = []
+    named = {name for details in results.details.values() for name in details.percentiles}
+    for name in (name for name in present_metrics(results) if name in named):
+        found = {m: d.percentiles[name] for m, d in results.details.items() if d.percentiles.get(name)}
+        percents = list(next(iter(found.values())))
+        rows = [[model, *(number(values[p], name) for p in percents)] for model, values in found.items()]
+        tables.append(Table(info(name).label, [f"{percent} %" for percent in percents], rows))
+    return tables
+
+
+def drift_table(results: Results) -> Table | None:
+    """Returns PSNR after some rounds of encoding and decoding; None where it was not measured."""
+    found = {model: details.cycle_psnr for model, details in results.details.items() if details.cycle_psnr}
+    if not found:
+        return None
+    rounds = list(next(iter(found.values())))
+    rows = [[model, *(number(values[count], "psnr") for count in rounds)] for model, values in found.items()]
+    return Table("rounds", rounds, rows)
+
+
+def latents_table(results: Results) -> Table | None:
+    """Returns mean, deviation and kurtosis per latent channel; None where they were not measured."""
+    rows = [
+        [f"{model}, {moment}", *(f"{value:.3g}" for value in values)]
+        for model, details in results.details.items()
+        for moment, values in details.latents.items()
+    ]
+    widest = max(map(len, rows), default=1) - 1
+    return Table("channel", [str(channel) for channel in range(widest)], rows) if rows else None
+
+
+def caveats(results: Results) -> list[str]:
+    """Returns the models' remarks, each once; a remark that not all models share names its models."""
+    found: dict[str, list[str]] = {}
+    for model, details in results.details.items():
+        for remark in details.remarks:
+            found.setdefault(remark, []).append(model)
+    return [
+        remark if len(models) == len(results.models) else f"{remark} ({', '.join(models)})"
+        for remark, models in found.items()
+    ]
+
+
+def render_terminal(results: Results) -> str:
+    """Returns one line per metric with one column per model; a star marks the best."""
+    rows = [
+        [
+            f"{row.info.label}{f' ({row.info.unit})' if row.info.unit else ''}",
+            *(f"{cell} *" if cell.best else f"{cell}  " for cell in row.cells),
+        ]
+        for row in metric_rows(results)
+    ]
+    return aligned([["", *results.models], *rows])
+
+
+def render_markdown(results: Results) -> str:
+    """Returns the metrics as a Markdown table, the best in bold."""
+    lines = [f"| metric | {' | '.join(results.models)} |", f"| --- |{' ---: |' * len(results.models)}"]
+    for row in metric_rows(results):
+        cells = [f"**{cell}**" if cell.best else str(cell) for cell in row.cells]
+        unit = f", {row.info.unit}" if row.info.unit else ""
+        lines.append(f"| {row.info.label}{unit} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of equal length as columns of text, the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _cell(value: Value | None, name: str, best: bool) -> Cell:
+    if value is None:
+        return Cell("-", "", False)
+    interval = ""
+    if value.low is not None and value.high is not None:
+        interval = f"[{number(value.low, name)}, {number(value.high, name)}]"
+    return Cell(number(value.value, name), interval, best)

@@ -1,0 +1,66 @@
+from copy import deepcopy
+
+import pytest
+
+from latentae.evaluation.compare import differences, render
+from latentae.report.results import ModelDetails, Results, Value
+
+
+@pytest.fixture
+def results():
+    protocol = {
+        "name": "native",
+        "images": 10,
+        "data": {"name": "a", "list_sha256": "00" * 32},
+        "networks": {"inception": "x"},
+        "batch_size": 16,
+    }
+    metrics = {"psnr": Value(20.0, 19.0, 21.0), "rfid": Value(3.0)}
+    return Results(protocol, {"kl": metrics}, {"kl": ModelDetails("KLVAE", "run", "ab", 1, 8, 4)})
+
+
+def test_equal_reports(results):
+    assert differences(results, deepcopy(results)) == []
+    text = render(results, deepcopy(results))
+    assert text.startswith("The protocols are equal.\n\nkl, the same weights:\n")
+    assert "PSNR  20.00   20.00       0\n" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "entry", "values", "meaning"),
+    [
+        ({"resize": 256}, "resize", ("-", "256"), "the images were prepared otherwise"),
+        ({"images": 9}, "images", ("10", "9"), "a Fréchet distance falls with the number of images"),
+        ({"data": {"name": "a", "list_sha256": "1"}}, "data.list_sha256", None, "other images"),
+        ({"data": {"list_sha256": "00" * 32}}, "data.name", ('"a"', "-"), "where the images come from"),
+        ({"networks": {"inception": "y"}}, "networks.inception", ('"x"', '"y"'), "judged by other weights"),
+        ({"batch_size": 8}, "batch_size", ("16", "8"), "by rounding only"),
+    ],
+)
+def test_a_difference_and_what_it_means(change, entry, values, meaning, results):
+    other = deepcopy(results)
+    other.protocol |= change
+    (found,) = differences(results, other)
+    assert found.entry == entry
+    assert values is None or (found.first, found.second) == values
+    assert found.meaning.startswith(meaning)
+    assert entry in render(results, other)
+
+
+def test_metrics_that_differ(results):
+    other = deepcopy(results)
+    other.details["kl"].sha256 = "cd"
+    other.models["kl"] = {"psnr": Value(20.5, 20.0, 21.0), "rfid": Value(2.5), "ssim": Value(0.5)}
+    text = render(results, other)
+    assert "kl, OTHER WEIGHTS:" in text
+    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines()[4:]}
+    assert lines == {"PSNR": ["20.00", "20.50", "+0.50", "overlap"], "rFID": ["3.000", "2.500", "-0.500"]}
+    other.models["kl"]["psnr"] = Value(24.0, 23.0, 25.0)
+    assert "+4.00      apart" in render(results, other)
+
+
+def test_no_model_in_common(results):
+    other = deepcopy(results)
+    other.models = {"vq": other.models["kl"]}
+    with pytest.raises(ValueError, match="the first is of kl, the second of vq"):
+        render(results, other)

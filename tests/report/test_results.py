@@ -1,0 +1,42 @@
+import json
+import math
+
+import pytest
+
+from latentae.report.results import ModelDetails, Picture, Results, Value
+
+
+@pytest.fixture
+def results():
+    details = ModelDetails("KLVAE", "run/model", "ab" * 32, 1000, 8, 4, latents={"mean": [0.0]})
+    picture = Picture(
+        3, "cat.png", ["random"], "pictures/3.png", {"kl": "pictures/3_kl.png"}, {"kl": {"psnr": 20.0}}
+    )
+    return Results({"name": "native"}, {"kl": {"psnr": Value(21.5, 21.0, 22.0)}}, {"kl": details}, [picture])
+
+
+def test_the_json_that_people_build_on(results):
+    data = json.loads(results.to_json())
+    assert data["models"]["kl"]["psnr"] == {"value": 21.5, "low": 21.0, "high": 22.0}
+    assert data["protocol"] == {"name": "native"}
+
+
+def test_comes_back(results, tmp_path):
+    assert Results.from_json(results.to_json()) == results
+    (tmp_path / "results.json").write_text(results.to_json())
+    assert Results.load(tmp_path) == Results.load(tmp_path / "results.json") == results
+
+
+def test_an_infinite_psnr_is_valid_json(results):
+    results.models["kl"]["psnr"] = Value(math.inf)
+    assert "Infinity" not in results.to_json()
+    assert math.isnan(Results.from_json(results.to_json()).models["kl"]["psnr"].value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"models": {"a": {"psnr": 3}}}'])
+def test_something_else(text, tmp_path):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json: this is not the results\.json of an evaluation"):
+        Results.load(tmp_path)
+    with pytest.raises(ValueError, match="No such file"):
+        Results.load(tmp_path / "gone.json")
