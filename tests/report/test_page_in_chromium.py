@@ -57,7 +57,7 @@ def open_page(browser, report):
 
 
 def wait_until(page, condition):
-    """Asks again until a condition holds. Playwright's own waiting needs eval, which the page's policy forbids."""
+    """Asks until a condition holds. Playwright's own waiting needs eval, which the page's policy forbids."""
     for _ in range(200):
         if page.evaluate(condition):
             return
