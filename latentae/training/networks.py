@@ -135,16 +135,14 @@ def _tune(
     if config.float32_precision is not None:
         done.append(set_float32_precision(config.float32_precision, device))
     if config.performance != "off":
-        sizes = config.data.training_sizes
-        largest, differ = max(sizes, key=math.prod), len(set(sizes)) > 1
         done.append(
             tune(
                 autoencoder,
                 objective,
-                largest,
+                max(config.data.training_sizes, key=math.prod),
                 device,
                 performance=config.performance,
-                sizes_differ=differ,
+                sizes_differ=_sizes_differ(config),
             )
         )
     if config.channels_last:
@@ -154,6 +152,13 @@ def _tune(
         twice = config.discriminator is not None and config.discriminator.r1 is not None
         done.append(compile_networks(autoencoder, objective.perceptual, None if twice else discriminator))
     return tuple(done)
+
+
+def _sizes_differ(config: RunConfig) -> bool:
+    """Whether sizes differ between steps: those of the data, or those that a loss draws."""
+    spectral = config.loss.spectral
+    draws_factor = spectral is not None and len(set(spectral.factors)) > 1
+    return config.loss.equivariance is not None or draws_factor or len(set(config.data.training_sizes)) > 1
 
 
 def seed_everything(seed: int) -> None:
