@@ -148,22 +148,31 @@ def build_spectral(config: LossConfig) -> Spectral | None:
 
 def build_alignment(config: LossConfig) -> Alignment | None:
     """The term of latents aligned with features, or None."""
-    return None if config.alignment is None else Alignment(**config.alignment.model_dump(exclude={"network"}))
+    return (
+        None
+        if config.alignment is None
+        else Alignment(**config.alignment.model_dump(exclude={"network", "precision"}))
+    )
 
 
-def build_feature_maps(config: RunConfig) -> FeatureMaps | None:
+def build_feature_maps(config: RunConfig, *, bfloat16: bool = False) -> FeatureMaps | None:
     """The frozen network that latents are aligned with, or None; fetches what is not on this machine yet.
+
+    Args:
+        bfloat16: whether the run computes in it. The network then does, too, unless the config says
+            otherwise.
 
     Raises:
         WeightsNotFoundError: it cannot be had.
         ValueError: it is no vision transformer.
     """
-    if config.loss.alignment is None:
+    alignment = config.loss.alignment
+    if alignment is None:
         return None
-    network = config.loss.alignment.network
-    if network == "vgg16":
-        return VGG16Maps(load_trunk("vgg"), config.model.downsampling_factor)
-    return ViTMaps(load_vision_transformer(network))
+    precision = alignment.precision or ("bfloat16" if bfloat16 else "float32")
+    if alignment.network == "vgg16":
+        return VGG16Maps(load_trunk("vgg"), config.model.downsampling_factor, precision)
+    return ViTMaps(load_vision_transformer(alignment.network), precision)
 
 
 def build_report(config: LossConfig, regulariser: KLRegulariser | None) -> PosteriorReport | None:

@@ -3,11 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torchvision.models import vgg16
+from transformers import Dinov2Config, Dinov2Model
 
 from latentae import VQGAN, VQVAE, build
 from latentae.config import config_from_mapping, load_config
 from latentae.data import ImageStream, training_loader
 from latentae.losses.adversarial import ADVERSARIAL_LOSSES
+from latentae.losses.alignment import Alignment
 from latentae.losses.divergences import forward_kl, jeffreys
 from latentae.losses.free_bits import FreeBits
 from latentae.losses.gradient_penalty import R1
@@ -82,7 +85,7 @@ def test_attention_levels_mirror_in_the_decoder():
     assert model(torch.zeros(1, 3, 16, 16)).sample.shape == (1, 3, 16, 16)
 
 
-@pytest.mark.parametrize(
+FOLLOWED = pytest.mark.parametrize(
     ("given", "bfloat16", "precision"),
     [
         (None, False, "float32"),
@@ -91,10 +94,34 @@ def test_attention_levels_mirror_in_the_decoder():
         ("bfloat16", False, "bfloat16"),
     ],
 )
+
+
+@FOLLOWED
 def test_lpips_follows_the_precision_of_the_run(loss_config, alexnet_trunk, given, bfloat16, precision):
     perceptual = {"type": "lpips", "trunk": "alex", "precision": given}
     objective = build.build_objective(loss_config(perceptual=perceptual), bfloat16=bfloat16)
     assert objective.perceptual.precision == precision
+
+
+@FOLLOWED
+@pytest.mark.parametrize("network", ["vgg16", "some/transformer"])
+def test_the_features_to_align_with_follow_the_precision_of_the_run(
+    monkeypatch, given, bfloat16, precision, network
+):
+    with torch.device("meta"):
+        trunk = vgg16(weights=None).features.state_dict(prefix="features.")
+    trunk = {name: torch.empty_like(value, device="cpu") for name, value in trunk.items()}
+    monkeypatch.setattr(build, "load_trunk", lambda name: trunk)
+    monkeypatch.setattr(build, "load_vision_transformer", lambda place: transformer())
+    alignment = f"loss.alignment={{network: {network}, precision: {given or 'null'}}}"
+    config = load_config("kl_vae", [alignment])
+    assert build.build_feature_maps(config, bfloat16=bfloat16).precision == precision
+    assert build.build_alignment(config.loss) == Alignment()
+
+
+def transformer():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return Dinov2Model(Dinov2Config(**sizes, image_size=8, patch_size=2))
 
 
 def test_losses_and_discriminator(quickstart, alexnet_trunk):

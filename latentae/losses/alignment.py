@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
 from typing import Any
 
 import torch
@@ -57,9 +56,9 @@ class Alignment:
 class _Similarity(torch.autograd.Function):
     """mean relu(|zᵢ·zⱼ − fᵢ·fⱼ| − m) over the positions i and j of each image, in blocks of rows.
 
-    The matrices zᵀz and fᵀf of an image have (h·w)² numbers, too many to hold for large latents. Each block of
-    their difference D gives its part of the value and, where one is wanted, of the gradient: with G = ∂/∂D, which
-    is symmetric as D is, ∂/∂z = 2 z G. A block is then dropped, and computed only once.
+    The matrices zᵀz and fᵀf of an image have (h·w)² numbers, too many to hold for large latents. Each block
+    of their difference D gives its part of the value and, where one is wanted, of the gradient: with
+    G = ∂/∂D, which is symmetric as D is, ∂/∂z = 2 z G. A block is computed once and then dropped.
     """
 
     @staticmethod

@@ -93,7 +93,7 @@ def build_networks(
     ema = EMA(autoencoder, config.ema_decay or 0.0)
     performance = _tune(config, autoencoder, objective, discriminator, accelerator.device)
     with distributed.main_first():
-        features = build.build_feature_maps(config)
+        features = build.build_feature_maps(config, bfloat16=accelerator.mixed_precision == "bf16")
     trainable = _with_learned_loss(autoencoder, objective, features, config)
     learners = [_learner("autoencoder", trainable, config.optimizer, config, accelerator)]
     adversary = None

@@ -16,11 +16,11 @@ from latentae.models.lean import make_lean
 
 # A device that is not named keeps the stock blocks: nothing was measured there.
 _LEAN_DEVICES = ("cpu",)
-# Pixels that LPIPS takes at a time. On a CPU: with fewer, the deepest layers, which have many weights and hardly any
-# pixels, would read their weights too often.
+# Pixels that LPIPS takes at a time. On a CPU: with fewer, the deepest layers, which have many weights and
+# hardly any pixels, would read their weights too often.
 _LPIPS_PIXELS = {"cpu": 2**15}
-# On any other device: LPIPS on VGG16, the larger trunk, then holds less than 1 GiB (1.4 kB per pixel, in float32),
-# whatever the batch. Not chosen for speed: eight images of 256 x 256 pixels keep a GPU busy.
+# On any other device: LPIPS on VGG16, the larger trunk, then holds less than 1 GiB (1.4 kB per pixel, in
+# float32), whatever the batch.
 _LPIPS_PIXELS_ELSEWHERE = 2**19
 
 

@@ -1,4 +1,4 @@
-"""Random numbers of a step: a function of the seed, the step, what they are for, and the image they are for."""
+"""Random numbers of a step: a function of the seed, the step, their purpose and the image they are for."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class StepRandomness:
     """Draws of a micro-batch, for each image and for the whole step.
 
     The numbers of an image are a function of (seed, step, micro-batch, purpose, place in the global
-    micro-batch). Image i of rank r has the place r · B + i. So N ranks draw what one rank with an N times larger
-    batch draws, and a rank draws the numbers of its own images alone, at a cost that does not depend on N.
+    micro-batch). Image i of rank r has the place r · B + i. So N ranks draw what one rank with an N times
+    larger batch draws. A rank draws the numbers of its own images alone, at a cost that does not depend on N.
     Numbers are drawn on the CPU, and so are the same for every device.
 
-    Earlier, one generator drew the numbers of all images, one image after the other. A run that continues from a
-    checkpoint of that time draws other noise from there on.
+    Earlier versions drew the numbers of all images from one generator. A run that continues from one of their
+    checkpoints draws other noise from there on.
 
     Attributes:
         seed: of the run.

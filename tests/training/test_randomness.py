@@ -27,7 +27,9 @@ def test_each_purpose_step_and_micro_batch_draws_its_own():
 def test_an_image_s_numbers_depend_on_its_place_alone():
     """Not on the images beside it, and not on how many processes there are."""
     whole = StepRandomness(seed=3, step=7).normal("posterior", 6, 4, 5, 5)
-    alone = [StepRandomness(3, 7, rank=place, world_size=6).normal("posterior", 1, 4, 5, 5) for place in range(6)]
+    alone = [
+        StepRandomness(3, 7, rank=place, world_size=6).normal("posterior", 1, 4, 5, 5) for place in range(6)
+    ]
     assert torch.equal(torch.cat(alone), whole)
     assert len({tuple(image.flatten().tolist()) for image in whole}) == 6
 
@@ -71,10 +73,14 @@ def test_for_a_gpu_the_numbers_lie_in_pinned_memory(monkeypatch):
     asked, copied = [], []
     empty, to = torch.empty, torch.Tensor.to
     monkeypatch.setattr(
-        torch, "empty", lambda *shape, pin_memory, **options: (asked.append(pin_memory), empty(*shape, **options))[1]
+        torch,
+        "empty",
+        lambda *shape, pin_memory, **options: (asked.append(pin_memory), empty(*shape, **options))[1],
     )
     monkeypatch.setattr(
-        torch.Tensor, "to", lambda numbers, device, **options: (copied.append((device, options)), to(numbers, "cpu"))[1]
+        torch.Tensor,
+        "to",
+        lambda numbers, device, **options: (copied.append((device, options)), to(numbers, "cpu"))[1],
     )
     for device in ("cpu", "cuda"):
         StepRandomness(0, 0, device=device).normal("posterior", 2, 3)
