@@ -1,8 +1,8 @@
-"""Updates from losses or gradients that are no finite numbers are not made, are counted, and are named."""
+"""Refuses updates from losses or gradients that are not finite, counts them and names their causes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,8 @@ class Guard:
 
     Args:
         gather: joins the ranks' lists.
+        gradient_losses: names of losses that are made of gradients under the loss scale. Like gradient norms
+            they overflow when the scale is too large.
 
     Attributes:
         skipped: updates not made so far, in the whole run.
@@ -65,8 +67,9 @@ class Guard:
             before; 0 if all of its updates were made.
     """
 
-    def __init__(self, gather: Gather) -> None:
+    def __init__(self, gather: Gather, gradient_losses: Collection[str] = ()) -> None:
         self.gather = gather
+        self.gradient_losses = gradient_losses
         self.skipped = 0
         self.consecutive = 0
         self.longest = 0
@@ -88,9 +91,9 @@ class Guard:
 
         Args:
             norms: gradient norms by name, unscaled, from gradients averaged over ranks.
-            loss_scale: the gradient scaler's, if there is one. Gradients that overflow under a scale above 1
-                while the losses are finite are the scaler's business: such an update is not made either, but
-                it is no fault.
+            loss_scale: the gradient scaler's, if there is one. Where gradients, or losses made of gradients,
+                overflow under a scale above 1 and all other losses are finite, the scaler lowers its scale:
+                such an update is not made either, but it is not a fault.
         """
         infinite = [*self._losses.values(), *(~torch.isfinite(norm) for norm in norms.values())]
         own = torch.stack(infinite).float()
@@ -100,7 +103,9 @@ class Guard:
         here = (own * elsewhere_fine)[: len(self._losses)].sum()
         overflow = torch.zeros_like(here)
         if loss_scale is not None:
-            overflow = (total[: len(self._losses)].sum() == 0).float() * (loss_scale > 1)
+            counts = zip(self._losses, total, strict=False)  # those of the losses come first
+            plain = [count for name, count in counts if name not in self.gradient_losses]
+            overflow = (sum(plain, torch.zeros_like(here)) == 0).float() * (loss_scale > 1)
         flags = torch.cat([total, torch.stack([overflow, here])])
         self._attempts.append(_Attempt(step, [*self._losses, *norms], self._names, flags))
         self._losses, self._names = {}, []

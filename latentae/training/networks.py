@@ -226,6 +226,7 @@ def _adversary(
         lecam=None if lecam is None else lecam.to(accelerator.device),
         r1=build.build_r1(discriminator_config),
         reuse_forward=not getattr(discriminator, "forward_has_state", False),
+        loss_scale=None if accelerator.scaler is None else accelerator.scaler.scale,
     )
     return adversary, learner
 

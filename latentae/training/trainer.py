@@ -14,6 +14,7 @@ from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_datas
 from latentae.evaluation.pictures import Picture, save_png
 from latentae.evaluation.reconstruction import NoMeasurementError
 from latentae.training.accelerator import create_accelerator, gather_object, track, track_picture
+from latentae.training.adversary import GRADIENT_LOSSES
 from latentae.training.adversary_watch import AdversaryWatch
 from latentae.training.broken import TooManyBrokenImagesError
 from latentae.training.checkpoint import choose_checkpoint, load_checkpoint, needing_disk, save_checkpoint
@@ -81,7 +82,7 @@ class Trainer:
             notes=None if rehearsal else self.folder.shards,
         )
         self.networks = build_networks(config, self.accelerator, objective)
-        self.guard = Guard(gather_object)
+        self.guard = Guard(gather_object, GRADIENT_LOSSES)
         self.codes = watch_codebook(self.networks.quantizer, config, self.images.training)
         self.meter = Meter()
         self.accelerator.register_for_checkpointing(self.guard, self.codes, self.meter)

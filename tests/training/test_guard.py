@@ -60,6 +60,28 @@ def test_a_scaler_overflow_is_not_made_and_not_counted():
     assert guard.skipped == 0
 
 
+def penalised(guard, scale, loss=ONE, penalty=ONE):
+    guard.watch({"loss": loss, "r1": penalty}, ["a.png"])
+    return bool(guard.judge(1, {"net_gradient_norm": NAN}, scale))
+
+
+@pytest.mark.parametrize(
+    ("gradient_losses", "scale", "loss", "causes"),
+    [
+        (("r1",), torch.tensor(65536.0), ONE, None),
+        (("r1",), torch.tensor(65536.0), NAN, ["loss", "r1", "net_gradient_norm"]),
+        (("r1",), torch.tensor(1.0), ONE, ["r1", "net_gradient_norm"]),
+        (("r1",), None, ONE, ["r1", "net_gradient_norm"]),
+        ((), torch.tensor(65536.0), ONE, ["r1", "net_gradient_norm"]),
+    ],
+)
+def test_a_loss_made_of_gradients_overflows_as_they_do(gradient_losses, scale, loss, causes):
+    guard = Guard(alone, gradient_losses)
+    assert not penalised(guard, scale, loss=loss, penalty=NAN)
+    assert [skipped.causes for skipped in guard.report()] == ([] if causes is None else [causes])
+    assert guard.skipped == guard.consecutive == (causes is not None)
+
+
 @pytest.mark.parametrize(("loss", "scale"), [(NAN, 65536.0), (ONE, 1.0)])
 def test_what_no_scale_explains_counts(loss, scale):
     guard = Guard(alone)
