@@ -53,6 +53,8 @@ def create_accelerator(config: RunConfig) -> Accelerator:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
     if config.deterministic:
+        # Older releases of torch, 2.6 among them, refuse products of matrices on CUDA without it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
 

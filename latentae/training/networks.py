@@ -155,10 +155,8 @@ def _tune(
 
 
 def _sizes_differ(config: RunConfig) -> bool:
-    """Whether sizes differ between steps: those of the data, or those that a loss draws."""
-    spectral = config.loss.spectral
-    draws_factor = spectral is not None and len(set(spectral.factors)) > 1
-    return config.loss.equivariance is not None or draws_factor or len(set(config.data.training_sizes)) > 1
+    """Whether steps draw the sizes of their images or latents. Those that a spectral loss adds are few."""
+    return config.loss.equivariance is not None or len(set(config.data.training_sizes)) > 1
 
 
 def seed_everything(seed: int) -> None:

@@ -5,7 +5,8 @@ On a CPU they follow from the measurements of benchmarks/bench_step.py, in bench
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 from torch import nn
@@ -22,6 +23,36 @@ _LPIPS_PIXELS = {"cpu": 2**15}
 # On any other device: LPIPS on VGG16, the larger trunk, then holds less than 1 GiB (1.4 kB per pixel, in
 # float32), whatever the batch.
 _LPIPS_PIXELS_ELSEWHERE = 2**19
+
+
+@dataclass(frozen=True)
+class TorchSettings:
+    """What a run sets in torch for the whole process, and what its end puts back.
+
+    Attributes:
+        tries_algorithms: whether cuDNN tries its algorithms out.
+        determinism: torch's mode: 0 for none, 1 for warnings, 2 for deterministic algorithms only.
+        threads: that torch computes with on a CPU.
+    """
+
+    tries_algorithms: bool
+    determinism: int
+    threads: int
+
+    @classmethod
+    def read(cls) -> Self:
+        """The present settings."""
+        return cls(
+            torch.backends.cudnn.benchmark,
+            torch.get_deterministic_debug_mode(),
+            torch.get_num_threads(),
+        )
+
+    def restore(self) -> None:
+        """Makes these the settings again."""
+        torch.backends.cudnn.benchmark = self.tries_algorithms
+        torch.set_deterministic_debug_mode(self.determinism)
+        torch.set_num_threads(self.threads)
 
 
 def tune(

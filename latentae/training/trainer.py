@@ -30,6 +30,7 @@ from latentae.training.learner import update
 from latentae.training.lock import RunLock
 from latentae.training.meter import Meter
 from latentae.training.networks import build_networks
+from latentae.training.performance import TorchSettings
 from latentae.training.previews import preview
 from latentae.training.randomness import StepRandomness
 from latentae.training.recorder import Recorder
@@ -60,6 +61,7 @@ class Trainer:
         self.config = config
         self.folder = RunFolder(Path(config.output_dir))
         self.folder.check(config)
+        self.torch_settings = TorchSettings.read()
         self.accelerator = create_accelerator(config)
         self.device = self.accelerator.device
         self.lock = RunLock(self.folder)
@@ -149,6 +151,7 @@ class Trainer:
             raise RunError(f"{reason}\n{self._how_to_continue()}") from error
         finally:
             recorder.close()
+            self.torch_settings.restore()
         self.accelerator.end_training()
         recorder.say("\n" + describe(self.folder, summary))
         return summary

@@ -1,3 +1,4 @@
+import os
 import sys
 from types import SimpleNamespace
 
@@ -27,6 +28,23 @@ def test_threads(tiny):
     create_accelerator(tiny("cpu_threads=1"))
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+def test_a_deterministic_run_has_what_cublas_needs(tiny, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # noted, so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    before = torch.get_deterministic_debug_mode()
+    create_accelerator(tiny())
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    try:
+        create_accelerator(tiny("deterministic=true"))
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.are_deterministic_algorithms_enabled()
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the other one that is deterministic
+        create_accelerator(tiny("deterministic=true"))
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        torch.set_deterministic_debug_mode(before)
 
 
 def test_a_picture_in_tensorboard(tiny, tmp_path):
