@@ -9,9 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Above all bytes of a purpose's name: the key of an image is then the key of no other purpose.
-_FIRST_IMAGE = 256
-
 
 @dataclass(frozen=True)
 class StepRandomness:
@@ -58,12 +55,26 @@ class StepRandomness:
         # The copy from memory that is not pinned would wait for what the GPU is doing.
         pinned = torch.device(self.device).type == "cuda"
         numbers = torch.empty(batch_size, *shape, dtype=torch.float32, pin_memory=pinned)
-        generator, first = torch.Generator(), self.rank * batch_size
-        for place, own in enumerate(numbers.unbind(), start=first):
-            fill(own, generator=generator.manual_seed(self._seed(purpose, _FIRST_IMAGE + place)))
+        generator = torch.Generator()
+        for own, seed in zip(numbers.unbind(), self._image_seeds(purpose, batch_size), strict=True):
+            fill(own, generator=generator.manual_seed(seed))
         return numbers.to(self.device, non_blocking=True)
 
-    def _seed(self, purpose: str, *more: int) -> int:
-        key = (self.step, self.micro_batch, *purpose.encode(), *more)
-        sequence = np.random.SeedSequence(self.seed, spawn_key=key)
+    def _seed(self, purpose: str) -> int:
+        sequence = np.random.SeedSequence(
+            self.seed, spawn_key=(self.step, self.micro_batch, *purpose.encode())
+        )
         return int(sequence.generate_state(1, np.uint64)[0]) >> 1
+
+    def _image_seeds(self, purpose: str, batch_size: int) -> list[int]:
+        """The numbers at the images' places in the sequence of SplitMix64 (Steele et al. 2014).
+
+        Each is computed by itself, without those before it.
+        """
+        first = self.rank * batch_size + 1
+        places = np.arange(first, first + batch_size, dtype=np.uint64)
+        state = np.uint64(self._seed(purpose)) + places * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
+        seeds: list[int] = ((state ^ (state >> np.uint64(31))) >> np.uint64(1)).tolist()
+        return seeds

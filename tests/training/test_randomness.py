@@ -47,12 +47,12 @@ def test_a_rank_draws_for_its_own_images_alone(monkeypatch):
         assert drawn == [6] * 4
 
 
-def test_no_image_has_the_draws_of_another_purpose():
-    """A purpose whose name goes on with an image's number is another purpose."""
-    randomness = StepRandomness(seed=0, step=1)
-    images = randomness.uniform("a", 300, 4)
-    steps = [torch.rand(4, generator=randomness.generator(f"a{chr(code)}")) for code in range(128)]
-    assert len({tuple(draw.tolist()) for draw in (*images, *steps)}) == 300 + 128
+def test_the_seeds_of_images_are_those_of_splitmix64(monkeypatch):
+    """The first numbers that its reference program gives for the seed 1234567."""
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    monkeypatch.setattr(StepRandomness, "_seed", lambda self, purpose: 1234567)
+    seeds = [StepRandomness(0, 0, rank=rank, world_size=2)._image_seeds("posterior", 2) for rank in range(2)]
+    assert [*seeds[0], *seeds[1]] == [number >> 1 for number in expected]
 
 
 def test_the_numbers_are_spread_as_they_should_be():
