@@ -140,13 +140,19 @@ class CodebookQuantizer(Quantizer):
         self.embedding.weight.copy_(torch.where(mask[:, None], codes, self.embedding.weight))
 
     def _draw_latents(self, generator: torch.Generator) -> Tensor:
-        """K latents of the global batch: each rank fills in the rows it holds, and a sum joins them."""
+        """K latents of the global batch: each rank fills in the rows it holds, and a sum joins them.
+
+        One is drawn from each of K parts of the batch, in random order. So none is drawn twice where there
+        are K, and the cost of a draw does not grow with the ranks.
+        """
         assert self.recent_latents is not None
         local = self.recent_latents
         total = len(local) * distributed.world_size()
-        rounds = -(-self.num_codes // total)  # one where there are enough, so that none is drawn twice
-        draws = [torch.randperm(total, generator=generator) for _ in range(rounds)]
-        picks = torch.cat(draws)[: self.num_codes].to(local.device) - len(local) * distributed.rank()
+        parts = torch.randperm(self.num_codes, generator=generator)
+        first, end = (part * total // self.num_codes for part in (parts, parts + 1))
+        places = torch.rand(self.num_codes, generator=generator, dtype=torch.float64)
+        drawn = first + (places * (end - first)).long()
+        picks = drawn.to(local.device) - len(local) * distributed.rank()
         held = (picks >= 0) & (picks < len(local))
         rows = local[picks.clamp(0, len(local) - 1)] * held[:, None]
         return distributed.all_reduce_sum(rows)
