@@ -89,7 +89,7 @@ def test_revived_codes_are_codes_of_latents(kind):
 
 @pytest.mark.parametrize(("latents", "codes"), [(7, 5), (64, 64), (100, 7), (3, 8)])
 def test_no_latent_revives_two_codes_while_there_are_others(latents, codes):
-    """Every latent is drawn as often as another; where they are too few, as often as can be, and once more."""
+    """Every latent is drawn as often as another; of too few, some are drawn once more than others."""
     quantizer, times = VectorQuantizer(codes, 1, revive_after=1), torch.zeros(latents)
     quantizer.recent_latents = torch.arange(latents).float()[:, None]
     for seed in range(200):
