@@ -152,7 +152,7 @@ class CodebookQuantizer(Quantizer):
         first, end = (part * total // self.num_codes for part in (parts, parts + 1))
         places = torch.rand(self.num_codes, generator=generator, dtype=torch.float64)
         drawn = first + (places * (end - first)).long()
-        picks = drawn.to(local.device, non_blocking=True) - len(local) * distributed.rank()
+        picks = drawn.to(local.device) - len(local) * distributed.rank()
         held = (picks >= 0) & (picks < len(local))
         rows = local[picks.clamp(0, len(local) - 1)] * held[:, None]
         return distributed.all_reduce_sum(rows)

@@ -58,7 +58,7 @@ class StepRandomness:
         generator = torch.Generator()
         for own, seed in zip(numbers.unbind(), self._image_seeds(purpose, batch_size), strict=True):
             fill(own, generator=generator.manual_seed(seed))
-        return numbers.to(self.device, non_blocking=True)
+        return numbers.to(self.device, non_blocking=pinned)
 
     def _seed(self, purpose: str) -> int:
         sequence = np.random.SeedSequence(

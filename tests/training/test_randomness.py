@@ -85,4 +85,4 @@ def test_for_a_gpu_the_numbers_lie_in_pinned_memory(monkeypatch):
     for device in ("cpu", "cuda"):
         StepRandomness(0, 0, device=device).normal("posterior", 2, 3)
     assert asked == [False, True]
-    assert copied == [("cpu", {"non_blocking": True}), ("cuda", {"non_blocking": True})]
+    assert copied == [("cpu", {"non_blocking": False}), ("cuda", {"non_blocking": True})]
