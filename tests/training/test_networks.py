@@ -4,6 +4,7 @@ from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.reconstruction import l1
 from latentae.training.accelerator import create_accelerator
 from latentae.training.networks import build_networks
+from latentae.training.trainer import Trainer
 
 
 def build(config):
@@ -26,3 +27,29 @@ def test_each_network_has_its_own_optimizer(tiny):
     }
     trained = [p for learner in networks.learners for p in learner.module.parameters() if p.requires_grad]
     assert held == {id(p) for p in trained}
+
+
+def test_a_run_under_a_gradient_scaler_loses_no_update_to_the_guard(tiny, monkeypatch):
+    """A scale that is far too large falls until gradients, and the penalty on them, are finite."""
+
+    def with_scaler(config):
+        accelerator = create_accelerator(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-12)
+        return accelerator
+
+    monkeypatch.setattr("latentae.training.trainer.create_accelerator", with_scaler)
+    trainer = Trainer(tiny("discriminator.r1={weight: 1.0, every: 1}", "max_steps=14", "log_every=1"))
+    attempts, judge = [], trainer.guard.judge
+
+    def judged(*arguments):
+        found = dict(trainer.guard._losses)
+        accepted = judge(*arguments)
+        attempts.append((bool(accepted), [name for name, infinite in found.items() if infinite]))
+        return accepted
+
+    trainer.guard.judge = judged
+    trainer.fit()
+    assert (False, ["r1"]) in attempts
+    assert attempts[-1] == (True, [])
+    assert trainer.guard.skipped == 0
+    assert trainer.accelerator.scaler.get_scale() < 2.0**127
