@@ -94,6 +94,8 @@ def build_networks(
     performance = _tune(config, autoencoder, objective, discriminator, accelerator.device)
     with distributed.main_first():
         features = build.build_feature_maps(config, bfloat16=accelerator.mixed_precision == "bf16")
+    if features is not None and features.precision != "float32":
+        performance += (f"the network of loss.alignment computes in {features.precision}",)
     trainable = _with_learned_loss(autoencoder, objective, features, config)
     learners = [_learner("autoencoder", trainable, config.optimizer, config, accelerator)]
     adversary = None
