@@ -26,7 +26,7 @@ class StepRandomness:
         seed: of the run.
         step: optimizer steps done so far.
         micro_batch: which micro-batch of the step, from 0.
-        rank, world_size: which of how many processes this is.
+        rank, world_size: which of how many processes this is. No draw depends on how many there are.
         device: where the numbers go.
     """
 
