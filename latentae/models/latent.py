@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -193,7 +192,7 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
             )
         self._check_dtype("images", images, self.encoder)
         # Training images come through a loader that scales them. A hook may change what the encoder gets.
-        if not (self.training or _has_hooks(self) or _has_hooks(self.encoder)) and _is_readable(images):
+        if not (self.training or any(map(_has_hooks, (self, self.encoder)))) and _is_readable(images):
             self._check_range(images)
 
     def _check_range(self, images: Tensor) -> None:
@@ -201,7 +200,7 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
         low, high = (float(value) for value in torch.aminmax(images.detach()))
         message = f"{type(self).__name__} encodes images in [-1, 1]; these run from {low:g} to {high:g}"
         largest = max(-low, high)
-        if not (largest <= _LARGEST_NORMALISED_VALUE and math.isfinite(low)):  # so that NaN is caught, too
+        if not largest <= _LARGEST_NORMALISED_VALUE:  # so that NaN is caught, too
             raise ValueError(message + _CONVERSION)
         if largest > _LARGEST_VALUE and not self._warned_of_range:
             self._warned_of_range = True
@@ -255,13 +254,13 @@ def _is_readable(images: Tensor) -> bool:
         and images.device.type == "cpu"
         and images.numel() > 0
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._functorch.is_functorch_wrapped_tensor(images)
     )
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _has_hooks(module: Any) -> bool:
     """Whether torch, accelerate or diffusers runs something of its own before or after the module."""
     own = module._forward_pre_hooks or module._forward_hooks
     return bool(own) or hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")

@@ -169,7 +169,7 @@ class PiecewiseMixin:
             "tile_sample_min_size": tile_sample_min_size,
             "tile_overlap_factor": tile_overlap_factor,
         }
-        values = {name: value for name, value in given.items() if value is not None}
+        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self._check_tiles(values)
         if tile_sample_min_size is not None:
             values["tile_latent_min_size"] = tile_sample_min_size // self.downsampling_factor

@@ -147,6 +147,17 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
             self.register_to_config(_requires=f"latentae.load_autoencoder: {self.stock_objection}")
         self._start_whole(sample_size)
 
+    def enable_group_offload(self, *arguments: Any, **options: Any) -> None:
+        """Refuses to: a group's weights are fetched when its module is called, and codes are read otherwise.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not support group offloading, because its codebook is read without "
+            "a call to its module: give the pipeline exclude_modules='vae', or call enable_model_cpu_offload"
+        )
+
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         """Continuous latents [B, d, h, w] of images [B, C, H, W] in [−1, 1].

@@ -281,6 +281,20 @@ def test_layerwise_casting(cls, dtype, noise):
 
 
 @all_but_vq_model
+def test_pickled_weights_on_disk(cls, noise, tmp_path):
+    model = build(cls)
+    model.save_pretrained(tmp_path / "model", safe_serialization=False)
+    assert (tmp_path / "model/diffusion_pytorch_model.bin").is_file()
+    memory = {"cpu": sum(value.nbytes for value in model.parameters()) // 3}
+    options = {"device_map": "auto", "max_memory": memory}
+    with pytest.raises(ValueError, match="offload_folder"):
+        cls.from_pretrained(tmp_path / "model", **options)
+    loaded = cls.from_pretrained(tmp_path / "model", **options, offload_folder=tmp_path / "weights")
+    assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
+    assert torch.equal(output(loaded, noise), output(model, noise))
+
+
+@all_but_vq_model
 @pytest.mark.parametrize("kept", ["encoder", "decoder"])
 def test_weights_on_disk(cls, noise, tmp_path, kept):
     model = build(cls)

@@ -61,6 +61,9 @@ def _make_end_lean(part: Encoder | Decoder) -> bool:
     if type(norm) is not nn.GroupNorm or type(activation) is not nn.SiLU or type(conv) is not nn.Conv2d:
         return False
     norm.__class__, activation.__class__, conv.__class__ = LeanActivatedNorm, LeanLastSiLU, LeanLastConv
+    assert isinstance(norm, LeanActivatedNorm)
+    assert isinstance(activation, LeanLastSiLU)
+    assert isinstance(conv, LeanLastConv)
     norm.part, activation.before, conv.before = [part], [norm], [norm]
     return True
 
