@@ -244,6 +244,14 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
         return stock.to(self.device).eval()
 
 
+def _describe(tensor: Tensor) -> str:
+    return f"{_name(tensor.dtype)} {list(tensor.shape)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _is_readable(images: Tensor) -> bool:
     """Whether the values can be read at no cost: on the CPU, and not by a compiler, an export or a transform.
 
@@ -264,11 +272,3 @@ def _has_hooks(module: Any) -> bool:
     """Whether torch, accelerate or diffusers runs something of its own before or after the module."""
     own = module._forward_pre_hooks or module._forward_hooks
     return bool(own) or hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{_name(tensor.dtype)} {list(tensor.shape)}"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
