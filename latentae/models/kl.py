@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -11,6 +12,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
+from latentae.models.checkpoints.folders import stock_meaning
 from latentae.models.latent import AutoencoderOutput, LatentAutoencoder, PosteriorOutput
 
 
@@ -85,6 +87,18 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         )
         self._start_whole(sample_size)
 
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path_or_dict: str | None = None, **kwargs: Any
+    ) -> KLVAE:
+        """diffusers' ``from_single_file``; what ``original_config`` leaves out means the stock default."""
+        model = super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
+        if kwargs.get("original_config") is not None:
+            unset = model.config["_use_default_values"]
+            told = {name: value for name, value in model.config.items() if name not in unset}
+            model.change_config(**stock_meaning(told, AutoencoderKL))
+        return model
+
     @apply_forward_hook
     def encode(
         self, x: Tensor, return_dict: bool = True
@@ -97,7 +111,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             ValueError: wrong shape, channel count, dtype or range, or images smaller than one latent.
         """
         self._check_images(x)
-        posterior = DiagonalGaussianDistribution(self._encode_in_pieces(self._moments, self._pad(x)))
+        posterior = DiagonalGaussianDistribution(self._encode_in_pieces(self._encode_whole, self._pad(x)))
         if not return_dict:
             return (posterior,)
         return PosteriorOutput(latent_dist=posterior, latents=posterior.mode())
@@ -182,7 +196,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         stock.load_state_dict(self.state_dict())
         return self._like_self(stock)
 
-    def _moments(self, images: Tensor) -> Tensor:
+    def _encode_whole(self, images: Tensor) -> Tensor:
         """Mean and log-variance [B, 2c, h, w]."""
         moments = self.encoder(images)
         return moments if self.quant_conv is None else self.quant_conv(moments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -18,6 +19,8 @@ from latentae.models.tiling import PiecewiseMixin
 
 # Beyond this an image is not in [-1, 1]. Bicubic resizing overshoots by up to a fifth of the contrast.
 _LARGEST_VALUE = 1.5
+# Beyond this it is not normalised at all. Normal noise stays below 7, the usual means and deviations below 4.
+_LARGEST_NORMALISED_VALUE = 10.0
 _CONVERSION = "; values from 0 to 255 become so by images.float() / 127.5 - 1"
 
 Stock = TypeVar("Stock", bound=nn.Module)
@@ -99,6 +102,7 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
     device: Any
     dtype: Any
     training: bool
+    _warned_of_range = False
     _stock_class: ClassVar[type | None] = None  # diffusers' own, with the same weights and other defaults
 
     @classmethod
@@ -187,20 +191,20 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
                 f"stands for {self.downsampling_factor}x{self.downsampling_factor}"
             )
         self._check_dtype("images", images, self.encoder)
-        # Reading values would stall a GPU and break a graph, and training images come through a loader that
-        # scales them.
-        if images.device.type == "cpu" and not (self.training or torch.compiler.is_compiling()):
+        # Training images come through a loader that scales them. A hook may change what the encoder gets.
+        if not (self.training or any(map(_has_hooks, (self, self.encoder)))) and _is_readable(images):
             self._check_range(images)
 
     def _check_range(self, images: Tensor) -> None:
-        if images.numel() == 0:
-            return
+        """Raises ValueError for images that are not normalised; warns once of a range other than [-1, 1]."""
         low, high = (float(value) for value in torch.aminmax(images.detach()))
-        if not (low >= -_LARGEST_VALUE and high <= _LARGEST_VALUE):  # so that NaN is caught, too
-            raise ValueError(
-                f"{type(self).__name__} encodes images in [-1, 1]; these run from {low:g} to {high:g}"
-                f"{_CONVERSION}"
-            )
+        message = f"{type(self).__name__} encodes images in [-1, 1]; these run from {low:g} to {high:g}"
+        largest = max(-low, high)
+        if not largest <= _LARGEST_NORMALISED_VALUE:  # so that NaN is caught, too
+            raise ValueError(message + _CONVERSION)
+        if largest > _LARGEST_VALUE and not self._warned_of_range:
+            self._warned_of_range = True
+            warnings.warn(f"{message}. This is said once for each model", stacklevel=5)
 
     def _check_dtype(self, name: str, inputs: Tensor, first: nn.Module) -> None:
         """Raises ValueError where ``inputs`` would meet weights of another dtype in ``first``."""
@@ -246,3 +250,25 @@ def _describe(tensor: Tensor) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _is_readable(images: Tensor) -> bool:
+    """Whether the values can be read at no cost: on the CPU, and not by a compiler, an export or a transform.
+
+    Reading values would stall a GPU, break a graph, and fail where there are none, as on fake tensors.
+    """
+    return (
+        type(images) in (Tensor, nn.Parameter)
+        and images.device.type == "cpu"
+        and images.numel() > 0
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._functorch.is_functorch_wrapped_tensor(images)
+    )
+
+
+def _has_hooks(module: Any) -> bool:
+    """Whether torch, accelerate or diffusers runs something of its own before or after the module."""
+    own = module._forward_pre_hooks or module._forward_hooks
+    return bool(own) or hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")

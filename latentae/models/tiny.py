@@ -32,7 +32,7 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
     def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         """Latents [B, c, h, w] of images [B, C, H, W] in [−1, 1], of any size."""
         self._check_images(x)
-        latents = self._encode_in_pieces(self.encoder, self._pad(x))
+        latents = self._encode_in_pieces(self._encode_whole, self._pad(x))
         if not return_dict:
             return (latents,)
         return EncoderOutput(latents=latents, latent_dist=PointDistribution(latents))
@@ -80,6 +80,9 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> None:
         """Writes the stock class's folder."""
         self.to_diffusers().save_pretrained(save_directory, **arguments)
+
+    def _encode_whole(self, images: Tensor) -> Tensor:
+        return self.encoder(images)
 
     def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         return latents.new_tensor(self.config.shift_factor), latents.new_tensor(self.config.scaling_factor)

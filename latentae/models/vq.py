@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ModelMixin, VQModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import Decoder, DecoderOutput, Encoder
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -34,7 +35,7 @@ _STOCK_NUM_CODES = 256  # what VQModel takes where it is told nothing
 _OWN_KEYS = ("shift_factor", "latents_mean", "latents_std", "quantizer", "backbone")
 
 
-class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
+class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     """The backbone and parameter names of diffusers' VQModel around one of our quantizers.
 
     The latents for diffusion are the continuous ones before quantization; ``decode`` quantizes them first, as
@@ -146,6 +147,17 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
             self.register_to_config(_requires=f"latentae.load_autoencoder: {self.stock_objection}")
         self._start_whole(sample_size)
 
+    def enable_group_offload(self, *arguments: Any, **options: Any) -> None:
+        """Refuses to: a group's weights are fetched when its module is called, and codes are read otherwise.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not support group offloading, because its codebook is read without "
+            "a call to its module: give the pipeline exclude_modules='vae', or call enable_model_cpu_offload"
+        )
+
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         """Continuous latents [B, d, h, w] of images [B, C, H, W] in [−1, 1].
@@ -156,7 +168,7 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
             ValueError: wrong shape, channel count, dtype or range, or images smaller than one latent.
         """
         self._check_images(x)
-        latents = self._encode_in_pieces(lambda tile: self.quant_conv(self.encoder(tile)), self._pad(x))
+        latents = self._encode_in_pieces(self._encode_whole, self._pad(x))
         if not return_dict:
             return (latents,)
         return EncoderOutput(latents=latents, latent_dist=PointDistribution(latents))
@@ -291,6 +303,9 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
         state = {key: value for key, value in self.state_dict().items() if key in wanted}
         stock.load_state_dict({**state, "quantize.embedding.weight": self.quantize.euclidean_codebook()})
         return self._like_self(stock)
+
+    def _encode_whole(self, images: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(images))
 
     def _decode(self, quantized: Tensor, size: tuple[int, int] | None) -> Tensor:
         images = self._decode_in_pieces(self._images, quantized)
