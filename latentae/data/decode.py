@@ -17,7 +17,12 @@ from latentae.data.levels import ValueRange, to_fractions
 # The only decoders that are tried. Pillow has more, but a data set has no business starting
 # Ghostscript because one of its files says that it is an EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+# Pillow's suffixes of these formats, and those of JPEG files that Pillow leaves out.
+Image.init()
+PICTURE_SUFFIXES = (
+    *(suffix for suffix, known in sorted(Image.registered_extensions().items()) if known in FORMATS),
+    *(".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"),
+)
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *ARRAY_SUFFIXES)
 PICTURE_CHANNELS = (1, 3, 4)  # what every picture can be converted to
 
