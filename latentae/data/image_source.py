@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from latentae.data.names import printable
+
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
@@ -53,12 +55,14 @@ class SubsetSource:
 
 def describe_source(source: ImageSource) -> str:
     """Where images are, how many, and what was left out, as far as the source says it; for people."""
-    if isinstance(source, CachedSource):
-        return describe_source(source.source)
-    if isinstance(source, SubsetSource):
-        return f"{len(source)} images of {describe_source(source.source)}"
     describe: Callable[[], str] | None = getattr(source, "describe", None)
-    return f"{len(source)} images" if describe is None else describe()
+    if describe is not None:
+        return printable(describe())
+    inner: ImageSource | None = getattr(source, "source", None)  # of one that wraps another
+    if inner is None:
+        return f"{len(source)} images"
+    text = describe_source(inner)
+    return text if len(source) == len(inner) else f"{len(source)} images of {text}"
 
 
 def take_evenly(source: ImageSource, count: int) -> ImageSource:

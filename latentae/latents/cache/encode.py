@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from latentae import distributed
-from latentae.data import ImageSource
+from latentae.data import ImageSource, describe_source
 from latentae.data.decode import check_channels
 from latentae.latents.cache.encoding import check_codes
 from latentae.latents.cache.files import remove_unfinished
@@ -118,6 +118,7 @@ def _encode(
     channels = model.config.in_channels
     check_channels(channels)
     source, annotations = request.open()
+    say(f"the images: {describe_source(source)}")
     if unread := request.unread(source):
         say(f"note: {unread}")
     if options.shard_size is None:
