@@ -88,8 +88,9 @@ def validation_loader(
 ) -> DataLoader[Any]:
     """Each image exactly once over all ranks: rank r of N has the r-th of N contiguous parts, in order.
 
-    An image that cannot be decoded is left out, so that a batch may be empty; its `broken` says why. No image is repeated to fill a batch, so ranks may differ by one image and the last batch may be
-    smaller; with more ranks than images some have no batch at all. All samples are those of epoch 0.
+    An image that cannot be decoded is left out, so that a batch may be empty; its `broken` says why. No image
+    is repeated to fill a batch, so ranks may differ by one image and the last batch may be smaller; with more
+    ranks than images some have no batch at all. All samples are those of epoch 0.
     Raises ValueError if a number is out of its range.
     """
     _check_ranks(batch_size, rank, world_size)

@@ -32,8 +32,8 @@ def dry_run(config: RunConfig) -> str:
     """Builds all of a run, makes a few of its steps in memory, and tells what they need; every rank calls it.
 
     The run's folder is neither read nor written. The first batch is put into a picture beside it,
-    ``<output_dir>-dry-run.png``, or into the working folder where there is nothing yet for it to lie beside, or
-    where it would lie among the data.
+    ``<output_dir>-dry-run.png``, or into the working folder where there is nothing yet for it to lie beside,
+    or where it would lie among the data.
 
     Raises:
         ValueError: what would stop the run before it started.

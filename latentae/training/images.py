@@ -110,8 +110,8 @@ def held_out_before(folder: RunFolder, resume: str) -> HeldOut | None:
         return HeldOut.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{file}, which says what the run has kept out of training, cannot be read ({error}); restore it, "
-            "or start again in a new output_dir"
+            f"{file}, which says what the run has kept out of training, cannot be read ({error}); restore "
+            "it, or start again in a new output_dir"
         ) from error
 
 

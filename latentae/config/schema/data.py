@@ -48,8 +48,8 @@ class DataConfig(Section):
     max_broken: CountOrZero = 100
     """Unreadable images that are skipped before the run is stopped."""
     check_images: CountOrZero = 256
-    """Images that are opened before training starts, to report broken ones early: so many of those to train on
-    (with streaming: none), and as many of those to measure on; 0: none."""
+    """Images that are opened before training starts, to report broken ones early: so many to train on (with
+    streaming: none), and as many to measure on; 0: none."""
     cache_megabytes: CountOrZero = 1024
     """Memory for decoded images, in megabytes; 0: none are kept."""
 
