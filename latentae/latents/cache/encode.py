@@ -118,7 +118,6 @@ def _encode(
     channels = model.config.in_channels
     check_channels(channels)
     source, annotations = request.open()
-    say(f"the images: {describe_source(source)}")
     if unread := request.unread(source):
         say(f"note: {unread}")
     if options.shard_size is None:
@@ -143,6 +142,7 @@ def _encode(
     missing = [shard for shard in shards if not is_whole(folder / shard.file)]
     if len(missing) < len(shards):
         say(f"going on: {len(shards) - len(missing)} of {len(shards)} shards are there")
+    say(f"the images: {describe_source(source)}")
     distributed.barrier()
     started = time.monotonic()
     loading = CacheImages(
