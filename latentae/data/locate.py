@@ -209,7 +209,7 @@ def _locate_folder(folder: Path) -> Located:
 
 
 def _find_containers(folder: Path) -> dict[Kind, dict[str, list[Path]]]:
-    """Tar files and tables, each as `split_files` has them, without tables that describe a folder's images."""
+    """Tar files and tables as `split_files` has them, without tables that describe a folder's images."""
     containers: dict[Kind, dict[str, list[Path]]] = {"tars": {}, "tables": {}}
     for split, paths in split_files(folder, (*TAR_SUFFIXES, *TABLE_SUFFIXES)).items():
         for path in paths:

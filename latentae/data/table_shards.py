@@ -181,8 +181,14 @@ def stream_table_files(files: Sequence[Path], label: str) -> StreamedTable:
     kind = check_one_kind(files).removeprefix(".")
     with table_errors(files):
         chosen, columns = readable_columns(files)
+    if columns is not None and kind == "arrow":
+        raise ValueError(
+            f"{files[0]} and others have different columns, and arrow files like these cannot be streamed: set "
+            "streaming=false, which needs no copy of them"
+        )
+    with table_errors(files):
         names = [str(file.path) for file in chosen]
-        options = {} if columns is None or kind == "arrow" else {"columns": columns}
+        options = {} if columns is None else {"columns": columns}
         table = datasets.load_dataset(
             kind, data_files={"train": names}, split="train", streaming=True, **options
         )
