@@ -183,7 +183,7 @@ def stream_table_files(files: Sequence[Path], label: str) -> StreamedTable:
         chosen, columns = readable_columns(files)
     if columns is not None and kind == "arrow":
         raise ValueError(
-            f"{files[0]} and others have different columns, and arrow files like these cannot be streamed: set "
+            f"{files[0]} and others have different columns, and arrow files cannot then be streamed: set "
             "streaming=false, which needs no copy of them"
         )
     with table_errors(files):
