@@ -13,11 +13,12 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from latentae.data.arrays import ARRAY_MAGIC, ARRAY_SUFFIXES, read_array, to_pixels
 from latentae.data.levels import ValueRange, to_fractions
+from latentae.data.suffixes import picture_suffixes
 
 # The only decoders that are tried. Pillow has more, but a data set has no business starting
 # Ghostscript because one of its files says that it is an EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+PICTURE_SUFFIXES = picture_suffixes(FORMATS)
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *ARRAY_SUFFIXES)
 PICTURE_CHANNELS = (1, 3, 4)  # what every picture can be converted to
 

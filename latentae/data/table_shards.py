@@ -12,9 +12,10 @@ from typing import Any
 
 from latentae.data.cells import choose_image_column, decode_cell, image_table
 from latentae.data.decode import BrokenImageError
+from latentae.data.folder import describe_files
 from latentae.data.levels import ValueRange
 from latentae.data.samples import EncodedImage
-from latentae.data.table import first_line, hub_errors
+from latentae.data.table import check_one_kind, first_line, hub_errors, readable_columns, table_errors
 from latentae.data.tar import shard_labels
 
 _MOST_SHARDS = 1024  # data sets of single files have as many as images
@@ -31,6 +32,7 @@ class StreamedTable:
         files: the names of its files.
         num_rows: of all its shards together; None: not known.
         is_local: all its files are on this machine.
+        where: its files, for people; empty: nothing to say.
     """
 
     table: Any
@@ -38,6 +40,7 @@ class StreamedTable:
     files: Sequence[str] = ()
     num_rows: int | None = None
     is_local: bool = False
+    where: str = ""
 
 
 class TableShards:
@@ -91,8 +94,18 @@ class TableShards:
         return known
 
     def typical_count(self) -> int:
-        num_rows = self.stream.num_rows
-        return self.count(0) if num_rows is None else num_rows // len(self)
+        if self.stream.num_rows is not None:
+            return self.stream.num_rows // len(self)
+        return next((count for shard in range(len(self)) if (count := self.count(shard))), 0)
+
+    def label(self, shard: int) -> str:
+        files = self.stream.files
+        return files[shard] if len(files) == len(self) else f"{self.stream.label}/{shard}"
+
+    def describe(self) -> str:
+        """Where the images are; for people."""
+        where = self.stream.where or f"{len(self)} shard(s) of the split {self.stream.label!r}"
+        return f"the column {self.column!r} of {where}"
 
     def read(self, shard: int, start: int = 0, step: int = 1) -> Iterator[EncodedImage]:
         row = 0
@@ -134,8 +147,7 @@ class TableShards:
         )
 
     def _name(self, shard: int, row: int) -> str:
-        files = self.stream.files
-        return f"{files[shard] if len(files) == len(self) else f'{self.stream.label}/{shard}'}[{row}]"
+        return f"{self.label(shard)}[{row}]"
 
     def _note_file(self, folder: Path, shard: int) -> Path:
         return folder / f"{self.stream.label.replace('/', '_')}_{shard}_of_{len(self)}"
@@ -166,19 +178,22 @@ def stream_table_files(files: Sequence[Path], label: str) -> StreamedTable:
     """
     import datasets
 
-    suffixes = {path.suffix.lower() for path in files}
-    if len(suffixes) > 1:
-        raise ValueError(f"{files[0].parent} mixes {' and '.join(sorted(suffixes))} files: keep one kind")
-    names = [str(path) for path in files]
-    try:
-        table = datasets.load_dataset(
-            suffixes.pop().removeprefix("."), data_files={"train": names}, split="train", streaming=True
-        )
-    except Exception as error:  # pyarrow's, datasets' and the file system's errors share no base
+    kind = check_one_kind(files).removeprefix(".")
+    with table_errors(files):
+        chosen, columns = readable_columns(files)
+    if columns is not None and kind == "arrow":
         raise ValueError(
-            f"cannot read {names[0]} ({len(names)} file(s) of its split): {first_line(error)}"
-        ) from error
-    return StreamedTable(table, label, shard_labels(files), is_local=True)
+            f"{files[0]} and others have different columns, and arrow files cannot then be streamed: set "
+            "streaming=false, which needs no copy of them"
+        )
+    with table_errors(files):
+        names = [str(file.path) for file in chosen]
+        options = {} if columns is None else {"columns": columns}
+        table = datasets.load_dataset(
+            kind, data_files={"train": names}, split="train", streaming=True, **options
+        )
+    files = [file.path for file in chosen]
+    return StreamedTable(table, label, shard_labels(files), is_local=True, where=describe_files(files))
 
 
 def stream_hub_dataset(name: str, dataset_config: str | None) -> dict[str, StreamedTable]:

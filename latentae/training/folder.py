@@ -52,6 +52,10 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def held_out(self) -> Path:
+        return self.root / "held_out.json"
+
+    @property
     def shards(self) -> Path:
         return self.root / "shards"
 

@@ -25,7 +25,7 @@ from latentae.training.diagnosis import RETRY, diagnose, explain
 from latentae.training.finish import calibrate_and_measure, export_run
 from latentae.training.folder import RankError, RunError, RunFolder, write_json
 from latentae.training.guard import Guard
-from latentae.training.images import open_images
+from latentae.training.images import held_out_before, open_images
 from latentae.training.learner import update
 from latentae.training.lock import RunLock
 from latentae.training.meter import Meter
@@ -82,6 +82,7 @@ class Trainer:
             gather=gather_object,
             say=self.accelerator.print,
             notes=None if rehearsal else self.folder.shards,
+            before=held_out_before(self.folder, config.resume),
         )
         self.networks = build_networks(config, self.accelerator, objective)
         self.guard = Guard(gather_object, GRADIENT_LOSSES)
@@ -97,6 +98,7 @@ class Trainer:
             return
         if distributed.is_main():
             self.folder.create(config)
+            write_json(self.folder.held_out, self.images.held_out.to_dict())
             self.folder.forget_after(self.step)
             if pretrained is not None:
                 pretrained.write(self.folder.root)
@@ -132,7 +134,12 @@ class Trainer:
             track=partial(track, self.accelerator),
             enabled=distributed.is_main(),
         )
-        for sentence in [self._describe_start(), *self.networks.describe(), *config_warnings(config)]:
+        for sentence in [
+            self._describe_start(),
+            self.images.places,
+            *self.networks.describe(),
+            *config_warnings(config),
+        ]:
             recorder.say(sentence)
         try:
             with StopSignals() as signals:
@@ -195,6 +202,7 @@ class Trainer:
                     batch_size=self.config.batch_size,
                     device=self.device,
                     num_workers=self.config.data.num_workers,
+                    note_broken=self.images.broken.add,
                 )
         codes = self.codes.read(final=self.step == self.config.max_steps)
         skipped = {"skipped_steps": self.guard.skipped}
@@ -340,8 +348,16 @@ class Trainer:
             self.config,
             device=self.device,
             say=self.accelerator.print,
-            measured=self.validation,
+            # Of images that cannot be read, only a measurement says how many were left out.
+            measured=None if self.images.broken.known else self.validation,
+            note_broken=self.images.broken.add,
         )
+        try:
+            sentence = self.images.broken.report()
+        except TooManyBrokenImagesError as error:  # nothing is left that more of them could spoil
+            sentence = str(error)
+        if sentence is not None:
+            self.accelerator.print(sentence)
         summary = {"step": self.step, **numbers, "seconds": round(self.seconds, 1)}
         if distributed.is_main():
             export_run(self.networks.ema.model, self.folder)

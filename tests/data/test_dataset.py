@@ -202,3 +202,12 @@ def test_ranks_agree_on_what_is_sound(monkeypatch):
         source, broken = without_broken(ListSource(6, broken=(0, 4)), 3)
         assert [source.name(index) for index in range(len(source))] == [f"picture{i}" for i in (1, 2, 3, 5)]
         assert broken == [f"picture{(0, 4)[rank]}: it is\nbroken"]
+
+
+def test_a_long_check_shows_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr("latentae.data.dataset._SECONDS_OF_SILENCE", 0)
+    source = ListSource(5)
+    assert check_images(source, 3, 4, minimum_side=7) == []
+    assert "opening images" in (said := capsys.readouterr().err)
+    assert "/4 [" in said
+    assert sorted(source.loaded) == [(0, 7), (1, 7), (2, 7), (3, 7)]
