@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import threading
@@ -145,7 +144,9 @@ class StopSignals:
                 return
             if reason is not None and self._before:
                 self._agreed = reason
-                _thread.interrupt_main(next(iter(self._before)))
+                main = threading.main_thread().ident
+                assert main is not None
+                signal.pthread_kill(main, next(iter(self._before)))
                 if not self._finished.wait(_GRACE_SECONDS):
                     os._exit(0)  # it waits for a rank that has left, and everything is saved
                 return

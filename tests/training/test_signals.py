@@ -1,3 +1,4 @@
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -137,6 +138,27 @@ def told_while_it_measures(folder):
 
 def test_a_signal_to_one_rank_at_the_end_reaches_all(tmp_path):
     assert in_two_ranks(told_while_it_measures, tmp_path) == ["stopped by SIGUSR1: it is saved"] * 2
+
+
+def blocked_in_a_library(folder):
+    """Rank 1 is struck and leaves, rank 0 is where Python cannot interrupt it, as in a collective call."""
+    signals._GRACE_SECONDS = 0.2
+    (folder / "result_0.json").write_text('"left"')
+    try:
+        with StopSignals() as stop:
+            stop.leave_at_once("it is saved")
+            if distributed.rank() == 0:
+                libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+                while True:  # the second time it waits for ever
+                    libc.pthread_mutex_lock(mutex)
+            strike(signal.SIGTERM)
+            time.sleep(50)
+    except RunStopped as stopped:
+        return str(stopped)
+
+
+def test_a_rank_that_cannot_be_interrupted_is_not_waited_for(tmp_path):
+    assert in_two_ranks(blocked_in_a_library, tmp_path) == ["left", "stopped by SIGTERM: it is saved"]
 
 
 def done_at_different_times(folder):
