@@ -5,6 +5,9 @@ import os
 import torch
 from torch import Tensor
 
+WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices that do not compute in float64: Apple's GPUs."""
+
 
 def usable_cores() -> int:
     """Cores that this process may use, at least 1; all of the machine's where the system does not say."""
@@ -14,8 +17,8 @@ def usable_cores() -> int:
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether a device computes in float64; Apple's GPUs do not."""
-    return device.type != "mps"
+    """Whether a device computes in float64."""
+    return device.type not in WITHOUT_FLOAT64
 
 
 def to_float64(tensor: Tensor) -> Tensor:
