@@ -87,7 +87,7 @@ def _guard(stream: TextIO | None, number: int) -> TextIO:
     guarded = _Output(output.fileno(), "w", closefd=False)
     unbuffered = stream.buffer is output  # as with `python -u`
     return io.TextIOWrapper(
-        guarded if unbuffered else io.BufferedWriter(guarded),  # type: ignore[arg-type]
+        guarded if unbuffered else io.BufferedWriter(guarded),
         encoding=stream.encoding,
         # A name that the encoding has no characters for is shown with escapes, and ends no run.
         errors="backslashreplace" if stream.errors == "strict" else stream.errors,
