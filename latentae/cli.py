@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from latentae.config import FAMILIES, ConfigError, RunConfig, load_config
-from latentae.console import is_first_process
+from latentae.console import is_first_process, outlive_output, output_pipe_is_closed
 from latentae.training.folder import RankError, RunError, RunFolder
 from latentae.training.origin import describe_pretrained
 from latentae.training.summary import describe, finished_summary
@@ -34,6 +34,7 @@ usage: latentae train FAMILY [--config NAME_OR_PATH] [--dry-run] [key=value ...]
 """
 
 
+@outlive_output()
 def train(family: str, arguments: Sequence[str] | None = None) -> int:
     """Trains an autoencoder of a family; returns the exit code.
 
@@ -73,8 +74,8 @@ def _run(config: RunConfig) -> int:
     except RunError as error:
         return _fail(str(error), 1, alone=isinstance(error, RankError))
     except RunStopped as stop:  # as asked, and nothing is lost: no failure to a job scheduler
-        if is_first_process():
-            print(stop)
+        if is_first_process():  # where nobody reads the output any more, somebody may read the errors
+            print(stop, file=sys.stderr if output_pipe_is_closed() else sys.stdout)
     return 0
 
 
@@ -93,6 +94,7 @@ def _dry_run(config: RunConfig) -> int:
     return 0
 
 
+@outlive_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the `latentae` command."""
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -16,6 +16,7 @@ RESUMABLE_KEYS = frozenset(
         "channels_last",
         "compile",
         "cpu_threads",
+        "process_group_timeout_hours",
         "checkpoint_every",
         "keep_checkpoints",
         "best_metric",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentae import distributed
 from latentae.data import BrokenImageError
+from latentae.devices import to_float64
 from latentae.evaluation.metrics import psnr, ssim, to_uint8
 from latentae.quantizers import Quantizer, code_counts, codebook_health
 
@@ -92,15 +93,15 @@ class _OwnImages:
         values = [
             psnr(reconstructions, originals),
             ssim(reconstructions, originals),
-            lpips(reconstructions, originals).double(),
+            to_float64(lpips(reconstructions, originals)),
         ]
-        self.rows.append(torch.stack([batch["indices"].to(self.device).double(), *values], dim=1))
+        self.rows.append(torch.stack([to_float64(batch["indices"].to(self.device)), *values], dim=1))
         if self.counts is not None:
             self.counts += code_counts(output.indices, self.counts.shape[-1])
 
     def joined(self) -> ReconstructionQuality:
         """The means over the images of all ranks, which must call it together."""
-        nothing = torch.zeros(0, 4, dtype=torch.float64, device=self.device)
+        nothing = to_float64(torch.zeros(0, 4, device=self.device))
         table = distributed.all_gather_concat(torch.cat(self.rows) if self.rows else nothing)
         if not len(table):
             raise NoMeasurementError("there are no images to evaluate on")

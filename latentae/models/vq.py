@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.vae import Decoder, DecoderOutput, Encoder
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from latentae.devices import to_float64_on_cpu
 from latentae.models.backbone_2017 import Decoder2017, Encoder2017
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PointDistribution
 from latentae.models.tokens import TokenMixin
@@ -240,10 +241,10 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
     def move_latents(self, change: LatentMap) -> None:
         """Changes ``quant_conv`` in place, so that latents z become A z + b; codes stay where they are."""
         conv = self.quant_conv
-        matrix, shift = (part.to(conv.weight.device, torch.float64) for part in change)
-        conv.weight.copy_(torch.einsum("ij,jchw->ichw", matrix, conv.weight.double()))
+        matrix, shift = (to_float64_on_cpu(part) for part in change)
+        conv.weight.copy_(torch.einsum("ij,jchw->ichw", matrix, to_float64_on_cpu(conv.weight)))
         assert conv.bias is not None
-        conv.bias.copy_(matrix @ conv.bias.double() + shift)
+        conv.bias.copy_(matrix @ to_float64_on_cpu(conv.bias) + shift)
 
     def use_plain_codebook(self, plain: VectorQuantizer) -> None:
         """Puts a plain codebook of the same size in place of the quantizer."""

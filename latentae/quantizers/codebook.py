@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentae import distributed
+from latentae.devices import to_float64_on_cpu
 from latentae.quantizers.gradient import GRADIENTS, check_gradient
 from latentae.quantizers.kmeans import k_means
 from latentae.quantizers.lookup import nearest_code
@@ -96,7 +97,7 @@ class CodebookQuantizer(Quantizer):
 
     def moved_weights(self, shift: Tensor, scale: Tensor) -> Weights | None:
         weight = self.embedding.weight
-        return [(weight, (weight.detach().to("cpu", torch.float64) - shift) * scale)]
+        return [(weight, (to_float64_on_cpu(weight.detach()) - shift) * scale)]
 
     @property
     def upkeep(self) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from latentae.devices import has_float64
 from latentae.quantizers.lookup_chunked import nearest_code_chunked
 
 Lookup = Callable[[Tensor, Tensor], Tensor]
@@ -57,7 +58,6 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
 torch.library.define("latentae::nearest_code", "(Tensor latents, Tensor codebook) -> Tensor")
 
 
-@torch.library.impl("latentae::nearest_code", "default")
 def _nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     count, device = len(latents), latents.device
     if count == 0 or len(codebook) == 1 or latents.shape[1] == 0:
@@ -65,10 +65,13 @@ def _nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     dtype = torch.promote_types(latents.dtype, codebook.dtype)
     latents, codebook = latents.to(dtype), codebook.to(dtype)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        if device.type == "mps":  # which has no float64
+        if not has_float64(device):
             return nearest_code_chunked(latents.cpu(), codebook.cpu()).to(device)
         fused = _fused_lookup() if device.type == "cuda" else None
         return (fused or nearest_code_chunked)(latents, codebook)
+
+
+torch.library.impl("latentae::nearest_code", "default", _nearest_code)
 
 
 @torch.library.register_fake("latentae::nearest_code")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentae.devices import to_float64_on_cpu
 from latentae.quantizers.codebook import CodebookQuantizer, two_way_losses
 from latentae.quantizers.quantizer import Weights, check_weights, precise
 
@@ -63,7 +64,7 @@ class SimVQuantizer(CodebookQuantizer):
 
     def moved_weights(self, shift: Tensor, scale: Tensor) -> Weights | None:
         weight, bias = self.projection.weight, self.projection.bias
-        precise, offset = (value.detach().to("cpu", torch.float64) for value in (weight, bias))
+        precise, offset = (to_float64_on_cpu(value.detach()) for value in (weight, bias))
         return [(weight, precise * scale), (bias, (offset - shift) * scale)]
 
     @torch.no_grad()

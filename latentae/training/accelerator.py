@@ -6,18 +6,32 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+)
 from numpy.typing import NDArray
 from torch import Tensor
 
 from latentae import distributed
 from latentae.config import RunConfig
+from latentae.devices import usable_cores
 
-__all__ = ["Accelerator", "create_accelerator", "gather_object", "track", "track_picture"]
+__all__ = [
+    "Accelerator",
+    "create_accelerator",
+    "gather_object",
+    "process_group_timeout",
+    "track",
+    "track_picture",
+]
 
 
 def create_accelerator(config: RunConfig) -> Accelerator:
@@ -40,7 +54,8 @@ def create_accelerator(config: RunConfig) -> Accelerator:
         project_config=ProjectConfiguration(config.output_dir, logging_dir=config.output_dir),
         # Codebooks and averages are kept alike by sums over the ranks; a broadcast would keep rank 0's alone.
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=process_group_timeout(config)),
         ],
     )
     if accelerator.num_processes != distributed.world_size():
@@ -51,12 +66,17 @@ def create_accelerator(config: RunConfig) -> Accelerator:
         )
     if accelerator.device.type == "cpu":
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
+        torch.set_num_threads(config.cpu_threads or max(1, usable_cores() // local_ranks))
     if config.deterministic:
         # Older releases of torch, 2.6 among them, refuse products of matrices on CUDA without it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
+
+
+def process_group_timeout(config: RunConfig) -> timedelta:
+    """How long a process waits for the others before the run fails."""
+    return timedelta(hours=config.process_group_timeout_hours)
 
 
 def track(

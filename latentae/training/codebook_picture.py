@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from latentae.devices import to_float64_on_cpu
+
 _WIDTH, _HEIGHT, _MARGIN, _LETTERS = 320, 120, 8, 12
 _LEAST, _MOST = -2.0, 2.0  # powers of ten of the even share
 _BAR, _LINE, _INK = (70, 110, 170), (200, 60, 40), (30, 30, 30)
@@ -25,7 +27,7 @@ def codebook_picture(shares: Tensor) -> NDArray[np.uint8]:
     Returns:
         [height, width, 3].
     """
-    tables = [shares_of_one.detach().double().cpu().numpy() for shares_of_one in shares]
+    tables = [to_float64_on_cpu(shares_of_one.detach()).numpy() for shares_of_one in shares]
     names = [""] if len(tables) == 1 else [f"table {number}: " for number in range(len(tables))]
     return np.concatenate([_panel(table, name) for table, name in zip(tables, names, strict=True)])
 

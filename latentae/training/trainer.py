@@ -13,7 +13,13 @@ from latentae.config import RunConfig, config_warnings, dump_config
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
 from latentae.evaluation.pictures import Picture, save_png
 from latentae.evaluation.reconstruction import NoMeasurementError
-from latentae.training.accelerator import create_accelerator, gather_object, track, track_picture
+from latentae.training.accelerator import (
+    create_accelerator,
+    gather_object,
+    process_group_timeout,
+    track,
+    track_picture,
+)
 from latentae.training.adversary import GRADIENT_LOSSES
 from latentae.training.adversary_watch import AdversaryWatch
 from latentae.training.broken import TooManyBrokenImagesError
@@ -142,7 +148,7 @@ class Trainer:
         ]:
             recorder.say(sentence)
         try:
-            with StopSignals() as signals:
+            with StopSignals(process_group_timeout(config)) as signals:
                 self._train(recorder, signals)
                 signals.leave_at_once(self._how_to_continue())
                 summary = self._finish()
@@ -188,7 +194,7 @@ class Trainer:
             if stop is not None:
                 self._save_checkpoint()
                 self.accelerator.end_training()
-                raise RunStopped(f"stopped by {stop.name}: {self._how_to_continue()}")
+                raise RunStopped(f"stopped by {stop}: {self._how_to_continue()}")
 
     def _log(self, recorder: Recorder, watch: AdversaryWatch) -> None:
         """A line of numbers, with what validation measures where it is due."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from latentae.training.accelerator import create_accelerator, track, track_picture
+from latentae.training.accelerator import create_accelerator, process_group_timeout, track, track_picture
 from tests.processes import launch
 
 
@@ -93,11 +93,14 @@ def test_histograms_in_weights_and_biases(monkeypatch):
 JOINED = """
 import sys
 from pathlib import Path
+import torch.distributed as dist
 from latentae.config import load_config
 from latentae.training.accelerator import create_accelerator
 
 accelerator = create_accelerator(load_config("vqgan", sys.argv[1:]))
-Path(f"{sys.argv[0]}.{accelerator.process_index}").write_text(str(accelerator.num_processes))
+group = dist.distributed_c10d._get_default_group()._get_backend(accelerator.device)
+words = f"{accelerator.num_processes} {group.options._timeout}"
+Path(f"{sys.argv[0]}.{accelerator.process_index}").write_text(words)
 """
 
 
@@ -105,8 +108,15 @@ Path(f"{sys.argv[0]}.{accelerator.process_index}").write_text(str(accelerator.nu
 def test_torchrun_alone_joins_its_processes(tiny, tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text(JOINED)
-    launch(worker, 2, "--config", str(tiny.file), ACCELERATE_USE_CPU="false")
-    assert [(tmp_path / f"worker.py.{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+    launch(
+        worker, 2, "--config", str(tiny.file), "process_group_timeout_hours=1.5", ACCELERATE_USE_CPU="false"
+    )
+    assert [(tmp_path / f"worker.py.{rank}").read_text() for rank in (0, 1)] == ["2 1:30:00"] * 2
+
+
+@pytest.mark.parametrize(("override", "hours"), [([], 24), (["process_group_timeout_hours=0.5"], 0.5)])
+def test_how_long_processes_wait_for_one_another(tiny, override, hours):
+    assert process_group_timeout(tiny(*override)).total_seconds() == hours * 3600
 
 
 def test_processes_that_are_not_joined_are_refused(tiny, monkeypatch):

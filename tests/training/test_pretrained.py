@@ -177,3 +177,11 @@ def test_codes_that_were_learned_are_not_placed_anew(tiny, tmp_path):
     trainer = Trainer(fine_tuning(tiny, place, "model.quantizer.init=data", cls=VQVAE))
     next(trainer._batches())
     assert torch.equal(trainer.networks.quantizer.embedding.weight, pretrained.quantize.embedding.weight)
+
+
+@pytest.mark.parametrize("cls", [KLVAE, VQGAN])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_latents_that_move_are_told_at_the_start(tiny, tmp_path, cls, frozen):
+    place = write_pretrained(make_pretrained(cls), tmp_path, "our folder")
+    lines = start(fine_tuning(tiny, place, f"freeze_encoder={str(frozen).lower()}", cls=cls)).describe()
+    assert any("the latents move" in line and "freeze_encoder=true" in line for line in lines) != frozen
