@@ -45,6 +45,8 @@ def locate(name: str) -> Located:
     if name == "photos":
         return Located("photos")
     path = Path(name).expanduser()
+    if not is_pattern(name):
+        _check_length(path)
     if path.is_dir():
         return _locate_folder(path)
     if path.is_file():
@@ -53,6 +55,15 @@ def locate(name: str) -> Located:
         return _locate_files(name, expand_pattern(name))
     check_hub_id(name)
     return Located("hub")
+
+
+def _check_length(path: Path) -> None:
+    """Raises ValueError for a path that no file system has."""
+    try:
+        path.exists()
+    except OSError as error:
+        shown = f"{str(path)[:60]}..."
+        raise ValueError(f"name {shown!r} cannot be a path here: {error.strerror}") from error
 
 
 def match_split(name: str, split: str, names: Sequence[str]) -> str:
