@@ -12,7 +12,7 @@ from latentae.data.arrays import ARRAY_SUFFIXES
 from latentae.data.decode import PICTURE_SUFFIXES
 from latentae.data.folder import FolderSource, has_files, split_files, split_subfolders, split_word
 from latentae.data.metadata import METADATA_NAMES
-from latentae.data.patterns import expand_pattern, is_pattern
+from latentae.data.patterns import expand_pattern, is_pattern, is_there
 from latentae.data.table import TABLE_SUFFIXES, saved_splits
 from latentae.data.tar import TAR_SUFFIXES
 
@@ -45,25 +45,15 @@ def locate(name: str) -> Located:
     if name == "photos":
         return Located("photos")
     path = Path(name).expanduser()
-    if not is_pattern(name):
-        _check_length(path)
-    if path.is_dir():
+    if is_there(path) and path.is_dir():
         return _locate_folder(path)
-    if path.is_file():
+    if is_there(path) and path.is_file():
         return _locate_files(name, [path])
     if is_pattern(name):
         return _locate_files(name, expand_pattern(name))
+    _check_length(path)
     check_hub_id(name)
     return Located("hub")
-
-
-def _check_length(path: Path) -> None:
-    """Raises ValueError for a path that no file system has."""
-    try:
-        path.exists()
-    except OSError as error:
-        shown = f"{str(path)[:60]}..."
-        raise ValueError(f"name {shown!r} cannot be a path here: {error.strerror}") from error
 
 
 def match_split(name: str, split: str, names: Sequence[str]) -> str:
@@ -93,6 +83,15 @@ def check_hub_id(name: str) -> None:
         raise ValueError(
             f"name {name!r} looks like a path and does not exist (the working folder is {Path.cwd()})"
         )
+
+
+def _check_length(path: Path) -> None:
+    """Raises ValueError for a path that the file system cannot have."""
+    try:
+        path.exists()
+    except OSError as error:
+        shown = f"{str(path)[:60]}..."
+        raise ValueError(f"name {shown!r} cannot be a path here: {error.strerror}") from error
 
 
 def _locate_files(name: str, files: list[Path]) -> Located:

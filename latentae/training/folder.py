@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,14 +114,16 @@ class RunFolder:
         path = self.root.absolute()
         try:
             existing = next(part for part in (path, *path.parents) if part.exists())
+            if not existing.is_dir() and existing != path:
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             longest = os.pathconf(existing, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
             for part in path.relative_to(existing).parts:
                 if len(os.fsencode(part)) > longest:
                     raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         except OSError as error:
-            shown = textwrap.shorten(str(self.root), 80, placeholder="...", break_on_hyphens=False)
             raise ConfigError(
-                f"output_dir is {shown}, which cannot be a folder here ({error.strerror}); choose another one"
+                f"output_dir is {_short(self.root)}, which cannot be a folder here ({error.strerror}); "
+                "choose another one"
             ) from error
 
     def _check_own(self, config: RunConfig) -> None:
@@ -241,6 +242,11 @@ class RunFolder:
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [line for line in lines if _step_in(line) <= step]
             write_text(self.metrics, "".join(kept))
+
+
+def _short(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def exists(path: Path) -> bool:
