@@ -75,7 +75,7 @@ def _add_override(token: str, waiting: list[str], overrides: dict[str, Any]) -> 
         raise ConfigError(unknown_key(path))
     if not text.strip():
         raise ConfigError(f"`{token}` has no value after the =; for none at all write {path}=null")
-    value = _text_value(token, text) if takes_text(path) else _parse_value(token, text, waiting)
+    value: Any = _text_value(token, text) if takes_text(path) else _parse_value(token, text, waiting)
     *sections, name = path.split(".")
     target = overrides
     for depth, section in enumerate(sections, start=1):
