@@ -178,8 +178,8 @@ class RunFolder:
         """Whether a checkpoint lies among this run's own."""
         return checkpoint.parent.resolve() == self.checkpoints.resolve()
 
-    def create(self, config: RunConfig) -> None:
-        """Makes the folders and writes the resolved config."""
+    def create(self, config: RunConfig, data: dict[str, Any] | None = None) -> None:
+        """Makes the folders and writes the resolved config, and the record of the data where there is one."""
         try:
             # The config first: from then on, whenever it is killed, the folder is known to be a run's.
             self.root.mkdir(parents=True, exist_ok=True)
@@ -187,6 +187,8 @@ class RunFolder:
             notes = (self.shards,) if config.data.streaming else ()
             for folder in (self.samples, self.checkpoints, *notes):
                 folder.mkdir(exist_ok=True)
+            if data is not None:
+                write_json(self.data, data)
         except OSError as error:
             raise ConfigError(
                 f"output_dir is {self.root}, where nothing can be written ({error.strerror}); "

@@ -100,8 +100,7 @@ class Trainer:
         if rehearsal:
             return
         if distributed.is_main():
-            self.folder.create(config)
-            write_json(self.folder.data, data_record)
+            self.folder.create(config, data_record)
             self.folder.forget_after(self.step)
             if pretrained is not None:
                 pretrained.write(self.folder.root)
