@@ -13,6 +13,7 @@ from pathlib import Path
 from latentae.config import FAMILIES, ConfigError, RunConfig, load_config
 from latentae.console import is_first_process, outlive_output, output_pipe_is_closed
 from latentae.training.folder import RankError, RunError, RunFolder
+from latentae.training.launcher import settle
 from latentae.training.origin import describe_pretrained
 from latentae.training.summary import describe, finished_summary
 
@@ -44,12 +45,12 @@ def train(family: str, arguments: Sequence[str] | None = None) -> int:
     dry = _DRY_RUN in given
     try:
         arguments = [argument for argument in given if argument != _DRY_RUN]
-        config = load_config(family, arguments, describe_pretrained)
+        config = settle(load_config(family, arguments, describe_pretrained))
         folder = RunFolder(Path(config.output_dir))
         folder.check(config)
     except ConfigError as error:
         return _fail(str(error), 2)
-    finished = finished_summary(folder, config) if config.resume == "auto" and not dry else None
+    finished = finished_summary(folder, config) if folder.resume_of(config) == "auto" and not dry else None
     if finished is not None:
         print(f"The run in {folder.root} is complete. {describe(folder, finished)}")
         return 0

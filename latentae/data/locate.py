@@ -24,7 +24,7 @@ from latentae.data.folder import (
     walk_files,
 )
 from latentae.data.metadata import METADATA_NAMES
-from latentae.data.patterns import expand_pattern, is_pattern
+from latentae.data.patterns import expand_pattern, is_pattern, is_there
 from latentae.data.suffixes import count_by_suffix, suffix_of
 from latentae.data.table import TABLE_SUFFIXES, count_table_images, saved_splits
 from latentae.data.tar import TAR_SUFFIXES
@@ -76,9 +76,9 @@ def locate(name: str) -> Located:
                 f"write './photos' for the latter, or '{BUILTIN}' for the built-in ones"
             )
         return Located("photos")
-    if path.is_dir():
+    if is_there(path) and path.is_dir():
         return _locate_folder(path)
-    if path.is_file():
+    if is_there(path) and path.is_file():
         return _locate_files(name, [path])
     hub_address = _HUB_ADDRESS.fullmatch(name)
     if hub_address is not None:
@@ -86,6 +86,7 @@ def locate(name: str) -> Located:
     check_address(name)
     if is_pattern(name):
         return _locate_files(name, expand_pattern(name))
+    _check_length(path)
     check_hub_id(name)
     return Located("hub", hub_id=name)
 
@@ -140,6 +141,15 @@ def _id_at_address(name: str, found: str) -> str:
             "the whole dataset, as owner/name"
         )
     return found
+
+
+def _check_length(path: Path) -> None:
+    """Raises ValueError for a path that the file system cannot have."""
+    try:
+        path.exists()
+    except OSError as error:
+        shown = f"{str(path)[:60]}..."
+        raise ValueError(f"name {shown!r} cannot be a path here: {error.strerror}") from error
 
 
 def _locate_files(name: str, files: list[Path]) -> Located:

@@ -62,6 +62,7 @@ def load_autoencoder(
     ):
         raise ValueError(f"torch_dtype is {torch_dtype!r}, but must be a floating-point torch.dtype or None")
     place = Path(path).expanduser()
+    _check_length(place)
     if place.is_file():
         if subfolder is not None:
             raise ValueError(f"subfolder is {subfolder!r}, but {place} is a file")
@@ -83,6 +84,14 @@ def load_autoencoder(
         config, part = fetch_config(path, subfolder, arguments)
         return load_pretrained(path, config, family=family, subfolder=part, **arguments)
     raise ValueError(f"there is no file or folder {path}")
+
+
+def _check_length(place: Path) -> None:
+    """Raises ValueError for a path that the file system cannot have."""
+    try:
+        place.exists()
+    except OSError as error:
+        raise ValueError(f"{str(place)[:60]}... cannot be a path here: {error.strerror}") from error
 
 
 def is_single_file(path: str | Path) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from latentae.quantizers.entropy import softmax_entropies
 from latentae.quantizers.gradient import straight_through
+from latentae.quantizers.products import precise_product
 from latentae.quantizers.quantizer import Quantizer, check_weights
 from latentae.quantizers.result import FlatOutput
 
@@ -53,7 +54,7 @@ class IBQuantizer(Quantizer):
 
     def quantize(self, flat: Tensor) -> FlatOutput:
         table = self.embedding.weight.to(flat.dtype)
-        logits = flat @ table.T
+        logits = precise_product(flat, table.T)
         indices = logits.argmax(dim=1)
         codes = F.embedding(indices, table)
         quantized = straight_through(flat, codes)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentae.devices import to_float64_on_cpu
 from latentae.quantizers.codebook import CodebookQuantizer, two_way_losses
+from latentae.quantizers.products import precise_product
 from latentae.quantizers.quantizer import Weights, check_weights, precise
 
 
@@ -54,8 +54,9 @@ class SimVQuantizer(CodebookQuantizer):
     def table(self, device: torch.device) -> Tensor:
         frozen, weight, bias = self._weight(device), self.projection.weight, self.projection.bias
         if weight.device != device:  # offloaded, and brought here by a call of its module alone
-            return self.projection(frozen)
-        return F.linear(precise(frozen), precise(weight), precise(bias))
+            with torch.autocast(device.type, enabled=False):
+                return self.projection(frozen)
+        return precise_product(precise(frozen), precise(weight).T) + precise(bias)
 
     def losses(self, flat: Tensor, codes: Tensor) -> dict[str, Tensor]:
         return two_way_losses(

@@ -145,7 +145,7 @@ def _steps(trainer: Trainer) -> str:
     if isinstance(trainer.images.training, ImageDataset):  # a stream does not know how much is to come
         an_epoch = len(trainer.images.training) / math.prod(factors)
         text += f"; {an_epoch:.1f} steps an epoch, {config.max_steps / an_epoch:.1f} epochs"
-    newest = trainer.folder.checkpoint_to_resume(config.resume)
+    newest = trainer.folder.checkpoint_to_resume(trainer.folder.resume_of(config))
     return text if newest is None else f"{text}; would continue after step {step_of(newest)}"
 
 

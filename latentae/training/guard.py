@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,13 +115,8 @@ class Guard:
         """The updates not made since the last call; every rank must call it."""
         attempts, self._attempts = self._attempts, []
         self.longest = 0
-        if not attempts:
-            return []
-        flags = iter(torch.cat([attempt.flags for attempt in attempts]).tolist())
         skipped = []
-        for attempt in attempts:
-            ranks = [next(flags) for _ in attempt.labels]
-            overflow, here = next(flags), next(flags)
+        for attempt, ranks, overflow, here in _read(attempts):
             if not any(ranks):
                 self.consecutive = 0
             elif not overflow:
@@ -139,9 +134,24 @@ class Guard:
         return guilty or [name for _, theirs in by_rank for name in theirs]
 
     def state_dict(self) -> dict[str, int]:
-        """What a resumed run goes on counting from; call ``report`` before."""
-        return {"skipped": self.skipped, "consecutive": self.consecutive}
+        """What a resumed run goes on counting from, with what was judged since the last ``report``."""
+        skipped, consecutive = self.skipped, self.consecutive
+        for _, ranks, overflow, _ in _read(self._attempts):
+            if not any(ranks):
+                consecutive = 0
+            elif not overflow:
+                skipped, consecutive = skipped + 1, consecutive + 1
+        return {"skipped": skipped, "consecutive": consecutive}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Takes up a state written by ``state_dict``."""
         self.skipped, self.consecutive = state["skipped"], state["consecutive"]
+
+
+def _read(attempts: Sequence[_Attempt]) -> Iterator[tuple[_Attempt, list[float], float, float]]:
+    """Each attempt with its flags from the device: by label, of the scaler's overflow, of a loss of ours."""
+    if not attempts:
+        return
+    flags = iter(torch.cat([attempt.flags for attempt in attempts]).tolist())
+    for attempt in attempts:
+        yield attempt, [next(flags) for _ in attempt.labels], next(flags), next(flags)

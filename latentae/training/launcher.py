@@ -1,86 +1,111 @@
-"""How this process was started, as a person would type it again."""
+"""What a launcher decides through the environment, settled before anything is built; torch is not loaded.
+
+`accelerate launch` and its config file turn their settings into environment variables, which Accelerate obeys
+wherever its own arguments leave room. What a run does is said by its config alone.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
-import psutil
+from latentae.config import ConfigError, RunConfig
 
-_LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun")
-_LAUNCHER_MODULES = ("accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
+_TRUE = ("1", "true", "yes", "y", "on", "t")
+
+_ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (tensor, context or sequence parallelism)",
+}
+"""Switches that hand weights, gradients and optimizers to another engine."""
+
+_ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+_CLIPPING = "ACCELERATE_GRADIENT_CLIPPING"
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
+_COMPILER = "ACCELERATE_DYNAMO_BACKEND"
 
 
-@dataclass(frozen=True)
-class Start:
-    """How this process was started.
+def settle(config: RunConfig, environment: Mapping[str, str] = os.environ) -> RunConfig:
+    """The config with what it leaves to the launcher filled in: `mixed_precision`.
 
-    Attributes:
-        words: before this process's own arguments: its launcher with the launcher's options, and the program.
-        beside: what the words leave out, such as other nodes; continues a sentence, and may be empty.
+    Args:
+        environment: what the launcher has set.
+
+    Raises:
+        ConfigError: the launcher was told something that contradicts the config, one problem per line.
     """
-
-    words: tuple[str, ...]
-    beside: str
-
-
-def how_started() -> Start:
-    """Read from the command lines of the processes above this one, and the variables that launchers set."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    nodes = processes // int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    program, arguments = sys.argv[0], sys.argv[1:]
-    for ancestor in _command_lines():
-        split = len(ancestor) - len(arguments)
-        if split > 0 and ancestor[split:] == arguments and _names(ancestor[split - 1], program):
-            launcher = _launcher(ancestor[:split])
-            if launcher is not None:
-                return Start(launcher, f", started on each of {nodes} nodes" if nodes > 1 else "")
-    if Path(program).name.startswith("train_"):
-        words: tuple[str, ...] = (program_name("python"), from_here(Path(program)))
-    else:
-        words = (program_name("latentae"),)
-    return Start(words, f", started as {processes} processes" if processes > 1 else "")
+    problems = [
+        *_engines(environment),
+        *_numbers(config, environment),
+        *_compiler(environment),
+        *_precision(config, environment),
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if config.mixed_precision is not None:
+        return config
+    return config.model_copy(update={"mixed_precision": _told_precision(environment)})
 
 
-def program_name(name: str) -> str:
-    """A program of this environment: its name where the shell would find it, else its path."""
-    beside = Path(sys.executable).parent / name
-    found = shutil.which(name)
-    if not beside.exists() or (found is not None and Path(found).parent == beside.parent):
-        return name
-    return from_here(beside)
+def _engines(environment: Mapping[str, str]) -> Iterator[str]:
+    for name, engine in _ENGINES.items():
+        if environment.get(name, "").lower() in _TRUE:
+            yield (
+                f"{name} is {environment[name]}: the launcher asks for {engine}, but runs train with DDP, "
+                "where every device holds the whole model; answer no to it in `accelerate config`, leave out "
+                f"the launcher's option, or unset {name}"
+            )
 
 
-def from_here(path: Path) -> str:
-    """The shorter of a path and the same seen from the working folder."""
-    return min(str(path), os.path.relpath(path), key=len)
+def _numbers(config: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:
+    """Numbers that both the launcher and the config state."""
+    stated = {
+        _ACCUMULATION: ("gradient_accumulation_steps", config.gradient_accumulation_steps),
+        _CLIPPING: ("max_grad_norm", config.max_grad_norm),
+    }
+    for name, (key, value) in stated.items():
+        told = environment.get(name)
+        if told is not None and told != "auto" and not _is_number(told, value):
+            shown = "null" if value is None else f"{value:g}"
+            yield (
+                f"`{key}` is {shown}, and the launcher sets {name} to {told}; set {key}={told}, or unset "
+                f"{name}"
+            )
 
 
-def _command_lines() -> list[list[str]]:
-    """Of the processes above this one, the nearest first, as far as they may be read."""
-    lines = []
-    for process in psutil.Process().parents():
-        try:
-            lines.append(process.cmdline())
-        except psutil.Error:  # it has ended, or belongs to somebody else
-            continue
-    return lines
+def _is_number(text: str, value: float | None) -> bool:
+    try:
+        return float(text) == value
+    except ValueError:
+        return value is None and text.lower() in ("", "none")
 
 
-def _names(word: str, program: str) -> bool:
-    """Whether a word of a command line, a path or a module, is this program."""
-    return Path(word).name == Path(program).name or Path(program).match(f"{word.replace('.', '/')}.py")
+def _compiler(environment: Mapping[str, str]) -> Iterator[str]:
+    backend = environment.get(_COMPILER, "no")
+    if backend.lower() not in ("", "no"):
+        yield (
+            f"{_COMPILER} is {backend}: the launcher asks for torch.compile of whole models, which a "
+            "training step cannot look into; use compile=true, which compiles their blocks, and leave "
+            f"out the launcher's option, or unset {_COMPILER}"
+        )
 
 
-def _launcher(words: Sequence[str]) -> tuple[str, ...] | None:
-    """A launcher's words as one would type them; None if they start no launcher."""
-    for place, word in enumerate(words[:4]):
-        if Path(word).name in _LAUNCHERS:
-            return (program_name(Path(word).name), *words[place + 1 :])
-        if word == "-m" and words[place + 1] in _LAUNCHER_MODULES:
-            return (program_name("python"), *words[place:])
-    return None
+def _precision(config: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:
+    told, chosen = _told_precision(environment), config.mixed_precision
+    if told not in ("no", "bf16", "fp16"):
+        yield (
+            f"{_PRECISION} is {told}, which runs do not train in; start with --mixed_precision bf16, "
+            "fp16 or no"
+        )
+    # `no` is what `accelerate launch` says where nobody has chosen anything.
+    elif chosen is not None and told not in ("no", chosen):
+        yield (
+            f"`mixed_precision` is {chosen}, and the launcher was told {told} ({_PRECISION}); set "
+            f"mixed_precision={told}, or start with --mixed_precision {chosen}"
+        )
+
+
+def _told_precision(environment: Mapping[str, str]) -> str:
+    return environment.get(_PRECISION, "").lower() or "no"

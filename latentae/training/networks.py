@@ -42,6 +42,7 @@ class Networks:
         step: one micro-batch.
         pretrained: the model that the first weights are of, taken up unless the run is resumed, or None.
         frozen: what does not learn, or None where all does.
+        pinned: whether the posterior of a KLVAE is held certain, as a plain autoencoder's is.
         performance: what was chosen for the sake of speed and memory, in sentences.
     """
 
@@ -52,6 +53,7 @@ class Networks:
     step: TrainingStep
     pretrained: Pretrained | None = None
     frozen: Frozen | None = None
+    pinned: bool = False
     performance: tuple[str, ...] = ()
 
     def commit(self, step: int, generator: torch.Generator, accepted: Tensor | bool = True) -> None:
@@ -62,6 +64,8 @@ class Networks:
             generator: on the CPU, in the same state on every rank.
             accepted: whether the step was made; a boolean scalar on the device, or a bool.
         """
+        if self.pinned and isinstance(self.autoencoder, KLVAE):
+            self.autoencoder.pin_posterior()  # no loss moves it, but weight decay does
         self.step.commit(accepted)
         if self.quantizer is not None:
             self.quantizer.commit(step, generator, accepted)
@@ -86,7 +90,8 @@ def build_networks(
     size = config.data.image_size
     autoencoder = build.build_autoencoder(config.model, size if isinstance(size, int) else max(size))
     frozen = freeze_encoder(autoencoder) if config.freeze_encoder else None
-    if isinstance(autoencoder, KLVAE) and config.loss.kl is None and frozen is None:
+    pinned = isinstance(autoencoder, KLVAE) and config.loss.kl is None and frozen is None
+    if pinned:
         autoencoder.pin_posterior()
     autoencoder.to(accelerator.device)
     discriminator = build.build_discriminator(config)
@@ -122,7 +127,7 @@ def build_networks(
         latents_shape=autoencoder.latents_shape if samples else None,
         backward=accelerator.backward,
     )
-    return Networks(autoencoder, quantizer, ema, learners, step, pretrained, frozen, performance)
+    return Networks(autoencoder, quantizer, ema, learners, step, pretrained, frozen, pinned, performance)
 
 
 def _tune(

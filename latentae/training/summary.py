@@ -10,7 +10,7 @@ from typing import Any
 
 from latentae.config import RunConfig
 from latentae.training.folder import RunFolder
-from latentae.training.launcher import Start, how_started, program_name
+from latentae.training.start_command import Start, how_started, program_name
 
 _STOCK_CLASSES = ("AutoencoderKL", "VQModel")
 _SOURCE, _MEASURED = "scale_source", "measured on the training images"

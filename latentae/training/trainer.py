@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentae import build, distributed
-from latentae.config import RunConfig, config_warnings, dump_config
+from latentae.config import ConfigError, RunConfig, config_warnings, dump_config
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
 from latentae.evaluation.pictures import Picture, save_png
 from latentae.evaluation.reconstruction import NoMeasurementError
@@ -27,15 +30,18 @@ from latentae.training.checkpoint import choose_checkpoint, load_checkpoint, nee
 from latentae.training.codebook_picture import codebook_picture
 from latentae.training.codebook_start import start_codebook
 from latentae.training.codebook_watch import watch_codebook
+from latentae.training.data_record import data_difference, record_data
 from latentae.training.diagnosis import RETRY, diagnose, explain
 from latentae.training.finish import calibrate_and_measure, export_run
-from latentae.training.folder import RankError, RunError, RunFolder, write_json
+from latentae.training.folder import CONFIG, RankError, RunError, RunFolder, write_json, write_text
 from latentae.training.guard import Guard
 from latentae.training.images import held_out_before, open_images
+from latentae.training.launcher import settle
 from latentae.training.learner import update
 from latentae.training.lock import RunLock
 from latentae.training.meter import Meter
 from latentae.training.networks import build_networks
+from latentae.training.optim import keep_settings
 from latentae.training.performance import TorchSettings
 from latentae.training.previews import preview
 from latentae.training.randomness import StepRandomness
@@ -64,7 +70,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, *, rehearsal: bool = False) -> None:
-        self.config = config
+        self.config = config = settle(config)
         self.folder = RunFolder(Path(config.output_dir))
         self.folder.check(config)
         self.torch_settings = TorchSettings.read()
@@ -88,7 +94,7 @@ class Trainer:
             gather=gather_object,
             say=self.accelerator.print,
             notes=None if rehearsal else self.folder.shards,
-            before=held_out_before(self.folder, config.resume),
+            before=held_out_before(self.folder, self.folder.resume_of(config)),
         )
         self.networks = build_networks(config, self.accelerator, objective)
         self.guard = Guard(gather_object, GRADIENT_LOSSES)
@@ -97,13 +103,14 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.guard, self.codes, self.meter)
         if not rehearsal:
             self._resume()
+            data_record = self._compare_data()
         pretrained = self.networks.pretrained
         if pretrained is not None and self.step == 0:
             pretrained.take_up()
         if rehearsal:
             return
         if distributed.is_main():
-            self.folder.create(config)
+            self.folder.create(config, data_record)
             write_json(self.folder.held_out, self.images.held_out.to_dict())
             self.folder.forget_after(self.step)
             if pretrained is not None:
@@ -112,15 +119,39 @@ class Trainer:
 
     def _resume(self) -> None:
         """Takes up the run's newest checkpoint, or the one asked for."""
-        path = choose_checkpoint(self.folder, self.config.resume, self.accelerator.print)
+        resume = self.folder.resume_of(self.config)
+        path = choose_checkpoint(self.folder, resume, self.accelerator.print)
         if path is not None:
-            own = path.parent == self.folder.checkpoints
-            progress = load_checkpoint(path, self.accelerator.load_state, self._global_batch(), own=own)
+            own = self.folder.owns(path)
+            with keep_settings([learner.optimizer for learner in self.networks.learners]):
+                progress = load_checkpoint(path, self.accelerator.load_state, self._global_batch(), own=own)
             self.step, self.seconds = progress["step"], progress["seconds"]
             if own:
                 self.saved_step, self.validation = self.step, progress["validation"]
             # What was saved within a step, after a fault, begins that step anew.
             self.accelerator.step = self.step * self.config.gradient_accumulation_steps
+
+    def _compare_data(self) -> dict[str, Any]:
+        """What the run reads, on the first rank; every rank must call it.
+
+        Raises:
+            ConfigError: on all ranks, where a run goes on with other settings that name other images.
+        """
+        record: dict[str, Any] = {}
+        difference, refusal = None, None
+        if distributed.is_main():
+            record = record_data(self.images.training, self.images.validation)
+            if self.saved_step is not None and self.folder.data.is_file():
+                difference = data_difference(json.loads(self.folder.data.read_text()), record)
+                refusal = difference and self.folder.other_data(self.config, difference)
+        if distributed.broadcast_from_main(torch.tensor(int(refusal is not None))):
+            raise ConfigError(refusal or "the run reads other data than before")
+        if difference is not None:
+            self.accelerator.print(
+                f"the data are not those that this run began with: {difference}; from here on the images "
+                "come in another order"
+            )
+        return record
 
     def fit(self) -> dict[str, Any]:
         """Trains to ``max_steps``, measures and exports; returns what ``summary.json`` holds.
@@ -192,6 +223,7 @@ class Trainer:
                 self._save_checkpoint()
             stop = signals.asked()
             if stop is not None:
+                self._report_skipped(recorder)
                 self._save_checkpoint()
                 self.accelerator.end_training()
                 raise RunStopped(f"stopped by {stop}: {self._how_to_continue()}")
@@ -217,6 +249,8 @@ class Trainer:
             recorder.say(warning)
 
     def _how_to_continue(self) -> str:
+        if self.step == 0:
+            return "no step was made yet; the same command starts again"
         return f"the run is saved at step {self.step}; the same command continues from there"
 
     def _report_skipped(self, recorder: Recorder) -> None:
@@ -332,7 +366,8 @@ class Trainer:
             track_picture(self.accelerator, name, picture, self.step)
 
     def _save_checkpoint(self) -> None:
-        if self.saved_step == self.step:
+        # Before its first step a run has learned nothing that its seed would not give again.
+        if self.step in (0, self.saved_step):
             return
         progress = {
             "step": self.step,
@@ -341,8 +376,14 @@ class Trainer:
             "validation": self.validation,
         }
         keep, best_metric = self.config.keep_checkpoints, self.config.best_metric
-        save_checkpoint(self.folder, self.accelerator.save_state, progress, keep, best_metric)
+        save_checkpoint(self.folder, self._save_state, progress, keep, best_metric)
         self.saved_step = self.step
+
+    def _save_state(self, checkpoint: str) -> None:
+        """Writes what this rank has to a checkpoint's folder."""
+        self.accelerator.save_state(checkpoint)
+        if distributed.is_main():
+            write_text(Path(checkpoint, CONFIG), dump_config(self.config))
 
     def _finish(self) -> dict[str, Any]:
         """Calibrates, measures and exports the averaged weights."""

@@ -111,3 +111,15 @@ def test_remarks_on_what_belongs_to_no_split(tmp_path):
     remarks = " ".join(locate(str(tmp_path)).remarks)
     assert f"{tmp_path}/unlabeled2017" in remarks
     assert "1 file (1 .png)" in remarks
+
+
+@pytest.mark.parametrize("name", ["a" * 300, f"./{'é' * 200}", f"{'a' * 300}/b"])
+def test_a_name_that_is_too_long_for_the_file_system(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^name '.{60,}\.\.\.' cannot be a path here: File name too long"):
+        locate(name)
+
+
+@pytest.mark.parametrize("name", [f"{'a' * 300}*.tar", f"{{{'a' * 300},b}}.tar"])
+def test_a_pattern_may_be_long_but_not_the_names_it_stands_for(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^name '"):
+        locate(name)

@@ -130,6 +130,11 @@ def test_nothing_there(tmp_path):
         load_autoencoder(tmp_path)
 
 
+def test_a_path_that_is_too_long_for_the_file_system():
+    with pytest.raises(ValueError, match=r"a\.\.\. cannot be a path here: File name too long"):
+        load_autoencoder("a" * 300)
+
+
 def test_a_model_of_another_kind(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
     with pytest.raises(ValueError, match=r"describes a UNet2DModel"):

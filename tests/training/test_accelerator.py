@@ -123,3 +123,27 @@ def test_processes_that_are_not_joined_are_refused(tiny, monkeypatch):
     monkeypatch.setattr("latentae.distributed.world_size", lambda: 2)
     with pytest.raises(ValueError, match="2 processes were started, of which accelerate joins 1"):
         create_accelerator(tiny("trackers=[]"))
+
+
+def test_the_environment_does_not_change_accumulation(tiny, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    accelerator = create_accelerator(tiny("trackers=[]", "gradient_accumulation_steps=2"))
+    assert accelerator.gradient_accumulation_steps == 2
+
+
+def test_what_accelerate_makes_of_a_config_is_checked(tiny, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(ValueError, match=r"Accelerate uses INDUCTOR for torch\.compile"):
+        create_accelerator(tiny("trackers=[]"))
+
+
+def test_processes_with_different_settings_are_refused(tiny, monkeypatch):
+    own, other = tiny("trackers=[]"), tiny("trackers=[]", "optimizer.weight_decay=0.5", "log_every=7")
+    monkeypatch.setattr("latentae.training.accelerator.gather_object", lambda objects: [*objects, other])
+    with pytest.raises(ValueError, match="started with different settings") as caught:
+        create_accelerator(own)
+    assert "optimizer.weight_decay: 0.0 in process 0, 0.5 in process 1" in str(caught.value)
+    assert "log_every: 2 in process 0, 7 in process 1" in str(caught.value)
+    elsewhere = tiny("trackers=[]", "data.name=elsewhere", "cpu_threads=3", "output_dir=there")
+    monkeypatch.setattr("latentae.training.accelerator.gather_object", lambda objects: [*objects, elsewhere])
+    create_accelerator(own)

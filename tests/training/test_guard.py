@@ -115,6 +115,19 @@ def test_a_resumed_run_goes_on_counting():
     assert (again.consecutive, again.longest, again.skipped) == (2, 2, 2)
 
 
+def test_a_state_counts_what_was_not_reported_yet():
+    """Such as that of a checkpoint which a signal asks for between two log lines."""
+    guard = Guard(alone)
+    guard.load_state_dict({"skipped": 3, "consecutive": 2})
+    attempt(guard, 4, loss=NAN)
+    assert guard.state_dict() == {"skipped": 4, "consecutive": 3}
+    attempt(guard, 5)
+    attempt(guard, 6, loss=NAN)
+    assert guard.state_dict() == {"skipped": 5, "consecutive": 1}
+    assert [step.step for step in guard.report()] == [4, 6]
+    assert guard.state_dict() == {"skipped": 5, "consecutive": 1}
+
+
 def test_a_row_that_ended_the_run_ends_no_run_that_continues_well():
     guard = Guard(alone)
     guard.load_state_dict({"skipped": 10, "consecutive": 10})

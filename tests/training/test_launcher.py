@@ -1,82 +1,63 @@
-import os
-
-import psutil
 import pytest
 
-from latentae.training import launcher
-from latentae.training.launcher import how_started
+from latentae.config import ConfigError
+from latentae.training.launcher import settle
+from tests.config.example import config
 
-SCRIPT = ["scripts/train_vqgan.py", "--config", "q", "max_steps=2"]
-COMMAND = ["/usr/lib/latentae/cli.py", "train", "vqgan", "seed=1"]
-PYTHON = "/usr/bin/python"
+# What `accelerate launch` sets where nobody has chosen anything.
+PLAIN = {
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_DYNAMO_BACKEND": "NO",
+    "ACCELERATE_DYNAMO_MODE": "default",
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
+    "ACCELERATE_USE_CPU": "False",
+}
 
 
-@pytest.fixture(autouse=True)
-def names(monkeypatch):
-    monkeypatch.setattr(launcher, "program_name", lambda name: name)
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.mark.parametrize("environment", [{}, PLAIN, {"ACCELERATE_USE_FSDP": "false"}])
+def test_a_plain_launch_changes_nothing(environment):
+    assert settle(config(), environment) == config({"mixed_precision": "no"})
+    assert settle(config({"mixed_precision": "bf16"}), environment).mixed_precision == "bf16"
 
 
-def start(monkeypatch, own, *ancestors, **environment):
-    monkeypatch.setattr("sys.argv", own)
-    monkeypatch.setattr(launcher, "_command_lines", lambda: list(ancestors))
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    return how_started()
+def test_the_precision_of_the_launcher_is_written_into_the_config():
+    told = {**PLAIN, "ACCELERATE_MIXED_PRECISION": "BF16"}
+    settled = settle(config(), told)
+    assert settled.mixed_precision == "bf16"
+    assert settle(settled, told) == settled
+    assert settle(settled, PLAIN) == settled
+
+
+def test_numbers_that_both_state_may_agree():
+    told = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}
+    settle(config({"gradient_accumulation_steps": 4, "max_grad_norm": 1}), told)
+    settle(config(), {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_GRADIENT_CLIPPING": "auto"})
 
 
 @pytest.mark.parametrize(
-    ("own", "parent", "words"),
+    ("name", "value", "words"),
     [
-        (
-            SCRIPT,
-            [PYTHON, "/bin/torchrun", "--nproc_per_node", "2", *SCRIPT],
-            "torchrun --nproc_per_node 2 SCRIPT",
-        ),
-        (
-            SCRIPT,
-            [PYTHON, "/bin/accelerate", "launch", "--quiet", *SCRIPT],
-            "accelerate launch --quiet SCRIPT",
-        ),
-        (
-            COMMAND,
-            [PYTHON, "-m", "torch.distributed.run", "--nproc_per_node=4", "-m", "latentae.cli", *COMMAND[1:]],
-            "python -m torch.distributed.run --nproc_per_node=4 -m latentae.cli",
-        ),
-        (SCRIPT, ["bash", "-c", "python " + " ".join(SCRIPT)], "python SCRIPT"),
-        (
-            SCRIPT,
-            [PYTHON, "/bin/torchrun", "--nproc_per_node", "2", "other.py", *SCRIPT[1:]],
-            "python SCRIPT",
-        ),
-        (["/bin/latentae", "train", "vqgan"], ["bash"], "latentae"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", ["`gradient_accumulation_steps` is 1", "steps=4"]),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "many", ["`gradient_accumulation_steps` is 1"]),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", ["`max_grad_norm` is null", "max_grad_norm=1.0"]),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", ["`mixed_precision` is bf16", "mixed_precision=fp16"]),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", ["is fp8"]),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", ["compile=true"]),
+        ("ACCELERATE_USE_FSDP", "true", ["FSDP", "DDP"]),
+        ("ACCELERATE_USE_FSDP", "1", ["FSDP"]),
+        ("ACCELERATE_USE_DEEPSPEED", "true", ["DeepSpeed"]),
+        ("ACCELERATE_USE_MEGATRON_LM", "True", ["Megatron-LM"]),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", ["parallelism"]),
     ],
 )
-def test_the_launcher_of_this_process(monkeypatch, own, parent, words):
-    found = start(monkeypatch, own, parent)
-    assert list(found.words) == words.replace("SCRIPT", SCRIPT[0]).split()
-    assert found.beside == ""
+def test_what_contradicts_the_config_is_refused(name, value, words):
+    with pytest.raises(ConfigError) as caught:
+        settle(config({"mixed_precision": "bf16"}), {**PLAIN, name: value})
+    (problem,) = str(caught.value).splitlines()
+    assert all(word in problem for word in [name, value, *words])
 
 
-def test_a_script_between_the_launcher_and_this_process(monkeypatch):
-    torchrun = [PYTHON, "/bin/torchrun", "--nproc_per_node=8", *SCRIPT]
-    assert start(monkeypatch, SCRIPT, ["bash", "wrapper.sh"], torchrun).words[:2] == (
-        "torchrun",
-        "--nproc_per_node=8",
-    )
-
-
-def test_processes_that_no_launcher_was_seen_to_start(monkeypatch):
-    assert start(monkeypatch, SCRIPT, ["slurmstepd"], WORLD_SIZE="8").beside == ", started as 8 processes"
-
-
-def test_other_nodes(monkeypatch):
-    torchrun = [PYTHON, "/bin/torchrun", "--nnodes", "2", "--nproc_per_node", "4", *SCRIPT]
-    found = start(monkeypatch, SCRIPT, torchrun, WORLD_SIZE="8", LOCAL_WORLD_SIZE="4")
-    assert found.words[1:3] == ("--nnodes", "2")
-    assert found.beside == ", started on each of 2 nodes"
-
-
-def test_the_processes_above_this_one():
-    assert launcher._command_lines()[0] == psutil.Process(os.getppid()).cmdline()
+def test_every_contradiction_is_named():
+    with pytest.raises(ConfigError) as caught:
+        settle(config(), {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"})
+    assert len(str(caught.value).splitlines()) == 2
