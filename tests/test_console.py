@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from latentae.console import add_reading_options, is_first_process
+from latentae.console import FAMILIES, add_family_option, add_reading_options, is_first_process
 
 
 @pytest.mark.parametrize(("rank", "first"), [(None, True), ("0", True), ("1", False)])
@@ -23,3 +23,16 @@ def test_reading_options():
         "value_range": [-1.0, 2.5],
         "more": "x",
     }
+
+
+def test_family_option():
+    parser = argparse.ArgumentParser()
+    add_family_option(parser)
+    assert parser.parse_args([]).family is None
+    assert [parser.parse_args(["--family", name]).family for name in FAMILIES] == list(FAMILIES)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--family", "sd9"])
+    several = argparse.ArgumentParser()
+    add_family_option(several, several=True)
+    assert several.parse_args([]).families == []
+    assert several.parse_args(["--family", "a=sd1", "--family", "flux"]).families == ["a=sd1", "flux"]

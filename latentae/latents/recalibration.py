@@ -12,9 +12,9 @@ from tqdm import tqdm
 from latentae import distributed
 from latentae.data import CenterCrop, ImageDataset, RandomCrop, open_sources
 from latentae.data.decode import check_channels
-from latentae.latents.calibration import calibrate
+from latentae.latents.calibration import calibrate, check_per_channel
 from latentae.latents.measurement import measure_latents
-from latentae.latents.saving import choose_place, write_model
+from latentae.latents.saving import check_writable, choose_place, write_model
 from latentae.latents.statistics import LatentStatistics
 from latentae.latents.views import FEWEST_VIEWS, view_loader
 from latentae.models import KLVAE, VQVAE, load_autoencoder
@@ -50,6 +50,10 @@ def recalibrate(
         autoencoder = load_autoencoder(model)
     if not isinstance(autoencoder, KLVAE | VQVAE):
         raise ValueError(f"{model} is a {type(autoencoder).__name__}, which cannot be calibrated")
+    if per_channel:
+        check_per_channel(autoencoder)
+    if place is not None:
+        check_writable(autoencoder)
     autoencoder.to(device or torch.device("cpu"))
     check_channels(autoencoder.config.in_channels)
     size = autoencoder.config.sample_size if image_size is None else image_size
