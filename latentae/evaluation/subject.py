@@ -52,7 +52,7 @@ class Subject:
         """The model's ``AutoencoderOutput`` of images [B, C, H, W] in [−1, 1], its sample in float32.
 
         Raises:
-            ValueError: the reconstruction holds NaN, or is not as large as the images.
+            ValueError: the reconstruction is not finite, or is not as large as the images.
         """
         device = images.device.type
         with nullcontext() if self.autocast is None else torch.autocast(device, self.autocast):
@@ -61,8 +61,11 @@ class Subject:
         if output.sample.shape != images.shape:
             made, taken = list(output.sample.shape), list(images.shape)
             raise ValueError(f"{self.name} makes {made} of images {taken}: they cannot be compared")
-        if output.sample.isnan().any():
-            raise ValueError(f"{self.name} makes images that hold NaN: its weights are damaged, or diverged")
+        if not output.sample.isfinite().all():
+            raise ValueError(
+                f"{self.name} makes images that hold NaN or infinity: its weights are damaged, or its "
+                "training diverged"
+            )
         return output
 
     def warm_up(self, images: Tensor) -> None:

@@ -69,14 +69,18 @@ def recalibrate(
         "say": say,
     }
 
+    probe = held_out[0, 0]["images"][None].to(autoencoder.device)
+    before = _reconstruct(autoencoder, probe)
+    if not bool(before.isfinite().all()):
+        raise ValueError(
+            f"{model} makes images that are not finite: its weights are damaged, or its training diverged"
+        )
     statistics = _measure(autoencoder, training, fewest_views=FEWEST_VIEWS, **measuring)
     what = "posterior samples" if isinstance(autoencoder, KLVAE) else "latents before quantization"
     say(
         f"{what} of {statistics.images} crops of {len(training)} image(s), {size} pixels; standard error of "
         f"the std {100 * statistics.global_std_error:.2g} %\n{_table(statistics)}"
     )
-    probe = held_out[0, 0]["images"][None].to(autoencoder.device)
-    before = _reconstruct(autoencoder, probe)
     calibration = calibrate(autoencoder, statistics, per_channel=per_channel)
     change = (_reconstruct(autoencoder, probe) - before).abs().max().item()
     say(f"set: {calibration}\npixels of a reconstruction changed by {change:.1e} at most")

@@ -243,8 +243,10 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
 
 def _is_exporting() -> bool:
     """Whether the model is being traced or exported, so that Python's branches are taken once and for all."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
     is_exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
-    return torch.jit.is_tracing() or (is_exporting is not None and is_exporting())
+    return is_exporting is not None and bool(is_exporting())
 
 
 def _describe(tensor: Tensor) -> str:

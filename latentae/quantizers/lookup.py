@@ -53,7 +53,7 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
             f"latents are on {latents.device} and the codebook is on {codebook.device}; move one to the other"
         )
     # Of torch's two exporters to ONNX the tracing one knows no decompositions.
-    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
         return nearest_code_plain(latents, codebook)
     return torch.ops.latentae.nearest_code(latents.detach(), codebook.detach())
 

@@ -307,7 +307,7 @@ def _rows(latents: Tensor) -> Tensor:
 
 def _values_are_readable() -> bool:
     """Whether Python may look at values: not where a compiler, a tracer or an export follows the code."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
 def _check_finite(flat: Tensor) -> None:

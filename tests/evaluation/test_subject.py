@@ -112,3 +112,10 @@ def test_a_model_is_opened_with_its_family():
 
     open_subjects(["a=x", "b=y"], "float32", torch.device("cpu"), open_model, families=["b=sd1"])
     assert opened == {"x": {}, "y": {"family": "sd1"}}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(models, value):
+    torch.nn.init.constant_(models["kl"].decoder.conv_out.bias, value)
+    with pytest.raises(ValueError, match="kl makes images that hold NaN or infinity"):
+        Subject("kl", "", models["kl"])(torch.rand(1, 3, 16, 16) * 2 - 1)

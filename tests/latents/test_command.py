@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from latentae import VQGAN, cli, load_autoencoder
 from latentae.latents.command import main
@@ -116,3 +117,13 @@ def test_what_cannot_be_is_refused_before_images_are_read(model, arguments, says
     shown = capsys.readouterr()
     assert shown.out == ""
     assert says in shown.err
+
+
+def test_a_model_that_makes_nan_is_refused_before_it_is_measured(picture_folder, tmp_path, capsys):
+    model = make_kl()
+    torch.nn.init.constant_(model.decoder.conv_out.bias, float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    assert main([str(tmp_path / "broken"), "--data", str(picture_folder), "--image-size", "16"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "makes images that are not finite" in shown.err

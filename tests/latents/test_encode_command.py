@@ -54,6 +54,10 @@ def test_codes_alone(classes, tmp_path):
         (["{kl}", "--data", "{images}", "--out", "{images}"], "error: {images} holds other files"),
         (["{kl}", "--data", "{images}", "--out", "{out}", "--split", "dev"], "error: split 'dev' is not in"),
         (["{kl}", "--data", "{images}", "--out", "{out}", "--label-column", "a"], "label_column='a' is for"),
+        (
+            ["{kl}", "--data", "{images}", "--out", "{out}", "--no-annotations", "--label-column", "a"],
+            "error: label_column is 'a', but annotations is false",
+        ),
         (["{images}", "--data", "{images}", "--out", "{out}"], "error: "),
         (
             ["{kl}", "--data", "{images}", "--out", "{out}", "--image-size", "1"],
