@@ -37,7 +37,10 @@ def _prepare(model: KLVAE | VQVAE, family: str | None) -> list[str]:
     if family is not None and not _has_scale_of(model, family):
         remarks.append(f"family {family} changes nothing in this format, whose config tells scale and shift")
     if config.scaling_factor is None:
-        remarks.append(f"the scale of the latents is not known, and pipelines need it: {MEASURE}")
+        remarks.append(
+            f"the scale of the latents is not known, and pipelines need it: {MEASURE}, or name the family "
+            "that the model comes from by --family"
+        )
     elif isinstance(model, VQVAE) and (config.shift_factor or config.latents_mean is not None):
         # A VQModel's config has a place for the scale alone.
         remark = fold_to(model, 0.0, config.scaling_factor)
