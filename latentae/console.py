@@ -14,6 +14,9 @@ from typing import Any, TextIO
 # What writing raises once nobody can read it: a pipe without a reader, a terminal that was closed.
 _NO_READER = (errno.EPIPE, errno.EIO)
 
+FAMILIES = ("sd1", "sdxl", "sd3", "flux")
+"""The families whose scale and shift are known: the names in latentae/models/checkpoints/families.py."""
+
 
 def is_first_process() -> bool:
     """Whether this process is rank 0 of those that a launcher started, known before they are joined."""
@@ -110,6 +113,32 @@ def _fill_descriptors() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
+
+
+def add_family_option(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds ``--family``, for a model that does not record its scale, such as a published file.
+
+    Args:
+        parser: of a command that opens models with ``load_autoencoder``.
+        several: whether the command takes several models. The option can then be repeated, and its value may
+            name one model: ``--family NAME=FAMILY``. The result is the list ``families``.
+    """
+    if several:
+        parser.add_argument(
+            "--family",
+            dest="families",
+            action="append",
+            default=[],
+            metavar="[NAME=]FAMILY",
+            help=f"the family that gives every model, or the model called NAME, its scale and shift: "
+            f"{', '.join(FAMILIES)} (what each model records); can be repeated",
+        )
+        return
+    parser.add_argument(
+        "--family",
+        choices=FAMILIES,
+        help="the family that gives the model its scale and shift (what the model records)",
+    )
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

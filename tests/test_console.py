@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from latentae import cli
-from latentae.console import add_reading_options, is_first_process, outlive_output, output_pipe_is_closed
+from latentae.console import (
+    FAMILIES,
+    add_family_option,
+    add_reading_options,
+    is_first_process,
+    outlive_output,
+    output_pipe_is_closed,
+)
 
 
 @pytest.mark.parametrize(("rank", "first"), [(None, True), ("0", True), ("1", False)])
@@ -102,3 +109,16 @@ def test_every_command_outlives_its_output(command, capfd):
             code = left.code
     assert code == 0
     assert capfd.readouterr().err == ""
+
+
+def test_family_option():
+    parser = argparse.ArgumentParser()
+    add_family_option(parser)
+    assert parser.parse_args([]).family is None
+    assert [parser.parse_args(["--family", name]).family for name in FAMILIES] == list(FAMILIES)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--family", "sd9"])
+    several = argparse.ArgumentParser()
+    add_family_option(several, several=True)
+    assert several.parse_args([]).families == []
+    assert several.parse_args(["--family", "a=sd1", "--family", "flux"]).families == ["a=sd1", "flux"]

@@ -54,7 +54,7 @@ def probe(
         raise ValueError("a probe runs in one process: start it without a launcher")
     request.check()
     folder = ProbeFolder(request.out)
-    subjects = open_subjects(request.models, "float32", device, open_model)
+    subjects = open_subjects(request.models, "float32", device, open_model, families=request.families)
     sides = {subject.name: _latent_side(subject, request.image_size) for subject in subjects}
     decoders = {subject.name: _decoder(subject) for subject in subjects}
     token_side = common_token_side(list(sides.values()), request.size.largest_side)

@@ -105,4 +105,16 @@ def _load_hint(model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
     return f'latentae.load_autoencoder("{path}")'
 
 
-LDM = Format(is_folder=False, prepare=_prepare, write=write_ldm, reopen=_reopen, load_hint=_load_hint)
+def no_upcast(model: KLVAE | VQVAE) -> str | None:
+    """None: a file in this layout cannot say that the model must run in float32."""
+    return None
+
+
+LDM = Format(
+    is_folder=False,
+    prepare=_prepare,
+    write=write_ldm,
+    reopen=_reopen,
+    record_upcast=no_upcast,
+    load_hint=_load_hint,
+)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from latentae.models.checkpoints.folders import stock_meaning
 from latentae.models.latent import AutoencoderOutput, LatentAutoencoder, PosteriorOutput
+from latentae.models.plain import plain
 
 
 class KLVAE(LatentAutoencoder, AutoencoderKL):
@@ -190,10 +191,16 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
     fits_stock_class = True
 
     def to_diffusers(self) -> AutoencoderKL:
-        """A stock AutoencoderKL with the same weights, in eval mode, which loads without latentae."""
+        """A stock AutoencoderKL with the same weights, in eval mode, which loads without latentae.
+
+        Adapters are merged, fused projections split, and quantised weights turned into floats.
+
+        Raises:
+            ValueError: weights that are on the meta device, sharded, or quantised beyond return.
+        """
         config = {name: value for name, value in self.config.items() if not name.startswith("_")}
         stock = AutoencoderKL(**config)
-        stock.load_state_dict(self.state_dict())
+        stock.load_state_dict(plain(self).state_dict())
         return self._like_self(stock)
 
     def _encode_whole(self, images: Tensor) -> Tensor:

@@ -224,7 +224,8 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
         """Repeats the right and bottom edge up to the next multiple of the downsampling factor."""
         height, width = images.shape[-2:]
         factor = self.downsampling_factor
-        if height % factor or width % factor:
+        # An exported model takes images of other sizes than the one it was exported with.
+        if _is_exporting() or height % factor or width % factor:
             images = F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")
         return images
 
@@ -242,6 +243,14 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
         if self.dtype != stock.dtype:
             stock = stock.to(self.dtype)
         return stock.to(self.device).eval()
+
+
+def _is_exporting() -> bool:
+    """Whether the model is being traced or exported, so that Python's branches are taken once and for all."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
+    is_exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
+    return is_exporting is not None and bool(is_exporting())
 
 
 def _describe(tensor: Tensor) -> str:

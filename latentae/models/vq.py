@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from latentae.devices import to_float64_on_cpu
 from latentae.models.backbone_2017 import Decoder2017, Encoder2017
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PointDistribution
+from latentae.models.plain import plain
 from latentae.models.tokens import TokenMixin
 from latentae.quantizers import (
     QUANTIZERS,
@@ -282,10 +283,12 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
     def to_diffusers(self) -> VQModel:
         """A stock VQModel with the same weights, in eval mode, which loads without latentae.
 
-        Warns where the latents' normalisation is more than a scale, since VQModel has no place for it.
+        Adapters are merged, fused projections split, and quantised weights turned into floats. Warns where
+        the latents' normalisation is more than a scale, since VQModel has no place for it.
 
         Raises:
-            ValueError: VQModel cannot hold the model.
+            ValueError: VQModel cannot hold the model; weights that are on the meta device, sharded, or
+                quantised beyond return.
         """
         if self.stock_objection is not None:
             raise ValueError(
@@ -301,8 +304,9 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
         config = {k: v for k, v in self.config.items() if k not in _OWN_KEYS and not k.startswith("_")}
         stock = VQModel(**config)
         wanted = stock.state_dict().keys()
-        state = {key: value for key, value in self.state_dict().items() if key in wanted}
-        stock.load_state_dict({**state, "quantize.embedding.weight": self.quantize.euclidean_codebook()})
+        own = plain(self)
+        state = {key: value for key, value in own.state_dict().items() if key in wanted}
+        stock.load_state_dict({**state, "quantize.embedding.weight": own.quantize.euclidean_codebook()})
         return self._like_self(stock)
 
     def _encode_whole(self, images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from latentae.devices import to_float64_on_cpu
 from latentae.quantizers.gradient import GRADIENTS, check_gradient
 from latentae.quantizers.kmeans import k_means
 from latentae.quantizers.lookup import nearest_code
-from latentae.quantizers.quantizer import Quantizer, Weights, check_counts, check_init
+from latentae.quantizers.quantizer import Quantizer, Weights, check_counts, check_init, table_of
 from latentae.quantizers.result import FlatOutput
 
 _LATENTS_PER_CODE = 4
@@ -63,9 +63,14 @@ class CodebookQuantizer(Quantizer):
         self.embedding = nn.Embedding(num_codes, code_dim)
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
         # The upkeep is state of the run, not of the model: it goes into checkpoints, never into exports.
-        self.register_buffer("recent_counts", torch.zeros(num_codes), persistent=False)
-        self.register_buffer("pending_counts", torch.zeros(num_codes), persistent=False)
+        self.register_first_values()
         self.recent_latents: Tensor | None = None
+
+    def first_values(self) -> dict[str, Tensor]:
+        return {
+            "recent_counts": torch.zeros(self.num_codes),
+            "pending_counts": torch.zeros(self.num_codes),
+        }
 
     def losses(self, flat: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Weighted losses of prepared latents [N, d] and the codes [N, d] they were given."""
@@ -159,9 +164,7 @@ class CodebookQuantizer(Quantizer):
         return distributed.all_reduce_sum(rows)
 
     def _weight(self, device: torch.device) -> Tensor:
-        """The weight [K, d]; where weights are offloaded, only a call of their module brings them here."""
-        weight: Tensor = self.embedding.weight
-        return weight if weight.device == device else self.embedding(torch.arange(len(weight), device=device))
+        return table_of(self.embedding, device)
 
 
 def two_way_losses(

@@ -21,6 +21,9 @@ class DataRequest:
         annotations: whether labels and captions are read.
         label_column, caption_column: see ``read_annotations``.
         limit: so many images, evenly spread; None: all.
+
+    Raises:
+        ValueError: a column is named, and ``annotations`` is false.
     """
 
     images: str | Path | ImageSource
@@ -32,6 +35,14 @@ class DataRequest:
     label_column: str | None = None
     caption_column: str | None = None
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("label_column", "caption_column"):
+            if getattr(self, name) is not None and not self.annotations:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but annotations is false, so nothing is read from "
+                    "it: leave one of them out"
+                )
 
     @property
     def name(self) -> str:

@@ -40,6 +40,7 @@ def inspect(
     *,
     data: str,
     out: Path,
+    family: str | None = None,
     split: str | None = None,
     image_column: str | None = None,
     dataset_config: str | None = None,
@@ -62,6 +63,7 @@ def inspect(
         model: what ``load_autoencoder`` opens.
         data: the name of the data: ``photos``, a path, or a dataset of the hub.
         out: a folder that is new or empty, or an inspection's if ``overwrite``.
+        family: what the scale and shift are taken from, as ``load_autoencoder`` takes it.
         split: None takes the validation split, else the test split, else the first there is.
         image_column, dataset_config, value_range: as ``open_source`` takes them.
         image_size: pixels of the crops; None: what the model was trained on, its ``sample_size``.
@@ -77,7 +79,7 @@ def inspect(
     """
     check_seed(seed)
     _check(out, overwrite, max_images)
-    autoencoder = load_autoencoder(model)
+    autoencoder = load_autoencoder(model, family=family)
     if not isinstance(autoencoder, KLVAE | VQVAE | TinyAutoencoder):
         raise ValueError(f"{model} is a {type(autoencoder).__name__}, which has no latents to inspect")
     autoencoder.to(device or torch.device("cpu"))

@@ -65,6 +65,10 @@ class Interpolation:
         }
 
 
+class OppositeEndsError(ValueError):
+    """Raised for two ends in opposite directions, between which no arc is the shortest."""
+
+
 def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     """Points [n, *shape] on the arc from one tensor to another of the same shape, in float64.
 
@@ -86,7 +90,9 @@ def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     t = weights.to(a).view(-1, *[1] * a.ndim)
     omega = math.radians(angle_between(a, b))
     if math.pi - omega < _SMALLEST_ANGLE:
-        raise ValueError("the two ends point in opposite directions, so that no arc between them is shortest")
+        raise OppositeEndsError(
+            "the two ends point in opposite directions, so that no arc between them is shortest"
+        )
     if omega < _SMALLEST_ANGLE:
         return (1 - t) * a + t * b
     return (((1 - t) * omega).sin() * a + (t * omega).sin() * b) / math.sin(omega)
