@@ -24,6 +24,7 @@ from latentae.config import (
 from latentae.data import (
     CachedSource,
     CenterCrop,
+    HeldOut,
     ImageDataset,
     ImageStream,
     RandomCrop,
@@ -244,11 +245,14 @@ def build_r1(config: DiscriminatorConfig) -> R1 | None:
     return None if config.r1 is None else R1(**config.r1.model_dump())
 
 
-def build_sources(config: DataConfig, notes: Path | None = None) -> Sources | StreamSources:
+def build_sources(
+    config: DataConfig, notes: Path | None = None, before: HeldOut | None = None
+) -> Sources | StreamSources:
     """The training and the validation images.
 
     Args:
         notes: a folder where streams note how much their shards hold, for a resume to skip them by.
+        before: what a run that is continued has held out; None: a fresh run.
     """
     where: dict[str, Any] = {
         "split": config.split,
@@ -256,6 +260,7 @@ def build_sources(config: DataConfig, notes: Path | None = None) -> Sources | St
         "image_column": config.image_column,
         "holdout": config.holdout,
         "value_range": config.value_range,
+        "before": before,
     }
     cache_bytes = config.cache_megabytes << 20
     if config.streaming:
@@ -263,7 +268,11 @@ def build_sources(config: DataConfig, notes: Path | None = None) -> Sources | St
         return replace(stream, validation=CachedSource(stream.validation, cache_bytes))
     sources = open_sources(config.name, **where)
     validation = take_evenly(sources.validation, config.max_validation)
-    return Sources(CachedSource(sources.train, cache_bytes), CachedSource(validation, cache_bytes))
+    return replace(
+        sources,
+        train=CachedSource(sources.train, cache_bytes),
+        validation=CachedSource(validation, cache_bytes),
+    )
 
 
 def build_datasets(

@@ -33,7 +33,20 @@ REFUSED_FORMATS = {
     "HDF5": "it holds arrays of any kind: convert them to .npy",
     "MPEG": "it is a video: extract its frames",
 }
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+Image.init()
+# The formats that are read: all that Pillow knows, also from plugins, but those. First come those whose files
+# begin with a mark of their own, so that the others are not tried on them.
+FORMATS = tuple(
+    sorted(
+        (name for name in Image.ID if name not in REFUSED_FORMATS),
+        key=lambda name: Image.OPEN[name][1] is None,
+    )
+)
+# Pillow's suffixes of these formats, and those of JPEG files that Pillow leaves out.
+PICTURE_SUFFIXES = (
+    *(suffix for suffix, known in sorted(Image.registered_extensions().items()) if known in FORMATS),
+    *(".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"),
+)
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *ARRAY_SUFFIXES)
 PICTURE_CHANNELS = (1, 3, 4)  # what every picture can be converted to
 _BY_WAY_OF = {"LAB": "RGB", "La": "LA"}  # modes that Pillow converts to no other
@@ -64,17 +77,6 @@ class _Request:
             raise ValueError(_too_large(f"{width} by {height} are {width * height}", self.max_pixels))
 
 
-def readable_formats() -> list[str]:
-    """The formats that are read: all that Pillow knows, also from plugins, but `REFUSED_FORMATS`.
-
-    Those come first whose files begin with a mark of their own, so that the others are not tried on them.
-    """
-    Image.preinit()
-    Image.init()
-    formats = [name for name in Image.ID if name not in REFUSED_FORMATS]
-    return sorted(formats, key=lambda name: Image.OPEN[name][1] is None)
-
-
 def check_channels(channels: int) -> None:
     """Raise ValueError unless some image has this number of channels."""
     if channels < 1:
@@ -95,7 +97,7 @@ def decode_image(
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
     """Decode an image file of any format Pillow reads, or a .npy file, or convert an open PIL image.
 
-    The content decides what a file is, not its suffix; see `readable_formats`.
+    The content decides what a file is, not its suffix; see `FORMATS`.
 
     Args:
         data: the bytes of a file, its path, or a PIL image (which is left as it is).
@@ -206,7 +208,7 @@ def _decode_file(data: bytes | Path, request: _Request) -> Pixels:
 
 
 def _open(data: bytes | Path) -> Image.Image:
-    return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=readable_formats())
+    return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
 
 
 def _read(data: bytes | Path) -> bytes:

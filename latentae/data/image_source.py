@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,9 @@ class ImageSource(Protocol):
     """A fixed sequence of images, each with a name, decoded when asked for.
 
     Write one for data of your own: anything with these three methods trains. It is pickled to the
-    loader's workers, and `load` is called from several threads by `check_images`.
+    loader's workers, and `load` is called from several threads by `check_images`. Two more methods are
+    optional: `key(index)`, of which `hold_out` makes its choice where a name depends on the other images, and
+    `describe()`, for `describe_source`.
     """
 
     def __len__(self) -> int:
@@ -46,6 +49,16 @@ class SubsetSource:
 
     def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
         return self.source.load(int(self.indices[index]), channels, minimum_side)
+
+
+def describe_source(source: ImageSource) -> str:
+    """Where images are, how many, and what was left out, as far as the source says it; for people."""
+    if isinstance(source, CachedSource):
+        return describe_source(source.source)
+    if isinstance(source, SubsetSource):
+        return f"{len(source)} images of {describe_source(source.source)}"
+    describe: Callable[[], str] | None = getattr(source, "describe", None)
+    return f"{len(source)} images" if describe is None else describe()
 
 
 def take_evenly(source: ImageSource, count: int) -> ImageSource:

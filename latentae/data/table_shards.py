@@ -14,7 +14,7 @@ from latentae.data.cells import choose_image_column, decode_cell, image_table
 from latentae.data.decode import BrokenImageError
 from latentae.data.levels import ValueRange
 from latentae.data.samples import EncodedImage
-from latentae.data.table import first_line, hub_errors
+from latentae.data.table import check_one_kind, first_line, hub_errors, readable_columns, table_errors
 from latentae.data.tar import shard_labels
 
 _MOST_SHARDS = 1024  # data sets of single files have as many as images
@@ -91,8 +91,17 @@ class TableShards:
         return known
 
     def typical_count(self) -> int:
-        num_rows = self.stream.num_rows
-        return self.count(0) if num_rows is None else num_rows // len(self)
+        if self.stream.num_rows is not None:
+            return self.stream.num_rows // len(self)
+        return next((count for shard in range(len(self)) if (count := self.count(shard))), 0)
+
+    def label(self, shard: int) -> str:
+        files = self.stream.files
+        return files[shard] if len(files) == len(self) else f"{self.stream.label}/{shard}"
+
+    def describe(self) -> str:
+        """Where the images are; for people."""
+        return f"the column {self.column!r} of {len(self)} shard(s) of the split {self.stream.label!r}"
 
     def read(self, shard: int, start: int = 0, step: int = 1) -> Iterator[EncodedImage]:
         row = 0
@@ -134,8 +143,7 @@ class TableShards:
         )
 
     def _name(self, shard: int, row: int) -> str:
-        files = self.stream.files
-        return f"{files[shard] if len(files) == len(self) else f'{self.stream.label}/{shard}'}[{row}]"
+        return f"{self.label(shard)}[{row}]"
 
     def _note_file(self, folder: Path, shard: int) -> Path:
         return folder / f"{self.stream.label.replace('/', '_')}_{shard}_of_{len(self)}"
@@ -166,18 +174,15 @@ def stream_table_files(files: Sequence[Path], label: str) -> StreamedTable:
     """
     import datasets
 
-    suffixes = {path.suffix.lower() for path in files}
-    if len(suffixes) > 1:
-        raise ValueError(f"{files[0].parent} mixes {' and '.join(sorted(suffixes))} files: keep one kind")
-    names = [str(path) for path in files]
-    try:
+    kind = check_one_kind(files).removeprefix(".")
+    with table_errors(files):
+        chosen, columns = readable_columns(files)
+        names = [str(file.path) for file in chosen]
+        options = {} if columns is None or kind == "arrow" else {"columns": columns}
         table = datasets.load_dataset(
-            suffixes.pop().removeprefix("."), data_files={"train": names}, split="train", streaming=True
+            kind, data_files={"train": names}, split="train", streaming=True, **options
         )
-    except Exception as error:  # pyarrow's, datasets' and the file system's errors share no base
-        raise ValueError(
-            f"cannot read {names[0]} ({len(names)} file(s) of its split): {first_line(error)}"
-        ) from error
+    files = [file.path for file in chosen]
     return StreamedTable(table, label, shard_labels(files), is_local=True)
 
 

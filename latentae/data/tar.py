@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from latentae.data.decode import BrokenImageError, decode_image
+from latentae.data.folder import describe_files
 from latentae.data.image_source import Pixels
 from latentae.data.levels import ValueRange
 from latentae.data.samples import EncodedImage
@@ -53,6 +54,15 @@ class TarSource:
         shard, position = self.place(index)
         return entry_name(self.labels[shard], self.indexes[shard], position)
 
+    def key(self, index: int) -> str:
+        """What decides whether image `index` is held out: its names in the file and that of the file."""
+        shard, position = self.place(index)
+        return entry_name(self.indexes[shard].path.name, self.indexes[shard], position)
+
+    def describe(self) -> str:
+        """How many images there are, and where; for people."""
+        return f"{len(self)} images in {describe_files([index.path for index in self.indexes])}"
+
     def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
         shard, position = self.place(index)
         entry = read_entry(self.labels[shard], self.indexes[shard], position, self.value_range)
@@ -85,7 +95,14 @@ class TarShards:
         return self._counts[shard]
 
     def typical_count(self) -> int:
-        return self.count(0)
+        return next((count for shard in range(len(self)) if (count := self.count(shard))), 0)
+
+    def label(self, shard: int) -> str:
+        return self.labels[shard]
+
+    def describe(self) -> str:
+        """Where the images are; for people."""
+        return describe_files(self.paths)
 
     def read(self, shard: int, start: int = 0, step: int = 1) -> Iterator[EncodedImage]:
         index = open_tar(self.paths[shard], self.extension)

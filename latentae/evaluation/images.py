@@ -41,7 +41,7 @@ def open_images(
 def _splits(name: str, dataset_config: str | None) -> list[str]:
     located = locate(name)
     if located.kind == "hub":
-        return list(prepare_hub_dataset(name, dataset_config).info.splits)
+        return list(prepare_hub_dataset(located.hub_id, dataset_config).info.splits)
     if located.kind == "photos":
         return ["train", "validation"]
     return list(located.splits)

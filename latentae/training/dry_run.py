@@ -67,7 +67,7 @@ def dry_run(config: RunConfig) -> str:
     head = (
         f"Dry run of {type(trainer.networks.autoencoder).__name__}; {trainer.folder.root} is left as it is."
     )
-    notes = [*config_warnings(config), *([] if sentence is None else [sentence])]
+    notes = [trainer.images.places, *config_warnings(config), *([] if sentence is None else [sentence])]
     columns = min(max(shutil.get_terminal_size((110, 24)).columns, 60), 120)
     wrapped = [
         textwrap.fill(

@@ -79,6 +79,7 @@ class Trainer:
             gather=gather_object,
             say=self.accelerator.print,
             notes=None if rehearsal else self.folder.shards,
+            before=self.folder.read_held_out(config.resume),
         )
         self.networks = build_networks(config, self.accelerator, objective)
         self.guard = Guard(gather_object)
@@ -94,6 +95,7 @@ class Trainer:
             return
         if distributed.is_main():
             self.folder.create(config)
+            write_json(self.folder.held_out, self.images.held_out.to_dict())
             self.folder.forget_after(self.step)
             if pretrained is not None:
                 pretrained.write(self.folder.root)
@@ -129,7 +131,12 @@ class Trainer:
             track=partial(track, self.accelerator),
             enabled=distributed.is_main(),
         )
-        for sentence in [self._describe_start(), *self.networks.describe(), *config_warnings(config)]:
+        for sentence in [
+            self._describe_start(),
+            self.images.places,
+            *self.networks.describe(),
+            *config_warnings(config),
+        ]:
             recorder.say(sentence)
         try:
             with StopSignals() as signals:

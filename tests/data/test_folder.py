@@ -12,7 +12,7 @@ from tests.data.pictures import write_png
 def test_lists_images_of_any_case_and_depth_in_order(tmp_path):
     for name in ("b.PNG", "a/z.jpeg", "a/y.JpG", "c.tif", "a/deep/er/x.webp", "A.bmp"):
         write_png(tmp_path / name, 1)
-    for name in (".hidden.png", ".cache/x.png", "a/.git/x.png", "notes.txt", "png", "animation.gif"):
+    for name in (".hidden.png", ".cache/x.png", "a/.git/x.png", "notes.txt", "png", "drawing.svg"):
         write_png(tmp_path / name, 1)
     source = FolderSource(tmp_path)
     names = [source.name(index) for index in range(len(source))]
@@ -60,10 +60,10 @@ def test_links_are_followed_and_loops_end(tmp_path):
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):
-    for name in ("a.txt", "b.TXT", "c.gif", "readme"):
+    for name in ("a.txt", "b.TXT", "c.svg", "readme"):
         (tmp_path / name).touch()
     with pytest.raises(
-        ValueError, match=r"\.png, \.jpg.*found 2 of \.txt, 1 of \.gif, 1 of no suffix"
+        ValueError, match=r"\.jpg, .*\.png, .*found 2 of \.txt, 1 of \.svg, 1 of no suffix"
     ) as caught:
         FolderSource(tmp_path)
     assert str(tmp_path) in str(caught.value)

@@ -9,7 +9,8 @@ def split_names(located) -> dict[str, list[str]]:
     return {split: [path.name for path in paths] for split, paths in located.splits.items()}
 
 
-def test_tar_files(tmp_path):
+def test_tar_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / ".cache"))
     write_shards(tmp_path, [1, 1])
     write_shards(tmp_path, [1], "val")
     make(tmp_path, "train-000.parquet")  # beside tar files a table is about them
@@ -23,7 +24,12 @@ def test_tar_files(tmp_path):
         located = locate(f"{tmp_path}/{name}")
         assert (located.kind, split_names(located)) == ("tars", {"train": ["train-000.tar", "train-001.tar"]})
     assert split_names(locate(f"{tmp_path}/val-000.tar")) == {"train": ["val-000.tar"]}
-    write_png(tmp_path / "a.png", 1)
+    # As many pictures as the tar files hold may be unpacked from them; fewer are asked about.
+    for count in range(4):
+        write_png(tmp_path / f"{count}.png", 1)
+        if count < 2:
+            with pytest.raises(ValueError, match=r"3 tar file\(s\) with more images .*\.tar' .*\.png'"):
+                locate(str(tmp_path))
     assert locate(str(tmp_path)).kind == "images"
 
 
@@ -37,7 +43,9 @@ def test_what_cannot_be_read(tmp_path):
     for name in ("tars", "tars/a.tar.gz", "tars/*"):
         with pytest.raises(ValueError, match=r"a compressed tar file can only .* gunzip"):
             locate(f"{tmp_path}/{name}")
-    for name in ("mixed/a*", "images/*.jpg"):
+    located = locate(f"{tmp_path}/images/*.jpg")
+    assert (located.kind, split_names(located)) == ("images", {"train": ["a.jpg", "b.jpg"]})
+    for name in ("mixed/a*",):
         with pytest.raises(ValueError, match=r"stands for 2 files; give a folder of images, or \.tar"):
             locate(f"{tmp_path}/{name}")
     make(tmp_path, "images/metadata.csv")

@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 
-from latentae.data import open_source, open_sources, sources
+from latentae.data import describe_source, open_source, open_sources, sources
 from tests.data.pictures import write_png, write_shards
 from tests.data.test_table import image_table, own_cache  # noqa: F401
 
@@ -78,13 +78,34 @@ def test_tables(tmp_path):
         open_source(one_file, image_column="photo")
 
 
-def test_pictures_win_over_tables_and_tables_over_arrays(tmp_path):
-    np.save(tmp_path / "a.npy", np.full((4, 4), 7, np.uint8))
-    assert values(open_source(str(tmp_path))) == [7]
-    image_table([1, 2]).to_parquet(tmp_path / "train.parquet")
-    assert values(open_source(str(tmp_path))) == [1, 2]
-    write_png(tmp_path / "b.png", 9)
-    assert values(open_source(str(tmp_path))) == [7, 9]
+def test_tables_win_over_arrays_and_more_pictures_over_tables(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    np.save(data / "a.npy", np.full((4, 4), 7, np.uint8))
+    assert values(open_source(str(data))) == [7]
+    image_table([1, 2]).to_parquet(data / "train.parquet")
+    assert values(open_source(str(data))) == [1, 2]
+    # A picture beside a table that holds more of them illustrates it: neither is taken without a word.
+    write_png(data / "card/b.png", 9)
+    with pytest.raises(ValueError, match=r"holds 1 picture file.*1 parquet or arrow file") as caught:
+        open_source(str(data))
+    for name, expected in ((f"{data}/**/*.parquet", [1, 2]), (f"{data}/card", [9])):
+        assert repr(name) in str(caught.value)
+        assert values(open_source(name)) == expected
+    write_png(data / "card/c.png", 10)  # as many: they may be those of the table
+    assert values(open_source(str(data))) == [7, 9, 10]
+
+
+def test_tables_that_hold_no_images_and_lists_of_images_are_no_rivals_of_pictures(tmp_path):
+    write_png(tmp_path / "a.png", 9)
+    rows = {"image": ["a.png"] * 3, "caption": ["x"] * 3}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "captions.parquet")
+    datasets.Dataset.from_dict({"n": [1, 2, 3]}).to_parquet(tmp_path / "numbers.parquet")
+    image_table([1, 2]).to_parquet(tmp_path / "metadata.parquet")
+    (tmp_path / "damaged.parquet").write_bytes(b"no table")
+    source = open_source(str(tmp_path))
+    assert values(source) == [9]
+    assert "left out 4 files (4 .parquet)" in describe_source(source)
 
 
 def test_saved_datasets(tmp_path):
