@@ -260,6 +260,7 @@ def build_sources(
         "image_column": config.image_column,
         "holdout": config.holdout,
         "value_range": config.value_range,
+        "max_pixels": config.max_pixels,
         "before": before,
     }
     cache_bytes = config.cache_megabytes << 20

@@ -238,7 +238,7 @@ def _beginning(data: bytes | Path) -> bytes:
 
 
 def _unidentified(data: bytes | Path | Image.Image) -> str:
-    reason = "no image of a format that Pillow reads, nor a .npy array"
+    reason = "not an image that Pillow reads, nor a .npy array"
     if isinstance(data, Image.Image):
         return reason
     beginning = _beginning(data)

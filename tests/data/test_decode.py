@@ -344,7 +344,7 @@ def test_broken_files_are_named_with_a_reason(tmp_path):
     png, jpeg = encode(gradient(40, 40), "PNG"), encode(gradient(200, 200), "JPEG")
     cases = {
         b"": "it is empty",
-        b"not a picture at all": "no image of a format that Pillow reads",
+        b"not a picture at all": "not an image that Pillow reads",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "format EPS.*Ghostscript",
         b"SIMPLE  =                    T".ljust(2880): "format FITS.*BZERO",
         b"<!DOCTYPE html><html>": "it is a text that begins with '<!DOCTYPE html><'",

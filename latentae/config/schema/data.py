@@ -28,6 +28,9 @@ class DataConfig(Section):
     value_range: Range | None = None
     """Stored numbers [low, high] that stand for black and white in images of more than 8 bits and arrays;
     null: 0 and 65535 for 16 bits, 0 and 1 for floats."""
+    max_pixels: Count = 200_000_000
+    """Pixels of the largest picture that is decoded, since a small file may unpack to more than the memory
+    holds; larger ones count as unreadable. Arrays have no limit."""
     image_size: Count | Size
     """Side of the square training images in pixels, or [height, width]; a multiple of the model's factor, and
     31 or more, which the measurement at the end needs."""

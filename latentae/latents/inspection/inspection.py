@@ -37,6 +37,7 @@ def inspect(
     image_column: str | None = None,
     dataset_config: str | None = None,
     value_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
     image_size: int | None = None,
     max_images: int = 256,
     batch_size: int = 16,
@@ -56,7 +57,7 @@ def inspect(
         data: the name of the data: ``photos``, a path, or a dataset of the hub.
         out: a folder that is new or empty, or an inspection's if ``overwrite``.
         split: None takes the validation split, else the test split, else the first there is.
-        image_column, dataset_config, value_range: as ``open_source`` takes them.
+        image_column, dataset_config, value_range, max_pixels: as ``open_source`` takes them.
         image_size: pixels of the crops; None: what the model was trained on, its ``sample_size``.
         max_images: measure at most so many, evenly spread.
         batch_size, num_workers: images at a time, and processes that decode them.
@@ -82,6 +83,7 @@ def inspect(
         image_column=image_column,
         dataset_config=dataset_config,
         value_range=value_range,
+        max_pixels=max_pixels,
     )
     dataset, broken = _dataset(autoencoder, take_evenly(source, max_images), size, data)
     for reason in broken:
