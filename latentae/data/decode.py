@@ -18,6 +18,7 @@ from latentae.data.arrays import ARRAY_MAGIC, ARRAY_SUFFIXES, read_array, to_pix
 from latentae.data.levels import ValueRange, deep_to_fractions
 from latentae.data.names import printable, printable_name
 from latentae.data.png import PNG_MAGIC, without_text
+from latentae.data.suffixes import picture_suffixes
 from latentae.data.tiff import TIFF_MAGIC, Layout, band_pages, read_page
 
 MAX_PIXELS = 200_000_000
@@ -42,11 +43,7 @@ FORMATS = tuple(
         key=lambda name: Image.OPEN[name][1] is None,
     )
 )
-# Pillow's suffixes of these formats, and those of JPEG files that Pillow leaves out.
-PICTURE_SUFFIXES = (
-    *(suffix for suffix, known in sorted(Image.registered_extensions().items()) if known in FORMATS),
-    *(".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"),
-)
+PICTURE_SUFFIXES = picture_suffixes(FORMATS)
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *ARRAY_SUFFIXES)
 PICTURE_CHANNELS = (1, 3, 4)  # what every picture can be converted to
 _BY_WAY_OF = {"LAB": "RGB", "La": "LA"}  # modes that Pillow converts to no other

@@ -14,6 +14,7 @@ from latentae.data.arrays import ARRAY_SUFFIXES
 from latentae.data.decode import IMAGE_SUFFIXES, decode_image
 from latentae.data.image_source import Pixels
 from latentae.data.levels import ValueRange
+from latentae.data.suffixes import count_by_suffix, suffix_of
 
 _SPLIT_WORDS = {
     "train": "train",
@@ -96,7 +97,7 @@ class FolderSource:
 
     def describe(self) -> str:
         """Where the images are, how many of each suffix, and what was left out; for people."""
-        where = str(self.folder)
+        where = os.path.abspath(self.folder)  # noqa: PTH100 (resolve() would follow links)
         if self.parts is not None and any((self.folder / part).is_dir() for part in self.parts):
             where += f" ({', '.join(self.parts)})"
         text = f"{where}: {count_by_suffix(Counter(map(suffix_of, self._names)))}"
@@ -188,14 +189,6 @@ def is_output(folder: Path) -> bool:
 def has_files(folder: Path, suffixes: tuple[str, ...]) -> bool:
     """Whether there is a visible file with one of the suffixes at any depth of `folder`."""
     return next(walk_files(folder, suffixes), None) is not None
-
-
-def suffix_of(name: str) -> str:
-    """The suffix of a file in lower case, with `.tar` before that of a compressed tar file."""
-    path = PurePosixPath(name.lower())
-    if not path.suffix:
-        return "no suffix"
-    return ".tar" + path.suffix if path.stem.endswith(".tar") else path.suffix
 
 
 def describe_files(files: Sequence[Path]) -> str:
@@ -351,13 +344,6 @@ def _visible_subfolders(folder: Path) -> list[Path]:
         _raise_unreadable(error)
     paths = [folder / name for name in names]
     return [path for path in paths if not is_output(path)]
-
-
-def count_by_suffix(counts: Counter[str]) -> str:
-    """For people: `3 files (2 .jpg, 1 .gif)`."""
-    shown = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(8))
-    rest = sum(counts.values()) - sum(count for _, count in counts.most_common(8))
-    return f"{counts.total()} file{'s' * (counts.total() != 1)} ({shown}{f', {rest} others' if rest else ''})"
 
 
 def _raise_unreadable(error: OSError) -> NoReturn:

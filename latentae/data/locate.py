@@ -15,18 +15,17 @@ from latentae.data.decode import IMAGE_SUFFIXES, PICTURE_SUFFIXES, BrokenImageEr
 from latentae.data.folder import (
     Division,
     FolderSource,
-    count_by_suffix,
     divide_folder,
     has_files,
     is_output,
     split_files,
     split_of_file,
     split_word,
-    suffix_of,
     walk_files,
 )
 from latentae.data.metadata import METADATA_NAMES
 from latentae.data.patterns import expand_pattern, is_pattern
+from latentae.data.suffixes import count_by_suffix, suffix_of
 from latentae.data.table import TABLE_SUFFIXES, count_table_images, saved_splits
 from latentae.data.tar import TAR_SUFFIXES
 from latentae.data.tar_index import open_tar
@@ -129,7 +128,8 @@ def check_hub_id(name: str) -> None:
     if not is_id or ("/" in name and Path(first).exists()):
         instead = f"; for the dataset of the hub write 'hf://datasets/{name}'" if is_id else ""
         raise ValueError(
-            f"name {name!r} looks like a path and does not exist (the working folder is {Path.cwd()}){instead}"
+            f"name {name!r} looks like a path and does not exist (the working folder is {Path.cwd()})"
+            f"{instead}"
         )
 
 
@@ -275,7 +275,7 @@ def _count_tar_images(path: Path) -> int:
 
 
 def _name_only(wanted: list[Path], others: list[Path]) -> str:
-    """What stands for these files and not for the others: the folder that they have in common, or a pattern."""
+    """What stands for these files and not for the others: the folder that holds them, or a pattern."""
     common = Path(os.path.commonpath([path.parent for path in wanted]))
     if not any(path.is_relative_to(common) for path in others):
         return str(common)

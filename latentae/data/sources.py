@@ -12,8 +12,9 @@ from latentae.data.holdout import HeldOut, hold_out
 from latentae.data.image_source import ImageSource, describe_source
 from latentae.data.levels import ValueRange, check_value_range
 from latentae.data.locate import Located, locate, match_split, validation_split
+from latentae.data.names import printable
 from latentae.data.photos import training_photos, validation_photos
-from latentae.data.table import TableSource, open_saved, join_table_files, prepare_hub_dataset
+from latentae.data.table import TableSource, join_table_files, open_saved, prepare_hub_dataset
 from latentae.data.tar import TarSource
 
 
@@ -137,7 +138,7 @@ def describe_splits(
         f"measured on: {split}{measured_on}",
         *(f"note: {remark}" for remark in remarks),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def check_options(

@@ -127,8 +127,8 @@ def _check_uncompressed(path: Path) -> None:
     program = next((program for magic, program in _COMPRESSED.items() if beginning.startswith(magic)), None)
     if program is not None:
         raise BrokenImageError(
-            f"{path} is compressed, in spite of its name, and can only be read from its beginning: unpack it, "
-            f"e.g. with {program}"
+            f"{path} is compressed, whatever its name says, and can only be read from its beginning: unpack "
+            f"it, e.g. with {program}"
         )
 
 

@@ -69,6 +69,7 @@ def probe(
     shape = (_channels(subjects[0]), side, side)
     steps = resolve_steps(request, folder, shape, token_side, device)
     say(f"{len(images.training)} training images, {len(images.held_out)} held out; {steps} steps a model")
+    say(images.description)
     judge = _judge(request, images, measures, device)
     job = ModelProbe(request, folder, images, judge, steps, token_side, device, say)
     models = {subject.name: job.run(subject, decoders[subject.name]) for subject in subjects}

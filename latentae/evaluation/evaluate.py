@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from latentae import distributed
+from latentae.data import describe_source
 from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.description import describe_model, describe_protocol
 from latentae.evaluation.engine import Evaluation
@@ -68,6 +69,7 @@ def evaluate(
     for remark in measures.remarks:
         say(remark)
     say(f"{len(blocks.indices)} of {len(source)} images of {request.data} ({split}), {request.protocol}")
+    say(f"the images: {describe_source(source)}")
     work = request.out / WORK
     evaluation = Evaluation(blocks, measures, request.settings, work, _data(request, split), device, say)
     evaluation.measure(subjects)

@@ -84,6 +84,8 @@ class _OwnImages:
 
     def add(self, batch: dict[str, Any], lpips: Distance) -> None:
         """Measures a batch: a row [index, PSNR, SSIM, LPIPS] an image, and the codes."""
+        if not len(batch["images"]):  # none of them could be decoded
+            return
         images = batch["images"].to(self.device)
         output = self.autoencoder(images)
         originals, reconstructions = (to_uint8(x).float() / 127.5 - 1 for x in (images, output.sample))

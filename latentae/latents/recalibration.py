@@ -54,6 +54,7 @@ def recalibrate(
     check_channels(autoencoder.config.in_channels)
     size = autoencoder.config.sample_size if image_size is None else image_size
     sources = open_sources(data, split=split)
+    say(sources.description)
     settings: Any = {"channels": autoencoder.config.in_channels, "seed": seed}
     training = ImageDataset(sources.train, RandomCrop(size), **settings)
     held_out = ImageDataset(sources.validation, CenterCrop(size), **settings)

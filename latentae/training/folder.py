@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from latentae.config import ConfigError, RunConfig, dump_config, read_config, refused_changes
-from latentae.data import HeldOut
 from latentae.export.target import flush_names, mend_swap
 
 _STEP_NAME = re.compile(r"step_(\d+)")
@@ -141,26 +140,6 @@ class RunFolder:
                 "run would write over; name a new output_dir to branch off, or remove them to go back"
             )
         return path
-
-    def read_held_out(self, resume: str) -> HeldOut | None:
-        """What the run that is continued, or branched off, has held out; None for a fresh start.
-
-        Raises:
-            ConfigError: the record cannot be read.
-        """
-        checkpoint = self.checkpoint_to_resume(resume)
-        if checkpoint is None:
-            return None
-        file = RunFolder(checkpoint.parent.parent).held_out
-        if not file.exists():  # a run of a version that kept no record
-            return HeldOut(by_name=True)
-        try:
-            return HeldOut.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{file}, which says what the run has kept out of training, cannot be read ({error}); "
-                "restore it, or start again in a new output_dir"
-            ) from error
 
     def clear_leftovers(self) -> None:
         """Removes what a killed run left half written, and mends what it was about to replace."""

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from latentae import build, distributed
-from latentae.config import RunConfig
+from latentae.config import ConfigError, RunConfig
 from latentae.data import (
+    CachedSource,
     HeldOut,
     ImageDataset,
     ImageStream,
-    StreamSources,
     check_images,
     describe_size,
-    without_broken,
 )
 from latentae.training.broken import BrokenImages
+from latentae.training.folder import RunFolder
 
 _PREVIEW_IMAGES = 8
 
@@ -76,19 +77,19 @@ def open_images(
     data, channels = config.data, config.model.in_channels
     with distributed.main_first():  # the first rank downloads and indexes, the others find it done
         sources = build.build_sources(data, notes, before)
-    validation_source, unreadable = without_broken(sources.validation, channels)
-    # A stream's images are met as they come: to look for broken ones is to read it all.
-    unreadable_training = (
-        [] if isinstance(sources, StreamSources) else check_images(sources.train, channels, data.check_images)
-    )
+    training, validation = build.build_datasets(sources, data, channels, config.seed)
     broken = BrokenImages(data.max_broken, gather)
+    unreadable = _check(validation, data.check_images)
+    # A stream's images are met as they come: to look for broken ones is to read it all.
+    unreadable_training = _check(training, data.check_images) if isinstance(training, ImageDataset) else []
     broken.add([*unreadable, *unreadable_training])
     sentence = broken.report()
     if sentence is not None:
         say(sentence)
-    training, validation = build.build_datasets(
-        replace(sources, validation=validation_source), data, channels, config.seed
-    )
+    if isinstance(training, ImageDataset) and isinstance(training.source, CachedSource):
+        remark = training.source.describe_cache()
+        if remark:
+            say(f"{remark} (data.cache_megabytes={data.cache_megabytes})")
     count = min(_PREVIEW_IMAGES, len(validation))
     spread = [i * len(validation) // count for i in range(count)]
     preview = torch.stack([validation[0, i]["images"] for i in spread])
@@ -96,3 +97,32 @@ def open_images(
     return RunImages(
         training, validation, preview, broken, count_unreadable, sources.description, sources.record
     )
+
+
+def held_out_before(folder: RunFolder, resume: str) -> HeldOut | None:
+    """What the run that is continued, or branched off, has held out; None for a fresh start.
+
+    Raises:
+        ConfigError: the record cannot be read.
+    """
+    checkpoint = folder.checkpoint_to_resume(resume)
+    if checkpoint is None:
+        return None
+    file = RunFolder(checkpoint.parent.parent).held_out
+    if not file.exists():  # a run of a version that kept no record
+        return HeldOut(by_name=True)
+    try:
+        return HeldOut.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file}, which says what the run has kept out of training, cannot be read ({error}); restore "
+            "it, or start again in a new output_dir"
+        ) from error
+
+
+def _check(dataset: ImageDataset, limit: int) -> list[str]:
+    """Why some of a dataset's images cannot be decoded, of up to `limit` of this rank's and others' part.
+
+    They are decoded as large as the dataset wants them, so that a cache of decoded images keeps them.
+    """
+    return check_images(dataset.source, dataset.channels, limit, dataset.minimum_side)

@@ -24,7 +24,7 @@ from latentae.training.diagnosis import RETRY, diagnose, explain
 from latentae.training.finish import calibrate_and_measure, export_run
 from latentae.training.folder import RankError, RunError, RunFolder, write_json
 from latentae.training.guard import Guard
-from latentae.training.images import open_images
+from latentae.training.images import held_out_before, open_images
 from latentae.training.learner import update
 from latentae.training.lock import RunLock
 from latentae.training.meter import Meter
@@ -79,7 +79,7 @@ class Trainer:
             gather=gather_object,
             say=self.accelerator.print,
             notes=None if rehearsal else self.folder.shards,
-            before=self.folder.read_held_out(config.resume),
+            before=held_out_before(self.folder, config.resume),
         )
         self.networks = build_networks(config, self.accelerator, objective)
         self.guard = Guard(gather_object)
@@ -198,6 +198,7 @@ class Trainer:
                     batch_size=self.config.batch_size,
                     device=self.device,
                     num_workers=self.config.data.num_workers,
+                    note_broken=self.images.broken.add,
                 )
         codes = self.codes.read(final=self.step == self.config.max_steps)
         skipped = {"skipped_steps": self.guard.skipped}
@@ -343,7 +344,8 @@ class Trainer:
             self.config,
             device=self.device,
             say=self.accelerator.print,
-            measured=self.validation,
+            # Of images that cannot be read, only a measurement says how many were left out.
+            measured=None if self.images.broken.known else self.validation,
         )
         summary = {"step": self.step, **numbers, "seconds": round(self.seconds, 1)}
         if distributed.is_main():

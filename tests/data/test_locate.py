@@ -65,3 +65,49 @@ def test_splits():
     assert validation_split(["train", "test", "valid"], "train") == "valid"
     assert validation_split(["train", "test"], "train[:9]") == "test"
     assert validation_split(["train", "test"], "test[:9]") is None
+
+
+def test_a_folder_called_photos_and_the_built_in_ones_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_png(tmp_path / "photos/a.png", 1)
+    with pytest.raises(ValueError, match=r"there is .*photos, too: write '\./photos' .*'builtin:photos'"):
+        locate("photos")
+    assert locate("./photos").kind == "images"
+    assert locate("builtin:photos").kind == "photos"
+
+
+def test_addresses_are_answered_truthfully(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("s3://bucket/{0..9}.tar", "https://example.org/a.tar", "gs://bucket/images", "file:///a"):
+        with pytest.raises(ValueError, match="is an address") as caught:
+            locate(name)
+        assert repr(name) in str(caught.value)
+    for name in ("hf://datasets/owner/data", "https://huggingface.co/datasets/owner/data/", "owner/data"):
+        assert (locate(name).kind, locate(name).hub_id) == ("hub", "owner/data")
+    with pytest.raises(ValueError, match=r"address of a part or a version .* as owner/name"):
+        locate("hf://datasets/owner/data/train.parquet")
+    (tmp_path / "owner").mkdir()
+    with pytest.raises(ValueError, match=r"does not exist.*write 'hf://datasets/owner/data'"):
+        locate("owner/data")
+
+
+@pytest.mark.parametrize(("suffix", "program"), [("tar.gz", "gunzip"), ("tgz", "gunzip"), ("tar.xz", "unxz")])
+def test_compressed_tar_files_name_what_unpacks_them(tmp_path, suffix, program):
+    make(tmp_path, f"a.{suffix}")
+    for name in (tmp_path, tmp_path / f"a.{suffix}"):
+        with pytest.raises(ValueError, match=rf"a\.{suffix}: a compressed tar .* {program}"):
+            locate(str(name))
+
+
+def test_a_pattern_with_files_of_another_split_says_so(tmp_path):
+    make(tmp_path, "train-0.tar", "val-0.tar")
+    assert "val-0.tar" in locate(f"{tmp_path}/*.tar").remarks[0]
+    assert locate(f"{tmp_path}/train-*.tar").remarks == ()
+
+
+def test_remarks_on_what_belongs_to_no_split(tmp_path):
+    for name in ("train2017/a.png", "val2017/a.png", "unlabeled2017/a.png", "card.png"):
+        write_png(tmp_path / name, 1)
+    remarks = " ".join(locate(str(tmp_path)).remarks)
+    assert f"{tmp_path}/unlabeled2017" in remarks
+    assert "1 file (1 .png)" in remarks

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from latentae.data import describe_source, open_source, open_sources, sources
-from tests.data.pictures import write_png, write_shards
+from tests.data.pictures import png_bytes, write_png, write_shards, write_tar
 from tests.data.test_table import image_table, own_cache  # noqa: F401
 
 
@@ -209,3 +209,37 @@ def test_the_value_range_reaches_every_kind(tmp_path):
         assert source.load(0, 1).tolist() == [[[0.5]] * 2] * 2
     with pytest.raises(ValueError, match="value_range="):
         open_source(str(tmp_path / "arrays"), value_range=(40, 20))
+
+
+def test_more_shards_move_no_image_into_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / "cache"))
+
+    def write(folder: str, first: int) -> None:
+        (tmp_path / "tables" / folder).mkdir(parents=True)
+        image_table(list(range(first, first + 60))).to_parquet(tmp_path / f"tables/{folder}/{folder}.parquet")
+        members = {f"{value:03}.png": png_bytes(value) for value in range(first, first + 60)}
+        write_tar(tmp_path / f"tars/{folder}/{folder}.tar", members)
+        for value in range(first, first + 60):
+            write_png(tmp_path / f"images/{folder}/{value:03}.png", value)
+
+    write("b", 100)
+    kinds = ("tables", "tars", "images")
+    before = {kind: open_sources(str(tmp_path / kind), holdout=0.2) for kind in kinds}
+    write("a", 0)
+    for kind in kinds:
+        after = open_sources(str(tmp_path / kind), holdout=0.2)
+        assert {v for v in values(after.validation) if v >= 100} == set(values(before[kind].validation))
+        assert not set(values(after.train)) & set(values(before[kind].validation))
+
+
+def test_what_is_trained_and_measured_on_is_described(tmp_path):
+    for name in ("train2017/a.png", "val2017/a.png", "train2017/a.txt"):
+        write_png(tmp_path / name, 1)
+    first, second = open_sources(str(tmp_path)).description.splitlines()
+    assert f"'train': {tmp_path}/train2017: 1 file (1 .png); left out 1 file (1 .txt)" in first
+    assert f"'validation': {tmp_path}/val2017: 1 file (1 .png)" in second
+    for value in range(19):
+        write_png(tmp_path / f"flat/{value}.png", value)
+    opened = open_sources(f"{tmp_path}/flat", holdout=0.2)
+    assert f"{len(opened.validation)} of these 19 images, held out" in opened.description
+    assert "9 built-in photographs" in open_sources("builtin:photos").description

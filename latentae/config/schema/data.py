@@ -47,13 +47,15 @@ class DataConfig(Section):
     holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     """Share of the images kept out of training, to measure on, where the dataset has no split for that."""
     max_validation: Count = 2000
-    """Images that are measured on at most; all of them are opened before training starts."""
+    """Images that are measured on at most."""
     max_broken: CountOrZero = 100
     """Unreadable images that are skipped before the run is stopped."""
-    check_images: CountOrZero = 1000
-    """Images that are opened before training starts, to report broken ones early; 0, or streaming: none."""
+    check_images: CountOrZero = 256
+    """Images that are opened before training starts, to report broken ones early: so many to train on (with
+    streaming: none), and as many to measure on; 0: none."""
     cache_megabytes: CountOrZero = 1024
-    """Memory for decoded images, in megabytes; 0: none are kept."""
+    """Memory for decoded images on each machine, in MiB, for all processes there together; a quarter of it is
+    for the images that are measured on; 0: none are kept."""
 
     @property
     def height_and_width(self) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from latentae import distributed
-from latentae.data import ImageSource
+from latentae.data import ImageSource, describe_source
 from latentae.data.decode import check_channels
 from latentae.latents.cache.encoding import check_codes
 from latentae.latents.cache.files import remove_unfinished
@@ -142,6 +142,7 @@ def _encode(
     missing = [shard for shard in shards if not is_whole(folder / shard.file)]
     if len(missing) < len(shards):
         say(f"going on: {len(shards) - len(missing)} of {len(shards)} shards are there")
+    say(f"the images: {describe_source(source)}")
     distributed.barrier()
     started = time.monotonic()
     loading = CacheImages(

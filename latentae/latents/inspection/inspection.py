@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from latentae.data import CenterCrop, ImageDataset, take_evenly, validation_loader, without_broken
+from latentae.data import (
+    CenterCrop,
+    ImageDataset,
+    describe_source,
+    take_evenly,
+    validation_loader,
+    without_broken,
+)
 from latentae.data.decode import check_channels
 from latentae.data.seeding import check_seed
 from latentae.evaluation.images import open_images
@@ -85,6 +92,7 @@ def inspect(
         value_range=value_range,
         max_pixels=max_pixels,
     )
+    say(f"the images: split {chosen!r}, {describe_source(source)}")
     dataset, broken = _dataset(autoencoder, take_evenly(source, max_images), size, data)
     for reason in broken:
         say(f"note: left out, since it cannot be decoded: {reason}")
