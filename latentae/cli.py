@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from latentae.config import FAMILIES, ConfigError, RunConfig, load_config
-from latentae.console import is_first_process
+from latentae.console import escape_unprintable, is_first_process
 from latentae.training.folder import RankError, RunError, RunFolder
 from latentae.training.origin import describe_pretrained
 from latentae.training.summary import describe, finished_summary
@@ -39,6 +39,7 @@ def train(family: str, arguments: Sequence[str] | None = None) -> int:
 
     0: done, or left as asked; 1: failed; 2: bad input.
     """
+    escape_unprintable()
     given = list(sys.argv[1:] if arguments is None else arguments)
     dry = _DRY_RUN in given
     try:
@@ -95,6 +96,7 @@ def _dry_run(config: RunConfig) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the `latentae` command."""
+    escape_unprintable()
     given = list(sys.argv[1:] if arguments is None else arguments)
     usage = _USAGE.format(families=" | ".join(FAMILIES))
     if given in ([], ["-h"], ["--help"]):

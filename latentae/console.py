@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 
 def is_first_process() -> bool:
     """Whether this process is rank 0 of those that a launcher started, known before they are joined."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def escape_unprintable() -> None:
+    """Lets standard output and error escape what their encoding has not, instead of raising an error.
+
+    Names of files need not be UTF-8, and a terminal or a log need not be either.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # what a program puts in their place may lack it
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -177,7 +177,9 @@ def _write(out: Path, sections: list[Section], facts: dict[str, Any]) -> None:
         NUMBERS: json.dumps({"inspected": facts, **numbers}, indent=1, ensure_ascii=False, allow_nan=False),
         PAGE: page,
     }
-    write_together(out, figures | {name: text.encode() for name, text in texts.items()})
+    write_together(
+        out, figures | {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
+    )
     for name in NAMES:
         if f"{name}.png" not in figures:  # of an inspection that is replaced
             (out / f"{name}.png").unlink(missing_ok=True)
