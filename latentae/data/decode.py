@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from latentae.data.arrays import ARRAY_MAGIC, ARRAY_SUFFIXES, read_array, to_pixels
 from latentae.data.levels import ValueRange, deep_to_fractions
@@ -188,7 +189,7 @@ def _pillow_limit(max_pixels: int) -> Iterator[None]:
 def _too_large(pixels: str, limit: int) -> str:
     return (
         f"{pixels} pixels, more than the limit of {limit}: a decompression bomb, or raise data.max_pixels "
-        "(--max-pixels)"
+        "(of commands --max-pixels)"
     )
 
 
@@ -204,7 +205,7 @@ def _decode_file(data: bytes | Path, request: _Request) -> Pixels:
         return _to_array(image, request)
 
 
-def _open(data: bytes | Path) -> Image.Image:
+def _open(data: bytes | Path) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
 
 
@@ -249,10 +250,9 @@ def _unidentified(data: bytes | Path | Image.Image) -> str:
     return reason
 
 
-def _check_sixteen_bits(image: Image.Image, request: _Request) -> None:
+def _check_sixteen_bits(image: ImageFile.ImageFile, request: _Request) -> None:
     """Refuses to apply a `value_range` to colours of which Pillow leaves 8 of 16 bits."""
-    tiles = getattr(image, "tile", ())
-    is_deep = any(";16" in str(tile[3]) for tile in tiles) and not image.mode.startswith("I")
+    is_deep = any(";16" in str(tile[3]) for tile in image.tile) and not image.mode.startswith("I")
     if is_deep and request.value_range not in (None, (0, 65535)):
         raise ValueError(
             f"a {image.format} of 16 bits in mode {image.mode}, of which Pillow gives 8, and value_range is "
@@ -260,10 +260,10 @@ def _check_sixteen_bits(image: Image.Image, request: _Request) -> None:
         )
 
 
-def _scale_transparency(image: Image.Image) -> None:
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
     """The colour of a PNG that is transparent, in the 8 bits of the pixels rather than in the file's."""
     key = image.info.get("transparency")
-    rawmode = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
+    rawmode = str(image.tile[0][3]) if image.tile else ""
     if isinstance(key, int) and rawmode in ("L;2", "L;4"):
         image.info["transparency"] = key * (85 if rawmode == "L;2" else 17)
     elif isinstance(key, tuple) and rawmode == "RGB;16B":
@@ -288,7 +288,9 @@ def _decode_tiff(data: bytes | Path, request: _Request) -> Pixels:
             f"a TIFF with pages of {', '.join(sorted(kinds))}: to be the bands of one image, all must be "
             "grey and of one size"
         )
-    bands = [_decode_page(data, number, replace(request, channels=1)) for number, _ in pages]
+    bands: list[NDArray[Any]] = [
+        _decode_page(data, number, replace(request, channels=1)) for number, _ in pages
+    ]
     if len({band.dtype for band in bands}) > 1:
         raise ValueError(
             "a TIFF with pages of different bits: to be the bands of one image, all must have the same"
