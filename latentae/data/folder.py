@@ -218,14 +218,14 @@ def split_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]
 def split_of_file(name: str) -> str:
     """The split of a file, from the words of its path: see `split_files`."""
     for part in reversed(Path(name).with_suffix("").parts):
-        word = _word_in(part)
+        word = word_in(part)
         if word is not None:
             return str(split_word(word))
     return "train"
 
 
-def _word_in(name: str) -> str | None:
-    """The word of a name that says its split, as in `val2017` or `DIV2K_valid_HR`, or None."""
+def word_in(name: str) -> str | None:
+    """The word of a name that says its split, such as the first in `val2017`, or None."""
     words = re.findall(r"[a-z]+", name.lower())
     for known in (_SPLIT_WORDS, _FALLBACK_WORDS):
         for word in words:
@@ -247,7 +247,7 @@ def split_subfolders(folder: Path) -> dict[str, Path]:
 
 
 def _splits_among(subfolders: Sequence[Path]) -> dict[str, Path]:
-    words = {path: word for path in subfolders if (word := _word_in(path.name)) is not None}
+    words = {path: word for path in subfolders if (word := word_in(path.name)) is not None}
     by_split: dict[str, list[Path]] = {}
     for path, word in words.items():
         by_split.setdefault(str(split_word(word)), []).append(path)
@@ -326,7 +326,7 @@ def _divide(folder: Path, division: Division, seen: set[str]) -> bool:
         others = (path for path in subfolders if path not in splits.values())
         division.unused.extend(path for path in others if has_files(path, IMAGE_SUFFIXES))
         return True
-    division.undivided.extend(path for path in subfolders if _word_in(path.name) is not None)
+    division.undivided.extend(path for path in subfolders if word_in(path.name) is not None)
     undivided = [path for path in subfolders if not _divide(path, division, seen)]
     if len(undivided) == len(subfolders):
         return False

@@ -189,11 +189,7 @@ def _locate_folder(folder: Path) -> Located:
     def holds(suffixes: tuple[str, ...]) -> bool:
         return any(has_files(path, suffixes) for path in image_folders)
 
-    tables = _without_metadata(split_files(folder, TABLE_SUFFIXES))
-    containers: dict[Kind, dict[str, list[Path]]] = {
-        "tars": split_files(folder, TAR_SUFFIXES),
-        "tables": tables,
-    }
+    containers = _find_containers(folder)
     images = Located("images", division.folders, remarks=_remarks(folder, division))
     if holds(PICTURE_SUFFIXES):
         for kind, splits in containers.items():
@@ -212,12 +208,15 @@ def _locate_folder(folder: Path) -> Located:
     return images
 
 
-def _without_metadata(splits: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """The tables without those that describe the images of a folder."""
-    kept = {
-        split: [path for path in paths if path.name not in METADATA_NAMES] for split, paths in splits.items()
-    }
-    return {split: paths for split, paths in kept.items() if paths}
+def _find_containers(folder: Path) -> dict[Kind, dict[str, list[Path]]]:
+    """Tar files and tables as `split_files` has them, without tables that describe a folder's images."""
+    containers: dict[Kind, dict[str, list[Path]]] = {"tars": {}, "tables": {}}
+    for split, paths in split_files(folder, (*TAR_SUFFIXES, *TABLE_SUFFIXES)).items():
+        for path in paths:
+            if path.name not in METADATA_NAMES:
+                kind: Kind = "tars" if path.suffix.lower() in TAR_SUFFIXES else "tables"
+                containers[kind].setdefault(split, []).append(path)
+    return containers
 
 
 def _remarks(folder: Path, division: Division) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from latentae.data.cells import choose_image_column, decode_cell, image_table
 from latentae.data.decode import BrokenImageError
+from latentae.data.folder import describe_files
 from latentae.data.levels import ValueRange
 from latentae.data.samples import EncodedImage
 from latentae.data.table import check_one_kind, first_line, hub_errors, readable_columns, table_errors
@@ -31,6 +32,7 @@ class StreamedTable:
         files: the names of its files.
         num_rows: of all its shards together; None: not known.
         is_local: all its files are on this machine.
+        where: its files, for people; empty: nothing to say.
     """
 
     table: Any
@@ -38,6 +40,7 @@ class StreamedTable:
     files: Sequence[str] = ()
     num_rows: int | None = None
     is_local: bool = False
+    where: str = ""
 
 
 class TableShards:
@@ -103,7 +106,8 @@ class TableShards:
 
     def describe(self) -> str:
         """Where the images are; for people."""
-        return f"the column {self.column!r} of {len(self)} shard(s) of the split {self.stream.label!r}"
+        where = self.stream.where or f"{len(self)} shard(s) of the split {self.stream.label!r}"
+        return f"the column {self.column!r} of {where}"
 
     def read(self, shard: int, start: int = 0, step: int = 1) -> Iterator[EncodedImage]:
         row = 0
@@ -179,13 +183,19 @@ def stream_table_files(files: Sequence[Path], label: str) -> StreamedTable:
     kind = check_one_kind(files).removeprefix(".")
     with table_errors(files):
         chosen, columns = readable_columns(files)
+    if columns is not None and kind == "arrow":
+        raise ValueError(
+            f"{files[0]} and others have different columns, and arrow files cannot then be streamed: set "
+            "streaming=false, which needs no copy of them"
+        )
+    with table_errors(files):
         names = [str(file.path) for file in chosen]
-        options = {} if columns is None or kind == "arrow" else {"columns": columns}
+        options = {} if columns is None else {"columns": columns}
         table = datasets.load_dataset(
             kind, data_files={"train": names}, split="train", streaming=True, **options
         )
     files = [file.path for file in chosen]
-    return StreamedTable(table, label, shard_labels(files), is_local=True)
+    return StreamedTable(table, label, shard_labels(files), is_local=True, where=describe_files(files))
 
 
 def stream_hub_dataset(name: str, dataset_config: str | None) -> dict[str, StreamedTable]:

@@ -346,7 +346,14 @@ class Trainer:
             say=self.accelerator.print,
             # Of images that cannot be read, only a measurement says how many were left out.
             measured=None if self.images.broken.known else self.validation,
+            note_broken=self.images.broken.add,
         )
+        try:
+            sentence = self.images.broken.report()
+        except TooManyBrokenImagesError as error:  # nothing is left that more of them could spoil
+            sentence = str(error)
+        if sentence is not None:
+            self.accelerator.print(sentence)
         summary = {"step": self.step, **numbers, "seconds": round(self.seconds, 1)}
         if distributed.is_main():
             export_run(self.networks.ema.model, self.folder)

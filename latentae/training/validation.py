@@ -50,12 +50,13 @@ def validate(
         num_workers=num_workers,
     )
     with evaluating(model):
-        quality = asdict(evaluate_reconstruction(model, _noting(loader, note_broken), lpips, device))
+        quality = asdict(evaluate_reconstruction(model, noting_broken(loader, note_broken), lpips, device))
     del quality["images"]
     return {f"validation_{name}": value for name, value in quality.items() if value is not None}
 
 
-def _noting(loader: Iterable[Batch], note_broken: Callable[[list[str]], None] | None) -> Iterator[Any]:
+def noting_broken(loader: Iterable[Batch], note_broken: Callable[[list[str]], None] | None) -> Iterator[Any]:
+    """The batches of a loader; tells what could not be read."""
     for batch in loader:
         if note_broken is not None:
             note_broken(batch["broken"])

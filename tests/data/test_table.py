@@ -244,3 +244,12 @@ def test_images_of_a_table_are_counted_by_the_type_of_its_column(tmp_path):
         assert count_table_images(tmp_path / f"{name}.parquet") == 0
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     assert count_table_images(tmp_path / "damaged.parquet") == 0
+
+
+def test_arrow_files_with_other_columns_are_read_and_not_streamed(tmp_path):
+    for name, rows in (("a", {"image": [png_bytes(1)]}), ("b", {"n": [2], "image": [png_bytes(2)]})):
+        datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / name)
+    files = sorted(tmp_path.glob("*/*.arrow"))
+    assert pixels(TableSource(open_table_files(files), "train")) == [1, 2]
+    with pytest.raises(ValueError, match=r"different columns.*set streaming=false"):
+        stream_table_files(files, "train")
