@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from latentae import distributed
 from latentae.config import (
     DataConfig,
     DiscriminatorConfig,
@@ -269,18 +270,20 @@ def build_sources(
         "image_column": config.image_column,
         "holdout": config.holdout,
         "value_range": config.value_range,
+        "max_pixels": config.max_pixels,
         "before": before,
     }
-    cache_bytes = config.cache_megabytes << 20
+    cache_bytes = (config.cache_megabytes << 20) // distributed.local_world_size()
     if config.streaming:
         stream = open_streams(config.name, **where, max_validation=config.max_validation, notes=notes)
         return replace(stream, validation=CachedSource(stream.validation, cache_bytes))
     sources = open_sources(config.name, **where)
     validation = take_evenly(sources.validation, config.max_validation)
+    measured_bytes = cache_bytes // 4  # far fewer images, and seldom drawn
     return replace(
         sources,
-        train=CachedSource(sources.train, cache_bytes),
-        validation=CachedSource(validation, cache_bytes),
+        train=CachedSource(sources.train, cache_bytes - measured_bytes),
+        validation=CachedSource(validation, measured_bytes),
     )
 
 

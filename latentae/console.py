@@ -142,11 +142,25 @@ def add_family_option(parser: argparse.ArgumentParser, *, several: bool = False)
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Adds a group on reading the data: ``--image-column``, ``--dataset-config``, ``--value-range``."""
+    """Adds a group of options on reading the data, as ``open_source`` takes them."""
     reading = parser.add_argument_group("reading the data, as data.* in training")
     reading.add_argument("--image-column", metavar="NAME", help="the column of tables, the extension in tars")
     reading.add_argument("--dataset-config", metavar="NAME", help="the configuration of a hub dataset")
     reading.add_argument(
         "--value-range", nargs=2, type=float, metavar=("BLACK", "WHITE"), help="of images beyond 8 bits"
     )
+    reading.add_argument(
+        "--max-pixels",
+        type=_positive,
+        metavar="N",
+        help="of the largest picture that is decoded; larger ones count as unreadable (200000000)",
+    )
     return reading
+
+
+def _positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return number

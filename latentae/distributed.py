@@ -27,6 +27,11 @@ def world_size() -> int:
     return dist.get_world_size() if _is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """How many of the processes are on this machine, as the launcher says it; 1 without one."""
+    return max(1, min(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), world_size()))
+
+
 def is_main() -> bool:
     """Whether this is rank 0."""
     return rank() == 0

@@ -29,11 +29,12 @@ def test_which_process_speaks(rank, first, monkeypatch):
 def test_reading_options():
     parser = argparse.ArgumentParser()
     add_reading_options(parser).add_argument("--more")
-    given = ["--image-column", "png", "--value-range", "-1", "2.5", "--more", "x"]
+    given = ["--image-column", "png", "--value-range", "-1", "2.5", "--max-pixels", "9", "--more", "x"]
     assert vars(parser.parse_args(given)) == {
         "image_column": "png",
         "dataset_config": None,
         "value_range": [-1.0, 2.5],
+        "max_pixels": 9,
         "more": "x",
     }
 

@@ -27,6 +27,7 @@ RESUMABLE_KEYS = frozenset(
         "validate_every",
         "trackers",
         "data.num_workers",
+        "data.max_pixels",
         "data.max_broken",
         "data.check_images",
         "data.cache_megabytes",

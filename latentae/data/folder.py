@@ -45,7 +45,7 @@ class FolderSource:
 
     Args:
         folder: where names begin.
-        value_range: see `decode_image`.
+        value_range, max_pixels: see `decode_image`.
         parts: the folders and files below `folder` to take, relative to it, of which files are taken as they
             are; None: all of it.
 
@@ -62,9 +62,11 @@ class FolderSource:
         value_range: ValueRange | None = None,
         *,
         parts: Sequence[str] | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.value_range = value_range
+        self.max_pixels = max_pixels
         self.parts = parts
         self.outputs: list[str] = []
         self.left_out: Counter[str] = Counter()
@@ -85,7 +87,12 @@ class FolderSource:
     def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
         name = self._names[index]
         return decode_image(
-            self.folder / name, channels, minimum_side=minimum_side, name=name, value_range=self.value_range
+            self.folder / name,
+            channels,
+            minimum_side=minimum_side,
+            name=name,
+            value_range=self.value_range,
+            max_pixels=self.max_pixels,
         )
 
     def describe(self) -> str:
@@ -131,12 +138,15 @@ class FolderSource:
         return kept
 
 
-def open_images(paths: Sequence[Path], value_range: ValueRange | None = None) -> FolderSource:
+def open_images(
+    paths: Sequence[Path], value_range: ValueRange | None = None, max_pixels: int | None = None
+) -> FolderSource:
     """The images in some folders, and image files, as one source; names begin where their paths part."""
     if len(paths) == 1 and paths[0].is_dir():
-        return FolderSource(paths[0], value_range)
+        return FolderSource(paths[0], value_range, max_pixels=max_pixels)
     common = Path(os.path.commonpath([path.parent for path in paths]))
-    return FolderSource(common, value_range, parts=[path.relative_to(common).as_posix() for path in paths])
+    parts = [path.relative_to(common).as_posix() for path in paths]
+    return FolderSource(common, value_range, parts=parts, max_pixels=max_pixels)
 
 
 def walk_files(

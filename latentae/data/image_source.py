@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -9,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentae.data.names import printable
+from latentae.data.workers import worker_number
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
+
+_CACHE_LOCK = threading.Lock()
 
 
 class ImageSource(Protocol):
@@ -76,8 +80,11 @@ class CachedSource:
     """`source`, keeping decoded images in memory up to `max_bytes`: for few images drawn many times.
 
     Images that come when the cache is full are decoded each time; none is dropped for another, since
-    training draws all of them equally often. Each worker process has a cache of its own, which on Linux
-    begins with what the parent's held. Cached arrays are read-only.
+    training draws all of them equally often. Cached arrays are read-only.
+
+    `max_bytes` is for this process and the loader's workers together. What this process holds when they are
+    forked is held once for all; of the rest each worker has its share. Workers that are not forked share no
+    memory: then this process gives up what it holds, for them to have all of it.
     """
 
     def __init__(self, source: ImageSource, max_bytes: int = 256 * 2**20) -> None:
@@ -98,13 +105,27 @@ class CachedSource:
         if cached is not None:
             return cached
         image = self.source.load(index, channels, minimum_side)
-        if self.used_bytes + image.nbytes <= self.max_bytes:
-            image = image.view()  # the source may go on writing into its own
-            image.flags.writeable = False
-            self._images[key] = image
-            self.used_bytes += image.nbytes
+        limit = self.max_bytes // worker_number()[1]
+        with _CACHE_LOCK:  # `check_images` loads in threads
+            if key not in self._images and self.used_bytes + image.nbytes <= limit:
+                image = image.view()  # the source may go on writing into its own
+                image.flags.writeable = False
+                self._images[key] = image
+                self.used_bytes += image.nbytes
         return image
+
+    def describe_cache(self) -> str:
+        """How many images there is room for, judged by those held; empty where none are held."""
+        if not self._images:
+            return ""
+        room = min(int(self.max_bytes / self.used_bytes * len(self._images)), len(self))
+        share = "all" if room == len(self) else f"about {room:,}"
+        return (
+            f"memory for decoded images has room for {share} of {len(self):,}: {self.used_bytes >> 20:,} of "
+            f"{self.max_bytes >> 20:,} MiB are in use"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled copy starts empty: sending the images would take longer than decoding them.
-        return {**self.__dict__, "used_bytes": 0, "_images": {}}
+        self._images, self.used_bytes = {}, 0
+        return {**self.__dict__, "_images": {}}

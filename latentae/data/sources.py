@@ -41,6 +41,7 @@ class _Options:
     image_column: str | None
     dataset_config: str | None
     value_range: ValueRange | None
+    max_pixels: int | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def open_source(
     image_column: str | None = None,
     dataset_config: str | None = None,
     value_range: ValueRange | None = None,
+    max_pixels: int | None = None,
 ) -> ImageSource:
     """The images of one split of the data called `name`.
 
@@ -77,11 +79,14 @@ def open_source(
             files, the extension of the images: see `choose_images`.
         dataset_config: for the hub, the configuration of a dataset that has several.
         value_range: of images of more than 8 bits, the numbers that are black and white: see `to_fractions`.
+        max_pixels: pixels of the largest picture that is decoded; larger ones count as broken. None:
+            `MAX_PIXELS`.
 
     Raises:
         ValueError: there are no such data, no such split or column, or no image in them.
     """
-    splits = _find_splits(name, _Options(image_column, dataset_config, check_value_range(value_range)))
+    options = _Options(image_column, dataset_config, check_value_range(value_range), max_pixels)
+    splits = _find_splits(name, options)
     return splits.open(match_split(name, split, splits.names))
 
 
@@ -93,6 +98,7 @@ def open_sources(
     dataset_config: str | None = None,
     holdout: float = 0.05,
     value_range: ValueRange | None = None,
+    max_pixels: int | None = None,
     before: HeldOut | None = None,
 ) -> Sources:
     """The images to train with (`split`), and those to validate with.
@@ -102,7 +108,8 @@ def open_sources(
     `record` of the sources that the run has had before. The other arguments and the errors are those of
     `open_source`.
     """
-    splits = _find_splits(name, _Options(image_column, dataset_config, check_value_range(value_range)))
+    options = _Options(image_column, dataset_config, check_value_range(value_range), max_pixels)
+    splits = _find_splits(name, options)
     training_split = match_split(name, split, splits.names)
     train = splits.open(training_split)
     where = describe_source(train)
@@ -170,11 +177,13 @@ def _find_splits(name: str, options: _Options) -> _Splits:
 
 def _open_paths(kind: str, paths: list[Path], split: str, options: _Options) -> ImageSource:
     if kind == "images":
-        return open_images(paths, options.value_range)
+        return open_images(paths, options.value_range, options.max_pixels)
     if kind == "tars":
-        return TarSource(paths, options.image_column, options.value_range)
+        return TarSource(paths, options.image_column, options.value_range, options.max_pixels)
     table, files = (open_saved(paths[0]), None) if kind == "saved" else join_table_files(paths)
-    return TableSource(table, split, options.image_column, options.value_range, files)
+    return TableSource(
+        table, split, options.image_column, options.value_range, files, max_pixels=options.max_pixels
+    )
 
 
 def _hub_splits(name: str, options: _Options) -> _Splits:
@@ -182,6 +191,8 @@ def _hub_splits(name: str, options: _Options) -> _Splits:
 
     def open_split(split: str) -> ImageSource:
         table = builder.as_dataset(split=split)
-        return TableSource(table, split, options.image_column, options.value_range)
+        return TableSource(
+            table, split, options.image_column, options.value_range, max_pixels=options.max_pixels
+        )
 
     return _Splits(list(builder.info.splits), open_split)

@@ -46,6 +46,7 @@ def open_streams(
     holdout: float = 0.05,
     max_validation: int = _IN_MEMORY,
     value_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
     notes: Path | None = None,
     before: HeldOut | None = None,
 ) -> StreamSources:
@@ -76,9 +77,9 @@ def open_streams(
 
     def open_split(split: str) -> Shards:
         if located.kind == "tars":
-            return TarShards(located.splits[split], image_column, levels)
+            return TarShards(located.splits[split], image_column, levels, max_pixels)
         table = tables[split] if tables else stream_table_files(located.splits[split], split)
-        return TableShards(table, image_column, levels, notes)
+        return TableShards(table, image_column, levels, notes, max_pixels)
 
     names = list(tables or located.splits)
     training_split = match_split(name, split, names)

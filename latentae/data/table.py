@@ -27,8 +27,8 @@ class TableSource:
         dataset: a `datasets.Dataset`.
         label: what rows are called, usually the split.
         image_column: the column; None: see `choose_image_column`. It may hold files' bytes, paths, or both
-            (see `decode_image`), or arrays (see `to_pixels`).
-        value_range: see `decode_image`.
+            (see `decode_image`), arrays (see `to_pixels`), or nested lists of numbers (see `decode_cell`).
+        value_range, max_pixels: see `decode_image`.
         files: those that the rows are from, in their order; None: not known.
 
     Raises ValueError if there is no such column or it cannot hold images.
@@ -41,16 +41,19 @@ class TableSource:
         image_column: str | None = None,
         value_range: ValueRange | None = None,
         files: Sequence[TableFile] | None = None,
+        *,
+        max_pixels: int | None = None,
     ) -> None:
         self.files = files
         self._ends = np.cumsum([file.num_rows for file in files or ()])
         self.label = label
         self.table = dataset
         self.value_range = value_range
+        self.max_pixels = max_pixels
         self.image_column = find_image_column(dataset, image_column)
         try:
             feature = dataset.features[self.image_column]
-            self._dataset, self._array_dtype = image_table(dataset, self.image_column, feature)
+            self._dataset, self._numbers = image_table(dataset, self.image_column, feature)
         except ValueError as error:
             raise ValueError(f"{error}: choose one of {', '.join(dataset.column_names)}") from error
         if len(self._dataset) == 0:
@@ -80,7 +83,7 @@ class TableSource:
     def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
         cell = self._dataset[index][self.image_column]
         return decode_cell(
-            cell, self.name(index), self._array_dtype, self.value_range, channels, minimum_side
+            cell, self.name(index), self._numbers, self.value_range, self.max_pixels, channels, minimum_side
         )
 
 

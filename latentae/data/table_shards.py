@@ -52,7 +52,7 @@ class TableShards:
     Args:
         stream: the table, and what is known of it.
         image_column: the column; None: see `choose_image_column`.
-        value_range: see `decode_image`.
+        value_range, max_pixels: see `decode_image`.
         notes: a folder for the numbers of rows; None, or not there: they are forgotten at the end.
 
     Raises ValueError if there is no such column or it cannot hold images.
@@ -64,6 +64,7 @@ class TableShards:
         image_column: str | None = None,
         value_range: ValueRange | None = None,
         notes: Path | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         features = stream.table.features
         if features is None:
@@ -71,10 +72,11 @@ class TableShards:
                 f"the table {stream.label!r} does not say what its columns hold: use parquet files"
             )
         self.column = choose_image_column(features, image_column)
-        table, self._array_dtype = image_table(stream.table, self.column, features[self.column])
-        self._table = table if self._array_dtype is not None else table.with_format("arrow")
+        table, self._numbers = image_table(stream.table, self.column, features[self.column])
+        self._table = table if self._numbers is not None else table.with_format("arrow")
         self.stream = stream
         self.value_range = value_range
+        self.max_pixels = max_pixels
         self.notes = notes
         self._num_shards = min(stream.table.num_shards, _MOST_SHARDS)
         self._counts: dict[int, int] = {}
@@ -117,7 +119,7 @@ class TableShards:
                 for position in range(len(column)):
                     if row >= start and (row - start) % step == 0:
                         cell = column[position]
-                        yield self._encoded(shard, row, cell if self._array_dtype else cell.as_py())
+                        yield self._encoded(shard, row, cell if self._numbers else cell.as_py())
                     row += 1
         except Exception as error:  # those of pyarrow, fsspec, httpx and the file system share no base
             damage = first_line(error)
@@ -132,7 +134,7 @@ class TableShards:
 
     def _encoded(self, shard: int, row: int, cell: Any) -> EncodedImage:
         name = self._name(shard, row)
-        load = partial(decode_cell, cell, name, self._array_dtype, self.value_range)
+        load = partial(decode_cell, cell, name, self._numbers, self.value_range, self.max_pixels)
         return EncodedImage(name, load, row)
 
     def _damaged(self, shard: int, row: int, damage: str) -> EncodedImage:

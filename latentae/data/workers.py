@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 
+from latentae.data.names import printable
+
 _NAME_BYTES = 1000
 _PID_BYTES = 8
 _SECONDS_AFTER_SIGTERM = 60
@@ -61,7 +63,7 @@ class Noticeboard:
 def announce(name: str) -> None:
     """Say, in a worker, what it decodes next; elsewhere nothing happens. Takes some microseconds."""
     if _own_slot is not None:
-        encoded = name.encode(errors="replace")[:_NAME_BYTES]
+        encoded = printable(name).encode()[:_NAME_BYTES]
         _own_slot[_PID_BYTES:] = np.frombuffer(encoded.ljust(_NAME_BYTES, b"\0"), np.uint8)
 
 

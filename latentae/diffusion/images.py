@@ -45,6 +45,7 @@ def open_images(request: ProbeRequest, channels: int) -> ProbeImages:
         image_column=request.image_column,
         dataset_config=request.dataset_config,
         value_range=request.value_range,
+        max_pixels=request.max_pixels,
     )
     training, held_out = sources.train, take_evenly(sources.validation, _MOST_HELD_OUT)
     if len(training) < max(request.batch_size, 4):

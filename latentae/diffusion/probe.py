@@ -122,7 +122,8 @@ def _settings(
     return {
         **request.settings(),
         "models": {
-            subject.name: hashlib.sha256(subject.identity.encode()).hexdigest() for subject in subjects
+            subject.name: hashlib.sha256(subject.identity.encode(errors="surrogateescape")).hexdigest()
+            for subject in subjects
         },
         "training_images": len(images.training),
         "training_sha256": images.reference.list_sha256,

@@ -29,7 +29,8 @@ class ProbeRequest:
         seed: of every random number.
         split: of the data, to train on. The held-out images are those of its validation split, or about
             5 % of the training images.
-        image_column, dataset_config, value_range: how to read the data, as ``open_source`` takes them.
+        image_column, dataset_config, value_range, max_pixels: how to read the data, as ``open_source`` takes
+            them.
         samples: pictures to generate and measure for each model.
         sampling_steps: of the sampler.
         guidance_scale: of classifier-free guidance, where the data have labels; 1 is none.
@@ -56,6 +57,7 @@ class ProbeRequest:
     image_column: str | None = None
     dataset_config: str | None = None
     value_range: tuple[float, float] | None = None
+    max_pixels: int | None = None
     samples: int = 512
     sampling_steps: int = 25
     guidance_scale: float = 1.0

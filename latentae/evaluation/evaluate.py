@@ -53,6 +53,7 @@ def evaluate(
         image_column=request.image_column,
         dataset_config=request.dataset_config,
         value_range=request.value_range,
+        max_pixels=request.max_pixels,
     )
     with distributed.main_first():  # the first rank fetches models and weights, the others find them
         subjects = open_subjects(request.models, request.precision, device, open_model)
@@ -91,7 +92,9 @@ def evaluate(
 
 
 def _data(request: Request, split: str) -> str:
-    reading = (request.image_column, request.dataset_config, request.value_range)
+    # What is only sometimes given stands there only then, so that earlier measurements still count.
+    limit = () if request.max_pixels is None else (request.max_pixels,)
+    reading = (request.image_column, request.dataset_config, request.value_range, *limit)
     return f"{request.data} {split} {reading}"
 
 

@@ -64,7 +64,9 @@ def evaluate_reconstruction(
         raise
     except ValueError as error:  # the others would wait for this rank's numbers forever
         failure = f"{error}\n"
-    failures = distributed.all_gather_concat(torch.tensor(list(failure.encode()), dtype=torch.uint8))
+    failures = distributed.all_gather_concat(
+        torch.tensor(list(failure.encode(errors="backslashreplace")), dtype=torch.uint8)
+    )
     if len(failures):
         raise NoMeasurementError("; ".join(dict.fromkeys(bytes(failures.tolist()).decode().splitlines())))
     return own.joined()

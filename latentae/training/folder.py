@@ -310,7 +310,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file aside and renames it, so that it is never half there, nor after a loss of power."""
     aside = aside_of(path)
     try:
-        with aside.open("w") as file:
+        with aside.open("w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from latentae import distributed
+from latentae.data.names import printable_name
 
 Gather = Callable[[list[Any]], list[Any]]
 """Joins the lists of all ranks into one, the same on each."""
@@ -32,7 +33,7 @@ class SkippedStep:
     names: list[str]
 
     def __str__(self) -> str:
-        shown = ", ".join(self.names[:_NAMES_SHOWN])
+        shown = ", ".join(map(printable_name, self.names[:_NAMES_SHOWN]))
         if len(self.names) > _NAMES_SHOWN:
             shown += f" and {len(self.names) - _NAMES_SHOWN} more"
         return f"step {self.step} skipped: {', '.join(self.causes)} not finite; its images: {shown}"

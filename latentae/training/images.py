@@ -13,6 +13,7 @@ from torch import Tensor
 from latentae import build, distributed
 from latentae.config import ConfigError, RunConfig
 from latentae.data import (
+    CachedSource,
     HeldOut,
     ImageDataset,
     ImageStream,
@@ -85,6 +86,10 @@ def open_images(
     sentence = broken.report()
     if sentence is not None:
         say(sentence)
+    if isinstance(training, ImageDataset) and isinstance(training.source, CachedSource):
+        remark = training.source.describe_cache()
+        if remark:
+            say(f"{remark} (data.cache_megabytes={data.cache_megabytes})")
     count = min(_PREVIEW_IMAGES, len(validation))
     spread = [i * len(validation) // count for i in range(count)]
     preview = torch.stack([validation[0, i]["images"] for i in spread])

@@ -94,7 +94,7 @@ def test_a_usual_name_wins_over_a_column_of_arrays():
 def test_broken_rows_are_named():
     dataset = datasets.Dataset.from_dict({"image": [png_bytes(1), b"nonsense", None]})
     source = TableSource(dataset, "validation")
-    with pytest.raises(BrokenImageError, match=r"^validation\[1\]: not a JPEG"):
+    with pytest.raises(BrokenImageError, match=r"^validation\[1\]: not an image"):
         source.load(1, 3)
     with pytest.raises(BrokenImageError, match=r"^validation\[2\]: the row has no image"):
         source.load(2, 3)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentae.training.guard import Guard
+from latentae.training.guard import Guard, SkippedStep
 
 NAN = torch.tensor(float("nan"))
 ONE = torch.tensor(1.0)
@@ -140,3 +140,10 @@ def test_many_images_are_cut_short():
     guard = Guard(alone)
     attempt(guard, 1, loss=NAN, names=[f"{i}.png" for i in range(20)])
     assert str(guard.report()[0]).endswith("7.png and 12 more")
+
+
+def test_names_come_out_in_one_printable_line():
+    text = str(SkippedStep(3, ["loss"], ["caf\udce9.png", "new\nline.png", "x" * 1000]))
+    assert r"caf\udce9.png, new\nline.png, xxx" in text
+    assert text.isprintable()
+    assert len(text) < 500

@@ -45,6 +45,7 @@ def inspect(
     image_column: str | None = None,
     dataset_config: str | None = None,
     value_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
     image_size: int | None = None,
     max_images: int = 256,
     batch_size: int = 16,
@@ -65,7 +66,7 @@ def inspect(
         out: a folder that is new or empty, or an inspection's if ``overwrite``.
         family: what the scale and shift are taken from, as ``load_autoencoder`` takes it.
         split: None takes the validation split, else the test split, else the first there is.
-        image_column, dataset_config, value_range: as ``open_source`` takes them.
+        image_column, dataset_config, value_range, max_pixels: as ``open_source`` takes them.
         image_size: pixels of the crops; None: what the model was trained on, its ``sample_size``.
         max_images: measure at most so many, evenly spread.
         batch_size, num_workers: images at a time, and processes that decode them.
@@ -91,6 +92,7 @@ def inspect(
         image_column=image_column,
         dataset_config=dataset_config,
         value_range=value_range,
+        max_pixels=max_pixels,
     )
     say(f"the images: split {chosen!r}, {describe_source(source)}")
     dataset, broken = _dataset(autoencoder, take_evenly(source, max_images), size, data)
@@ -177,7 +179,9 @@ def _write(out: Path, sections: list[Section], facts: dict[str, Any]) -> None:
         NUMBERS: json.dumps({"inspected": facts, **numbers}, indent=1, ensure_ascii=False, allow_nan=False),
         PAGE: page,
     }
-    write_together(out, figures | {name: text.encode() for name, text in texts.items()})
+    write_together(
+        out, figures | {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
+    )
     for name in NAMES:
         if f"{name}.png" not in figures:  # of an inspection that is replaced
             (out / f"{name}.png").unlink(missing_ok=True)
