@@ -17,6 +17,7 @@ from latentae.export.ldm import LDM
 from latentae.export.report import ExportReport
 from latentae.export.target import check_target, list_files, written_aside
 from latentae.models import KLVAE, VQVAE
+from latentae.models.wrappers import unwrap
 
 _FORMATS: dict[str, Format] = {"diffusers": DIFFUSERS, "ldm": LDM, "comfyui": COMFYUI}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -86,6 +87,7 @@ def _in_float32(model: KLVAE | VQVAE) -> KLVAE | VQVAE:
     """A copy on the CPU in eval mode, which takes small images whole."""
     with torch.no_grad():
         twin = copy.deepcopy(model).to("cpu").float().eval()
+    unwrap(twin)  # formats look at what the parts are
     twin.use_tiling = twin.use_slicing = False
     return twin
 

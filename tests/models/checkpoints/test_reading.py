@@ -169,7 +169,13 @@ def test_pickles_that_torch_did_not_write(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [({"epoch": 1}, "holds no tensors"), ([torch.zeros(1)], "holds a list")]
+    ("content", "message"),
+    [
+        ({"epoch": 1, "vae": {"ema": 2}}, r"holds no tensors: its entries are epoch \(int\), vae \(dict\)"),
+        ({f"entry {number}": 1 for number in range(1000)}, r"entry 5 \(int\) and 994 more$"),
+        ({}, "it is an empty mapping"),
+        ([torch.zeros(1)], "holds a list"),
+    ],
 )
 def test_no_state_dict(tmp_path, content, message):
     path = tmp_path / "vae.ckpt"
@@ -182,8 +188,11 @@ def test_a_dict_that_holds_itself(tmp_path):
     content = {"epoch": 1}
     content["state_dict"] = content
     torch.save(content, tmp_path / "vae.ckpt")
-    with pytest.raises(ValueError, match=r"holds a dict where a state dict must be"):
+    with pytest.raises(ValueError, match=r"holds no tensors: its entries are epoch \(int\), state_dict"):
         read_checkpoint(tmp_path / "vae.ckpt")
+    content["weight"] = torch.ones(1)
+    torch.save(content, tmp_path / "vae.ckpt")
+    assert read_checkpoint(tmp_path / "vae.ckpt").tensors["weight"] == 1
 
 
 def test_a_damaged_archive(tmp_path):
