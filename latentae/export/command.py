@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from latentae.models import load_autoencoder
 
     try:
-        model = load_autoencoder(chosen.model)
+        groups = chosen.norm_num_groups
+        model = load_autoencoder(chosen.model, **({} if groups is None else {"norm_num_groups": groups}))
         report = export_autoencoder(
             model,
             chosen.out,
@@ -71,4 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="fp32", help="of the weights (default: fp32)")
     add("--out", type=Path, required=True, metavar="PATH", help="the folder, or the .safetensors file")
     add("--overwrite", action="store_true", help="replace an earlier export at PATH")
+    add(
+        "--norm-num-groups",
+        type=int,
+        metavar="N",
+        help="groups of the model's normalisation, where its file does not tell them",
+    )
     return parser

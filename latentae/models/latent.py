@@ -172,6 +172,8 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
             values = config.get(name)
             if values is None:
                 continue
+            if not isinstance(values, Sequence):
+                raise ValueError(f"{name} is {values!r}, but must be a list of numbers")
             if len(values) != self.latents_channels:
                 raise ValueError(
                     f"{name} has {len(values)} values, but must have one for each of the "
@@ -263,7 +265,8 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
 def _check_numbers(name: str, values: Sequence[Any], *, positive: bool = False) -> None:
     """Raises ValueError for a value of a config that is no finite number, or not positive."""
     for value in values:
-        if not isinstance(value, int | float) or not math.isfinite(value) or (positive and value <= 0):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or (positive and value <= 0):
             raise ValueError(
                 f"{name} is {value!r}, but must be a {'positive, ' if positive else ''}finite number"
             )

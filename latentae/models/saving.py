@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from latentae.models.checkpoints.metadata import embed_config
+from latentae.models.checkpoints.reading import read_checkpoint
 from latentae.models.checkpoints.tensors import check_floating
 from latentae.models.wrappers import clean_name, clean_names
 
@@ -45,6 +46,16 @@ class SavingMixin:
         if "quantization_config" not in self.config:
             check_floating(state_dict, self.state_dict())
         return state_dict
+
+    @classmethod
+    def _load_pretrained_model(
+        cls, model: Any, state_dict: Any, files: Any, *args: Any, **arguments: Any
+    ) -> Any:
+        """What ``from_pretrained`` fills a model with; shards have not been looked at before."""
+        if state_dict is None and "quantization_config" not in model.config:
+            for file in files:
+                check_floating(read_checkpoint(Path(file)).tensors, model.state_dict())
+        return super()._load_pretrained_model(model, state_dict, files, *args, **arguments)  # type: ignore[misc]
 
     def save_pretrained(
         self,

@@ -152,8 +152,9 @@ def _groups(widths: tuple[int, ...]) -> int:
         possible = [str(number) for number in range(1, largest + 1) if largest % number == 0]
         raise ValueError(
             f"does not tell how many groups its normalisation has, and widths {list(widths)} do not allow "
-            f"the usual {_GROUPS}: name the number by norm_num_groups ({' or '.join(possible[:12])}), or put "
-            "the model's config.json beside the file"
+            f"the usual {_GROUPS}: name the number by norm_num_groups ({' or '.join(possible[:12])}), put "
+            "the model's config.json beside the file, or write a folder that tells it with `latentae export "
+            "FILE --norm-num-groups N --format diffusers --out FOLDER`"
         )
     return _GROUPS
 

@@ -28,11 +28,11 @@ _NEUTRAL = re.compile(r"state_dict|model_state_dict|params|generator|net|network
 _AVERAGES = re.compile(r"(.+_)?ema(_.+)?|averag\w+|shadow\w*")
 
 # What training keeps beside the autoencoder, and images do not depend on: losses with their discriminator and
-# LPIPS, averaged weights, the network that VA-VAE aligns latents with, counters of averages and of a codebook
-# trained by averages, LDM's colours of segmentation maps, and the normalisation of FLUX.2's latents.
+# LPIPS, averaged weights, the network that VA-VAE aligns latents with, counters of a codebook trained by
+# averages, LDM's colours of segmentation maps, and the normalisation of FLUX.2's latents.
 _TRAINING = re.compile(
-    r"(\w*loss\w*|model_ema|disc\w*|perceptual\w*|lpips\w*|foundation_model|linear_proj|bn)\..*"
-    r"|quantize\.(embedding\.)?(cluster_size|embed_avg|ema_\w+)|quantize\.used|colorize|n_averaged"
+    r"(\w*loss\w*|(\w+_)?ema(_\w+)?|disc\w*|perceptual\w*|lpips\w*|foundation_model|linear_proj|bn)\..*"
+    r"|quantize\.(embedding\.)?(cluster_size|embed_avg|ema_\w+)|quantize\.used|colorize"
 )
 _FLATTENED = re.compile(r"(.*\.)?_?flat_param(_\d+)?")
 
@@ -58,15 +58,17 @@ def find_autoencoder(
         for name, tensor in tensors.items()
         if name.startswith(prefix) and not name.startswith(tuple(nested))
     }
-    state = {name: tensor for name, tensor in inside.items() if not _TRAINING.fullmatch(name) or name in keep}
-    if ema and not _is_average(prefix):
+    state = {
+        name: tensor for name, tensor in inside.items() if name in keep or not is_for_training(name, tensor)
+    }
+    if ema and not is_average(prefix):
         state = _averaged(state, inside)
     return to_diffusers_names(state)
 
 
-def is_for_training(name: str) -> bool:
-    """Whether a tensor of this name, without a prefix, is needed for training alone."""
-    return _TRAINING.fullmatch(name) is not None
+def is_for_training(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor of this name, without a prefix, is needed for training alone: also a counter."""
+    return _TRAINING.fullmatch(name) is not None or (tensor.ndim == 0 and "." not in name)
 
 
 def find_prefix(tensors: Mapping[str, Tensor], *, ema: bool = False) -> str:
@@ -74,7 +76,7 @@ def find_prefix(tensors: Mapping[str, Tensor], *, ema: bool = False) -> str:
     both = _complete(tensors)
     if not both:
         raise ValueError(_what_there_is(tensors))
-    averages = {prefix for prefix in both if _is_average(prefix)}
+    averages = {prefix for prefix in both if is_average(prefix)}
     # Without plain weights the averages are all there is; LDM's own lie within the plain ones.
     chosen = (averages if ema else both - averages) or both
     best = min(map(_rank, chosen))
@@ -95,7 +97,7 @@ def _prefixes(tensors: Mapping[str, Tensor], name: str) -> set[str]:
     return {prefix for prefix in found if prefix == "" or prefix.endswith(".")}
 
 
-def _is_average(prefix: str) -> bool:
+def is_average(prefix: str) -> bool:
     """Whether the innermost part of a prefix that says so names averaged weights."""
     for part in reversed(prefix.split(".")):
         if part == "online_model":

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from latentae.models.checkpoints.contents import is_average
 from latentae.models.checkpoints.recognise import describe_bytes
 from latentae.models.checkpoints.stubs import inert_globals
 from latentae.models.wrappers import clean_name, clean_names
@@ -169,6 +170,8 @@ def _unpack(path: Path, content: Any) -> Checkpoint:
     if not mappings:
         raise ValueError(f"{path} holds no tensors: {_entries(content)}")
     outer = _common_start(list(mappings))
+    if is_average(outer):  # that these are averages is worth knowing
+        outer = ""
     tensors = {
         f"{name.removeprefix(outer)}{key}": tensor
         for name, held in mappings.items()

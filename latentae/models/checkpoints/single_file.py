@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 _GUESSED = (
     "%s does not tell how many groups the model's normalisation has, and no published model has widths %s: "
     "taking the usual 32. If the model has another number, its pixels come out wrong: name the number by "
-    "norm_num_groups, or put the model's config.json beside the file."
+    "norm_num_groups, put the model's config.json beside the file, or write a folder that tells it with "
+    "`latentae export FILE --norm-num-groups N --format diffusers --out FOLDER`."
 )
 _SAMPLE_SIZE = 256  # what LDM's and taming's autoencoders were trained on
 
@@ -199,7 +200,7 @@ def _state_of(model: Module, checkpoint: Checkpoint, ema: bool) -> dict[str, Ten
         return {
             name: tensor
             for name, tensor in checkpoint.tensors.items()
-            if name in own or not is_for_training(name)
+            if name in own or not is_for_training(name, tensor)
         }
     return find_autoencoder(checkpoint.tensors, ema=ema, keep=own)
 
