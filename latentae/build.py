@@ -107,10 +107,8 @@ def open_pretrained(place: str, norm_num_groups: int | None = None) -> KLVAE | V
     Raises:
         ValueError: there is no model, or one that cannot be trained.
     """
-    told = (
-        {} if norm_num_groups is None or not is_single_file(place) else {"norm_num_groups": norm_num_groups}
-    )
-    model = load_autoencoder(place, **told)
+    told: dict[str, Any] = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
+    model = load_autoencoder(place, **(told if is_single_file(place) else {}))
     describe_architecture(model)  # or it cannot be trained
     assert isinstance(model, KLVAE | VQVAE)  # or it would not have been described
     return model

@@ -91,7 +91,7 @@ def taesd_arguments(encoder: Half, decoder: Half) -> dict[str, Any]:
         )
     widths, blocks = _levels(down, "strided_conv_without_bias")
     up_widths, up_blocks = _levels(up, "conv_without_bias")
-    arguments = {
+    arguments: dict[str, Any] = {
         "in_channels": _channels(down)[0] // folds,
         "out_channels": _channels(up)[-1] // folds,
         "latent_channels": latents[0],
