@@ -65,6 +65,9 @@ def load_autoencoder(
     """
     if family is not None and family not in FAMILIES:
         raise ValueError(f"family is {family!r}, but must be one of {', '.join(FAMILIES)}")
+    groups = arguments.get("norm_num_groups", 1)
+    if not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"norm_num_groups is {groups!r}, but must be a positive integer")
     dtype = _one_dtype(dtype, torch_dtype)
     place = Path(path).expanduser()
     if place.is_file():

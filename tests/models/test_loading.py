@@ -128,6 +128,8 @@ def test_a_path_object_is_no_repository(tmp_path, monkeypatch):
         ({"torch_dtype": "float16"}, "torch_dtype is 'float16', but must be a floating-point"),
         ({"torch_dtype": torch.int8}, r"torch_dtype is torch\.int8"),
         ({"dtype": torch.int8}, r"dtype is torch\.int8"),
+        ({"norm_num_groups": 0}, "norm_num_groups is 0, but must be a positive integer"),
+        ({"norm_num_groups": "16"}, "norm_num_groups is '16'"),
         (
             {"dtype": torch.float16, "torch_dtype": torch.float32},
             r"dtype is torch\.float16, and its older name",

@@ -94,8 +94,12 @@ def infer_architecture(
         "layers_per_block": layers,
         "latent_channels": latent_channels,
         "mid_block_add_attention": _count(state, "encoder.mid_block.attentions.") > 0,
-        "norm_num_groups": norm_num_groups or _groups(widths),
+        "norm_num_groups": _groups(widths) if norm_num_groups is None else norm_num_groups,
     }
+    if any(width % arguments["norm_num_groups"] for width in widths):
+        raise ValueError(
+            f"has widths {list(widths)}, which norm_num_groups {norm_num_groups} does not divide"
+        )
     guessed = norm_num_groups is None and not is_ldm and widths not in _PUBLISHED
     if _CODEBOOK in state:
         arguments["num_vq_embeddings"], arguments["vq_embed_dim"] = _shape(state, _CODEBOOK)

@@ -57,6 +57,8 @@ def test_groups_are_asked_for_where_32_is_not_possible(widths, possible):
     with pytest.raises(ValueError, match=rf"name the number by norm_num_groups \({possible}\)"):
         infer_architecture(state, is_ldm=True)
     assert infer_architecture(state, norm_num_groups=1).arguments["norm_num_groups"] == 1
+    with pytest.raises(ValueError, match="which norm_num_groups 3 does not divide"):
+        infer_architecture(state, norm_num_groups=3)
 
 
 def _without(state, name):
