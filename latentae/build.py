@@ -104,15 +104,14 @@ def open_pretrained(place: str, norm_num_groups: int | None = None) -> KLVAE | V
 
     Args:
         place: whatever ``load_autoencoder`` opens.
-        norm_num_groups: what a single file's tensors do not show, where the config says it.
+        norm_num_groups: what a single file without a config does not show, where the run's config says it.
 
     Raises:
         ValueError: there is no model, or one that cannot be trained.
     """
-    model = load_autoencoder(place)
-    described = describe_architecture(model)
-    if is_single_file(place) and norm_num_groups not in (None, described["norm_num_groups"]):
-        model = load_autoencoder(place, norm_num_groups=norm_num_groups)
+    told: dict[str, Any] = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
+    model = load_autoencoder(place, **(told if is_single_file(place) else {}))
+    describe_architecture(model)  # or it cannot be trained
     assert isinstance(model, KLVAE | VQVAE)  # or it would not have been described
     return model
 

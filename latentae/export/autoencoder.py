@@ -19,6 +19,7 @@ from latentae.export.report import ExportReport
 from latentae.export.target import check_target, list_files, written_aside
 from latentae.models import KLVAE, VQVAE
 from latentae.models.plain import check_weights, dequantise, make_plain
+from latentae.models.wrappers import unwrap
 
 _FORMATS: dict[str, Format] = {"diffusers": DIFFUSERS, "ldm": LDM, "comfyui": COMFYUI}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -101,6 +102,7 @@ def _in_float32(model: KLVAE | VQVAE) -> tuple[KLVAE | VQVAE, list[str]]:
     check_weights(model)
     with torch.no_grad():
         twin = copy.deepcopy(model)
+        unwrap(twin)  # formats look at what the parts are
         remarks = dequantise(twin)
         twin = twin.to("cpu").float().eval()
     twin.use_tiling = twin.use_slicing = False

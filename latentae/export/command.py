@@ -35,10 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from latentae.models import load_autoencoder
 
     try:
-        model = load_autoencoder(chosen.model)
+        groups = chosen.norm_num_groups
+        known = {} if groups is None else {"norm_num_groups": groups}
+        model = load_autoencoder(chosen.model, **known)
         notes = []
         if chosen.family is not None and model.config.scaling_factor is None:
-            model = load_autoencoder(chosen.model, family=chosen.family)
+            model = load_autoencoder(chosen.model, family=chosen.family, **known)
             notes.append(f"{chosen.model} does not record its scale, which was taken to be {chosen.family}'s")
         report = export_autoencoder(
             model,
@@ -81,4 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="fp32", help="of the weights (default: fp32)")
     add("--out", type=Path, required=True, metavar="PATH", help="the folder, or the .safetensors file")
     add("--overwrite", action="store_true", help="replace an earlier export at PATH")
+    add(
+        "--norm-num-groups",
+        type=int,
+        metavar="N",
+        help="groups of the model's normalisation, where its file does not tell them",
+    )
     return parser

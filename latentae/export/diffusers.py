@@ -12,10 +12,13 @@ from latentae.export.format import Format
 from latentae.export.normalisation import MEASURE, fold_to, read_normalisation
 from latentae.models import KLVAE, VQVAE, load_autoencoder
 from latentae.models.checkpoints.families import FAMILIES
+from latentae.models.checkpoints.metadata import embed_config
 
 
 def export_diffusers(autoencoder: KLVAE | VQVAE, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors`` of the stock class into ``path``.
+
+    The weights' metadata have the config, too, so that the file can be opened alone.
 
     Args:
         dtype: of the weights; None leaves them as they are.
@@ -29,6 +32,7 @@ def export_diffusers(autoencoder: KLVAE | VQVAE, path: Path, dtype: torch.dtype 
             stock, dtype
         )  # ModelMixin's own warns of modules to keep in float32, of which there are none
     stock.save_pretrained(str(path))
+    embed_config(path)
 
 
 def _prepare(model: KLVAE | VQVAE, family: str | None) -> list[str]:

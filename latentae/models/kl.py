@@ -86,6 +86,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             use_post_quant_conv=use_post_quant_conv,
             mid_block_add_attention=mid_block_add_attention,
         )
+        self._check_normalisation()
         self._start_whole(sample_size)
 
     @classmethod

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from latentae.models.card import ModelCardMixin
 from latentae.models.checkpoints.folders import stock_meaning
+from latentae.models.saving import SavingMixin
 from latentae.models.tiling import PiecewiseMixin
 
 # Beyond this an image is not in [-1, 1]. Bicubic resizing overshoots by up to a fifth of the contrast.
@@ -89,7 +91,7 @@ class AutoencoderOutput(BaseOutput):
     log_variance: Tensor | None = None
 
 
-class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
+class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
     """Mixin of every model: needs ``config``, ``encode``, ``decode``, ``encoder`` and ``decoder``."""
 
     config: Any
@@ -162,6 +164,26 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
         """
         unset = [name for name in self.config.get("_use_default_values", []) if name not in values]
         self.register_to_config(**values, _use_default_values=unset)
+
+    def _check_normalisation(self) -> None:
+        """Raises ValueError for a config whose scale, shift, mean or deviation cannot be one."""
+        config = self.config
+        if config.scaling_factor is not None:
+            _check_numbers("scaling_factor", [config.scaling_factor], positive=True)
+        if config.shift_factor is not None:
+            _check_numbers("shift_factor", [config.shift_factor])
+        for name in ("latents_mean", "latents_std"):
+            values = config.get(name)
+            if values is None:
+                continue
+            if not isinstance(values, Sequence):
+                raise ValueError(f"{name} is {values!r}, but must be a list of numbers")
+            if len(values) != self.latents_channels:
+                raise ValueError(
+                    f"{name} has {len(values)} values, but must have one for each of the "
+                    f"{self.latents_channels} channels of the latents"
+                )
+            _check_numbers(name, values, positive=name == "latents_std")
 
     def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale, each a number or [c, 1, 1]."""
@@ -251,6 +273,16 @@ def _is_exporting() -> bool:
         return True
     is_exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
     return is_exporting is not None and bool(is_exporting())
+
+
+def _check_numbers(name: str, values: Sequence[Any], *, positive: bool = False) -> None:
+    """Raises ValueError for a value of a config that is no finite number, or not positive."""
+    for value in values:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or (positive and value <= 0):
+            raise ValueError(
+                f"{name} is {value!r}, but must be a {'positive, ' if positive else ''}finite number"
+            )
 
 
 def _describe(tensor: Tensor) -> str:

@@ -147,6 +147,7 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
             self.change_config(num_vq_embeddings=num_codes, vq_embed_dim=code_dim)
         if self.stock_objection is not None:
             self.register_to_config(_requires=f"latentae.load_autoencoder: {self.stock_objection}")
+        self._check_normalisation()
         self._start_whole(sample_size)
 
     def enable_group_offload(self, *arguments: Any, **options: Any) -> None:

@@ -49,6 +49,18 @@ def test_a_model_folder_and_overwrite(run_folder, tmp_path, capsys):
     assert main([*arguments, "--overwrite"]) == 0
 
 
+def test_groups_that_a_file_does_not_tell(tmp_path, capsys):
+    model = make_kl(block_out_channels=(24, 48), norm_num_groups=4)
+    save_file(model.state_dict(), tmp_path / "vae.safetensors")
+    arguments = [str(tmp_path / "vae.safetensors"), "--format", "diffusers", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "--norm-num-groups N" in capsys.readouterr().err
+    assert main([*arguments, "--norm-num-groups", "0"]) == 2
+    assert main([*arguments, "--norm-num-groups", "4"]) == 0
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    assert torch.equal(load_autoencoder(tmp_path / "out")(images).sample, model(images).sample)
+
+
 def test_notes(run_folder, tmp_path, capsys):
     arguments = [str(run_folder), "--format", "diffusers", "--family", "sd1", "--out", str(tmp_path / "out")]
     assert main(arguments) == 0

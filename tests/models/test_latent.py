@@ -1,3 +1,4 @@
+import json
 import warnings
 
 import pytest
@@ -6,7 +7,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentae import KLVAE, VQGAN, VQVAE
+from latentae import KLVAE, VQGAN, VQVAE, load_autoencoder
+from latentae.models import TinyAutoencoder
 from tests.models.conftest import make
 
 
@@ -189,3 +191,33 @@ def test_a_scale_that_is_not_known(images):
     for method, inputs in ((model.to_latents, images), (model.from_latents, torch.zeros(1, 4, 8, 8))):
         with pytest.raises(ValueError, match=r"scripts/latent_stats\.py"):
             method(inputs)
+
+
+@pytest.mark.parametrize("cls", [KLVAE, VQGAN, TinyAutoencoder])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"scaling_factor": 0}, "scaling_factor is 0, but must be a positive, finite number"),
+        ({"scaling_factor": -1.0}, "scaling_factor is -1.0"),
+        ({"scaling_factor": float("nan")}, "scaling_factor is nan"),
+        ({"scaling_factor": "0.5"}, "scaling_factor is '0.5'"),
+        ({"shift_factor": float("inf")}, "shift_factor is inf, but must be a finite number"),
+        (
+            {"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4},
+            "latents_mean has 3 values, .* the 4 channels",
+        ),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, 0.0, 1.0]}, "latents_std is 0.0, .* positive"),
+        ({"latents_mean": 3.0}, "latents_mean is 3.0, but must be a list"),
+    ],
+)
+def test_a_normalisation_that_cannot_be_one(cls, changes, says, tmp_path):
+    if cls is TinyAutoencoder and "latents_mean" in changes:
+        pytest.skip("it has none")
+    build = TinyAutoencoder if cls is TinyAutoencoder else lambda **changes: make(cls, **changes)
+    with pytest.raises(ValueError, match=says):
+        build(**changes)
+    build().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ValueError, match=rf"cannot be loaded: {says}"):
+        load_autoencoder(tmp_path)

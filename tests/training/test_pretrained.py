@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from latentae import KLVAE, VQGAN, VQVAE
+from latentae.config import ConfigError
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.reconstruction import l1
 from latentae.training.accelerator import create_accelerator
@@ -38,14 +39,19 @@ def assert_holds(model, pretrained):
 def test_weights_of_every_format(tiny, tmp_path, form, cls):
     pretrained = make_pretrained(cls)
     place = write_pretrained(pretrained, tmp_path, form)
-    config = fine_tuning(tiny, place, cls=cls)
+    # What no config beside the file tells is asked for.
+    told = ("model.norm_num_groups=8",) if form in ("LDM file", "checkpoint") else ()
+    if told:
+        with pytest.raises(ConfigError, match=r"does not tell how many groups.*1 or 2 or 4 or 8"):
+            fine_tuning(tiny, place, cls=cls)
+    config = fine_tuning(tiny, place, *told, cls=cls)
     assert config.model.block_out_channels == (8, 16)
-    assert config.model.norm_num_groups == 8  # where a file does not say, the largest power of two that fits
+    assert config.model.norm_num_groups == 8
     networks = start(config)
     assert_holds(networks.autoencoder, pretrained)
     assert_holds(networks.ema.model, pretrained)
-    scale = None if form in ("LDM file", "checkpoint") else 0.37
-    frozen = start(fine_tuning(tiny, place, "freeze_encoder=true", cls=cls))
+    scale = None if told else 0.37
+    frozen = start(fine_tuning(tiny, place, "freeze_encoder=true", *told, cls=cls))
     assert ("does not tell the scale of its latents" in "\n".join(frozen.describe())) == (scale is None)
     assert networks.autoencoder.config.scaling_factor == networks.ema.model.config.scaling_factor == scale
     record = networks.pretrained.record
