@@ -124,6 +124,7 @@ _TAKES_EFFECT_IN_BRANCH = {
             *("equivariance.probability", "equivariance.min_scale", "equivariance.rotate", "latent_noise"),
             *("equivariance.low_resolution_probability", "latent_noise.scale", "alignment.weight"),
             *("alignment.adaptive", "alignment.cosine_margin", "alignment.similarity_margin"),
+            "alignment.precision",
             *("spectral.weight", "spectral.factors", "adversarial.type", "adversarial.weight"),
             *("adversarial.adaptive", "adversarial.min_adaptive_weight", "adversarial.max_adaptive_weight"),
             *("adversarial.start_step", "adversarial.ramp_steps", "adversarial.discriminator_warmup_steps"),
