@@ -8,6 +8,9 @@ keeps for the backward pass of the autoencoder, in training as `performance=auto
 Ranks are processes on this machine, each with the whole batch: 0 says that another one costs the others
 nothing. Theirs is a step of the trainer, optimizer and averages included. Its wall time is given as well, and
 means something where there is a core, or a GPU, for each.
+
+Noise is what one rank draws in a step with so many ranks: a posterior of 4 x 32 x 32 for each of 16 images,
+and the draws that both sides are augmented by. It is drawn on a processor, whatever the device.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -46,6 +50,7 @@ _AXES = {
     "model.quantizer.num_codes": (256, 1024, 4096, 16384),
 }
 _RANK_STEPS = 5  # of each rank in a round
+_NOISE_WORLDS, _NOISE_BATCH, _NOISE_DRAWS = (1, 8, 64), 16, 10
 
 
 def main() -> None:
@@ -74,6 +79,13 @@ def main() -> None:
     if len(worlds) > 1:
         own, wall = (exponent(worlds, [*costs]) for costs in zip(*spent, strict=True))
         print(f"| exponent | {own:.2f} | {wall:.2f} |")
+    draws = {str(world): partial(_noise, world) for world in _NOISE_WORLDS}
+    measured = in_turns(draws, arguments.rounds, torch.device("cpu"))
+    noise = [1000 * statistics.median(spent) / _NOISE_DRAWS for spent in measured.values()]
+    print("\n| ranks | ms of one rank's noise |\n| --- | --- |")
+    for world, spent_on_noise in zip(_NOISE_WORLDS, noise, strict=True):
+        print(f"| {world} | {spent_on_noise:.2f} |")
+    print(f"| exponent | {exponent(_NOISE_WORLDS, noise):.2f} |")
 
 
 def exponent(values: tuple[int, ...], costs: list[float]) -> float:
@@ -109,6 +121,15 @@ def _step(
         return meter.peak
 
     return run, kept
+
+
+def _noise(world: int) -> None:
+    """The last rank's draws of a few steps."""
+    for step in range(_NOISE_DRAWS):
+        randomness = StepRandomness(0, step, rank=world - 1, world_size=world)
+        randomness.normal("posterior", _NOISE_BATCH, 4, 32, 32)
+        for side in ("images", "reconstruction"):
+            randomness.uniform(f"augmented {side}", _NOISE_BATCH, 7)
 
 
 def _ranks(world: int, arguments: argparse.Namespace) -> tuple[float, float]:

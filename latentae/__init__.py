@@ -12,12 +12,22 @@ __version__ = "0.1.0"
 _HOMES = {
     "KLVAE": "latentae.models",
     "LatentDataset": "latentae.latents.cache",
+    "TinyAutoencoder": "latentae.models",
     "VQGAN": "latentae.models",
     "VQVAE": "latentae.models",
     "load_autoencoder": "latentae.models",
     "ModelMixin": "diffusers",
 }
-__all__ = ["KLVAE", "LatentDataset", "ModelMixin", "VQGAN", "VQVAE", "__version__", "load_autoencoder"]  # noqa: RUF022
+__all__ = [
+    "KLVAE",
+    "VQGAN",
+    "VQVAE",
+    "LatentDataset",
+    "ModelMixin",
+    "TinyAutoencoder",
+    "__version__",
+    "load_autoencoder",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from latentae import distributed
 from latentae.config import (
     DataConfig,
     DiscriminatorConfig,
@@ -24,6 +25,7 @@ from latentae.config import (
 from latentae.data import (
     CachedSource,
     CenterCrop,
+    HeldOut,
     ImageDataset,
     ImageStream,
     RandomCrop,
@@ -102,15 +104,14 @@ def open_pretrained(place: str, norm_num_groups: int | None = None) -> KLVAE | V
 
     Args:
         place: whatever ``load_autoencoder`` opens.
-        norm_num_groups: what a single file's tensors do not show, where the config says it.
+        norm_num_groups: what a single file without a config does not show, where the run's config says it.
 
     Raises:
         ValueError: there is no model, or one that cannot be trained.
     """
-    model = load_autoencoder(place)
-    described = describe_architecture(model)
-    if is_single_file(place) and norm_num_groups not in (None, described["norm_num_groups"]):
-        model = load_autoencoder(place, norm_num_groups=norm_num_groups)
+    told: dict[str, Any] = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
+    model = load_autoencoder(place, **(told if is_single_file(place) else {}))
+    describe_architecture(model)  # or it cannot be trained
     assert isinstance(model, KLVAE | VQVAE)  # or it would not have been described
     return model
 
@@ -148,22 +149,31 @@ def build_spectral(config: LossConfig) -> Spectral | None:
 
 def build_alignment(config: LossConfig) -> Alignment | None:
     """The term of latents aligned with features, or None."""
-    return None if config.alignment is None else Alignment(**config.alignment.model_dump(exclude={"network"}))
+    return (
+        None
+        if config.alignment is None
+        else Alignment(**config.alignment.model_dump(exclude={"network", "precision"}))
+    )
 
 
-def build_feature_maps(config: RunConfig) -> FeatureMaps | None:
+def build_feature_maps(config: RunConfig, *, bfloat16: bool = False) -> FeatureMaps | None:
     """The frozen network that latents are aligned with, or None; fetches what is not on this machine yet.
+
+    Args:
+        bfloat16: whether the run computes in it. The network then does, too, unless the config says
+            otherwise.
 
     Raises:
         WeightsNotFoundError: it cannot be had.
         ValueError: it is no vision transformer.
     """
-    if config.loss.alignment is None:
+    alignment = config.loss.alignment
+    if alignment is None:
         return None
-    network = config.loss.alignment.network
-    if network == "vgg16":
-        return VGG16Maps(load_trunk("vgg"), config.model.downsampling_factor)
-    return ViTMaps(load_vision_transformer(network))
+    precision = alignment.precision or ("bfloat16" if bfloat16 else "float32")
+    if alignment.network == "vgg16":
+        return VGG16Maps(load_trunk("vgg"), config.model.downsampling_factor, precision)
+    return ViTMaps(load_vision_transformer(alignment.network), precision)
 
 
 def build_report(config: LossConfig, regulariser: KLRegulariser | None) -> PosteriorReport | None:
@@ -244,11 +254,14 @@ def build_r1(config: DiscriminatorConfig) -> R1 | None:
     return None if config.r1 is None else R1(**config.r1.model_dump())
 
 
-def build_sources(config: DataConfig, notes: Path | None = None) -> Sources | StreamSources:
+def build_sources(
+    config: DataConfig, notes: Path | None = None, before: HeldOut | None = None
+) -> Sources | StreamSources:
     """The training and the validation images.
 
     Args:
         notes: a folder where streams note how much their shards hold, for a resume to skip them by.
+        before: what a run that is continued has held out; None: a fresh run.
     """
     where: dict[str, Any] = {
         "split": config.split,
@@ -256,14 +269,21 @@ def build_sources(config: DataConfig, notes: Path | None = None) -> Sources | St
         "image_column": config.image_column,
         "holdout": config.holdout,
         "value_range": config.value_range,
+        "max_pixels": config.max_pixels,
+        "before": before,
     }
-    cache_bytes = config.cache_megabytes << 20
+    cache_bytes = (config.cache_megabytes << 20) // distributed.local_world_size()
     if config.streaming:
         stream = open_streams(config.name, **where, max_validation=config.max_validation, notes=notes)
         return replace(stream, validation=CachedSource(stream.validation, cache_bytes))
     sources = open_sources(config.name, **where)
     validation = take_evenly(sources.validation, config.max_validation)
-    return Sources(CachedSource(sources.train, cache_bytes), CachedSource(validation, cache_bytes))
+    measured_bytes = cache_bytes // 4  # far fewer images, and seldom drawn
+    return replace(
+        sources,
+        train=CachedSource(sources.train, cache_bytes - measured_bytes),
+        validation=CachedSource(validation, measured_bytes),
+    )
 
 
 def build_datasets(

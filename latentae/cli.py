@@ -11,8 +11,9 @@ from importlib import import_module
 from pathlib import Path
 
 from latentae.config import FAMILIES, ConfigError, RunConfig, load_config
-from latentae.console import is_first_process
+from latentae.console import is_first_process, outlive_output, output_pipe_is_closed
 from latentae.training.folder import RankError, RunError, RunFolder
+from latentae.training.launcher import settle
 from latentae.training.origin import describe_pretrained
 from latentae.training.summary import describe, finished_summary
 
@@ -34,6 +35,7 @@ usage: latentae train FAMILY [--config NAME_OR_PATH] [--dry-run] [key=value ...]
 """
 
 
+@outlive_output()
 def train(family: str, arguments: Sequence[str] | None = None) -> int:
     """Trains an autoencoder of a family; returns the exit code.
 
@@ -43,12 +45,12 @@ def train(family: str, arguments: Sequence[str] | None = None) -> int:
     dry = _DRY_RUN in given
     try:
         arguments = [argument for argument in given if argument != _DRY_RUN]
-        config = load_config(family, arguments, describe_pretrained)
+        config = settle(load_config(family, arguments, describe_pretrained))
         folder = RunFolder(Path(config.output_dir))
         folder.check(config)
     except ConfigError as error:
         return _fail(str(error), 2)
-    finished = finished_summary(folder, config) if config.resume == "auto" and not dry else None
+    finished = finished_summary(folder, config) if folder.resume_of(config) == "auto" and not dry else None
     if finished is not None:
         print(f"The run in {folder.root} is complete. {describe(folder, finished)}")
         return 0
@@ -73,8 +75,8 @@ def _run(config: RunConfig) -> int:
     except RunError as error:
         return _fail(str(error), 1, alone=isinstance(error, RankError))
     except RunStopped as stop:  # as asked, and nothing is lost: no failure to a job scheduler
-        if is_first_process():
-            print(stop)
+        if is_first_process():  # where nobody reads the output any more, somebody may read the errors
+            print(stop, file=sys.stderr if output_pipe_is_closed() else sys.stdout)
     return 0
 
 
@@ -93,6 +95,7 @@ def _dry_run(config: RunConfig) -> int:
     return 0
 
 
+@outlive_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the `latentae` command."""
     given = list(sys.argv[1:] if arguments is None else arguments)

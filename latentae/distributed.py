@@ -8,10 +8,13 @@ on all ranks.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_TIMEOUT = timedelta(hours=24)  # rank 0 may download and index for hours; NCCL's own limit is ten minutes
 
 
 def rank() -> int:
@@ -22,6 +25,11 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes the run has, 1 without a process group."""
     return dist.get_world_size() if _is_initialized() else 1
+
+
+def local_world_size() -> int:
+    """How many of the processes are on this machine, as the launcher says it; 1 without one."""
+    return max(1, min(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), world_size()))
 
 
 def is_main() -> bool:
@@ -113,7 +121,8 @@ def main_first() -> Iterator[None]:
 def init_from_environment() -> Iterator[torch.device]:
     """A process group for the body, if torchrun or `accelerate launch` started several processes.
 
-    For programs that train nothing; accelerate has a start of its own. Gives this process's device: on CUDA
+    For programs that train nothing; accelerate has a start of its own. A rank waits up to a day for the
+    others, such as for one that downloads. Gives this process's device: on CUDA
     one a process (NCCL), or the CPU (gloo) where there is no CUDA or `ACCELERATE_USE_CPU` is set. With one
     process, or a process group that is there already, only the device is chosen. The group it has made is
     taken down at the end, also after an exception, so that no other rank waits for this one.
@@ -135,7 +144,7 @@ def init_from_environment() -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _is_initialized():
         yield device
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         yield device
     finally:

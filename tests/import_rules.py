@@ -23,16 +23,18 @@ class Rule:
 
 
 COMPONENTS = ("quantizers", "discriminators", "losses", "data")
-COMPONENT = Rule(("distributed",), forbidden=("diffusers", "pydantic", "yaml"))
+COMPONENT = Rule(("devices", "distributed"), forbidden=("diffusers", "pydantic", "yaml"))
 MEASURES = ("evaluation", "latents", "diffusion", "export")
 MEASURE = Rule(
-    ("console", "distributed", *COMPONENTS, "weights", "models", "report"), forbidden=("pydantic",)
+    ("console", "devices", "distributed", *COMPONENTS, "weights", "models", "report"),
+    forbidden=("pydantic",),
 )
 RUN = ("config", "build", *MEASURE.internal, *MEASURES)
 
 # A part of latentae, package or module -> its rule. A part that is not listed may not exist.
 RULES: dict[str, Rule] = {
     "console": Rule((), only=()),
+    "devices": Rule((), only=("torch",)),
     "distributed": Rule((), only=("torch",)),
     "config": Rule((), only=("pydantic", "pydantic_core", "yaml")),
     "weights": Rule(("distributed", "weights_archive"), forbidden=("diffusers", "pydantic")),
@@ -42,8 +44,8 @@ RULES: dict[str, Rule] = {
     "discriminators": COMPONENT,
     "losses": COMPONENT,
     "data": COMPONENT,
-    "models": Rule(("distributed", "quantizers"), forbidden=("pydantic",)),
     "report": Rule((), forbidden=("diffusers", "pydantic", "yaml")),
+    "models": Rule(("devices", "distributed", "quantizers"), forbidden=("pydantic",)),
     "build": Rule(("distributed", "config", *COMPONENTS, "weights", "weights_transformer", "models")),
     "evaluation": MEASURE,
     "latents": Rule((*MEASURE.internal, "evaluation", "export"), MEASURE.forbidden),

@@ -1,19 +1,23 @@
 import math
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from torchvision.models import vgg16
+from transformers import Dinov2Config, Dinov2Model
 
 from latentae import VQGAN, VQVAE, build
 from latentae.config import config_from_mapping, load_config
-from latentae.data import ImageStream, training_loader
+from latentae.data import BrokenImageError, ImageStream, training_loader
 from latentae.losses.adversarial import ADVERSARIAL_LOSSES
+from latentae.losses.alignment import Alignment
 from latentae.losses.divergences import forward_kl, jeffreys
 from latentae.losses.free_bits import FreeBits
 from latentae.losses.gradient_penalty import R1
 from latentae.losses.perceptual import LPIPS
 from latentae.quantizers import QUANTIZERS, EMAQuantizer, VectorQuantizer
-from tests.data.pictures import write_shards
+from tests.data.pictures import png_bytes, write_shards, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +86,7 @@ def test_attention_levels_mirror_in_the_decoder():
     assert model(torch.zeros(1, 3, 16, 16)).sample.shape == (1, 3, 16, 16)
 
 
-@pytest.mark.parametrize(
+FOLLOWED = pytest.mark.parametrize(
     ("given", "bfloat16", "precision"),
     [
         (None, False, "float32"),
@@ -91,10 +95,34 @@ def test_attention_levels_mirror_in_the_decoder():
         ("bfloat16", False, "bfloat16"),
     ],
 )
+
+
+@FOLLOWED
 def test_lpips_follows_the_precision_of_the_run(loss_config, alexnet_trunk, given, bfloat16, precision):
     perceptual = {"type": "lpips", "trunk": "alex", "precision": given}
     objective = build.build_objective(loss_config(perceptual=perceptual), bfloat16=bfloat16)
     assert objective.perceptual.precision == precision
+
+
+@FOLLOWED
+@pytest.mark.parametrize("network", ["vgg16", "some/transformer"])
+def test_the_features_to_align_with_follow_the_precision_of_the_run(
+    monkeypatch, given, bfloat16, precision, network
+):
+    with torch.device("meta"):
+        trunk = vgg16(weights=None).features.state_dict(prefix="features.")
+    trunk = {name: torch.empty_like(value, device="cpu") for name, value in trunk.items()}
+    monkeypatch.setattr(build, "load_trunk", lambda name: trunk)
+    monkeypatch.setattr(build, "load_vision_transformer", lambda place: transformer())
+    alignment = f"loss.alignment={{network: {network}, precision: {given or 'null'}}}"
+    config = load_config("kl_vae", [alignment])
+    assert build.build_feature_maps(config, bfloat16=bfloat16).precision == precision
+    assert build.build_alignment(config.loss) == Alignment()
+
+
+def transformer():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return Dinov2Model(Dinov2Config(**sizes, image_size=8, patch_size=2))
 
 
 def test_losses_and_discriminator(quickstart, alexnet_trunk):
@@ -247,6 +275,33 @@ def test_datasets_of_a_stream(tmp_path, monkeypatch):
     ]
     batch = next(iter(training_loader(train, batch_size=2)))
     assert batch["images"].shape == (2, 3, 64, 64)
+
+
+def test_the_largest_picture_reaches_every_kind_of_data(tmp_path):
+    members = {f"{number}.png": png_bytes(number, side=64) for number in range(40)}
+    write_tar(tmp_path / "tar" / "a.tar", members)
+    (tmp_path / "folder").mkdir()
+    for name, data in members.items():
+        (tmp_path / "folder" / name).write_bytes(data)
+    rows = {"image": [{"bytes": data, "path": None} for data in members.values()]}
+    (tmp_path / "table").mkdir()
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "table" / "a.parquet")
+    for kind in ("tar", "folder", "table"):
+        overrides = [f"data.name={tmp_path / kind}", "data.image_size=32", "data.max_pixels=4095"]
+        sources = build.build_sources(load_config("vqgan", overrides).data)
+        with pytest.raises(BrokenImageError, match=r"64 by 64 are 4096 pixels.*data\.max_pixels"):
+            sources.train.load(0, 3)
+
+
+def test_the_memory_for_decoded_images_is_for_a_machine(tmp_path, monkeypatch):
+    for number in range(40):
+        (tmp_path / f"{number}.png").write_bytes(png_bytes(number))
+    data = load_config("vqgan", [f"data.name={tmp_path}", "data.cache_megabytes=64"]).data
+    sources = build.build_sources(data)
+    assert (sources.train.max_bytes >> 20, sources.validation.max_bytes >> 20) == (48, 16)
+    monkeypatch.setattr(build.distributed, "local_world_size", lambda: 4)
+    sources = build.build_sources(data)
+    assert (sources.train.max_bytes >> 20, sources.validation.max_bytes >> 20) == (12, 4)
 
 
 def test_the_value_range_reaches_the_images(tmp_path):

@@ -221,3 +221,13 @@ def test_launched_processes_find_each_other(tmp_path: Path) -> None:
             "afterwards": False,
             "after a failure": False,
         }
+
+
+def test_one_that_downloads_is_waited_for_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: given.update(options))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with distributed.init_from_environment():
+        assert given["timeout"].total_seconds() == 24 * 3600

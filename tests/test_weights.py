@@ -226,3 +226,13 @@ def test_the_real_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_download)
     assert len(load_trunk("vgg")) == 26
     assert sorted(tmp_path.iterdir()) == [trunk_path("alex"), trunk_path("vgg")]
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    small_trunks: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(WeightsNotFoundError, match=r"cache .*file cannot be written .*set LATENTAE_CACHE"):
+        load_trunk("alex")
+    assert not small_trunks

@@ -4,7 +4,14 @@ Knows the standard library, pydantic and yaml only, so that `--help` and a missp
 torch is imported.
 """
 
-from latentae.config.compare import RESUMABLE_KEYS, changed_keys, refused_changes
+from latentae.config.compare import (
+    BRANCH_FIXED_KEYS,
+    DATA_SPELLING_KEYS,
+    RESUMABLE_KEYS,
+    changed_keys,
+    refused_changes,
+    refused_in_branch,
+)
 from latentae.config.errors import ConfigError
 from latentae.config.families import FAMILIES
 from latentae.config.help import help_text
@@ -45,6 +52,8 @@ from latentae.config.schema.checks import config_warnings
 from latentae.config.shipped import shipped_configs
 
 __all__ = [
+    "BRANCH_FIXED_KEYS",
+    "DATA_SPELLING_KEYS",
     "FAMILIES",
     "RESUMABLE_KEYS",
     "AdamW8bitConfig",
@@ -86,5 +95,6 @@ __all__ = [
     "load_config",
     "read_config",
     "refused_changes",
+    "refused_in_branch",
     "shipped_configs",
 ]

@@ -7,10 +7,10 @@ from typing import Any
 
 from latentae.config.errors import ConfigError
 from latentae.config.merge import merge
-from latentae.config.reflect import known_keys
+from latentae.config.reflect import known_keys, takes_text
 from latentae.config.shipped import shipped_configs
 from latentae.config.suggest import closest_keys, unknown_key
-from latentae.config.yaml_text import parse_yaml
+from latentae.config.yaml_text import NULLS, parse_yaml
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _add_override(token: str, waiting: list[str], overrides: dict[str, Any]) -> 
         raise ConfigError(unknown_key(path))
     if not text.strip():
         raise ConfigError(f"`{token}` has no value after the =; for none at all write {path}=null")
-    value = _parse_value(token, text, waiting)
+    value: Any = _text_value(token, text) if takes_text(path) else _parse_value(token, text, waiting)
     *sections, name = path.split(".")
     target = overrides
     for depth, section in enumerate(sections, start=1):
@@ -89,13 +89,27 @@ def _add_override(token: str, waiting: list[str], overrides: dict[str, Any]) -> 
     target[name] = merge(below, value, (*sections, name)) if isinstance(below, dict) else value
 
 
+def _text_value(token: str, text: str) -> str | None:
+    """The value of a key that holds text: as it stands, but for null and for quotes around it."""
+    text = text.strip()
+    if text in NULLS:
+        return None
+    if text[0] in "'\"":
+        try:
+            value = parse_yaml(text, f"`{token}`", is_file=False)
+        except ConfigError:
+            return text  # a quotation mark that belongs to it
+        return value if isinstance(value, str) else text
+    return text
+
+
 def _parse_value(token: str, text: str, waiting: list[str]) -> Any:
+    path = token.partition("=")[0]
     try:
-        return parse_yaml(text, f"`{token}`", is_file=False)
+        return parse_yaml(text, f"`{token}`", is_file=False, is_text=takes_text, path=path)
     except ConfigError as error:
         if text[0] not in "[{":
-            path = token.partition("=")[0]
-            raise ConfigError(f"{error}; for text put it in quotes: '{path}=\"{text}\"'") from error
+            raise
         whole = token  # the shell has most likely split a list at its spaces
         while waiting and whole[-1] not in "]}":
             whole += f" {waiting.pop(0)}"

@@ -10,9 +10,10 @@ from latentae.config.shipped import shipped_configs, summary
 
 _INTRODUCTION = """
 The config is a YAML file, or a shipped config by its bare name. Any key can be overridden as key=value, with
-dots between sections: data.image_size=64. A value is YAML: null for none, [1,2] for a list. A section given
-as {...} is merged into what is there. Choosing another type or class of a section keeps the keys that both
-have, and drops those that only the old one has. A file may start from another: `base: NAME_OR_PATH`.
+dots between sections: data.image_size=64. A value is YAML: null for none, [1,2] for a list;
+but text is taken as it stands. A section given as {...} is merged into what is there. Choosing another type
+or class of a section keeps the keys that both have, and drops those that only the old one has. A file may
+start from another: `base: NAME_OR_PATH`.
 With --dry-run nothing is trained: it tells sizes, memory and time, and shows the first batch in a picture.
 """
 

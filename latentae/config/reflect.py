@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -29,6 +29,7 @@ class Key:
         doc: its docstring, on one line.
         only_with: the choice it depends on, as in `type: ema`; empty when it is always there.
         is_section: whether it holds keys instead of a value.
+        is_text: whether it holds text, or a name out of several, and no other type of value.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Key:
     doc: str
     only_with: str
     is_section: bool
+    is_text: bool
 
 
 def fields(section: type[Section]) -> dict[str, FieldInfo]:
@@ -99,7 +101,7 @@ def walk(
         if name == choice:
             members = {member_name(section): section for section in sections}
             docs = "; ".join(f"{member}: {_one_line(section.__doc__)}" for member, section in members.items())
-            yield Key(path, one_of(list(members)), None, docs, only_with, is_section=False)
+            yield Key(path, one_of(list(members)), None, docs, only_with, is_section=False, is_text=True)
             continue
         for field, owners in variants:
             limited = f"{choice}: {' or '.join(owners)}" if len(owners) < len(sections) else only_with
@@ -119,6 +121,12 @@ def known_keys() -> dict[str, list[Key]]:
     for key in walk():
         keys.setdefault(key.path, []).append(key)
     return keys
+
+
+def takes_text(path: str) -> bool:
+    """Whether the key at a dotted path holds text, whatever the choices are."""
+    keys = known_keys().get(path, [])
+    return bool(keys) and all(key.is_text for key in keys)
 
 
 def describe_field(field: FieldInfo) -> str:
@@ -155,7 +163,16 @@ def _key(path: str, field: FieldInfo, doc: str, only_with: str, is_section: bool
     default = None if field.is_required() else show(field.default)
     section = "section or null" if is_optional(field.annotation) else "section"
     kind = section if is_section else describe_field(field)
-    return Key(path, kind, default, doc, only_with, is_section)
+    return Key(path, kind, default, doc, only_with, is_section, _is_text(field.annotation))
+
+
+def _is_text(annotation: Any) -> bool:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _is_text(arguments[0])
+    if origin in (Union, UnionType):
+        return all(option is NoneType or _is_text(option) for option in arguments)
+    return annotation is str or (origin is Literal and all(isinstance(name, str) for name in arguments))
 
 
 def _one_line(doc: str | None) -> str:

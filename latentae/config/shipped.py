@@ -6,6 +6,7 @@ from typing import Any
 
 from latentae.config.errors import ConfigError
 from latentae.config.merge import merge
+from latentae.config.reflect import takes_text
 from latentae.config.yaml_text import parse_yaml, show
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -57,9 +58,12 @@ def _find(name_or_path: str, folder: Path | None) -> Path:
     if name_or_path in shipped:
         return shipped[name_or_path].resolve()
     path = (folder or Path()) / Path(name_or_path).expanduser()
-    if path.is_file():
-        return path.resolve()
-    found = "is a folder" if path.is_dir() else "was not found"
+    try:
+        if path.is_file():
+            return path.resolve()
+        found = "is a folder" if path.is_dir() else "was not found"
+    except OSError as error:  # such as a name that is too long for the file system
+        raise ConfigError(f"config `{name_or_path[:60]}...` cannot be opened: {error.strerror}") from error
     close = difflib.get_close_matches(Path(name_or_path).stem, shipped, n=1)
     remedy = f"did you mean `{close[0]}`?" if close else "give the path of a YAML file or a shipped config."
     raise ConfigError(f"config `{name_or_path}` {found}; {remedy} Shipped configs: {', '.join(shipped)}")
@@ -70,7 +74,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    content = parse_yaml(text, str(path))
+    content = parse_yaml(text, str(path), is_text=takes_text)
     if not isinstance(content, dict):
         raise ConfigError(
             f"{path}: must hold keys and values (`max_steps: 1000`), but holds {show(content)[:60]}"

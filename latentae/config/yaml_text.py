@@ -1,7 +1,7 @@
 """YAML as configs use it: YAML 1.2's numbers and booleans, no key twice, errors that name the line."""
 
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import yaml
@@ -19,6 +19,10 @@ _SCALARS = {
     "int": (r"[-+]?[0-9]+", list("-+0123456789")),
     "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
 }
+
+NULLS = ("~", "null", "Null", "NULL")
+_NO_TEXT = tuple(f"{_TAG}{name}" for name in ("int", "float", "bool"))
+_DEEPEST = 16  # an alias may hold itself
 
 
 class ConfigLoader(yaml.SafeLoader):
@@ -68,16 +72,41 @@ ConfigDumper.add_representer(list, _represent_list)
 ConfigDumper.add_representer(tuple, _represent_list)
 
 
-def parse_yaml(text: str, source: str, is_file: bool = True) -> Any:
-    """The value of a YAML text, or `ConfigError` with `source`, the line (of a file) and the reason."""
+def parse_yaml(
+    text: str,
+    source: str,
+    is_file: bool = True,
+    is_text: Callable[[str], bool] = lambda path: False,
+    path: str = "",
+) -> Any:
+    """The value of a YAML text, or `ConfigError` with `source`, the line (of a file) and the reason.
+
+    Args:
+        is_text: whether the key at a dotted path holds text, so that 001, 1e3 and true are text there, too.
+        path: of the key that the value is of; empty for a whole config.
+    """
+    loader = ConfigLoader(text)
     try:
-        return yaml.load(text, Loader=ConfigLoader)
+        node = loader.get_single_node()
+        _mark_text(node, path, is_text)
+        return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}, line {mark.line + 1}" if mark is not None and is_file else source
         raise ConfigError(f"{place}: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _mark_text(node: Any, path: str, is_text: Callable[[str], bool]) -> None:
+    """Has values that YAML takes for numbers or booleans read as text where a key holds text."""
+    if isinstance(node, yaml.MappingNode) and path.count(".") < _DEEPEST:
+        for key_node, value_node in node.value:
+            _mark_text(value_node, f"{path}.{key_node.value}".removeprefix("."), is_text)
+    elif isinstance(node, yaml.ScalarNode) and node.tag in _NO_TEXT and is_text(path):
+        node.tag = f"{_TAG}str"
 
 
 def show(value: Any) -> str:

@@ -5,8 +5,8 @@ from latentae.data.batches import Batch
 from latentae.data.dataset import ImageDataset, check_images, without_broken
 from latentae.data.decode import IMAGE_SUFFIXES, BrokenImageError, decode_image
 from latentae.data.folder import FolderSource
-from latentae.data.holdout import split_holdout
-from latentae.data.image_source import CachedSource, ImageSource, SubsetSource, take_evenly
+from latentae.data.holdout import HeldOut, split_holdout
+from latentae.data.image_source import CachedSource, ImageSource, SubsetSource, describe_source, take_evenly
 from latentae.data.loader import training_loader, validation_loader
 from latentae.data.photos import training_photos, validation_photos
 from latentae.data.samples import Sample
@@ -27,6 +27,7 @@ __all__ = [
     "CachedSource",
     "CenterCrop",
     "FolderSource",
+    "HeldOut",
     "ImageDataset",
     "ImageSource",
     "ImageStream",
@@ -45,6 +46,7 @@ __all__ = [
     "check_images",
     "decode_image",
     "describe_size",
+    "describe_source",
     "epoch_size",
     "open_source",
     "open_sources",

@@ -39,6 +39,18 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
+def collate_readable(samples: Sequence[Sample]) -> Batch:
+    """The batch of those samples whose own image could be decoded, perhaps none; `broken` is about all."""
+    batch = collate(samples)
+    kept = [number for number, sample in enumerate(samples) if not sample["broken"]]
+    return Batch(
+        images=batch["images"][kept],
+        indices=batch["indices"][kept],
+        names=[batch["names"][number] for number in kept],
+        broken=batch["broken"],
+    )
+
+
 def batch_resolution(num_resolutions: int, seed: int, batch: int) -> int | None:
     """Which of the resolutions a global batch has, all equally often; None where there is no choice."""
     if num_resolutions == 0:

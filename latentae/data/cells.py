@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from latentae.data.arrays import to_pixels
-from latentae.data.decode import BrokenImageError, decode_image
+from latentae.data.decode import PICTURE_CHANNELS, BrokenImageError, decode_image
 from latentae.data.image_source import Pixels
 from latentae.data.levels import ValueRange
 
@@ -48,20 +51,37 @@ def choose_image_column(features: Mapping[str, Any], image_column: str | None = 
     raise ValueError(f"{problem}; set image_column to one of {', '.join(columns)}")
 
 
-def image_table(table: Any, column: str, feature: Any) -> tuple[Any, str | None]:
-    """A `datasets` table cut to its image column, undecoded, and the dtype where that holds arrays.
+@dataclass(frozen=True)
+class StoredNumbers:
+    """Cells that hold the numbers of pixels themselves.
+
+    Attributes:
+        dtype: of the numbers.
+        is_list: they are nested lists, whose shape no type says, and not arrays.
+    """
+
+    dtype: str
+    is_list: bool = False
+
+
+def image_table(table: Any, column: str, feature: Any) -> tuple[Any, StoredNumbers | None]:
+    """A `datasets` table cut to its image column, undecoded, and what kind of numbers it holds, if any.
 
     Undecoded, so that one decoder with one set of rules serves every source. The table may be one that is
     streamed. Raises ValueError if the column cannot hold images.
     """
     import datasets
 
-    if isinstance(feature, (datasets.Array2D, datasets.Array3D)):
-        return table.select_columns([column]).with_format("numpy"), feature.dtype
-    if isinstance(feature, datasets.Value) and feature.dtype not in (
-        "binary", "large_binary", "binary_view", "string", "large_string", "string_view",
+    numbers = _stored_numbers(feature)
+    if numbers is not None:
+        return table.select_columns([column]).with_format("numpy"), numbers
+    if _depth_of_lists(feature) or (
+        isinstance(feature, datasets.Value)
+        and feature.dtype not in (
+            "binary", "large_binary", "binary_view", "string", "large_string", "string_view",
+        )
     ):  # fmt: skip
-        raise ValueError(f"image_column {column!r} holds {feature}, no images")
+        raise ValueError(f"image_column {column!r} holds {feature}, no images{_hint(feature)}")
     try:
         undecoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's derive from these
@@ -69,24 +89,115 @@ def image_table(table: Any, column: str, feature: Any) -> tuple[Any, str | None]
     return undecoded, None
 
 
+def _stored_numbers(feature: Any) -> StoredNumbers | None:
+    import datasets
+
+    if isinstance(feature, (datasets.Array2D, datasets.Array3D)):
+        return StoredNumbers(feature.dtype)
+    leaf = _leaf(feature)
+    is_number = isinstance(leaf, datasets.Value) and leaf.dtype.startswith(("int", "uint", "float"))
+    return (
+        StoredNumbers(leaf.dtype, is_list=True) if is_number and _depth_of_lists(feature) in (2, 3) else None
+    )
+
+
+def _inner(feature: Any) -> Any:
+    """What a list holds; None for anything else."""
+    if isinstance(feature, list):  # how older versions of `datasets` write a list
+        return feature[0]
+    is_list = type(feature).__name__ in ("List", "LargeList", "Sequence")
+    return feature.feature if is_list else None
+
+
+def _leaf(feature: Any) -> Any:
+    inner = _inner(feature)
+    return feature if inner is None else _leaf(inner)
+
+
+def _depth_of_lists(feature: Any) -> int:
+    inner = _inner(feature)
+    return 0 if inner is None else 1 + _depth_of_lists(inner)
+
+
+def _hint(feature: Any) -> str:
+    if _depth_of_lists(feature) == 1:
+        return " (lists that do not say height and width: store nested lists [H][W] or [H][W][C])"
+    return ""
+
+
 def decode_cell(
     cell: Any,
     name: str,
-    array_dtype: str | None,
+    numbers: StoredNumbers | None,
     value_range: ValueRange | None,
+    max_pixels: int | None,
     channels: int,
     minimum_side: int | None,
 ) -> Pixels:
-    """The pixels of one cell of an `image_table`; BrokenImageError where it holds no image."""
-    if array_dtype is None:
+    """The pixels of one cell of an `image_table`; BrokenImageError where it holds no image.
+
+    Nested lists [H][W], [H][W][C] or [C][H][W] of integers are pictures of 8 bits, converted to the channels
+    asked for like a file. Of uint16, of floats and with a `value_range` they are taken as by `to_pixels`.
+    """
+    if numbers is None:
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise BrokenImageError(f"{name}: the row has no image")
         data = Path(cell["path"]) if cell["bytes"] is None else cell["bytes"]
-        return decode_image(data, channels, minimum_side=minimum_side, name=name, value_range=value_range)
+        return decode_image(
+            data,
+            channels,
+            minimum_side=minimum_side,
+            name=name,
+            value_range=value_range,
+            max_pixels=max_pixels,
+        )
     # `datasets` shows a row without an array as NaN, and whole numbers as int64.
     if cell is None or (cell.dtype.kind == "f" and np.isnan(cell).all()):
         raise BrokenImageError(f"{name}: the row has no image")
     try:
-        return to_pixels(cell.astype(array_dtype), channels, value_range)
+        if not numbers.is_list:
+            return to_pixels(cell.astype(numbers.dtype), channels, value_range)
+        array = _check_list(cell, numbers.dtype)
+        if not _is_eight_bit(array, value_range):
+            return to_pixels(array, channels, value_range)
+        picture = _to_picture(array.astype(np.uint8), channels)
     except ValueError as error:
         raise BrokenImageError(f"{name}: {error}") from error
+    return picture if isinstance(picture, np.ndarray) else decode_image(picture, channels, name=name)
+
+
+def _check_list(cell: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """A cell of nested lists in its own dtype; ValueError where it has none of the shapes of an image."""
+    if cell.dtype == object or cell.size == 0:
+        raise ValueError("its lists are empty or differ in length: an image is [H][W] or [H][W][C]")
+    if cell.dtype.kind == "f" and not dtype.startswith("float"):
+        raise ValueError("some of its pixels are missing (null)")
+    return cell.astype(dtype)
+
+
+def _is_eight_bit(array: NDArray[Any], value_range: ValueRange | None) -> bool:
+    """Whether the integers are pixels of 8 bits; ValueError where nothing says what they are."""
+    if array.dtype == np.uint8:
+        return True
+    if array.dtype.kind == "f" or array.dtype == np.uint16 or value_range is not None:
+        return False
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"its numbers, {array.dtype.name}, run from {low} to {high}, not 0 to 255: set value_range to "
+            "the numbers of black and white"
+        )
+    return True
+
+
+def _to_picture(array: NDArray[np.uint8], channels: int) -> Image.Image | Pixels:
+    """A PIL image of 1, 3 or 4 channels, which can be converted to others; else the pixels themselves."""
+    if channels not in PICTURE_CHANNELS:
+        return to_pixels(array, channels)
+    if array.ndim == 2:
+        return Image.fromarray(array)
+    first, last = (array.shape[end] in PICTURE_CHANNELS for end in (0, -1))
+    if first == last:  # neither or both may be channels: only what is asked for can say
+        return to_pixels(array, channels)
+    pixels = array if last else np.moveaxis(array, 0, 2)
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from latentae import distributed
 from latentae.data.decode import BrokenImageError, check_channels
@@ -16,6 +18,8 @@ from latentae.data.image_source import ImageSource, SubsetSource
 from latentae.data.samples import EncodedImage, Sample, make_sample
 from latentae.data.seeding import REPLACEMENT, SAMPLE, check_seed, generator
 from latentae.data.transforms import Transform, common_minimum_side
+
+_SECONDS_OF_SILENCE, _SECONDS_BETWEEN_LINES = 2.0, 15.0
 
 
 class ImageDataset(torch.utils.data.Dataset[Sample]):
@@ -58,7 +62,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         self.seed = seed
         self.max_retries = max_retries
         self.resolutions = tuple(resolutions)
-        self._minimum_side = common_minimum_side([transform, *resolutions])
+        self.minimum_side = common_minimum_side([transform, *resolutions])
 
     def __len__(self) -> int:
         return len(self.source)
@@ -74,7 +78,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
             self.resolutions[resolution[0]] if resolution else self.transform,
             generator(self.seed, SAMPLE, epoch, index),
             channels=self.channels,
-            minimum_side=self._minimum_side,
+            minimum_side=self.minimum_side,
             index=index,
         )
 
@@ -88,8 +92,12 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         return EncodedImage(self.source.name(index), partial(self.source.load, index))
 
 
-def check_images(source: ImageSource, channels: int, limit: int = 1000) -> list[str]:
+def check_images(
+    source: ImageSource, channels: int, limit: int = 1000, minimum_side: int | None = None
+) -> list[str]:
     """Decode up to `limit` images, spread evenly over `source`, in threads; several ranks share the work.
+
+    Where that takes long, a bar shows how far it is. `minimum_side` is `ImageSource.load`'s.
 
     Returns the descriptions, `name: reason`, of those broken among this rank's part. Raises ValueError if
     channels or limit is out of its range.
@@ -99,17 +107,20 @@ def check_images(source: ImageSource, channels: int, limit: int = 1000) -> list[
         raise ValueError(f"check_images={limit} must be 0 or more: how many images to decode at the start")
     count = min(limit, len(source))
     indices = [position * len(source) // count for position in _own_part(count)]
-    return [reason for reason in _decode_all(source, channels, indices) if reason]
+    return [reason for reason in _decode_all(source, channels, indices, minimum_side) if reason]
 
 
-def without_broken(source: ImageSource, channels: int) -> tuple[ImageSource, list[str]]:
+def without_broken(
+    source: ImageSource, channels: int, minimum_side: int | None = None
+) -> tuple[ImageSource, list[str]]:
     """Decode every image: the source without the broken ones, and this rank's descriptions of those.
 
     For validation, where each image counts exactly once. Each rank decodes its part, so every rank must
-    call it; the source comes out the same on all. Raises BrokenImageError if all are broken.
+    call it; the source comes out the same on all. Where that takes long, a bar shows how far it is.
+    `minimum_side` is `ImageSource.load`'s. Raises BrokenImageError if all are broken.
     """
     check_channels(channels)
-    reasons = _decode_all(source, channels, _own_part(len(source)))
+    reasons = _decode_all(source, channels, _own_part(len(source)), minimum_side)
     broken = [reason for reason in reasons if reason]
     own = torch.tensor([not reason for reason in reasons], dtype=torch.uint8)
     sound = distributed.all_gather_concat(own).bool().numpy()
@@ -127,15 +138,34 @@ def _own_part(count: int) -> range:
     return range(count * rank // world_size, count * (rank + 1) // world_size)
 
 
-def _decode_all(source: ImageSource, channels: int, indices: Sequence[int]) -> list[str]:
+def _decode_all(
+    source: ImageSource, channels: int, indices: Sequence[int], minimum_side: int | None
+) -> list[str]:
     """Why each of the images cannot be decoded; "" for those that can. Decoders release Python's lock."""
 
     def reason(index: int) -> str:
         try:
-            source.load(index, channels)
+            source.load(index, channels, minimum_side)
         except BrokenImageError as error:
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        return list(pool.map(reason, indices))
+    with (
+        ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool,
+        tqdm(
+            desc="opening images, to find those that cannot be read",
+            total=len(indices),
+            unit="image",
+            delay=_SECONDS_OF_SILENCE,
+            # A log gets a line now and then, a terminal a bar that moves.
+            mininterval=0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES,
+            maxinterval=_SECONDS_BETWEEN_LINES,
+            leave=False,
+            disable=not distributed.is_main(),
+        ) as bar,
+    ):
+        reasons = []
+        for text in pool.map(reason, indices):
+            reasons.append(text)
+            bar.update()
+        return reasons

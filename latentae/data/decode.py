@@ -1,31 +1,78 @@
-"""Decode one image into an array: every common file format, mode and defect in one place."""
+"""Decode one image into an array: every file format, mode and defect in one place."""
 
 from __future__ import annotations
 
 import io
 import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from latentae.data.arrays import ARRAY_MAGIC, ARRAY_SUFFIXES, read_array, to_pixels
-from latentae.data.levels import ValueRange, to_fractions
+from latentae.data.levels import ValueRange, deep_to_fractions
+from latentae.data.names import printable, printable_name
+from latentae.data.png import PNG_MAGIC, without_text
+from latentae.data.suffixes import picture_suffixes
+from latentae.data.tiff import TIFF_MAGIC, Layout, band_pages, read_page
 
-# The only decoders that are tried. Pillow has more, but a data set has no business starting
-# Ghostscript because one of its files says that it is an EPS.
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+MAX_PIXELS = 200_000_000
+"""Pixels of the largest picture that is decoded unless another limit is given: the largest of phones."""
+
+# Formats that Pillow knows and that are not read: why, and what to do.
+REFUSED_FORMATS = {
+    "EPS": "Pillow would start Ghostscript on it: convert it to PNG",
+    "WMF": "only Windows can draw it: convert it to PNG",
+    "FITS": "Pillow ignores BZERO and BSCALE, which its numbers need: convert it to .npy",
+    "BUFR": "it holds weather data and no picture",
+    "GRIB": "it holds weather data and no picture",
+    "HDF5": "it holds arrays of any kind: convert them to .npy",
+    "MPEG": "it is a video: extract its frames",
+}
+Image.init()
+# The formats that are read: all that Pillow knows, also from plugins, but those. First come those whose files
+# begin with a mark of their own, so that the others are not tried on them.
+FORMATS = tuple(
+    sorted(
+        (name for name in Image.ID if name not in REFUSED_FORMATS),
+        key=lambda name: Image.OPEN[name][1] is None,
+    )
+)
+PICTURE_SUFFIXES = picture_suffixes(FORMATS)
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *ARRAY_SUFFIXES)
 PICTURE_CHANNELS = (1, 3, 4)  # what every picture can be converted to
+_BY_WAY_OF = {"LAB": "RGB", "La": "LA"}  # modes that Pillow converts to no other
 
-_TIFF_MAGIC = (b"II*\0", b"MM\0*")
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 class BrokenImageError(ValueError):
-    """An image could not be decoded; the message is `<which image>: <why>`."""
+    """An image could not be decoded; the message is `<which image>: <why>`, in one printable line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.splitlines())))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked of an image: see `decode_image`."""
+
+    channels: int
+    value_range: ValueRange | None
+    max_pixels: int
+    minimum_side: int | None = None
+
+    def check_size(self, width: int, height: int) -> None:
+        # Pillow only warns between its limit and twice that; and turning that warning into an error by a
+        # filter would not be safe in threads.
+        if width * height > self.max_pixels:
+            raise ValueError(_too_large(f"{width} by {height} are {width * height}", self.max_pixels))
 
 
 def check_channels(channels: int) -> None:
@@ -46,58 +93,124 @@ def decode_image(
     name: str | None = None,
     value_range: ValueRange | None = None,
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Decode a PNG, JPEG, WebP, TIFF, BMP or .npy file, or convert an open PIL image.
+    """Decode an image file of any format Pillow reads, or a .npy file, or convert an open PIL image.
+
+    The content decides what a file is, not its suffix; see `FORMATS`.
 
     Args:
         data: the bytes of a file, its path, or a PIL image (which is left as it is).
         channels: 1 (grey, ITU-R 601 luma), 3 (RGB) or 4 (RGBA, opaque where the file has no alpha). Any
-            other number is had from a .npy file with as many, or a TIFF with as many pages, each grey.
+            other number is had from a .npy file with as many, from a TIFF with as many samples per pixel,
+            or from one with as many pages, each grey. 4 are also had from a TIFF with four samples, of
+            which none is alpha.
         minimum_side: where given, a JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its
             size whose shorter side still has this many pixels, which is several times faster.
         max_pixels: pictures with more pixels count as broken (a decompression bomb takes all memory);
-            None: Pillow's own limit, `PIL.Image.MAX_IMAGE_PIXELS`, which a larger value cannot lift
-            beyond its double. A .npy file is not compressed, and has no limit.
+            None: `MAX_PIXELS`. A .npy file is not compressed, and has no limit.
         name: what to call the image in an error; None: the path, where there is one.
         value_range: of images of more than 8 bits, the stored numbers that stand for black and for white;
-            what lies outside is clipped. None: 0 and 65535 for 16 bits, 0 and 1 for floats.
+            what lies outside is clipped. None: 0 and the largest number of 9 to 16 bits, 0 and 1 for floats.
 
     Returns:
-        [height, width, channels], uint8 in [0, 255]; float32 in [0, 1] for grey images of 16 bits
-        (modes I;16 and I) and of floats (mode F). Colour files of 16 bits a channel come out of Pillow as 8.
-        The EXIF orientation is applied. Transparency (an alpha channel, a transparent palette entry or
-        colour) is composited over white when channels is 1 or 3, and kept when it is 4. Of an
-        image of several pages or frames, the first, when channels is 1, 3 or 4. Arrays (.npy) as
-        `to_pixels` has it: they must have exactly these channels, and a large one of uint8 is read-only,
-        its pixels read when they are used.
+        [height, width, channels], uint8 in [0, 255]; float32 in [0, 1] for grey images of more than 8 bits
+        and of floats. Colour files of 16 bits a channel come out of Pillow as 8. The orientation (EXIF) is
+        applied. Transparency (an alpha channel, a transparent palette entry or colour) is composited over
+        white when channels is 1 or 3, and kept when it is 4. Of an image of several pages or frames, the
+        first, when channels is 1, 3 or 4. Arrays (.npy) as `to_pixels` has it: they must have exactly these
+        channels, and a large one of uint8 is read-only, its pixels read when they are used.
 
     Raises:
         ValueError: channels is less than 1.
         BrokenImageError: the image is empty, truncated, of another format, too large, unreadable, or has not
-            that number of channels.
+            that number of channels, or its numbers mean something that is not undone (see `Layout`).
     """
     check_channels(channels)
-    label = name or _label(data)
+    label = printable_name(name or _label(data))
+    request = _Request(channels, value_range, MAX_PIXELS if max_pixels is None else max_pixels, minimum_side)
     try:
-        if isinstance(data, Image.Image):
-            _check_size(data, max_pixels)
-            return _to_array(ImageOps.exif_transpose(data), channels, value_range)
-        if _begins_with(data, ARRAY_MAGIC):
-            return to_pixels(read_array(data, value_range), channels, value_range)
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
-            _check_size(image, max_pixels)
-            if channels not in PICTURE_CHANNELS and image.format == "TIFF":
-                return _pages_to_array(image, channels, max_pixels, value_range)
-            if minimum_side is not None:
-                image.draft(None, (minimum_side, minimum_side))
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_array(image, channels, value_range)
+        with _pillow_limit(request.max_pixels):
+            if isinstance(data, Image.Image):
+                request.check_size(*data.size)
+                return _to_array(ImageOps.exif_transpose(data), request)
+            beginning = _beginning(data)
+            if beginning.startswith(ARRAY_MAGIC):
+                return to_pixels(read_array(data, value_range), channels, value_range)
+            if beginning.startswith(TIFF_MAGIC):
+                return _decode_tiff(data, request)
+            try:
+                return _decode_file(data, request)
+            except ValueError:
+                if not beginning.startswith(PNG_MAGIC):
+                    raise
+                # Pillow has limits for texts and profiles, too.
+                return _decode_file(without_text(_read(data)), request)
     except MemoryError:  # says something about this machine, not about the image
         raise
     except UnidentifiedImageError as error:
         raise BrokenImageError(f"{label}: {_unidentified(data)}") from error
+    except Image.DecompressionBombError as error:
+        count = next((word[1:] for word in str(error).split() if word[:1] == "("), "?")
+        raise BrokenImageError(f"{label}: {_too_large(count, request.max_pixels)}") from error
     except Exception as error:  # Pillow's decoders fail in a dozen ways: SyntaxError, struct.error, ...
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise BrokenImageError(f"{label}: {' '.join(reason.split())}") from error
+
+
+class _PillowLimit:
+    """How many are decoding, and Pillow's own limit before the first of them began."""
+
+    lock = threading.Lock()
+    decoding = 0
+    before: int | None = None
+
+
+@contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Raises Pillow's limit for whole pictures, `PIL.Image.MAX_IMAGE_PIXELS`, to at least `max_pixels`.
+
+    Pillow has the one limit for all threads; it is put back when no thread decodes any more. Each picture is
+    held to its own `max_pixels` by `_Request.check_size`.
+    """
+    with _PillowLimit.lock:
+        if not _PillowLimit.decoding:
+            _PillowLimit.before = Image.MAX_IMAGE_PIXELS
+        _PillowLimit.decoding += 1
+        if Image.MAX_IMAGE_PIXELS is not None:
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    try:
+        yield
+    finally:
+        with _PillowLimit.lock:
+            _PillowLimit.decoding -= 1
+            if not _PillowLimit.decoding:
+                Image.MAX_IMAGE_PIXELS = _PillowLimit.before
+
+
+def _too_large(pixels: str, limit: int) -> str:
+    return (
+        f"{pixels} pixels, more than the limit of {limit}: a decompression bomb, or raise data.max_pixels "
+        "(of commands --max-pixels)"
+    )
+
+
+def _decode_file(data: bytes | Path, request: _Request) -> Pixels:
+    """A file of any format but TIFF and .npy."""
+    with _open(data) as image:
+        request.check_size(*image.size)
+        if request.minimum_side is not None:
+            image.draft(None, (request.minimum_side, request.minimum_side))
+        _check_sixteen_bits(image, request)
+        _scale_transparency(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_array(image, request)
+
+
+def _open(data: bytes | Path) -> ImageFile.ImageFile:
+    return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
+
+
+def _read(data: bytes | Path) -> bytes:
+    return data if isinstance(data, bytes) else data.read_bytes()
 
 
 def _label(data: bytes | Path | Image.Image) -> str:
@@ -122,73 +235,102 @@ def _beginning(data: bytes | Path) -> bytes:
     return beginning
 
 
-def _begins_with(data: bytes | Path, *beginnings: bytes) -> bool:
-    return _beginning(data).startswith(beginnings)
-
-
 def _unidentified(data: bytes | Path | Image.Image) -> str:
-    reason = f"not a {', '.join(FORMATS)} image, nor a .npy array"
+    reason = "not an image that Pillow reads, nor a .npy array"
     if isinstance(data, Image.Image):
         return reason
-    beginning = _beginning(data).strip()
-    if beginning.startswith(_TIFF_MAGIC):
-        return (
-            "a TIFF that Pillow cannot read (it knows no page of many bands): store each band as a page of "
-            "its own, or the image as a .npy array"
-        )
+    beginning = _beginning(data)
+    for refused, why in REFUSED_FORMATS.items():
+        accept = Image.OPEN[refused][1] if refused in Image.OPEN else None
+        if accept is not None and accept(beginning):
+            return f"a file of the format {refused}, which is not read: {why}"
+    beginning = beginning.strip()
     if beginning.isascii() and beginning.decode().isprintable():  # a page of HTML, a pointer of Git LFS
         reason += f": it is a text that begins with {beginning.decode()!r}"
     return reason
 
 
-def _check_size(image: Image.Image, max_pixels: int | None) -> None:
-    # Pillow only warns between its limit and twice that. Turning that warning into an error by a filter
-    # would not be safe in threads; the size is known before any pixel is decoded, so it is checked here.
-    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-    pixels = image.width * image.height
-    if limit is not None and pixels > limit:
+def _check_sixteen_bits(image: ImageFile.ImageFile, request: _Request) -> None:
+    """Refuses to apply a `value_range` to colours of which Pillow leaves 8 of 16 bits."""
+    is_deep = any(";16" in str(tile[3]) for tile in image.tile) and not image.mode.startswith("I")
+    if is_deep and request.value_range not in (None, (0, 65535)):
         raise ValueError(
-            f"{image.width} by {image.height} are {pixels} pixels, more than the limit of {limit}: "
-            "a decompression bomb, or raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"a {image.format} of 16 bits in mode {image.mode}, of which Pillow gives 8, and value_range is "
+            f"{list(request.value_range or ())}: store it as TIFF or .npy, or leave value_range out"
         )
 
 
-def _pages_to_array(
-    image: Image.Image, channels: int, max_pixels: int | None, value_range: ValueRange | None
-) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """[H, W, channels] of a TIFF that has a grey page for each channel."""
-    count = getattr(image, "n_frames", 1)
-    if count != channels:
-        raise ValueError(f"a TIFF of {count} page(s), {_no_such_channels(channels)}")
-    pages: list[NDArray[Any]] = []
-    kinds = set()
-    for page in ImageSequence.Iterator(image):
-        _check_size(page, max_pixels)
-        kinds.add((page.mode, page.size))
-        pages.append(_to_array(ImageOps.exif_transpose(page), 1, value_range))
-    if len(kinds) > 1 or image.mode not in ("L", "I", "I;16", "I;16B", "F"):
-        shown = ", ".join(f"{mode} {width}x{height}" for mode, (width, height) in sorted(kinds))
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
+    """The colour of a PNG that is transparent, in the 8 bits of the pixels rather than in the file's."""
+    key = image.info.get("transparency")
+    rawmode = str(image.tile[0][3]) if image.tile else ""
+    if isinstance(key, int) and rawmode in ("L;2", "L;4"):
+        image.info["transparency"] = key * (85 if rawmode == "L;2" else 17)
+    elif isinstance(key, tuple) and rawmode == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _decode_tiff(data: bytes | Path, request: _Request) -> Pixels:
+    """A TIFF: its first page, or as many pages as there are channels."""
+    if request.channels in PICTURE_CHANNELS:
+        return _decode_page(data, 0, request)
+    pages = band_pages(data)
+    if len(pages) == 1 and pages[0][1].has_bands(request.channels):
+        return _decode_page(data, pages[0][0], request)
+    if len(pages) != request.channels:
+        shown = f" of {pages[0][1].samples} sample(s)" if len(pages) == 1 else ""
+        raise ValueError(f"a TIFF of {len(pages)} page(s){shown}, {_no_such_channels(request.channels)}")
+    for _, layout in pages:
+        request.check_size(*layout.size)
+    kinds = {f"{layout.photometric_name} {layout.size[0]}x{layout.size[1]}" for _, layout in pages}
+    if len(kinds) > 1 or not all(layout.is_band for _, layout in pages):
         raise ValueError(
-            f"a TIFF with pages of {shown}: to be the bands of one image, all must be grey, of 8 or 16 bits "
-            "or of floats, and of one size"
+            f"a TIFF with pages of {', '.join(sorted(kinds))}: to be the bands of one image, all must be "
+            "grey and of one size"
         )
-    return np.concatenate(pages, axis=2)
+    bands: list[NDArray[Any]] = [
+        _decode_page(data, number, replace(request, channels=1)) for number, _ in pages
+    ]
+    if len({band.dtype for band in bands}) > 1:
+        raise ValueError(
+            "a TIFF with pages of different bits: to be the bands of one image, all must have the same"
+        )
+    return np.concatenate(bands, axis=2)
+
+
+def _decode_page(data: bytes | Path, number: int, request: _Request) -> Pixels:
+    """One page of a TIFF, by Pillow where it reads it as its tags say, else by tifffile."""
+    try:
+        with _open(data) as image:
+            image.seek(number)
+            tags = image.tag_v2  # type: ignore[attr-defined]
+            layout = Layout.of(tags.get)
+            if layout.pillow_reads(request.channels, request.value_range, tags.prefix == b"MM"):
+                request.check_size(*image.size)
+                layout.check()
+                known = layout.default_range() if request.value_range is None else request.value_range
+                return _to_array(ImageOps.exif_transpose(image), replace(request, value_range=known))
+    except (UnidentifiedImageError, SyntaxError):  # a page that Pillow has no mode for
+        pass
+    return read_page(data, request.channels, request.value_range, request.check_size, number)
 
 
 def _no_such_channels(channels: int) -> str:
     return (
         f"not of {channels} channels: pictures decode to 1 (grey), 3 (RGB) or 4 (RGBA); store an image of "
-        f"{channels} as a .npy array [H, W, {channels}], or as a TIFF of {channels} grey pages"
+        f"{channels} as a .npy array [H, W, {channels}], or as a TIFF of {channels} samples per pixel or "
+        "grey pages"
     )
 
 
-def _to_array(
-    image: Image.Image, channels: int, value_range: ValueRange | None
-) -> NDArray[np.uint8] | NDArray[np.float32]:
+def _to_array(image: Image.Image, request: _Request) -> Pixels:
+    channels = request.channels
     if channels not in PICTURE_CHANNELS:
         raise ValueError(f"a {image.format or image.mode} picture, {_no_such_channels(channels)}")
     if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey_to_array(image, channels, value_range)
+        return _deep_grey_to_array(image, channels, request.value_range)
+    if image.mode in _BY_WAY_OF:
+        image = image.convert(_BY_WAY_OF[image.mode])
     if channels == 4:
         return np.array(image.convert("RGBA"))
     mode = "L" if channels == 1 else "RGB"
@@ -201,15 +343,10 @@ def _deep_grey_to_array(
     image: Image.Image, channels: int, value_range: ValueRange | None
 ) -> NDArray[np.float32]:
     values = np.asarray(image)
-    if image.mode != "F" and value_range is None:
-        value_range = (0, 65535)  # mode I has 32 bits, in which Pillow gives images of 16
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(
-                f"mode {image.mode} with values {values.min()} to {values.max()}, not 0 to 65535: set "
-                "value_range to the numbers of black and white"
-            )
-    grey = to_fractions(values, value_range)[..., np.newaxis]
-    if channels == 1:
-        return grey
-    colour = np.repeat(grey, 3, axis=2)
-    return colour if channels == 3 else np.concatenate([colour, np.ones_like(grey)], axis=2)
+    grey = deep_to_fractions(values, value_range)[..., np.newaxis]
+    key = image.info.get("transparency")  # of a PNG, the number of the pixels that are transparent
+    alpha = np.ones_like(grey) if key is None else (values != key)[..., np.newaxis].astype(np.float32)
+    if channels == 4:
+        return np.concatenate([grey, grey, grey, alpha], axis=2)
+    grey = np.where(alpha > 0, grey, np.float32(1))
+    return np.repeat(grey, channels, axis=2)

@@ -67,6 +67,24 @@ def to_fractions(values: NDArray[Any], value_range: ValueRange | None) -> NDArra
     return fractions.clip(0, 1, out=fractions).astype(np.float32, copy=False)
 
 
+def deep_to_fractions(values: NDArray[Any], value_range: ValueRange | None) -> NDArray[np.float32]:
+    """`to_fractions` for the numbers of a picture, which readers often give in more bits than it has.
+
+    Without a `value_range`, integers of 16 bits with a sign and of 32 bits are taken for numbers of 16
+    bits. Raises ValueError where they do not lie in [0, 65535], and for what `check_dtype` refuses.
+    """
+    if value_range is None and values.dtype.name in ("int16", "int32", "uint32"):
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            raise ValueError(
+                f"integers of {values.dtype.name} from {low} to {high}, not 0 to 65535: set value_range to "
+                "the numbers of black and white"
+            )
+        value_range = (0, 65535)
+    check_dtype(values.dtype, value_range)
+    return to_fractions(values, value_range)
+
+
 def _check_finite(values: NDArray[Any]) -> None:
     # The sum is finite where all values are, but for overflow: only then each is looked at.
     with np.errstate(over="ignore", invalid="ignore"):

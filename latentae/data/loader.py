@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
-from latentae.data.batches import Batch, StreamBatches, batch_resolution, collate
+from latentae.data.batches import Batch, StreamBatches, batch_resolution, collate, collate_readable
 from latentae.data.dataset import ImageDataset
+from latentae.data.samples import Sample
 from latentae.data.seeding import ORDER, check_seed, generator
 from latentae.data.stream import ImageStream
 from latentae.data.workers import WatchedLoader
@@ -87,8 +88,9 @@ def validation_loader(
 ) -> DataLoader[Any]:
     """Each image exactly once over all ranks: rank r of N has the r-th of N contiguous parts, in order.
 
-    No image is repeated to fill a batch, so ranks may differ by one image and the last batch may be
-    smaller; with more ranks than images some have no batch at all. All samples are those of epoch 0.
+    An image that cannot be decoded is left out, so that a batch may be empty; its `broken` says why. No image
+    is repeated to fill a batch, so ranks may differ by one image and the last batch may be smaller; with more
+    ranks than images some have no batch at all. All samples are those of epoch 0.
     Raises ValueError if a number is out of its range.
     """
     _check_ranks(batch_size, rank, world_size)
@@ -98,7 +100,12 @@ def validation_loader(
         for start in range(first, last, batch_size)
     ]
     return _loader(
-        dataset, batches, num_workers=num_workers, pin_memory=pin_memory, prefetch_factor=prefetch_factor
+        dataset,
+        batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor,
+        join=collate_readable,
     )
 
 
@@ -153,13 +160,14 @@ def _loader(
     num_workers: int,
     pin_memory: bool,
     prefetch_factor: int,
+    join: Callable[[Sequence[Sample]], Batch] = collate,
 ) -> DataLoader[Any]:
     """A loader of `batches` of a dataset, or of what is made of batches already (None)."""
     return WatchedLoader(
         dataset,
         batch_sampler=batches,
         batch_size=1 if batches is not None else None,  # 1: the default, which a sampler of batches wants
-        collate_fn=collate if batches is not None else _as_it_is,
+        collate_fn=join if batches is not None else _as_it_is,
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,

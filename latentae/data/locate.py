@@ -2,57 +2,93 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from latentae.data.arrays import ARRAY_SUFFIXES
-from latentae.data.decode import PICTURE_SUFFIXES
-from latentae.data.folder import FolderSource, has_files, split_files, split_subfolders, split_word
+from latentae.data.decode import IMAGE_SUFFIXES, PICTURE_SUFFIXES, BrokenImageError
+from latentae.data.folder import (
+    Division,
+    FolderSource,
+    divide_folder,
+    has_files,
+    is_output,
+    split_files,
+    split_of_file,
+    split_word,
+    walk_files,
+)
 from latentae.data.metadata import METADATA_NAMES
-from latentae.data.patterns import expand_pattern, is_pattern
-from latentae.data.table import TABLE_SUFFIXES, saved_splits
+from latentae.data.patterns import expand_pattern, is_pattern, is_there
+from latentae.data.suffixes import count_by_suffix, suffix_of
+from latentae.data.table import TABLE_SUFFIXES, count_table_images, saved_splits
 from latentae.data.tar import TAR_SUFFIXES
+from latentae.data.tar_index import open_tar
+
+BUILTIN = "builtin:photos"
+"""The name of the built-in photographs that no file or folder has."""
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_HUB_ADDRESS = re.compile(r"(?:hf://datasets/|https?://(?:www\.)?huggingface\.co/datasets/)([^?#]+?)/?")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_UNPACK = {".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
+_COMPRESSED_TARS = tuple(suffix if suffix == ".tgz" else ".tar" + suffix for suffix in _UNPACK)
 
 Kind = Literal["photos", "images", "tars", "tables", "saved", "hub"]
 
 
 @dataclass(frozen=True)
 class Located:
-    """What data are: `photos` (built in), a folder of `images`, `tars`, `tables` (parquet or arrow files),
-    what `datasets` `saved`, or on the `hub`.
+    """What data are: `photos` (built in), folders or files of `images`, `tars`, `tables` (parquet or arrow
+    files), what `datasets` `saved`, or on the `hub`.
 
     Attributes:
-        splits: split -> its files or its folder; empty for photos and the hub, which know theirs.
+        splits: split -> its files or its folders; empty for photos and the hub, which know theirs.
+        hub_id: what the hub calls them; empty where they are not there.
+        remarks: sentences on what a person may have meant otherwise.
     """
 
     kind: Kind
     splits: dict[str, list[Path]] = field(default_factory=dict)
+    hub_id: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def locate(name: str) -> Located:
     """Finds the data called `name`: see `open_source`.
 
-    Raises ValueError if there is nothing of that name, or nothing in it.
+    Raises ValueError if there is nothing of that name, or nothing in it, or it means two things.
     """
     if not name:
         raise ValueError("name is empty: give 'photos', the path of a folder of images, or a hub dataset")
-    if name == "photos":
+    if name == BUILTIN:
         return Located("photos")
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name == "photos":
+        if path.exists():
+            raise ValueError(
+                f"name 'photos' stands for the built-in photographs, and there is {path.absolute()}, too: "
+                f"write './photos' for the latter, or '{BUILTIN}' for the built-in ones"
+            )
+        return Located("photos")
+    if is_there(path) and path.is_dir():
         return _locate_folder(path)
-    if path.is_file():
+    if is_there(path) and path.is_file():
         return _locate_files(name, [path])
+    hub_address = _HUB_ADDRESS.fullmatch(name)
+    if hub_address is not None:
+        return Located("hub", hub_id=_id_at_address(name, hub_address[1]))
+    check_address(name)
     if is_pattern(name):
         return _locate_files(name, expand_pattern(name))
+    _check_length(path)
     check_hub_id(name)
-    return Located("hub")
+    return Located("hub", hub_id=name)
 
 
 def match_split(name: str, split: str, names: Sequence[str]) -> str:
@@ -75,62 +111,191 @@ def validation_split(names: Sequence[str], training_split: str) -> str | None:
     return None
 
 
+def check_address(name: str) -> None:
+    """Raise ValueError where `name` is the address of something on another machine."""
+    address = _ADDRESS.match(name)
+    if address is not None:
+        raise ValueError(
+            f"name {name!r} is an address ({address[1]}://), and images are read from files of this machine "
+            "or from a dataset of the Hugging Face hub (owner/name): copy the files here, or mount the "
+            "storage, and give their path"
+        )
+
+
 def check_hub_id(name: str) -> None:
     """Raise ValueError where `name` must have been meant as a path: there is nothing at it."""
     first = name.partition("/")[0]
-    if not _HUB_ID.fullmatch(name) or first in (".", "..") or ("/" in name and Path(first).exists()):
+    is_id = bool(_HUB_ID.fullmatch(name)) and first not in (".", "..")
+    if not is_id or ("/" in name and Path(first).exists()):
+        instead = f"; for the dataset of the hub write 'hf://datasets/{name}'" if is_id else ""
         raise ValueError(
             f"name {name!r} looks like a path and does not exist (the working folder is {Path.cwd()})"
+            f"{instead}"
         )
+
+
+def _id_at_address(name: str, found: str) -> str:
+    if _HUB_ID.fullmatch(found) is None:
+        raise ValueError(
+            f"name {name!r} is the address of a part or a version of a dataset on the Hugging Face hub: give "
+            "the whole dataset, as owner/name"
+        )
+    return found
+
+
+def _check_length(path: Path) -> None:
+    """Raises ValueError for a path that the file system cannot have."""
+    try:
+        path.exists()
+    except OSError as error:
+        shown = f"{str(path)[:60]}..."
+        raise ValueError(f"name {shown!r} cannot be a path here: {error.strerror}") from error
 
 
 def _locate_files(name: str, files: list[Path]) -> Located:
     suffixes = {path.suffix.lower() for path in files}
-    if suffixes <= set(TAR_SUFFIXES):
-        return Located("tars", {"train": files})
-    if suffixes <= set(TABLE_SUFFIXES):
-        return Located("tables", {"train": files})
-    if any(path.name.lower().endswith(_COMPRESSED_TARS) for path in files):
-        raise ValueError(_compressed(files[0]))
+    kinds: dict[Kind, tuple[str, ...]] = {"tars": TAR_SUFFIXES, "tables": TABLE_SUFFIXES}
+    if len(files) > 1 or is_pattern(name):
+        kinds["images"] = IMAGE_SUFFIXES
+    for kind, known in kinds.items():
+        if suffixes <= set(known):
+            return Located(kind, {"train": files}, remarks=_of_other_splits(files))
+    compressed = next((path for path in files if path.name.lower().endswith(_COMPRESSED_TARS)), None)
+    if compressed is not None:
+        raise ValueError(_compressed(compressed))
     if files[0].name in METADATA_NAMES:
         raise ValueError(
             f"name {name!r} is a list of images in a folder; give the folder, {files[0].parent} (and for the "
             "captions in it `latentae encode` has --caption-column)"
         )
     what = "is one file" if len(files) == 1 else f"stands for {len(files)} files"
+    counts = count_by_suffix(Counter(suffix_of(path.name) for path in files))
     raise ValueError(
-        f"name {name!r} {what}; give a folder of images, or .tar, .parquet or .arrow files, all of one kind"
+        f"name {name!r} {what}; give a folder of images, or .tar, .parquet or .arrow files or a pattern of "
+        f"image files, all of one kind ({counts} here)"
     )
+
+
+def _of_other_splits(files: list[Path]) -> tuple[str, ...]:
+    """The sentence on files of a pattern that are called after another split than the others."""
+    others = [path for path in files if split_of_file(path.name) != "train"]
+    if not others or len(others) == len(files):
+        return ()
+    return (f"a pattern is one split, also with the {len(others)} file(s) such as {others[0]} in it",)
 
 
 def _locate_folder(folder: Path) -> Located:
     saved = saved_splits(folder)
     if saved:
         return Located("saved", {split: [path] for split, path in saved.items()})
-    image_folders = split_subfolders(folder) or {"train": folder}
+    if is_output(folder):
+        raise ValueError(
+            f"{folder} holds the output of latentae, such as a run's sample pictures, and no images to read: "
+            "give the folder of the images"
+        )
+    division = divide_folder(folder)
+    image_folders = [path for paths in division.folders.values() for path in paths]
 
     def holds(suffixes: tuple[str, ...]) -> bool:
-        return any(has_files(path, suffixes) for path in image_folders.values())
+        return any(has_files(path, suffixes) for path in image_folders)
 
-    images = Located("images", {split: [path] for split, path in image_folders.items()})
+    containers = _find_containers(folder)
+    images = Located("images", division.folders, remarks=_remarks(folder, division))
     if holds(PICTURE_SUFFIXES):
+        for kind, splits in containers.items():
+            _check_pictures_win(folder, image_folders, kind, [p for paths in splits.values() for p in paths])
         return images
-    kinds: dict[Kind, tuple[str, ...]] = {"tars": TAR_SUFFIXES, "tables": TABLE_SUFFIXES}
-    for kind, suffixes in kinds.items():
-        splits = split_files(folder, suffixes)
+    for kind, splits in containers.items():
         if splits:
-            return Located(kind, splits)
+            return Located(kind, splits, remarks=_left_out(folder, splits))
     # Beside tables an array is more likely something about them than an image.
     if holds(ARRAY_SUFFIXES):
         return images
-    if has_files(folder, _COMPRESSED_TARS):
-        raise ValueError(_compressed(folder))
+    packed = next(walk_files(folder, _COMPRESSED_TARS), None)
+    if packed is not None:
+        raise ValueError(_compressed(folder / packed))
     FolderSource(folder)  # raises, saying what was sought and what is there
     return images
 
 
+def _find_containers(folder: Path) -> dict[Kind, dict[str, list[Path]]]:
+    """Tar files and tables as `split_files` has them, without tables that describe a folder's images."""
+    containers: dict[Kind, dict[str, list[Path]]] = {"tars": {}, "tables": {}}
+    for split, paths in split_files(folder, (*TAR_SUFFIXES, *TABLE_SUFFIXES)).items():
+        for path in paths:
+            if path.name not in METADATA_NAMES:
+                kind: Kind = "tars" if path.suffix.lower() in TAR_SUFFIXES else "tables"
+                containers[kind].setdefault(split, []).append(path)
+    return containers
+
+
+def _remarks(folder: Path, division: Division) -> tuple[str, ...]:
+    remarks = []
+    if division.unused:
+        names = ", ".join(str(path) for path in division.unused[:5])
+        remarks.append(f"left out {len(division.unused)} folder(s) that belong to no split: {names}")
+    if division.undivided:
+        names = ", ".join(str(path) for path in division.undivided[:5])
+        remarks.append(
+            f"{names}: a part of the images like any other, since {folder} is not divided into folders for "
+            "train and for another split"
+        )
+    if folder not in [path for paths in division.folders.values() for path in paths]:
+        with os.scandir(folder) as entries:
+            beside = Counter(suffix_of(e.name) for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES))
+        if beside:
+            remarks.append(f"left out {count_by_suffix(beside)} in {folder} that belong to no split")
+    return tuple(remarks)
+
+
+def _left_out(folder: Path, splits: dict[str, list[Path]]) -> tuple[str, ...]:
+    """The sentence on a folder's files that are not read, if there are any."""
+    read = {path for paths in splits.values() for path in paths}
+    others = Counter(suffix_of(name) for name in walk_files(folder) if folder / name not in read)
+    return (f"left out {count_by_suffix(others)} in {folder}",) if others else ()
+
+
+def _check_pictures_win(folder: Path, image_folders: list[Path], kind: Kind, files: list[Path]) -> None:
+    """Raise ValueError where tar files or tables beside pictures hold more images than there are pictures.
+
+    Fewer or as many may be an archive of the very pictures; more mean that the pictures illustrate them.
+    """
+    if not files:
+        return
+    pictures = [path / name for path in image_folders for name in walk_files(path, PICTURE_SUFFIXES)]
+    count_images: Callable[[Path], int] = _count_tar_images if kind == "tars" else count_table_images
+    count = 0
+    for path in files:
+        count += count_images(path)
+        if count > len(pictures):
+            what = "tar" if kind == "tars" else "parquet or arrow"
+            raise ValueError(
+                f"{folder} holds {len(pictures)} picture file(s), and {len(files)} {what} file(s) with more "
+                f"images than that ({count} or more): give {_name_only(files, pictures)!r} as the name of "
+                f"the data to read the {what} files, or {_name_only(pictures, files)!r} to read the pictures"
+            )
+
+
+def _count_tar_images(path: Path) -> int:
+    try:
+        return len(open_tar(path))
+    except BrokenImageError:  # a file that cannot be opened holds no images
+        return 0
+
+
+def _name_only(wanted: list[Path], others: list[Path]) -> str:
+    """What stands for these files and not for the others: the folder that holds them, or a pattern."""
+    common = Path(os.path.commonpath([path.parent for path in wanted]))
+    if not any(path.is_relative_to(common) for path in others):
+        return str(common)
+    suffixes = sorted({path.suffix.removeprefix(".") for path in wanted})
+    ending = suffixes[0] if len(suffixes) == 1 else f"{{{','.join(suffixes)}}}"
+    return f"{common}/**/*.{ending}"
+
+
 def _compressed(path: Path) -> str:
+    program = next(unpack for suffix, unpack in _UNPACK.items() if path.name.lower().endswith(suffix))
     return (
         f"{path}: a compressed tar file can only be read from its beginning, and images hardly shrink: "
-        "unpack it, e.g. with gunzip"
+        f"unpack it, e.g. with {program}"
     )

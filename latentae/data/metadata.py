@@ -9,7 +9,7 @@ from pathlib import Path
 from posixpath import join, normpath
 from typing import Any
 
-from latentae.data.folder import FolderSource, split_word
+from latentae.data.folder import FolderSource, word_in
 from latentae.data.table import open_table_files
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -22,7 +22,7 @@ def metadata_captions(source: FolderSource, column: str) -> list[str]:
     """The caption of each image, from the metadata files of its folder.
 
     A metadata file may lie in any folder of images up to the source's own; of one that is called after a
-    split (`train`, `val`, ...), in the folder above, too. Its rows name files relative to its folder, in the
+    split (`train`, `val2017`), in the folder above, too. Its rows name files relative to its folder, in the
     column `file_name`; of several files the innermost counts. Of a list the first is taken, and no value is
     an empty caption.
 
@@ -78,7 +78,7 @@ def _find_files(source: FolderSource) -> dict[Path, str]:
             inner.add(name)
             name = name.rpartition("/")[0]
     folders = [_full_name(source, name) for name in sorted(inner)]  # a folder sorts before what is in it
-    if split_word(source.folder.name) is not None:
+    if word_in(source.folder.name) is not None:
         folders.insert(0, "")
     found: dict[Path, str] = {}
     for folder in folders:

@@ -14,7 +14,15 @@ _MOST_FILES = 1_000_000
 
 def is_pattern(name: str) -> bool:
     """Whether a name is meant as a pattern, and not as that of a file or folder."""
-    return bool(_BRACES.search(name) or glob.has_magic(name)) and not Path(name).expanduser().exists()
+    return bool(_BRACES.search(name) or glob.has_magic(name)) and not is_there(Path(name).expanduser())
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at a path; nothing is where its name is too long for the file system."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def expand_pattern(pattern: str) -> list[Path]:
@@ -42,7 +50,7 @@ def expand_pattern(pattern: str) -> list[Path]:
                 f"name {pattern!r}: no file is called {name} (the working folder is {Path.cwd()})"
             )
         files += [Path(file) for file in found]
-    missing = [path for path in files if not path.is_file()]
+    missing = [path for path in files if not (is_there(path) and path.is_file())]
     if missing:
         raise ValueError(
             f"name {pattern!r} stands for {len(files)} files, of which {len(missing)} are not there, such as "

@@ -46,6 +46,10 @@ class FileSource:
     def name(self, index: int) -> str:
         return self.paths[index].name
 
+    def describe(self) -> str:
+        """What they are; for people."""
+        return f"{len(self)} built-in photographs"
+
     def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
         return decode_image(self.paths[index], channels, minimum_side=minimum_side)
 

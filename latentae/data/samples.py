@@ -62,7 +62,7 @@ def make_sample(
         try:
             picture = candidate.load(channels, minimum_side)
         except BrokenImageError as error:
-            broken.append(str(error).replace("\n", " "))
+            broken.append(str(error))
             continue
         return Sample(
             images=transform(picture, rng), index=index, name=candidate.name, broken="\n".join(broken)

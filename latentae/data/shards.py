@@ -19,6 +19,12 @@ class Shards(Protocol):
     def __len__(self) -> int:
         """How many shards there are."""
 
+    def label(self, shard: int) -> str:
+        """What to call a shard; the same on every machine."""
+
+    def describe(self) -> str:
+        """Where the images are; for people."""
+
     def count(self, shard: int) -> int:
         """How many images a shard has, without decoding them; may take reading it."""
 

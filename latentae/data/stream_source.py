@@ -30,12 +30,17 @@ class EncodedSource:
         return self.images[index].load(channels, minimum_side)
 
 
-def choose_held_out(shards: Shards, share: float, most: int) -> dict[int, int]:
+def choose_held_out(
+    shards: Shards, share: float, most: int, before: Mapping[str, int] | None = None
+) -> dict[int, int]:
     """How many images to keep out of training at the beginning of each shard; shards without are left out.
 
-    Of each shard, from the first one on, the share `share` of what a shard typically has (one image at
-    least), until the same share of all, and at most `most`, is reached. It is a function of the data, the
-    share and the limit.
+    Of each shard, from the first one with images on, the share `share` of what a shard typically has (one
+    image at least), until the same share of all, and at most `most`, is reached. It is a function of the
+    data, the share and the limit; and of `before`, what was chosen before there were more shards.
+
+    Args:
+        before: label of a shard -> how many of its images were held out; None or empty: choose anew.
 
     Raises ValueError unless 0 < share < 1 and there are two images.
     """
@@ -43,16 +48,35 @@ def choose_held_out(shards: Shards, share: float, most: int) -> dict[int, int]:
         raise ValueError(
             f"holdout={share} must lie between 0 and 1: the share of the images kept for validation"
         )
+    remembered = _still_held_out(shards, before) if before else {}
+    if remembered:
+        return remembered
     typical = shards.typical_count()
     if typical * len(shards) < 2:
         raise ValueError(
             f"{typical * len(shards)} image(s) are too few to hold one out for validation; give the data a "
             "validation split"
         )
+    first = next((shard for shard in range(len(shards)) if any(True for _ in shards.read(shard))), 0)
     quota = max(1, int(share * typical))
-    wanted = min(most, max(1, int(share * typical * len(shards))), quota * len(shards))
+    wanted = min(most, max(1, int(share * typical * len(shards))), quota * (len(shards) - first))
     full, rest = divmod(wanted, quota)
-    return dict.fromkeys(range(full), quota) | ({full: rest} if rest else {})
+    return dict.fromkeys(range(first, first + full), quota) | ({first + full: rest} if rest else {})
+
+
+def _still_held_out(shards: Shards, before: Mapping[str, int]) -> dict[int, int]:
+    """What was held out before, of the shards as they are called now.
+
+    A label is a path from the folder that all shards have in common, which more of them may change: so a
+    shard counts as another's successor where the one's path ends in the other's.
+    """
+    held_out = {}
+    for shard in range(len(shards)):
+        label = f"/{shards.label(shard)}"
+        counts = [n for old, n in before.items() if label.endswith(f"/{old}") or f"/{old}".endswith(label)]
+        if counts:
+            held_out[shard] = max(counts)
+    return held_out
 
 
 def read_held_out(shards: Shards, held_out: Mapping[int, int]) -> EncodedSource:

@@ -12,9 +12,10 @@ from typing import Any
 
 from latentae.data.cells import choose_image_column, decode_cell, image_table
 from latentae.data.decode import BrokenImageError
+from latentae.data.folder import describe_files
 from latentae.data.levels import ValueRange
 from latentae.data.samples import EncodedImage
-from latentae.data.table import first_line, hub_errors
+from latentae.data.table import check_one_kind, first_line, hub_errors, readable_columns, table_errors
 from latentae.data.tar import shard_labels
 
 _MOST_SHARDS = 1024  # data sets of single files have as many as images
@@ -31,6 +32,7 @@ class StreamedTable:
         files: the names of its files.
         num_rows: of all its shards together; None: not known.
         is_local: all its files are on this machine.
+        where: its files, for people; empty: nothing to say.
     """
 
     table: Any
@@ -38,6 +40,7 @@ class StreamedTable:
     files: Sequence[str] = ()
     num_rows: int | None = None
     is_local: bool = False
+    where: str = ""
 
 
 class TableShards:
@@ -49,7 +52,7 @@ class TableShards:
     Args:
         stream: the table, and what is known of it.
         image_column: the column; None: see `choose_image_column`.
-        value_range: see `decode_image`.
+        value_range, max_pixels: see `decode_image`.
         notes: a folder for the numbers of rows; None, or not there: they are forgotten at the end.
 
     Raises ValueError if there is no such column or it cannot hold images.
@@ -61,6 +64,7 @@ class TableShards:
         image_column: str | None = None,
         value_range: ValueRange | None = None,
         notes: Path | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         features = stream.table.features
         if features is None:
@@ -68,10 +72,11 @@ class TableShards:
                 f"the table {stream.label!r} does not say what its columns hold: use parquet files"
             )
         self.column = choose_image_column(features, image_column)
-        table, self._array_dtype = image_table(stream.table, self.column, features[self.column])
-        self._table = table if self._array_dtype is not None else table.with_format("arrow")
+        table, self._numbers = image_table(stream.table, self.column, features[self.column])
+        self._table = table if self._numbers is not None else table.with_format("arrow")
         self.stream = stream
         self.value_range = value_range
+        self.max_pixels = max_pixels
         self.notes = notes
         self._num_shards = min(stream.table.num_shards, _MOST_SHARDS)
         self._counts: dict[int, int] = {}
@@ -91,8 +96,18 @@ class TableShards:
         return known
 
     def typical_count(self) -> int:
-        num_rows = self.stream.num_rows
-        return self.count(0) if num_rows is None else num_rows // len(self)
+        if self.stream.num_rows is not None:
+            return self.stream.num_rows // len(self)
+        return next((count for shard in range(len(self)) if (count := self.count(shard))), 0)
+
+    def label(self, shard: int) -> str:
+        files = self.stream.files
+        return files[shard] if len(files) == len(self) else f"{self.stream.label}/{shard}"
+
+    def describe(self) -> str:
+        """Where the images are; for people."""
+        where = self.stream.where or f"{len(self)} shard(s) of the split {self.stream.label!r}"
+        return f"the column {self.column!r} of {where}"
 
     def read(self, shard: int, start: int = 0, step: int = 1) -> Iterator[EncodedImage]:
         row = 0
@@ -104,7 +119,7 @@ class TableShards:
                 for position in range(len(column)):
                     if row >= start and (row - start) % step == 0:
                         cell = column[position]
-                        yield self._encoded(shard, row, cell if self._array_dtype else cell.as_py())
+                        yield self._encoded(shard, row, cell if self._numbers else cell.as_py())
                     row += 1
         except Exception as error:  # those of pyarrow, fsspec, httpx and the file system share no base
             damage = first_line(error)
@@ -119,7 +134,7 @@ class TableShards:
 
     def _encoded(self, shard: int, row: int, cell: Any) -> EncodedImage:
         name = self._name(shard, row)
-        load = partial(decode_cell, cell, name, self._array_dtype, self.value_range)
+        load = partial(decode_cell, cell, name, self._numbers, self.value_range, self.max_pixels)
         return EncodedImage(name, load, row)
 
     def _damaged(self, shard: int, row: int, damage: str) -> EncodedImage:
@@ -134,8 +149,7 @@ class TableShards:
         )
 
     def _name(self, shard: int, row: int) -> str:
-        files = self.stream.files
-        return f"{files[shard] if len(files) == len(self) else f'{self.stream.label}/{shard}'}[{row}]"
+        return f"{self.label(shard)}[{row}]"
 
     def _note_file(self, folder: Path, shard: int) -> Path:
         return folder / f"{self.stream.label.replace('/', '_')}_{shard}_of_{len(self)}"
@@ -166,19 +180,22 @@ def stream_table_files(files: Sequence[Path], label: str) -> StreamedTable:
     """
     import datasets
 
-    suffixes = {path.suffix.lower() for path in files}
-    if len(suffixes) > 1:
-        raise ValueError(f"{files[0].parent} mixes {' and '.join(sorted(suffixes))} files: keep one kind")
-    names = [str(path) for path in files]
-    try:
-        table = datasets.load_dataset(
-            suffixes.pop().removeprefix("."), data_files={"train": names}, split="train", streaming=True
-        )
-    except Exception as error:  # pyarrow's, datasets' and the file system's errors share no base
+    kind = check_one_kind(files).removeprefix(".")
+    with table_errors(files):
+        chosen, columns = readable_columns(files)
+    if columns is not None and kind == "arrow":
         raise ValueError(
-            f"cannot read {names[0]} ({len(names)} file(s) of its split): {first_line(error)}"
-        ) from error
-    return StreamedTable(table, label, shard_labels(files), is_local=True)
+            f"{files[0]} and others have different columns, and arrow files cannot then be streamed: set "
+            "streaming=false, which needs no copy of them"
+        )
+    with table_errors(files):
+        names = [str(file.path) for file in chosen]
+        options = {} if columns is None else {"columns": columns}
+        table = datasets.load_dataset(
+            kind, data_files={"train": names}, split="train", streaming=True, **options
+        )
+    files = [file.path for file in chosen]
+    return StreamedTable(table, label, shard_labels(files), is_local=True, where=describe_files(files))
 
 
 def stream_hub_dataset(name: str, dataset_config: str | None) -> dict[str, StreamedTable]:

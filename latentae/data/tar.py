@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from latentae.data.decode import BrokenImageError, decode_image
+from latentae.data.folder import describe_files
 from latentae.data.image_source import Pixels
 from latentae.data.levels import ValueRange
 from latentae.data.samples import EncodedImage
@@ -30,18 +31,23 @@ class TarSource:
     Args:
         paths: uncompressed tar files.
         extension: see `choose_images`; None: one image of each sample.
-        value_range: see `decode_image`.
+        value_range, max_pixels: see `decode_image`.
 
     Raises ValueError if a file cannot be opened, or there is no image in any.
     """
 
     def __init__(
-        self, paths: Sequence[Path], extension: str | None = None, value_range: ValueRange | None = None
+        self,
+        paths: Sequence[Path],
+        extension: str | None = None,
+        value_range: ValueRange | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         with ThreadPoolExecutor(max_workers=16) as pool:
             self.indexes = list(pool.map(partial(open_tar, extension=extension), paths))
         self.labels = shard_labels(paths)
         self.value_range = value_range
+        self.max_pixels = max_pixels
         self._ends = np.cumsum([count_entries(index) for index in self.indexes])
         if not any(len(index) for index in self.indexes):
             raise ValueError(_nothing_found(self.indexes, extension))
@@ -53,9 +59,20 @@ class TarSource:
         shard, position = self.place(index)
         return entry_name(self.labels[shard], self.indexes[shard], position)
 
+    def key(self, index: int) -> str:
+        """What decides whether image `index` is held out: its names in the file and that of the file."""
+        shard, position = self.place(index)
+        return entry_name(self.indexes[shard].path.name, self.indexes[shard], position)
+
+    def describe(self) -> str:
+        """How many images there are, and where; for people."""
+        return f"{len(self)} images in {describe_files([index.path for index in self.indexes])}"
+
     def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
         shard, position = self.place(index)
-        entry = read_entry(self.labels[shard], self.indexes[shard], position, self.value_range)
+        entry = read_entry(
+            self.labels[shard], self.indexes[shard], position, self.value_range, self.max_pixels
+        )
         return entry.load(channels, minimum_side)
 
     def place(self, index: int) -> tuple[int, int]:
@@ -68,12 +85,17 @@ class TarShards:
     """Tar files as `Shards`: their headers are read file by file, when it is its turn."""
 
     def __init__(
-        self, paths: Sequence[Path], extension: str | None = None, value_range: ValueRange | None = None
+        self,
+        paths: Sequence[Path],
+        extension: str | None = None,
+        value_range: ValueRange | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self.paths = list(paths)
         self.labels = shard_labels(paths)
         self.extension = extension
         self.value_range = value_range
+        self.max_pixels = max_pixels
         self._counts: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -85,13 +107,20 @@ class TarShards:
         return self._counts[shard]
 
     def typical_count(self) -> int:
-        return self.count(0)
+        return next((count for shard in range(len(self)) if (count := self.count(shard))), 0)
+
+    def label(self, shard: int) -> str:
+        return self.labels[shard]
+
+    def describe(self) -> str:
+        """Where the images are; for people."""
+        return describe_files(self.paths)
 
     def read(self, shard: int, start: int = 0, step: int = 1) -> Iterator[EncodedImage]:
         index = open_tar(self.paths[shard], self.extension)
         self._counts[shard] = count_entries(index)
         for position in range(start, count_entries(index), step):
-            yield read_entry(self.labels[shard], index, position, self.value_range)
+            yield read_entry(self.labels[shard], index, position, self.value_range, self.max_pixels)
 
 
 def shard_labels(paths: Sequence[Path]) -> list[str]:
@@ -113,7 +142,13 @@ def entry_name(label: str, index: TarIndex, position: int) -> str:
     return f"{label}/{index.name(position)}" if position < len(index) else label
 
 
-def read_entry(label: str, index: TarIndex, position: int, value_range: ValueRange | None) -> EncodedImage:
+def read_entry(
+    label: str,
+    index: TarIndex,
+    position: int,
+    value_range: ValueRange | None,
+    max_pixels: int | None = None,
+) -> EncodedImage:
     """One image, its bytes read already; an error in reading comes when it is decoded."""
     name = entry_name(label, index, position)
     if position == len(index):
@@ -124,14 +159,26 @@ def read_entry(label: str, index: TarIndex, position: int, value_range: ValueRan
     except OSError as error:
         reason = f"{type(error).__name__}: {error.strerror or error}"
         return EncodedImage(name, partial(_raise, f"{name}: {reason}"), position)
-    return EncodedImage(name, partial(decode_encoded, data, name, value_range), position)
+    return EncodedImage(name, partial(decode_encoded, data, name, value_range, max_pixels), position)
 
 
 def decode_encoded(
-    data: bytes | Path, name: str, value_range: ValueRange | None, channels: int, minimum_side: int | None
+    data: bytes | Path,
+    name: str,
+    value_range: ValueRange | None,
+    max_pixels: int | None,
+    channels: int,
+    minimum_side: int | None,
 ) -> Pixels:
     """`decode_image`, with what is known of an image before what is asked of it."""
-    return decode_image(data, channels, minimum_side=minimum_side, name=name, value_range=value_range)
+    return decode_image(
+        data,
+        channels,
+        minimum_side=minimum_side,
+        name=name,
+        value_range=value_range,
+        max_pixels=max_pixels,
+    )
 
 
 def _raise(message: str, channels: int, minimum_side: int | None) -> Pixels:

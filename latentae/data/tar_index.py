@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import tarfile
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentae.data.arrays import ARRAY_SUFFIXES
 from latentae.data.decode import IMAGE_SUFFIXES, BrokenImageError
 
 _BLOCK = 512
 _VERSION = 1  # of the file format of stored indexes
+_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,15 @@ def open_tar(path: Path, extension: str | None = None) -> TarIndex:
 def scan_tar(path: Path) -> TarIndex:
     """All image files of a tar file by their suffixes, found by reading the headers of all members.
 
-    Files whose name begins with a dot do not count. Raises OSError if the file cannot be opened.
+    Files whose name begins with a dot do not count. Raises OSError if the file cannot be opened, and
+    BrokenImageError if it is compressed.
     """
     offsets: list[int] = []
     sizes: list[int] = []
     names: list[bytes] = []
     damage = ""
     end = path.stat().st_size
+    _check_uncompressed(path)
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
@@ -116,13 +120,25 @@ def scan_tar(path: Path) -> TarIndex:
     )
 
 
+def _check_uncompressed(path: Path) -> None:
+    """Raise BrokenImageError where a file is compressed, whatever its name says."""
+    with path.open("rb") as stream:
+        beginning = stream.read(8)
+    program = next((program for magic, program in _COMPRESSED.items() if beginning.startswith(magic)), None)
+    if program is not None:
+        raise BrokenImageError(
+            f"{path} is compressed, whatever its name says, and can only be read from its beginning: unpack "
+            f"it, e.g. with {program}"
+        )
+
+
 def choose_images(names: list[str], extension: str | None = None) -> list[int]:
     """Which of the image files of a tar file are taken, by the rules of WebDataset.
 
     Members that follow each other and are called alike up to the first dot of the file name are one
     sample, what follows the dot being the extension: `0001.jpg`, `0001.depth.png`. With `extension`, those
-    that have it. Without, the first of each sample whose extension has no dot in it; in a sample without
-    such, all.
+    that have it. Without, the first of each sample whose extension has no dot in it, a picture rather than
+    an array (.npy), which may hold features of it; in a sample without such, all.
     """
     keys = [_split_name(name) for name in names]
     if extension is not None:
@@ -134,7 +150,8 @@ def choose_images(names: list[str], extension: str | None = None) -> list[int]:
             continue
         sample = range(begin, position)
         simple = [member for member in sample if "." not in keys[member][1]]
-        chosen += simple[:1] or sample
+        pictures = [member for member in simple if f".{keys[member][1].lower()}" not in ARRAY_SUFFIXES]
+        chosen += (pictures or simple)[:1] or sample
         begin = position
     return chosen
 
@@ -156,7 +173,7 @@ def _cache_file(path: Path) -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(os.environ.get("LATENTAE_CACHE") or f"{base}/latentae").expanduser()
     facts = path.stat()
-    key = f"{_VERSION}:{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}"
+    key = f"{_VERSION}:{' '.join(IMAGE_SUFFIXES)}:{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}"
     return folder / "shards" / f"{hashlib.blake2b(key.encode(errors='surrogateescape')).hexdigest()[:32]}.npz"
 
 
@@ -174,7 +191,7 @@ def _from_cache(path: Path) -> TarIndex | None:
 
 def _to_cache(index: TarIndex) -> None:
     file = _cache_file(index.path)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:
             np.savez(
@@ -186,3 +203,9 @@ def _to_cache(index: TarIndex) -> None:
                 damage=np.frombuffer(index.damage.encode(), np.uint8),
             )
         Path(stream.name).replace(file)
+    except OSError as error:  # costs time at every start, nothing else
+        warnings.warn(
+            f"latentae's cache {file.parent} cannot be written ({error.strerror}), so that the index of tar "
+            "files is made anew at each start: set LATENTAE_CACHE to a folder that can be written",
+            stacklevel=2,
+        )

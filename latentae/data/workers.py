@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 
+from latentae.data.names import printable
+
 _NAME_BYTES = 1000
 _PID_BYTES = 8
 _SECONDS_AFTER_SIGTERM = 60
@@ -61,7 +63,7 @@ class Noticeboard:
 def announce(name: str) -> None:
     """Say, in a worker, what it decodes next; elsewhere nothing happens. Takes some microseconds."""
     if _own_slot is not None:
-        encoded = name.encode(errors="replace")[:_NAME_BYTES]
+        encoded = printable(name).encode()[:_NAME_BYTES]
         _own_slot[_PID_BYTES:] = np.frombuffer(encoded.ljust(_NAME_BYTES, b"\0"), np.uint8)
 
 
@@ -72,9 +74,15 @@ def _begin_work(board: Noticeboard, worker: int) -> None:
     _own_slot[:_PID_BYTES] = np.frombuffer(os.getpid().to_bytes(_PID_BYTES, "little"), np.uint8)
     # A terminal and a job scheduler send their signals to workers too, and the main process, which may want
     # to finish its step and save, still needs their images then. The alarm ends one that hangs.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
+    for number in _known_signals("SIGINT", "SIGUSR1", "SIGHUP"):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
+
+
+def _known_signals(*names: str) -> list[signal.Signals]:
+    """Those of the named signals that this system has: only Unix has all of them."""
+    return [signal.Signals[name] for name in names if name in signal.Signals.__members__]
 
 
 class WatchedLoader(DataLoader[Any]):
@@ -156,12 +164,13 @@ def _describe(dead: list[Any], board: Noticeboard) -> str:
 def _reason(exit_code: int) -> str:
     if exit_code > 0:
         return f"ended with code {exit_code}"
-    hints: dict[int, str] = {
-        signal.SIGKILL: ", as the system does when memory runs out",
-        signal.SIGBUS: ", as happens when shared memory (/dev/shm) is full",
-        signal.SIGSEGV: ", a fault in a decoder",
+    name = signal.Signals(-exit_code).name
+    hints = {
+        "SIGKILL": ", as the system does when memory runs out",
+        "SIGBUS": ", as happens when shared memory (/dev/shm) is full",
+        "SIGSEGV": ", a fault in a decoder",
     }
-    return f"was ended by signal {-exit_code} ({signal.Signals(-exit_code).name}{hints.get(-exit_code, '')})"
+    return f"was ended by signal {-exit_code} ({name}{hints.get(name, '')})"
 
 
 @contextmanager
@@ -170,8 +179,8 @@ def _no_errors_from_signals() -> Iterator[None]:
 
     Without it a DataLoader still finds out, in `next`, within some seconds.
     """
-    if threading.current_thread() is not threading.main_thread():  # torch sets none there, nor could we
-        yield
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield  # torch sets none there
         return
     _take_back_torchs_handler(signal.SIG_DFL)  # of another DataLoader, before this one
     before = signal.getsignal(signal.SIGCHLD)

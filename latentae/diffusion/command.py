@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentae.console import add_reading_options
+from latentae.console import add_family_option, add_reading_options
 
 _DESCRIPTION = """\
 Trains the same small denoiser (a DiT, by rectified flow) on each model's latents, for as many steps and
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="what load_autoencoder opens; name=MODEL gives it a name")
+    add_family_option(parser, several=True)
     add("--data", required=True, metavar="NAME", help="photos, a path, or a dataset of the hub")
     add("--out", required=True, type=Path, metavar="FOLDER", help="where the report goes")
     add("--steps", type=int, metavar="N", help="optimizer steps for each model (2000)")

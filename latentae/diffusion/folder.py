@@ -156,7 +156,8 @@ class ModelFolder:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Writes a file, whole or not at all."""
-    write_aside(file, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_aside(file, text.encode(errors="backslashreplace"))  # a surrogate becomes JSON's own escape
 
 
 def _change(name: str, before: Any, now: Any) -> str:

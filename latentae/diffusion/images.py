@@ -22,6 +22,7 @@ class ProbeImages:
         reference: training images that pictures are measured against, spread evenly.
         measured: held-out images that reconstructions are measured on.
         protocol: how these are prepared.
+        description: which splits they are, where they lie and what was left out; for people.
     """
 
     training: ImageSource
@@ -29,6 +30,7 @@ class ProbeImages:
     reference: ImageBlocks
     measured: ImageBlocks
     protocol: Protocol
+    description: str = ""
 
 
 def open_images(request: ProbeRequest, channels: int) -> ProbeImages:
@@ -43,6 +45,7 @@ def open_images(request: ProbeRequest, channels: int) -> ProbeImages:
         image_column=request.image_column,
         dataset_config=request.dataset_config,
         value_range=request.value_range,
+        max_pixels=request.max_pixels,
     )
     training, held_out = sources.train, take_evenly(sources.validation, _MOST_HELD_OUT)
     if len(training) < max(request.batch_size, 4):
@@ -60,4 +63,4 @@ def open_images(request: ProbeRequest, channels: int) -> ProbeImages:
     reference.check()
     measured = ImageBlocks(held_out, protocol, channels)
     measured.check()
-    return ProbeImages(training, held_out, reference, measured, protocol)
+    return ProbeImages(training, held_out, reference, measured, protocol, sources.description)

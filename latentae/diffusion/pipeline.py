@@ -46,7 +46,10 @@ def pipeline_autoencoder(model: Any) -> PipelineAutoencoder:
         raise ValueError(f"this is a {type(model).__name__}, and a probe is of KL-VAEs and VQ models")
     normalisation = read_normalisation(model)
     if normalisation is None:
-        raise ValueError(f"the scale of its latents is not known: {MEASURE}")
+        raise ValueError(
+            f"the scale of its latents is not known: {MEASURE}, or name the family that it comes from by "
+            "--family"
+        )
     vae = copy.deepcopy(model)
     scale = float(model.config.scaling_factor)
     offset = torch.zeros_like(normalisation.shift)

@@ -54,7 +54,7 @@ def probe(
         raise ValueError("a probe runs in one process: start it without a launcher")
     request.check()
     folder = ProbeFolder(request.out)
-    subjects = open_subjects(request.models, "float32", device, open_model)
+    subjects = open_subjects(request.models, "float32", device, open_model, families=request.families)
     sides = {subject.name: _latent_side(subject, request.image_size) for subject in subjects}
     decoders = {subject.name: _decoder(subject) for subject in subjects}
     token_side = common_token_side(list(sides.values()), request.size.largest_side)
@@ -69,6 +69,7 @@ def probe(
     shape = (_channels(subjects[0]), side, side)
     steps = resolve_steps(request, folder, shape, token_side, device)
     say(f"{len(images.training)} training images, {len(images.held_out)} held out; {steps} steps a model")
+    say(images.description)
     judge = _judge(request, images, measures, device)
     job = ModelProbe(request, folder, images, judge, steps, token_side, device, say)
     models = {subject.name: job.run(subject, decoders[subject.name]) for subject in subjects}
@@ -121,7 +122,8 @@ def _settings(
     return {
         **request.settings(),
         "models": {
-            subject.name: hashlib.sha256(subject.identity.encode()).hexdigest() for subject in subjects
+            subject.name: hashlib.sha256(subject.identity.encode(errors="surrogateescape")).hexdigest()
+            for subject in subjects
         },
         "training_images": len(images.training),
         "training_sha256": images.reference.list_sha256,

@@ -51,7 +51,7 @@ def write_report(results: ProbeResults, folder: Path) -> None:
         ("probe.md", render_report_markdown(results)),
         ("probe.html", render_page(results, folder)),
     ):
-        write_aside(folder / name, text.encode())
+        write_aside(folder / name, text.encode(errors="backslashreplace"))
     write_json(folder / RESULTS, results.to_dict())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from latentae.diffusion.denoiser import DenoiserSize
 from latentae.diffusion.folder import ProbeFolder
-from latentae.evaluation.subject import name_models
+from latentae.evaluation.subject import choose_families, name_models
 
 DEFAULT_STEPS = 2000
 
@@ -29,7 +29,8 @@ class ProbeRequest:
         seed: of every random number.
         split: of the data, to train on. The held-out images are those of its validation split, or about
             5 % of the training images.
-        image_column, dataset_config, value_range: how to read the data, as ``open_source`` takes them.
+        image_column, dataset_config, value_range, max_pixels: how to read the data, as ``open_source`` takes
+            them.
         samples: pictures to generate and measure for each model.
         sampling_steps: of the sampler.
         guidance_scale: of classifier-free guidance, where the data have labels; 1 is none.
@@ -40,6 +41,8 @@ class ProbeRequest:
         reference_images: training images to measure against at most, spread evenly.
         inception: file of Inception's weights; None looks for them.
         num_workers: processes that decode images.
+        families: for models that do not record their scale: ``FAMILY`` for all of them, ``NAME=FAMILY`` for
+            one.
     """
 
     models: Sequence[str]
@@ -54,6 +57,7 @@ class ProbeRequest:
     image_column: str | None = None
     dataset_config: str | None = None
     value_range: tuple[float, float] | None = None
+    max_pixels: int | None = None
     samples: int = 512
     sampling_steps: int = 25
     guidance_scale: float = 1.0
@@ -64,6 +68,7 @@ class ProbeRequest:
     reference_images: int = 10_000
     inception: Path | None = None
     num_workers: int = 0
+    families: Sequence[str] = ()
 
     def check(self) -> None:
         """What can be known without opening models or data; nothing is written.
@@ -71,7 +76,9 @@ class ProbeRequest:
         Raises:
             ValueError: one of them cannot be, or the folder is not the probe's.
         """
-        for name in name_models(self.models):
+        names = name_models(self.models)
+        choose_families(names, self.families)
+        for name in names:
             if name.startswith("."):
                 raise ValueError(
                     f"{name!r} is no name for a folder: write another one before the model, name=PATH"
@@ -102,8 +109,8 @@ class ProbeRequest:
         ProbeFolder(self.out).check()
 
     def settings(self) -> dict[str, Any]:
-        """All that results depend on, and that a continued probe must have the same."""
+        """All that results depend on besides the models, and that a continued probe must have the same."""
         settings = asdict(self)
-        for name in ("models", "out", "num_workers", "inception"):
+        for name in ("models", "families", "out", "num_workers", "inception"):
             del settings[name]
         return settings

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentae.devices import to_float64_on_cpu
 from latentae.evaluation.blocks import Block, to_images
 from latentae.evaluation.cycle import cycle_drift
 from latentae.evaluation.features import FeatureExtractor, to_rgb
@@ -99,7 +100,7 @@ class _Measured:
 
     def add_values(self, rows: dict[str, Tensor]) -> None:
         for name, row in rows.items():
-            self.rows.setdefault(f"value.{name}", []).append(row.double().cpu())
+            self.rows.setdefault(f"value.{name}", []).append(to_float64_on_cpu(row))
 
     def add_features(self, features: dict[str, Tensor]) -> None:
         for name, rows in features.items():

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from latentae.data.image_source import ImageSource
+from latentae.data.names import printable_name
 from latentae.evaluation.metrics import to_uint8
 from latentae.evaluation.protocol import Protocol
 
@@ -126,13 +127,14 @@ class ImageBlocks(Dataset[Block]):
     def list_sha256(self) -> str:
         """A hash of which images are measured, by name and in order; not of their pixels."""
         names = "\n".join(self.source.name(index) for index in self.indices)
-        return hashlib.sha256(names.encode()).hexdigest()
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
 def _reason(name: str, error: Exception) -> str:
     """``name: why``, in one line; errors of the data begin with the name, or the path it ends."""
     reason = " ".join(str(error).split())
-    return reason if name in reason else f"{name}: {reason}"
+    shown = printable_name(name)
+    return reason if shown in reason else f"{shown}: {reason}"
 
 
 def block_loader(blocks: ImageBlocks, numbers: Sequence[int], num_workers: int = 0) -> DataLoader[Block]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from latentae.devices import to_float64_on_cpu
+
 _DRAWS_AT_A_TIME = 1 << 22
 
 
@@ -38,7 +40,7 @@ def bootstrap_interval(
         raise ValueError(f"values are [N] with N of 1 or more; got {list(values.shape)}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}, but must lie between 0 and 1")
-    numbers = values.double().cpu().numpy()
+    numbers = to_float64_on_cpu(values).numpy()
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
     chunk = max(1, _DRAWS_AT_A_TIME // len(numbers))

@@ -53,6 +53,7 @@ class Evaluation:
     data: str
     device: torch.device
     say: Callable[[str], None] = field(default=lambda text: None)
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def measure(self, subjects: Sequence[Subject]) -> None:
         """Measures what no earlier run has, and writes it to ``work``; every rank must call it.
@@ -135,9 +136,21 @@ class Evaluation:
             if cached is None:
                 batch_size = self.settings.batch_size
                 cached = {"features": reference_features(block, extractor, self.device, batch_size)}
-                cache.store(content, cached)
+                self._keep(cache, content, cached)
             found[f"features.{name}"] = cached["features"]
         shards.store(block.number, found)
+
+    def _keep(self, cache: Shards, content: str, features: dict[str, Tensor]) -> None:
+        try:
+            cache.store(content, features)
+        except OSError as error:  # costs the next evaluation time, and this one nothing
+            sentence = (
+                f"latentae's cache {cache.folder} cannot be written ({error.strerror}), so that the next "
+                "evaluation computes its features again: set LATENTAE_CACHE to a folder that can be written"
+            )
+            if sentence not in self._said:
+                self.say(sentence)
+            self._said.add(sentence)
 
     def _measure_block(self, block: Block, subject: Subject, shards: Shards) -> None:
         if shards.has(block.number):

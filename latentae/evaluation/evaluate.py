@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from latentae import distributed
+from latentae.data import describe_source
 from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.description import describe_model, describe_protocol
 from latentae.evaluation.engine import Evaluation
@@ -52,6 +53,7 @@ def evaluate(
         image_column=request.image_column,
         dataset_config=request.dataset_config,
         value_range=request.value_range,
+        max_pixels=request.max_pixels,
     )
     with distributed.main_first():  # the first rank fetches models and weights, the others find them
         subjects = open_subjects(request.models, request.precision, device, open_model)
@@ -67,6 +69,7 @@ def evaluate(
     for remark in measures.remarks:
         say(remark)
     say(f"{len(blocks.indices)} of {len(source)} images of {request.data} ({split}), {request.protocol}")
+    say(f"the images: {describe_source(source)}")
     work = request.out / WORK
     evaluation = Evaluation(blocks, measures, request.settings, work, _data(request, split), device, say)
     evaluation.measure(subjects)
@@ -89,7 +92,9 @@ def evaluate(
 
 
 def _data(request: Request, split: str) -> str:
-    reading = (request.image_column, request.dataset_config, request.value_range)
+    # What is only sometimes given stands there only then, so that earlier measurements still count.
+    limit = () if request.max_pixels is None else (request.max_pixels,)
+    reading = (request.image_column, request.dataset_config, request.value_range, *limit)
     return f"{request.data} {split} {reading}"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from latentae.devices import to_float64_on_cpu
+
 
 class GaussianStatistics:
     """Mean and covariance of features, in float64, streamed and mergeable.
@@ -49,7 +51,7 @@ class GaussianStatistics:
             raise ValueError(f"features are [B, {dimensions}]; got {list(features.shape)}")
         if not len(features):
             return
-        features = features.to("cpu", torch.float64)
+        features = to_float64_on_cpu(features)
         if not torch.isfinite(features).all():
             raise ValueError("features hold values that are not finite: look for images that do")
         batch = GaussianStatistics(dimensions)

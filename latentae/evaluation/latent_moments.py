@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentae.devices import to_float64_on_cpu
+
 
 @dataclass(frozen=True)
 class ChannelMoments:
@@ -43,7 +45,7 @@ class LatentMoments:
         """Takes latents [B, c, h, w]."""
         if not latents.numel():
             return
-        values = latents.transpose(0, 1).flatten(1).to("cpu", torch.float64)
+        values = to_float64_on_cpu(latents.transpose(0, 1).flatten(1))
         batch = LatentMoments(len(self.mean))
         batch.count = values.shape[1]
         batch.mean = values.mean(dim=1)

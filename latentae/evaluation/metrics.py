@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentae.devices import to_float64
+
 _DATA_RANGE = 255
 _WINDOW_SIZE = 11
 _WINDOW_SIGMA = 1.5
@@ -55,7 +57,7 @@ def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes differ or are not [B, C, H, W], or `to_uint8` refuses the images.
     """
     _validate(reconstruction, target)
-    difference = to_uint8(reconstruction).double() - to_uint8(target).double()
+    difference = to_float64(to_uint8(reconstruction)) - to_float64(to_uint8(target))
     mean_squared_error = difference.square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(_DATA_RANGE**2 / mean_squared_error)
 
@@ -74,7 +76,7 @@ def l1(reconstruction: Tensor, target: Tensor) -> Tensor:
         ValueError: as `psnr`.
     """
     _validate(reconstruction, target)
-    difference = to_uint8(reconstruction).double() - to_uint8(target).double()
+    difference = to_float64(to_uint8(reconstruction)) - to_float64(to_uint8(target))
     return difference.abs().mean(dim=(1, 2, 3)) / (_DATA_RANGE / 2)
 
 
@@ -105,7 +107,7 @@ def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
         )
     # One image at a time stays in the processor's cache: twice as fast as a whole batch.
     pairs = zip(to_uint8(reconstruction), to_uint8(target), strict=True)
-    return torch.stack([_similarity(x.double(), y.double())[0] for x, y in pairs])
+    return torch.stack([_similarity(to_float64(x), to_float64(y))[0] for x, y in pairs])
 
 
 def ms_ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ def ssim_and_ms_ssim(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Te
             "scales of its window"
         )
     pairs = zip(to_uint8(reconstruction), to_uint8(target), strict=True)
-    rows = torch.stack([_multiscale_similarity(x.double(), y.double()) for x, y in pairs])
+    rows = torch.stack([_multiscale_similarity(to_float64(x), to_float64(y)) for x, y in pairs])
     return rows[:, 0], rows[:, 1]
 
 

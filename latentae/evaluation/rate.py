@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentae.devices import to_float64
 from latentae.losses.divergences import forward_kl
 
 
@@ -24,7 +25,7 @@ def kl_bits_per_pixel(mean: Tensor, log_variance: Tensor, height: int, width: in
     Returns:
         [B] float64.
     """
-    nats = forward_kl(mean.double(), log_variance.double()).sum(dim=(1, 2, 3))
+    nats = forward_kl(to_float64(mean), to_float64(log_variance)).sum(dim=(1, 2, 3))
     return nats / (math.log(2) * height * width)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentae import distributed
 from latentae.data import BrokenImageError
+from latentae.devices import to_float64
 from latentae.evaluation.metrics import psnr, ssim, to_uint8
 from latentae.quantizers import Quantizer, code_counts, codebook_health
 
@@ -63,7 +64,9 @@ def evaluate_reconstruction(
         raise
     except ValueError as error:  # the others would wait for this rank's numbers forever
         failure = f"{error}\n"
-    failures = distributed.all_gather_concat(torch.tensor(list(failure.encode()), dtype=torch.uint8))
+    failures = distributed.all_gather_concat(
+        torch.tensor(list(failure.encode(errors="backslashreplace")), dtype=torch.uint8)
+    )
     if len(failures):
         raise NoMeasurementError("; ".join(dict.fromkeys(bytes(failures.tolist()).decode().splitlines())))
     return own.joined()
@@ -84,21 +87,23 @@ class _OwnImages:
 
     def add(self, batch: dict[str, Any], lpips: Distance) -> None:
         """Measures a batch: a row [index, PSNR, SSIM, LPIPS] an image, and the codes."""
+        if not len(batch["images"]):  # none of them could be decoded
+            return
         images = batch["images"].to(self.device)
         output = self.autoencoder(images)
         originals, reconstructions = (to_uint8(x).float() / 127.5 - 1 for x in (images, output.sample))
         values = [
             psnr(reconstructions, originals),
             ssim(reconstructions, originals),
-            lpips(reconstructions, originals).double(),
+            to_float64(lpips(reconstructions, originals)),
         ]
-        self.rows.append(torch.stack([batch["indices"].to(self.device).double(), *values], dim=1))
+        self.rows.append(torch.stack([to_float64(batch["indices"].to(self.device)), *values], dim=1))
         if self.counts is not None:
             self.counts += code_counts(output.indices, self.counts.shape[-1])
 
     def joined(self) -> ReconstructionQuality:
         """The means over the images of all ranks, which must call it together."""
-        nothing = torch.zeros(0, 4, dtype=torch.float64, device=self.device)
+        nothing = to_float64(torch.zeros(0, 4, device=self.device))
         table = distributed.all_gather_concat(torch.cat(self.rows) if self.rows else nothing)
         if not len(table):
             raise NoMeasurementError("there are no images to evaluate on")

@@ -27,7 +27,8 @@ class Request:
         data: the name of the data: ``photos``, a path, or a dataset of the hub.
         out: folder of the report.
         split: of the data; None takes the validation split, else the test split, else all there is.
-        image_column, dataset_config, value_range: how to read the data, as ``open_source`` takes them.
+        image_column, dataset_config, value_range, max_pixels: how to read the data, as ``open_source`` takes
+            them.
         protocol: its name.
         limit: images at most, spread evenly; None measures all.
         precision: of the models' forward passes; metrics stay as they are.
@@ -44,6 +45,7 @@ class Request:
     image_column: str | None = None
     dataset_config: str | None = None
     value_range: tuple[float, float] | None = None
+    max_pixels: int | None = None
     protocol: str = "imagenet-256"
     limit: int | None = None
     precision: str = "float32"

@@ -25,7 +25,9 @@ class Shards:
     """
 
     def __init__(self, root: Path, name: str, fingerprint: str) -> None:
-        self.folder = root / f"{name}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}"
+        self.folder = (
+            root / f"{name}-{hashlib.sha256(fingerprint.encode(errors='surrogateescape')).hexdigest()[:16]}"
+        )
 
     def path(self, number: int | str) -> Path:
         """The file of a block."""
@@ -66,12 +68,12 @@ def content_sha256(block: Block) -> str:
 
 def from_text(text: str) -> Tensor:
     """[n] uint8, the only thing that a shard can hold."""
-    return torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
+    return torch.from_numpy(np.frombuffer(text.encode(errors="surrogateescape"), np.uint8).copy())
 
 
 def to_text(tensor: Tensor) -> str:
     """What ``from_text`` was given."""
-    return tensor.numpy().tobytes().decode()
+    return tensor.numpy().tobytes().decode(errors="surrogateescape")
 
 
 def reference_cache() -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentae.data.names import printable_name
 from latentae.evaluation.assembly import Assembled
 from latentae.evaluation.blocks import ImageBlocks, to_images
 from latentae.evaluation.metrics import to_uint8
@@ -71,7 +72,8 @@ def save_pictures(
             _save(subject(original[None].to(device)).sample[0], folder / files[subject.name])
             values[subject.name] = _values(results[subject.name], index)
         reconstructions = {name: file for name, file in files.items() if name}
-        pictures.append(Picture(index, blocks.source.name(index), why, files[""], reconstructions, values))
+        name = printable_name(blocks.source.name(index))
+        pictures.append(Picture(index, name, why, files[""], reconstructions, values))
     return pictures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentae.console import FAMILIES
 from latentae.models import load_autoencoder
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
@@ -51,7 +52,7 @@ class Subject:
         """The model's ``AutoencoderOutput`` of images [B, C, H, W] in [−1, 1], its sample in float32.
 
         Raises:
-            ValueError: the reconstruction holds NaN, or is not as large as the images.
+            ValueError: the reconstruction is not finite, or is not as large as the images.
         """
         device = images.device.type
         with nullcontext() if self.autocast is None else torch.autocast(device, self.autocast):
@@ -60,8 +61,11 @@ class Subject:
         if output.sample.shape != images.shape:
             made, taken = list(output.sample.shape), list(images.shape)
             raise ValueError(f"{self.name} makes {made} of images {taken}: they cannot be compared")
-        if output.sample.isnan().any():
-            raise ValueError(f"{self.name} makes images that hold NaN: its weights are damaged, or diverged")
+        if not output.sample.isfinite().all():
+            raise ValueError(
+                f"{self.name} makes images that hold NaN or infinity: its weights are damaged, or its "
+                "training diverged"
+            )
         return output
 
     def warm_up(self, images: Tensor) -> None:
@@ -80,14 +84,17 @@ def open_subjects(
     models: Sequence[str],
     precision: str,
     device: torch.device,
-    open_model: Callable[[str], Any] = load_autoencoder,
+    open_model: Callable[..., Any] = load_autoencoder,
+    *,
+    families: Sequence[str] = (),
 ) -> list[Subject]:
     """Opens models, named by what stands before ``=``, else by their file or folder.
 
     Args:
         models: what ``open_model`` opens, each perhaps with a name before it: ``name=path``.
         precision: one of ``PRECISIONS``.
-        open_model: gives the model, in float32, of a path.
+        open_model: gives the model, in float32, of a path, and takes ``family`` where there is one for it.
+        families: see ``choose_families``.
 
     Raises:
         ValueError: a model that cannot be opened, two of one name, models that take different numbers of
@@ -96,8 +103,11 @@ def open_subjects(
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}")
     subjects = []
-    for name, path in name_models(models).items():
-        model = open_model(path).to(device).eval()
+    named = name_models(models)
+    of_models = choose_families(named, families)
+    for name, path in named.items():
+        family = {"family": of_models[name]} if name in of_models else {}
+        model = open_model(path, **family).to(device).eval()
         taken, made = model.config.in_channels, model.config.out_channels
         if taken != made:
             raise ValueError(f"{name} makes images of {made} channels from {taken}: they cannot be compared")
@@ -126,6 +136,32 @@ def name_models(models: Sequence[str]) -> dict[str, str]:
     if not named:
         raise ValueError("there is no model to evaluate: name one or more")
     return named
+
+
+def choose_families(names: Collection[str], families: Sequence[str]) -> dict[str, str]:
+    """Model name → family of each model that gets one.
+
+    Args:
+        names: of the models.
+        families: each a family, which holds for all models, or ``name=family``, which holds for one.
+
+    Raises:
+        ValueError: an unknown family, a name that no model has, or two families for one.
+    """
+    chosen: dict[str, str] = {}
+    for text in families:
+        name, equals, family = text.rpartition("=")
+        if family not in FAMILIES:
+            raise ValueError(f"family is {family!r}, but must be one of {', '.join(FAMILIES)}")
+        if equals and name not in names:
+            raise ValueError(f"family {text!r} names no model: the models are called {', '.join(names)}")
+        for model in [name] if equals else names:
+            if model in chosen:
+                raise ValueError(
+                    f"{model} has two families, {chosen[model]} and {family}: give each model one"
+                )
+            chosen[model] = family
+    return chosen
 
 
 def channels_of(subject: Subject) -> int:

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import torch
 
-from latentae.export.choices import DTYPES, FAMILIES, FORMATS
+from latentae.console import FAMILIES
+from latentae.export.choices import DTYPES, FORMATS
 from latentae.export.comfyui import COMFYUI
-from latentae.export.comparison import TOLERANCES, compare
+from latentae.export.comparison import TOLERANCES, compare, find_overflow
 from latentae.export.diffusers import DIFFUSERS
 from latentae.export.format import Format
 from latentae.export.ldm import LDM
 from latentae.export.report import ExportReport
 from latentae.export.target import check_target, list_files, written_aside
 from latentae.models import KLVAE, VQVAE
+from latentae.models.plain import check_weights, dequantise, make_plain
+from latentae.models.wrappers import unwrap
 
 _FORMATS: dict[str, Format] = {"diffusers": DIFFUSERS, "ldm": LDM, "comfyui": COMFYUI}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -33,25 +36,33 @@ def export_autoencoder(
 ) -> ExportReport:
     """Writes a model in a format that others read, and checks what they will read.
 
-    It is written beside its place, reopened, and compared with the model on random images: latents, pixels,
-    and latents as a denoiser sees them. Where that fails, nothing is left behind.
+    The model runs once in the dtype of the weights, and must give finite values there. It is then written
+    beside its place, reopened, and compared with the model on random images in float32: latents, pixels, and
+    latents as a denoiser sees them. Where that fails, nothing is left behind.
 
     Args:
-        model: left as it is; what has to be folded is folded in a copy.
+        model: left as it is; what has to be folded is folded in a copy. Adapters (LoRA) are merged, fused
+            projections split, and quantised weights written as floats.
         path: a folder for ``diffusers``, else a file ending in ``.safetensors``.
         format: ``diffusers``, a folder of the stock class; ``ldm``, one file in latent diffusion's layout,
             with scale and shift in its metadata; ``comfyui``, the same with the normalisation folded into the
             weights, so that the family's constants hold, which ComfyUI applies.
         family: ``sd1``, ``sdxl``, ``sd3`` or ``flux``. ``comfyui`` needs one, ``ldm`` notes it as metadata.
+            It is not where the model's own scale comes from: for that, give it to ``load_autoencoder``.
         dtype: of the weights, ``fp32``, ``fp16`` or ``bf16``.
         overwrite: whether an earlier export at ``path`` may be replaced.
 
     Raises:
         ValueError: an unknown format, family or dtype; a path that cannot be written to; a model that the
-            format cannot hold; an export that differs from the model by more than rounding to the dtype does.
+            format cannot hold; values that are not finite in the dtype, unless the format can record that
+            the model must run in float32; an export that differs from the model by more than rounding to the
+            dtype does.
     """
     if not isinstance(model, KLVAE | VQVAE):
-        raise ValueError(f"model is a {type(model).__name__}, but must be a KLVAE, a VQVAE or a VQGAN")
+        unwrap = ": export model.get_base_model()" if hasattr(model, "get_base_model") else ""  # a PeftModel
+        raise ValueError(
+            f"model is a {type(model).__name__}, but must be a KLVAE, a VQVAE or a VQGAN{unwrap}"
+        )
     _check_choice("format", format, FORMATS)
     _check_choice("dtype", dtype, DTYPES)
     if family is not None:
@@ -59,8 +70,12 @@ def export_autoencoder(
     path, kind = Path(path), _FORMATS[format]
     target = path.expanduser().resolve()
     check_target(target, folder=kind.is_folder, overwrite=overwrite)
-    source, prepared = _in_float32(model), _in_float32(model)
-    remarks = kind.prepare(prepared, family)
+    source, remarks = _in_float32(model)
+    prepared = copy.deepcopy(source)
+    remarks += make_plain(prepared)
+    _check_finite_weights(prepared)
+    remarks += kind.prepare(prepared, family)
+    remarks += _check_precision(prepared, kind, dtype)
     with written_aside(target) as aside:
         kind.write(prepared, aside, _DTYPES[dtype], family)
         files = list_files(aside)
@@ -82,12 +97,48 @@ def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
 
 
-def _in_float32(model: KLVAE | VQVAE) -> KLVAE | VQVAE:
-    """A copy on the CPU in eval mode, which takes small images whole."""
+def _in_float32(model: KLVAE | VQVAE) -> tuple[KLVAE | VQVAE, list[str]]:
+    """A copy on the CPU in eval mode, which takes small images whole, and remarks."""
+    check_weights(model)
     with torch.no_grad():
-        twin = copy.deepcopy(model).to("cpu").float().eval()
+        twin = copy.deepcopy(model)
+        unwrap(twin)  # formats look at what the parts are
+        remarks = dequantise(twin)
+        twin = twin.to("cpu").float().eval()
     twin.use_tiling = twin.use_slicing = False
-    return twin
+    return twin, remarks
+
+
+def _check_finite_weights(model: KLVAE | VQVAE) -> None:
+    for name, value in model.state_dict().items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(
+                f"the weight {name} holds values that are not finite: the model's weights are damaged"
+            )
+
+
+def _check_precision(model: KLVAE | VQVAE, kind: Format, dtype: str) -> list[str]:
+    """Runs what will be written in the dtype of its weights; returns remarks.
+
+    Raises:
+        ValueError: it gives values that are not finite, and the format cannot say that it needs float32.
+    """
+    step = find_overflow(model, _DTYPES[dtype])
+    if step is None:
+        return []
+    if find_overflow(model, torch.float32) is not None:
+        raise ValueError(
+            f"{step} gives values that are not finite in float32: the model's weights are damaged"
+        )
+    problem = f"{step} gives values that are not finite where the model runs in {dtype}"
+    remark = kind.record_upcast(model) if dtype == "fp16" else None
+    if remark is None:
+        remedy = "bf16 or fp32" if dtype == "fp16" else "fp32"
+        raise ValueError(
+            f"{problem}: its activations leave the range of the dtype, and this format cannot record that it "
+            f"must run in float32. Choose {remedy}"
+        )
+    return [f"{problem}: {remark}"]
 
 
 def _check_errors(errors: dict[str, float], dtype: str) -> None:

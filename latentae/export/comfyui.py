@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from latentae.export.format import Format
-from latentae.export.ldm import ldm_objections, write_ldm
+from latentae.export.ldm import ldm_objections, no_upcast, write_ldm
 from latentae.export.normalisation import MEASURE, fold_to, read_normalisation
 from latentae.models import KLVAE, VQVAE
 from latentae.models.checkpoints.families import FAMILIES
@@ -98,5 +98,10 @@ def _load_hint(model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
 
 
 COMFYUI = Format(
-    is_folder=False, prepare=_prepare, write=write_ldm, reopen=read_as_comfyui, load_hint=_load_hint
+    is_folder=False,
+    prepare=_prepare,
+    write=write_ldm,
+    reopen=read_as_comfyui,
+    record_upcast=no_upcast,
+    load_hint=_load_hint,
 )

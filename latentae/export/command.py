@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentae.export.choices import DTYPES, FAMILIES, FORMATS
+from latentae.console import FAMILIES
+from latentae.export.choices import DTYPES, FORMATS
 from latentae.export.report import ExportReport
 
 _DESCRIPTION = """\
@@ -34,7 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from latentae.models import load_autoencoder
 
     try:
-        model = load_autoencoder(chosen.model)
+        groups = chosen.norm_num_groups
+        known = {} if groups is None else {"norm_num_groups": groups}
+        model = load_autoencoder(chosen.model, **known)
+        notes = []
+        if chosen.family is not None and model.config.scaling_factor is None:
+            model = load_autoencoder(chosen.model, family=chosen.family, **known)
+            notes.append(f"{chosen.model} does not record its scale, which was taken to be {chosen.family}'s")
         report = export_autoencoder(
             model,
             chosen.out,
@@ -46,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, SafetensorError) as error:  # the last for a disk that is full
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
-    sys.stdout.write(_describe(report, chosen.dtype))
+    sys.stdout.write(_describe(report, notes, chosen.dtype))
     return 0
 
 
-def _describe(report: ExportReport, dtype: str) -> str:
+def _describe(report: ExportReport, notes: Sequence[str], dtype: str) -> str:
     errors = ", ".join(f"{name} {error:.1e}" for name, error in report.errors.items())
     lines = [
-        *(f"note: {remark}" for remark in report.remarks),
+        *(f"note: {remark}" for remark in (*notes, *report.remarks)),
         f"reopened and compared with the model: max error {report.max_error:.1e} of the largest value "
         f"({errors}; {dtype} allows {report.tolerance:.0e})",
         f"wrote {report.path} ({report.format}, {dtype}: {', '.join(report.files)})",
@@ -67,8 +74,19 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", metavar="RUN_OR_MODEL", help="a run's output_dir, or a model: folder, file or hub id")
     add("--format", choices=FORMATS, required=True, help="diffusers: a folder; ldm, comfyui: one file")
-    add("--family", choices=tuple(FAMILIES), help="whose scale and shift ComfyUI will apply")
+    add(
+        "--family",
+        choices=FAMILIES,
+        help="the family whose scale and shift ComfyUI applies; it also gives the model its scale and shift "
+        "where the model records none",
+    )
     add("--dtype", choices=DTYPES, default="fp32", help="of the weights (default: fp32)")
     add("--out", type=Path, required=True, metavar="PATH", help="the folder, or the .safetensors file")
     add("--overwrite", action="store_true", help="replace an earlier export at PATH")
+    add(
+        "--norm-num-groups",
+        type=int,
+        metavar="N",
+        help="groups of the model's normalisation, where its file does not tell them",
+    )
     return parser

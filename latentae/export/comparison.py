@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from latentae.models import KLVAE, VQVAE
 
@@ -42,6 +45,43 @@ def compare(source: KLVAE | VQVAE, prepared: KLVAE | VQVAE, reopened: KLVAE | VQ
         latents = source.to_latents(images, _generator())
         errors["normalised latents"] = _difference(reopened.to_latents(images, _generator()), latents)
     return errors
+
+
+@torch.no_grad()
+def find_overflow(model: KLVAE | VQVAE, dtype: torch.dtype) -> str | None:
+    """The first step of a model, run in ``dtype``, that gives values which are not finite.
+
+    Args:
+        model: in eval mode, on the CPU and in float32; stays as it is.
+
+    Returns:
+        ``"encode"``, ``"decode"``, or None where both are finite.
+    """
+    twin = copy.deepcopy(model)
+    nn.Module.to(twin, dtype)  # ModelMixin's own warns of modules to keep in float32, of which there are none
+    images = _pictures(model)
+    if not bool(_latents(twin, images.to(dtype)).isfinite().all()):
+        return "encode"
+    # Of the latents in float32, so that no error of encoding is taken for one of decoding.
+    pixels = twin.decode(model.encode(images).latents.to(dtype)).sample
+    return None if bool(pixels.isfinite().all()) else "decode"
+
+
+def _pictures(model: KLVAE | VQVAE) -> Tensor:
+    """Noise, two smooth pictures, black and white: [5, C, 3 f, 4 f]. Each can drive other activations."""
+    factor, channels = model.downsampling_factor, model.config.in_channels
+    size = (3 * factor, 4 * factor)
+    noise = torch.rand(1, channels, *size, generator=_generator()) * 2 - 1
+    coarse = torch.rand(2, channels, 3, 4, generator=_generator()) * 2 - 1
+    smooth = F.interpolate(coarse, size=size, mode="bilinear")
+    flat = torch.ones(1, channels, *size)
+    return torch.cat([noise, smooth, -flat, flat])
+
+
+def _latents(model: KLVAE | VQVAE, images: Tensor) -> Tensor:
+    """Mean and standard deviation of the posterior, or the latents before quantization."""
+    posterior = model.encode(images).latent_dist
+    return torch.cat([posterior.mode(), posterior.std]) if hasattr(posterior, "std") else posterior.mode()
 
 
 def _generator() -> torch.Generator:

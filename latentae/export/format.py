@@ -21,6 +21,8 @@ class Format:
             raises ValueError where the format cannot hold it.
         write: (model, path, dtype, family). Writes that, rounded to the dtype.
         reopen: (path, family) → the model that readers of the format get, in eval mode and float32.
+        record_upcast: model → remark. Records in a float32 copy of the model that programs must run it in
+            float32 where they run in float16; None where the format, or who reads it, has no place for that.
         load_hint: (model, path, family) → one line on how to load it.
     """
 
@@ -28,4 +30,5 @@ class Format:
     prepare: Callable[[KLVAE | VQVAE, str | None], list[str]]
     write: Callable[[KLVAE | VQVAE, Path, torch.dtype, str | None], None]
     reopen: Callable[[Path, str | None], KLVAE | VQVAE]
+    record_upcast: Callable[[KLVAE | VQVAE], str | None]
     load_hint: Callable[[KLVAE | VQVAE, Path, str | None], str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from latentae.export.format import Format
 from latentae.export.normalisation import MEASURE, fold_to, read_normalisation
 from latentae.models import KLVAE, VQVAE, load_autoencoder
 from latentae.models.checkpoints.families import FAMILY_KEY, SCALE_KEY, SHIFT_KEY, check_family
+from latentae.models.checkpoints.metadata import config_metadata
 from latentae.models.checkpoints.names import to_ldm_names
 
 _BLOCKS = {
@@ -79,7 +81,7 @@ def _prepare(model: KLVAE | VQVAE, family: str | None) -> list[str]:
 
 
 def write_ldm(model: KLVAE | VQVAE, path: Path, dtype: torch.dtype, family: str | None) -> None:
-    """Writes the weights, with the normalisation as metadata.
+    """Writes the weights, with the normalisation and the model's config as metadata.
 
     Args:
         model: fit for the layout, with one shift and one scale.
@@ -88,7 +90,7 @@ def write_ldm(model: KLVAE | VQVAE, path: Path, dtype: torch.dtype, family: str 
         family: name of the family, where one was given.
     """
     state = {name: tensor.to(dtype).contiguous() for name, tensor in to_ldm_names(model.state_dict()).items()}
-    metadata = {"format": "pt"}
+    metadata = {"format": "pt", **config_metadata(json.loads(model.to_json_string()))}
     if model.config.scaling_factor is not None:
         metadata[SCALE_KEY] = repr(float(model.config.scaling_factor))
         metadata[SHIFT_KEY] = repr(float(model.config.shift_factor or 0.0))
@@ -105,4 +107,16 @@ def _load_hint(model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
     return f'latentae.load_autoencoder("{path}")'
 
 
-LDM = Format(is_folder=False, prepare=_prepare, write=write_ldm, reopen=_reopen, load_hint=_load_hint)
+def no_upcast(model: KLVAE | VQVAE) -> str | None:
+    """None: a file in this layout cannot say that the model must run in float32."""
+    return None
+
+
+LDM = Format(
+    is_folder=False,
+    prepare=_prepare,
+    write=write_ldm,
+    reopen=_reopen,
+    record_upcast=no_upcast,
+    load_hint=_load_hint,
+)

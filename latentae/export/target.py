@@ -126,8 +126,13 @@ def flush(path: Path) -> None:
 
 
 def flush_names(folder: Path) -> None:
-    """Waits until what was created, renamed and removed in a folder is on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Waits until what was created, renamed and removed in a folder is on the disk.
+
+    Where the system opens no folders, as on Windows, that is left to it.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

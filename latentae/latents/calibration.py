@@ -71,7 +71,8 @@ def calibrate(
     _check_statistics(model, statistics)
     can_fold = fold and _can_fold(model)
     if per_channel:
-        _check_per_channel(model, statistics, can_fold)
+        check_per_channel(model, fold=fold)
+        _check_all_vary(statistics)
     constant = _constant_channels(statistics).nonzero().flatten().tolist()
     remarks = [f"latent channel(s) {constant} do not vary: nothing is stored in them"] if constant else []
     if can_fold:
@@ -123,6 +124,8 @@ def calibrate_on(
         ValueError: as ``measure_latents``, ``calibrate`` and ``view_loader``.
         BrokenImageError: none of the images can be decoded.
     """
+    if per_channel:
+        check_per_channel(model)
     batches = view_loader(
         dataset,
         batch_size=batch_size,
@@ -135,6 +138,20 @@ def calibrate_on(
     )
     statistics = measure_latents(model, batches, seed=seed, relative_error=relative_error)
     return calibrate(model, statistics, per_channel=per_channel)
+
+
+def check_per_channel(model: KLVAE | VQVAE, *, fold: bool = True) -> None:
+    """Raises ValueError where ``calibrate`` cannot give each channel of this model its own scale."""
+    if isinstance(model, VQVAE):
+        raise ValueError(
+            "per_channel is for KL-VAEs: a scale by channel would change which code of a VQ model is "
+            "nearest; leave it out"
+        )
+    if not (fold and _can_fold(model)):
+        raise ValueError(
+            "per_channel folds the scales into quant_conv and post_quant_conv, which this model lacks or "
+            "fold=False leaves alone; leave per_channel out"
+        )
 
 
 def _can_fold(model: KLVAE | VQVAE) -> bool:
@@ -167,17 +184,8 @@ def _check_statistics(model: KLVAE | VQVAE, statistics: LatentStatistics) -> Non
         )
 
 
-def _check_per_channel(model: KLVAE | VQVAE, statistics: LatentStatistics, can_fold: bool) -> None:
-    if isinstance(model, VQVAE):
-        raise ValueError(
-            "per_channel is for KL-VAEs: a scale by channel would change which code of a VQ model is "
-            "nearest; leave it out"
-        )
-    if not can_fold:
-        raise ValueError(
-            "per_channel folds the scales into quant_conv and post_quant_conv, which this model lacks or "
-            "fold=False leaves alone; leave per_channel out"
-        )
+def _check_all_vary(statistics: LatentStatistics) -> None:
+    """Raises ValueError for a channel that has no scale."""
     constant = _constant_channels(statistics).nonzero().flatten().tolist()
     if constant:
         raise ValueError(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentae.console import add_reading_options, is_first_process
+from latentae.console import add_family_option, add_reading_options, is_first_process
 
 _DESCRIPTION = """\
 Encodes images once, and stores mean and standard deviation of each posterior (of VQ models the continuous
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("latentae encode", description=_DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a model's folder, or what else load_autoencoder opens")
+    add_family_option(parser)
     add("--data", required=True, metavar="NAME", help="photos, a path, or a dataset of the hub")
     add("--out", required=True, type=Path, metavar="FOLDER", help="where the latents go")
     add("--split", default="train", metavar="NAME", help="the split to encode (train)")

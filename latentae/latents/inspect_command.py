@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentae.console import add_reading_options
+from latentae.console import add_family_option, add_reading_options
 
 _DESCRIPTION = """\
 Shows what a model's latents are like over images: histograms and correlations of the channels, the power
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("latentae inspect", description=_DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a model's folder, or what else load_autoencoder opens")
+    add_family_option(parser)
     add("--data", required=True, metavar="NAME", help="photos, a path, or a dataset of the hub")
     add("--out", required=True, type=Path, metavar="FOLDER", help="where the figures go")
     add("--split", metavar="NAME", help="of the data (validation, else test, else the first there is)")

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from latentae import distributed
 from latentae.data import CenterCrop, ImageDataset, RandomCrop, open_sources
 from latentae.data.decode import check_channels
-from latentae.latents.calibration import calibrate
+from latentae.latents.calibration import calibrate, check_per_channel
 from latentae.latents.measurement import measure_latents
-from latentae.latents.saving import choose_place, write_model
+from latentae.latents.saving import check_writable, choose_place, write_model
 from latentae.latents.statistics import LatentStatistics
 from latentae.latents.views import FEWEST_VIEWS, view_loader
 from latentae.models import KLVAE, VQVAE, load_autoencoder
@@ -50,10 +50,15 @@ def recalibrate(
         autoencoder = load_autoencoder(model)
     if not isinstance(autoencoder, KLVAE | VQVAE):
         raise ValueError(f"{model} is a {type(autoencoder).__name__}, which cannot be calibrated")
+    if per_channel:
+        check_per_channel(autoencoder)
+    if place is not None:
+        check_writable(autoencoder)
     autoencoder.to(device or torch.device("cpu"))
     check_channels(autoencoder.config.in_channels)
     size = autoencoder.config.sample_size if image_size is None else image_size
     sources = open_sources(data, split=split)
+    say(sources.description)
     settings: Any = {"channels": autoencoder.config.in_channels, "seed": seed}
     training = ImageDataset(sources.train, RandomCrop(size), **settings)
     held_out = ImageDataset(sources.validation, CenterCrop(size), **settings)
@@ -65,14 +70,18 @@ def recalibrate(
         "say": say,
     }
 
+    probe = held_out[0, 0]["images"][None].to(autoencoder.device)
+    before = _reconstruct(autoencoder, probe)
+    if not bool(before.isfinite().all()):
+        raise ValueError(
+            f"{model} makes images that are not finite: its weights are damaged, or its training diverged"
+        )
     statistics = _measure(autoencoder, training, fewest_views=FEWEST_VIEWS, **measuring)
     what = "posterior samples" if isinstance(autoencoder, KLVAE) else "latents before quantization"
     say(
         f"{what} of {statistics.images} crops of {len(training)} image(s), {size} pixels; standard error of "
         f"the std {100 * statistics.global_std_error:.2g} %\n{_table(statistics)}"
     )
-    probe = held_out[0, 0]["images"][None].to(autoencoder.device)
-    before = _reconstruct(autoencoder, probe)
     calibration = calibrate(autoencoder, statistics, per_channel=per_channel)
     change = (_reconstruct(autoencoder, probe) - before).abs().max().item()
     say(f"set: {calibration}\npixels of a reconstruction changed by {change:.1e} at most")

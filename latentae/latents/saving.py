@@ -47,6 +47,16 @@ def choose_place(model: str, out: Path | None, in_place: bool) -> Path | None:
     return out
 
 
+def check_writable(model: KLVAE | VQVAE) -> None:
+    """Raises ValueError for a model that ``write_model`` cannot write, since no stock class can hold it."""
+    if isinstance(model, VQVAE) and model.stock_objection is not None:
+        raise ValueError(
+            f"{model.stock_objection}, so the calibrated model cannot be written as one. Leave out --out and "
+            "--in-place to measure it only; latentae.latents.calibration.calibrate changes a model in "
+            "memory, and save_pretrained keeps it"
+        )
+
+
 def write_model(model: KLVAE | VQVAE, place: Path) -> float:
     """Exports the model as diffusers' stock class; a model at ``place`` is replaced, its card kept.
 

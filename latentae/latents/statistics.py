@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latentae import distributed
+from latentae.devices import to_float64_on_cpu
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class LatentStatistics:
     @classmethod
     def of(cls, latents: Tensor) -> LatentStatistics:
         """Those of one batch [B, c, h, w], on any device and of any floating dtype; B, h, w ≥ 1."""
-        values = latents.detach().to("cpu", torch.float64).flatten(2)
+        values = to_float64_on_cpu(latents.detach()).flatten(2)
         mean = values.mean(dim=(0, 2))
         values = values - mean[:, None]
         sizes = values.new_full((len(values), 1), values.shape[2])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from latentae.losses.resizing import resize
 
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in [0, 1]
 # Widths of VGG16's convolutions, in stages with a pooling that halves before all but the first.
 _VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -19,23 +20,40 @@ class FeatureMaps(nn.Module):
 
     Attributes:
         channels: d, the length of a position's features.
+        precision: ``float32``, or ``bfloat16``: what autocast casts computes in it, and the rest in float32.
     """
 
     channels: int
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str = "float32") -> None:
         super().__init__()
+        if precision not in _PRECISIONS:
+            raise ValueError(f"precision is {precision!r}: choose one of {', '.join(_PRECISIONS)}")
+        self.precision = precision
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Features [B, d, *size] of RGB images [B, 3, H, W] in [−1, 1]."""
-        with torch.autocast(images.device.type, enabled=False):
-            features = self.features(images, size)
+        """Features [B, d, *size], in the images' type, of RGB images [B, 3, H, W] in [−1, 1]."""
+        dtype = _PRECISIONS[self.precision]
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            features = self.features(images, size).to(images.dtype)
         return resize(features, size)
+
+    def freeze(self) -> None:
+        """Stops learning, for good; a subclass calls it once it has its network.
+
+        Weights of layers that compute in a lower precision are kept in it. Autocast would come to the same
+        numbers, and would cast frozen weights again at each call.
+        """
+        self.requires_grad_(False).eval()
+        if self.precision != "float32":
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear | nn.Conv2d):
+                    layer.to(_PRECISIONS[self.precision])
 
     def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Features in a grid that suits the network, near ``size``."""
@@ -59,10 +77,11 @@ class VGG16Maps(FeatureMaps):
     Args:
         trunk: the convolutions, as ``latentae.weights.load_trunk("vgg")`` returns them.
         factor: pixels per latent along each side.
+        precision: as in ``FeatureMaps``.
     """
 
-    def __init__(self, trunk: dict[str, Tensor], factor: int) -> None:
-        super().__init__()
+    def __init__(self, trunk: dict[str, Tensor], factor: int, precision: str = "float32") -> None:
+        super().__init__(precision)
         stages = _VGG_STAGES[: max(1, min(factor.bit_length(), len(_VGG_STAGES)))]
         self.channels = stages[-1][-1]
         layers: list[nn.Module] = []
@@ -75,7 +94,7 @@ class VGG16Maps(FeatureMaps):
                 convolution.load_state_dict({"weight": weight, "bias": bias})
                 layers += [convolution, nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.requires_grad_(False).eval()
+        self.freeze()
 
     def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Of the images as they are."""
@@ -91,6 +110,7 @@ class ViTMaps(FeatureMaps):
     Args:
         model: a transformers model with ``config.patch_size`` and ``config.hidden_size``, called with
             ``pixel_values``.
+        precision: as in ``FeatureMaps``.
 
     Raises:
         ValueError: a model that has no such patches.
@@ -98,8 +118,8 @@ class ViTMaps(FeatureMaps):
 
     longest_side = 16
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
+    def __init__(self, model: Any, precision: str = "float32") -> None:
+        super().__init__(precision)
         patch, channels = (getattr(model.config, name, None) for name in ("patch_size", "hidden_size"))
         if not isinstance(patch, int) or not isinstance(channels, int):
             raise ValueError(
@@ -108,7 +128,7 @@ class ViTMaps(FeatureMaps):
         self.model = model
         self.patch = patch
         self.channels = channels
-        self.requires_grad_(False).eval()
+        self.freeze()
 
     def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Of images resized to whole patches."""

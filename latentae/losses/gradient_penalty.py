@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def squared_slope(logits: Tensor, images: Tensor) -> Tensor:
+def squared_slope(
+    logits: Tensor, images: Tensor, loss_scale: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """E ‖∇ₓ Σₚ Dₚ(x)‖² / P, with P the logits of an image: a scalar that can be differentiated again.
 
     With one logit per image this is E ‖∇ₓ D(x)‖². A patch discriminator is one of patches: where these do not
@@ -18,12 +21,20 @@ def squared_slope(logits: Tensor, images: Tensor) -> Tensor:
     Args:
         logits: [B, ...], computed from ``images`` by a network that can be differentiated twice.
         images: [B, C, H, W], with ``requires_grad``.
+        loss_scale: multiplies a scalar by the loss scale of float16 training, as ``GradScaler.scale`` does;
+            None without one. The gradient is then that of the mean logit times the scale, as in any loss, and
+            divided by both afterwards. Where it overflows, a lower scale helps.
 
     Returns:
         the mean over images, in float32 at least, whatever autocast made of the logits.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    if loss_scale is None:
+        (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    else:
+        factor = loss_scale(torch.ones((), device=logits.device)) / logits.numel()
+        (gradient,) = torch.autograd.grad(logits.to(factor.dtype).sum() * factor, images, create_graph=True)
+        gradient = gradient.to(factor.dtype) / factor
     return gradient.square().sum() / logits.numel()
 
 

@@ -94,7 +94,7 @@ def _scaling(config: Any) -> str:
 
 
 def _usage(model: Any, name: str) -> str:
-    stock = "VQModel" if hasattr(model, "quantize") else "AutoencoderKL"
+    stock = model._stock_class.__name__
     as_stock = (
         f"`vae.to_diffusers()` is a stock `{stock}` with the same weights."
         if getattr(model, "fits_stock_class", True)

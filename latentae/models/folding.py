@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention_processor import SpatialNorm
 from torch import Tensor, nn
 
+from latentae.devices import to_float64_on_cpu
 from latentae.models.kl import KLVAE
 from latentae.models.vq import VQVAE
 from latentae.quantizers import Quantizer, VectorQuantizer, plain_quantizer
@@ -99,7 +100,7 @@ def _code_dim(model: VQVAE) -> int:
 
 def _by_channel(name: str, value: float | Tensor, channels: int) -> Tensor:
     """[c] on the CPU in float64."""
-    values = torch.as_tensor(value).detach().to("cpu", torch.float64)
+    values = to_float64_on_cpu(torch.as_tensor(value).detach())
     if values.shape not in ((), (1,), (channels,)):
         raise ValueError(f"{name} has shape {list(values.shape)}, but must be a number or [{channels}]")
     if not bool(values.isfinite().all()):
@@ -134,8 +135,8 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 
 
 def _precise(parameter: Tensor) -> Tensor:
-    """On the CPU, since not every device knows float64."""
-    return parameter.detach().to("cpu", torch.float64)
+    """Its values, on the CPU."""
+    return to_float64_on_cpu(parameter.detach())
 
 
 def _quant_conv(conv: nn.Conv2d, shift: Tensor, scale: Tensor) -> _Changes:

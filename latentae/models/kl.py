@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -11,7 +12,9 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
+from latentae.models.checkpoints.folders import stock_meaning
 from latentae.models.latent import AutoencoderOutput, LatentAutoencoder, PosteriorOutput
+from latentae.models.plain import plain
 
 
 class KLVAE(LatentAutoencoder, AutoencoderKL):
@@ -83,7 +86,20 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             use_post_quant_conv=use_post_quant_conv,
             mid_block_add_attention=mid_block_add_attention,
         )
+        self._check_normalisation()
         self._start_whole(sample_size)
+
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path_or_dict: str | None = None, **kwargs: Any
+    ) -> KLVAE:
+        """diffusers' ``from_single_file``; what ``original_config`` leaves out means the stock default."""
+        model = super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
+        if kwargs.get("original_config") is not None:
+            unset = model.config["_use_default_values"]
+            told = {name: value for name, value in model.config.items() if name not in unset}
+            model.change_config(**stock_meaning(told, AutoencoderKL))
+        return model
 
     @apply_forward_hook
     def encode(
@@ -97,7 +113,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             ValueError: wrong shape, channel count, dtype or range, or images smaller than one latent.
         """
         self._check_images(x)
-        posterior = DiagonalGaussianDistribution(self._encode_in_pieces(self._moments, self._pad(x)))
+        posterior = DiagonalGaussianDistribution(self._encode_in_pieces(self._encode_whole, self._pad(x)))
         if not return_dict:
             return (posterior,)
         return PosteriorOutput(latent_dist=posterior, latents=posterior.mode())
@@ -176,13 +192,19 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
     fits_stock_class = True
 
     def to_diffusers(self) -> AutoencoderKL:
-        """A stock AutoencoderKL with the same weights, in eval mode, which loads without latentae."""
+        """A stock AutoencoderKL with the same weights, in eval mode, which loads without latentae.
+
+        Adapters are merged, fused projections split, and quantised weights turned into floats.
+
+        Raises:
+            ValueError: weights that are on the meta device, sharded, or quantised beyond return.
+        """
         config = {name: value for name, value in self.config.items() if not name.startswith("_")}
         stock = AutoencoderKL(**config)
-        stock.load_state_dict(self.state_dict())
+        stock.load_state_dict(plain(self).state_dict())
         return self._like_self(stock)
 
-    def _moments(self, images: Tensor) -> Tensor:
+    def _encode_whole(self, images: Tensor) -> Tensor:
         """Mean and log-variance [B, 2c, h, w]."""
         moments = self.encoder(images)
         return moments if self.quant_conv is None else self.quant_conv(moments)

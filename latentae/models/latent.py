@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -14,10 +16,13 @@ from torch import Tensor, nn
 
 from latentae.models.card import ModelCardMixin
 from latentae.models.checkpoints.folders import stock_meaning
+from latentae.models.saving import SavingMixin
 from latentae.models.tiling import PiecewiseMixin
 
 # Beyond this an image is not in [-1, 1]. Bicubic resizing overshoots by up to a fifth of the contrast.
 _LARGEST_VALUE = 1.5
+# Beyond this it is not normalised at all. Normal noise stays below 7, the usual means and deviations below 4.
+_LARGEST_NORMALISED_VALUE = 10.0
 _CONVERSION = "; values from 0 to 255 become so by images.float() / 127.5 - 1"
 
 Stock = TypeVar("Stock", bound=nn.Module)
@@ -86,7 +91,7 @@ class AutoencoderOutput(BaseOutput):
     log_variance: Tensor | None = None
 
 
-class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
+class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
     """Mixin of every model: needs ``config``, ``encode``, ``decode``, ``encoder`` and ``decoder``."""
 
     config: Any
@@ -99,6 +104,7 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
     device: Any
     dtype: Any
     training: bool
+    _warned_of_range = False
     _stock_class: ClassVar[type | None] = None  # diffusers' own, with the same weights and other defaults
 
     @classmethod
@@ -159,6 +165,26 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
         unset = [name for name in self.config.get("_use_default_values", []) if name not in values]
         self.register_to_config(**values, _use_default_values=unset)
 
+    def _check_normalisation(self) -> None:
+        """Raises ValueError for a config whose scale, shift, mean or deviation cannot be one."""
+        config = self.config
+        if config.scaling_factor is not None:
+            _check_numbers("scaling_factor", [config.scaling_factor], positive=True)
+        if config.shift_factor is not None:
+            _check_numbers("shift_factor", [config.shift_factor])
+        for name in ("latents_mean", "latents_std"):
+            values = config.get(name)
+            if values is None:
+                continue
+            if not isinstance(values, Sequence):
+                raise ValueError(f"{name} is {values!r}, but must be a list of numbers")
+            if len(values) != self.latents_channels:
+                raise ValueError(
+                    f"{name} has {len(values)} values, but must have one for each of the "
+                    f"{self.latents_channels} channels of the latents"
+                )
+            _check_numbers(name, values, positive=name == "latents_std")
+
     def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale, each a number or [c, 1, 1]."""
         config = self.config
@@ -187,20 +213,20 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
                 f"stands for {self.downsampling_factor}x{self.downsampling_factor}"
             )
         self._check_dtype("images", images, self.encoder)
-        # Reading values would stall a GPU and break a graph, and training images come through a loader that
-        # scales them.
-        if images.device.type == "cpu" and not (self.training or torch.compiler.is_compiling()):
+        # Training images come through a loader that scales them. A hook may change what the encoder gets.
+        if not (self.training or any(map(_has_hooks, (self, self.encoder)))) and _is_readable(images):
             self._check_range(images)
 
     def _check_range(self, images: Tensor) -> None:
-        if images.numel() == 0:
-            return
+        """Raises ValueError for images that are not normalised; warns once of a range other than [-1, 1]."""
         low, high = (float(value) for value in torch.aminmax(images.detach()))
-        if not (low >= -_LARGEST_VALUE and high <= _LARGEST_VALUE):  # so that NaN is caught, too
-            raise ValueError(
-                f"{type(self).__name__} encodes images in [-1, 1]; these run from {low:g} to {high:g}"
-                f"{_CONVERSION}"
-            )
+        message = f"{type(self).__name__} encodes images in [-1, 1]; these run from {low:g} to {high:g}"
+        largest = max(-low, high)
+        if not largest <= _LARGEST_NORMALISED_VALUE:  # so that NaN is caught, too
+            raise ValueError(message + _CONVERSION)
+        if largest > _LARGEST_VALUE and not self._warned_of_range:
+            self._warned_of_range = True
+            warnings.warn(f"{message}. This is said once for each model", stacklevel=5)
 
     def _check_dtype(self, name: str, inputs: Tensor, first: nn.Module) -> None:
         """Raises ValueError where ``inputs`` would meet weights of another dtype in ``first``."""
@@ -220,7 +246,8 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
         """Repeats the right and bottom edge up to the next multiple of the downsampling factor."""
         height, width = images.shape[-2:]
         factor = self.downsampling_factor
-        if height % factor or width % factor:
+        # An exported model takes images of other sizes than the one it was exported with.
+        if _is_exporting() or height % factor or width % factor:
             images = F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")
         return images
 
@@ -240,9 +267,49 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin):
         return stock.to(self.device).eval()
 
 
+def _is_exporting() -> bool:
+    """Whether the model is being traced or exported, so that Python's branches are taken once and for all."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
+    is_exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
+    return is_exporting is not None and bool(is_exporting())
+
+
+def _check_numbers(name: str, values: Sequence[Any], *, positive: bool = False) -> None:
+    """Raises ValueError for a value of a config that is no finite number, or not positive."""
+    for value in values:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or (positive and value <= 0):
+            raise ValueError(
+                f"{name} is {value!r}, but must be a {'positive, ' if positive else ''}finite number"
+            )
+
+
 def _describe(tensor: Tensor) -> str:
     return f"{_name(tensor.dtype)} {list(tensor.shape)}"
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _is_readable(images: Tensor) -> bool:
+    """Whether the values can be read at no cost: on the CPU, and not by a compiler, an export or a transform.
+
+    Reading values would stall a GPU, break a graph, and fail where there are none, as on fake tensors.
+    """
+    return (
+        type(images) in (Tensor, nn.Parameter)
+        and images.device.type == "cpu"
+        and images.numel() > 0
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._functorch.is_functorch_wrapped_tensor(images)
+    )
+
+
+def _has_hooks(module: Any) -> bool:
+    """Whether torch, accelerate or diffusers runs something of its own before or after the module."""
+    own = module._forward_pre_hooks or module._forward_hooks
+    return bool(own) or hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")

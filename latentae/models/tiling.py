@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
+Pair = tuple[int, int]
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -39,7 +41,13 @@ def blend_windows(starts: list[int], length: int, tile: int, overlap: int) -> li
 
 
 def tiled(
-    function: Function, inputs: Tensor, *, tile: int, overlap: int, input_step: int, output_step: int
+    function: Function,
+    inputs: Tensor,
+    *,
+    tile: int | Pair,
+    overlap: int | Pair,
+    input_step: int,
+    output_step: int,
 ) -> Tensor:
     """``function`` applied to overlapping tiles of inputs [B, C, H, W], the results cross-faded.
 
@@ -47,11 +55,13 @@ def tiled(
 
     Args:
         function: maps [B, C, i · n, i · m] to [B, D, o · n, o · m], with i and o the steps.
-        tile, overlap: in positions of the latents; the overlap is smaller than the tile.
+        tile, overlap: in positions of the latents, for both axes or (rows, columns); the overlap is smaller
+            than the tile.
         input_step, output_step: how many rows of the inputs and of the outputs a position stands for.
     """
     sides = [side // input_step for side in inputs.shape[-2:]]
-    rows, columns = (tile_starts(side, tile, overlap) for side in sides)
+    tiles, overlaps = ((each, each) if isinstance(each, int) else each for each in (tile, overlap))
+    rows, columns = map(tile_starts, sides, tiles, overlaps)
     row_windows, column_windows = (
         blend_windows(
             [start * output_step for start in starts],
@@ -59,23 +69,24 @@ def tiled(
             tile * output_step,
             overlap * output_step,
         )
-        for starts, side in zip((rows, columns), sides, strict=True)
+        for starts, side, tile, overlap in zip((rows, columns), sides, tiles, overlaps, strict=True)
     )
     result: Tensor | None = None
     for top, row_window in zip(rows, row_windows, strict=True):
         for left, column_window in zip(columns, column_windows, strict=True):
-            output = function(inputs[(..., *_square(top, left, tile, input_step))])
+            output = function(inputs[(..., *_square(top, left, tiles, input_step))])
             if result is None:
                 result = output.new_zeros(*output.shape[:2], *(side * output_step for side in sides))
             window = row_window[:, None] * column_window
-            result[(..., *_square(top, left, tile, output_step))] += output * window.to(output)
+            result[(..., *_square(top, left, tiles, output_step))] += output * window.to(output)
     assert result is not None
     return result
 
 
-def _square(top: int, left: int, tile: int, step: int) -> tuple[slice, slice]:
+def _square(top: int, left: int, tiles: Pair, step: int) -> tuple[slice, slice]:
     """Rows and columns of a tile, ``step`` for each position."""
-    return slice(top * step, (top + tile) * step), slice(left * step, (left + tile) * step)
+    height, width = tiles
+    return slice(top * step, (top + height) * step), slice(left * step, (left + width) * step)
 
 
 class PiecewiseMixin:
@@ -86,6 +97,10 @@ class PiecewiseMixin:
         use_tiling: encode and decode images larger than a tile in tiles.
         tile_sample_min_size, tile_latent_min_size: side of a tile, in pixels and in latents.
         tile_overlap_factor: share of a tile that it has in common with the next one.
+        tile_sample_min_height, tile_sample_min_width: the tile's sides in pixels, each in place of
+            ``tile_sample_min_size`` and ``tile_latent_min_size``; None where those decide.
+        tile_sample_stride_height, tile_sample_stride_width: pixels from the start of a tile to the start of
+            the next one, in place of ``tile_overlap_factor``; None where that decides.
     """
 
     use_slicing: bool
@@ -93,9 +108,16 @@ class PiecewiseMixin:
     tile_sample_min_size: int
     tile_latent_min_size: int
     tile_overlap_factor: float
+    tile_sample_min_height: int | None = None
+    tile_sample_min_width: int | None = None
+    tile_sample_stride_height: float | None = None
+    tile_sample_stride_width: float | None = None
     downsampling_factor: Any
     encode: Callable[..., Any]
     decode: Callable[..., Any]
+    _encode_whole: Function
+    _check_images: Callable[[Tensor], None]
+    _pad: Function
 
     def enable_slicing(self) -> None:
         """Encode and decode the images of a batch one by one, which saves memory."""
@@ -105,31 +127,94 @@ class PiecewiseMixin:
         """Encode and decode whole batches again."""
         self.use_slicing = False
 
-    def enable_tiling(self, use_tiling: bool = True) -> None:
+    def enable_tiling(
+        self,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_sample_stride_height: float | None = None,
+        tile_sample_stride_width: float | None = None,
+        *,
+        tile_sample_min_size: int | None = None,
+        tile_overlap_factor: float | None = None,
+        use_tiling: bool = True,
+    ) -> None:
         """Encode and decode large images in overlapping tiles: memory no longer grows with the image.
 
-        The tiles are as large as the images the model was trained on (``config.sample_size``). Each has its
-        own statistics for normalisation and attention, so the result differs slightly from the whole image's.
+        The tiles are as large as the images the model was trained on (``config.sample_size``), unless an
+        argument says otherwise. Each has its own statistics for normalisation and attention, so the result
+        differs slightly from the whole image's.
+
+        An argument that is left out keeps its present value. Sizes and strides are rounded down to whole
+        latents. ``enable_tiling(False)`` turns tiling off, as in older versions of diffusers.
+
+        Args:
+            tile_sample_min_height, tile_sample_min_width: the tile's sides, in pixels.
+            tile_sample_stride_height, tile_sample_stride_width: pixels from the start of a tile to the start
+                of the next one: at most the tile's side.
+            tile_sample_min_size: the side of square tiles, in pixels.
+            tile_overlap_factor: share of a tile that it has in common with the next one, in [0, 1).
+            use_tiling: whether to tile at all.
+
+        Raises:
+            ValueError: a side or a stride below one latent, a stride longer than the tile, a factor outside
+                of [0, 1), or ``tile_sample_min_size`` beside a height or a width.
         """
+        if isinstance(tile_sample_min_height, bool):
+            use_tiling, tile_sample_min_height = tile_sample_min_height, None
+        given = {
+            "tile_sample_min_height": tile_sample_min_height,
+            "tile_sample_min_width": tile_sample_min_width,
+            "tile_sample_stride_height": tile_sample_stride_height,
+            "tile_sample_stride_width": tile_sample_stride_width,
+            "tile_sample_min_size": tile_sample_min_size,
+            "tile_overlap_factor": tile_overlap_factor,
+        }
+        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        self._check_tiles(values)
+        if tile_sample_min_size is not None:
+            values["tile_latent_min_size"] = tile_sample_min_size // self.downsampling_factor
+            values |= {"tile_sample_min_height": None, "tile_sample_min_width": None}
+        if tile_overlap_factor is not None:
+            values = {"tile_sample_stride_height": None, "tile_sample_stride_width": None} | values
+        for name, value in values.items():
+            setattr(self, name, value)
         self.use_tiling = use_tiling
 
     def disable_tiling(self) -> None:
         """Encode and decode images whole again."""
         self.use_tiling = False
 
-    def tiled_encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        """``encode`` with tiling on, whether it is or not."""
-        return self._with_tiling(self.encode, x, return_dict)
+    def tiled_encode(self, x: Tensor, return_dict: bool | None = None) -> Any:
+        """What the encoder makes of images [B, C, H, W] with tiling on, whether it is or not.
+
+        A KL-VAE's are the moments [B, 2c, h, w] that ``DiagonalGaussianDistribution`` takes, a VQ model's
+        the latents [B, c, h, w].
+
+        Args:
+            x: images as ``encode`` takes them.
+            return_dict: deprecated, as in diffusers, which removes it at 1.0. With it the result is that of
+                ``encode``.
+        """
+        if return_dict is not None:
+            warnings.warn(
+                "return_dict is deprecated for tiled_encode: leave it out for a tensor, or call encode after "
+                "enable_tiling()",
+                FutureWarning,
+                stacklevel=2,
+            )
+            return self._with_tiling(lambda: self.encode(x, return_dict=return_dict))
+        self._check_images(x)
+        return self._with_tiling(lambda: self._encode_in_pieces(self._encode_whole, self._pad(x)))
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> Any:
         """``decode`` with tiling on, whether it is or not."""
-        return self._with_tiling(self.decode, z, return_dict)
+        return self._with_tiling(lambda: self.decode(z, return_dict=return_dict))
 
-    def _with_tiling(self, method: Callable[..., Any], inputs: Tensor, return_dict: bool) -> Any:
+    def _with_tiling(self, work: Callable[[], Any]) -> Any:
         before = self.use_tiling
         self.use_tiling = True
         try:
-            return method(inputs, return_dict=return_dict)
+            return work()
         finally:
             self.use_tiling = before
 
@@ -141,6 +226,30 @@ class PiecewiseMixin:
         self.tile_sample_min_size = sample_size
         self.tile_latent_min_size = sample_size // self.downsampling_factor
         self.tile_overlap_factor = 0.25
+
+    def _check_tiles(self, given: dict[str, Any]) -> None:
+        """Raises ValueError for tiles that ``enable_tiling`` cannot make, before anything has changed."""
+        factor = self.downsampling_factor
+        for name, value in given.items():
+            if name == "tile_overlap_factor":
+                if not 0 <= value < 1:
+                    raise ValueError(f"{name} is {value}, but must be in [0, 1)")
+            elif value < factor:
+                raise ValueError(f"{name} is {value}, but must be at least the {factor} pixels of one latent")
+        for axis in ("height", "width"):
+            side_name, stride_name = f"tile_sample_min_{axis}", f"tile_sample_stride_{axis}"
+            if side_name in given and "tile_sample_min_size" in given:
+                raise ValueError(f"tile_sample_min_size and {side_name} are both given: choose one of them")
+            side = given.get("tile_sample_min_size") or given.get(side_name) or getattr(self, side_name)
+            side = self.tile_sample_min_size if side is None else side
+            stride = given.get(stride_name)
+            if stride is None and "tile_overlap_factor" not in given:
+                stride = getattr(self, stride_name)
+            if stride is not None and stride > side:
+                raise ValueError(
+                    f"{stride_name} is {stride}, but must be at most the tile's {axis} of {side} pixels, or "
+                    "tiles leave gaps"
+                )
 
     def _encode_in_pieces(self, function: Function, images: Tensor) -> Tensor:
         """``function``, from images to latents, applied as slicing and tiling say."""
@@ -159,10 +268,29 @@ class PiecewiseMixin:
                 self._in_pieces(function, one, tile, input_step, output_step) for one in inputs.split(1)
             ]
             return torch.cat(slices)
-        tile = max(1, tile)
-        if not self.use_tiling or max(inputs.shape[-2:]) <= tile * input_step:
+        if not self.use_tiling:
             return function(inputs)
-        overlap = min(tile - 1, math.ceil(tile * self.tile_overlap_factor))
+        height, top_overlap = self._axis(tile, self.tile_sample_min_height, self.tile_sample_stride_height)
+        width, left_overlap = self._axis(tile, self.tile_sample_min_width, self.tile_sample_stride_width)
+        if inputs.shape[-2] <= height * input_step and inputs.shape[-1] <= width * input_step:
+            return function(inputs)
         return tiled(
-            function, inputs, tile=tile, overlap=overlap, input_step=input_step, output_step=output_step
+            function,
+            inputs,
+            tile=(height, width),
+            overlap=(top_overlap, left_overlap),
+            input_step=input_step,
+            output_step=output_step,
         )
+
+    def _axis(self, square: int, side: int | None, stride: float | None) -> tuple[int, int]:
+        """A tile's length along an axis and what it has in common with the next one, in latents.
+
+        Args:
+            square: the side of square tiles, in latents.
+            side, stride: the axis's own, in pixels, or None.
+        """
+        tile = max(1, square if side is None else int(side) // self.downsampling_factor)
+        if stride is None:
+            return tile, min(tile - 1, math.ceil(tile * self.tile_overlap_factor))
+        return tile, max(0, tile - max(1, int(stride) // self.downsampling_factor))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from latentae.quantizers import Quantizer
@@ -32,6 +33,7 @@ class TokenMixin:
         depth = () if self.quantize.depth is None else (self.quantize.depth,)
         return (*depth, -(-height // factor), -(-width // factor))
 
+    @apply_forward_hook
     def encode_indices(self, images: Tensor) -> Tensor:
         """Indices [B, h, w] of images [B, C, H, W] in [−1, 1]; [B, depth, h, w] of a composition.
 
@@ -40,6 +42,7 @@ class TokenMixin:
         """
         return self.quantize.indices(self.encode(images).latents)
 
+    @apply_forward_hook
     def decode_indices(self, indices: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Images [B, C, H, W] of indices [B, h, w] or [B, depth, h, w]; undoes ``encode_indices``.
 
@@ -52,6 +55,7 @@ class TokenMixin:
         """
         return self._decode(self.codes_to_latents(indices), size)
 
+    @apply_forward_hook
     def codes_to_latents(self, indices: Tensor) -> Tensor:
         """Quantized latents [B, d, h, w] of indices as ``decode_indices`` takes them.
 

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ModelMixin, VQModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import Decoder, DecoderOutput, Encoder
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from latentae.devices import to_float64_on_cpu
 from latentae.models.backbone_2017 import Decoder2017, Encoder2017
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PointDistribution
+from latentae.models.plain import plain
 from latentae.models.tokens import TokenMixin
 from latentae.quantizers import (
     QUANTIZERS,
@@ -34,7 +37,7 @@ _STOCK_NUM_CODES = 256  # what VQModel takes where it is told nothing
 _OWN_KEYS = ("shift_factor", "latents_mean", "latents_std", "quantizer", "backbone")
 
 
-class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin):
+class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     """The backbone and parameter names of diffusers' VQModel around one of our quantizers.
 
     The latents for diffusion are the continuous ones before quantization; ``decode`` quantizes them first, as
@@ -144,7 +147,19 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
             self.change_config(num_vq_embeddings=num_codes, vq_embed_dim=code_dim)
         if self.stock_objection is not None:
             self.register_to_config(_requires=f"latentae.load_autoencoder: {self.stock_objection}")
+        self._check_normalisation()
         self._start_whole(sample_size)
+
+    def enable_group_offload(self, *arguments: Any, **options: Any) -> None:
+        """Refuses to: a group's weights are fetched when its module is called, and codes are read otherwise.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not support group offloading, because its codebook is read without "
+            "a call to its module: give the pipeline exclude_modules='vae', or call enable_model_cpu_offload"
+        )
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
@@ -156,7 +171,7 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
             ValueError: wrong shape, channel count, dtype or range, or images smaller than one latent.
         """
         self._check_images(x)
-        latents = self._encode_in_pieces(lambda tile: self.quant_conv(self.encoder(tile)), self._pad(x))
+        latents = self._encode_in_pieces(self._encode_whole, self._pad(x))
         if not return_dict:
             return (latents,)
         return EncoderOutput(latents=latents, latent_dist=PointDistribution(latents))
@@ -228,10 +243,10 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
     def move_latents(self, change: LatentMap) -> None:
         """Changes ``quant_conv`` in place, so that latents z become A z + b; codes stay where they are."""
         conv = self.quant_conv
-        matrix, shift = (part.to(conv.weight.device, torch.float64) for part in change)
-        conv.weight.copy_(torch.einsum("ij,jchw->ichw", matrix, conv.weight.double()))
+        matrix, shift = (to_float64_on_cpu(part) for part in change)
+        conv.weight.copy_(torch.einsum("ij,jchw->ichw", matrix, to_float64_on_cpu(conv.weight)))
         assert conv.bias is not None
-        conv.bias.copy_(matrix @ conv.bias.double() + shift)
+        conv.bias.copy_(matrix @ to_float64_on_cpu(conv.bias) + shift)
 
     def use_plain_codebook(self, plain: VectorQuantizer) -> None:
         """Puts a plain codebook of the same size in place of the quantizer."""
@@ -269,10 +284,12 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
     def to_diffusers(self) -> VQModel:
         """A stock VQModel with the same weights, in eval mode, which loads without latentae.
 
-        Warns where the latents' normalisation is more than a scale, since VQModel has no place for it.
+        Adapters are merged, fused projections split, and quantised weights turned into floats. Warns where
+        the latents' normalisation is more than a scale, since VQModel has no place for it.
 
         Raises:
-            ValueError: VQModel cannot hold the model.
+            ValueError: VQModel cannot hold the model; weights that are on the meta device, sharded, or
+                quantised beyond return.
         """
         if self.stock_objection is not None:
             raise ValueError(
@@ -288,9 +305,13 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
         config = {k: v for k, v in self.config.items() if k not in _OWN_KEYS and not k.startswith("_")}
         stock = VQModel(**config)
         wanted = stock.state_dict().keys()
-        state = {key: value for key, value in self.state_dict().items() if key in wanted}
-        stock.load_state_dict({**state, "quantize.embedding.weight": self.quantize.euclidean_codebook()})
+        own = plain(self)
+        state = {key: value for key, value in own.state_dict().items() if key in wanted}
+        stock.load_state_dict({**state, "quantize.embedding.weight": own.quantize.euclidean_codebook()})
         return self._like_self(stock)
+
+    def _encode_whole(self, images: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(images))
 
     def _decode(self, quantized: Tensor, size: tuple[int, int] | None) -> Tensor:
         images = self._decode_in_pieces(self._images, quantized)

@@ -75,15 +75,16 @@ class BinaryQuantizer(Quantizer):
         prepared = self.prepare(flat)
         positive = prepared > 0
         codes = torch.where(positive, 1.0, -1.0).to(prepared) * self.magnitude
-        indices = (positive.long() << self._positions(flat.device)).sum(dim=1)
+        indices = (positive.long() * self._weights(flat.device)).sum(dim=1)
         return FlatOutput(straight_through(prepared, codes), indices, self._losses(prepared, codes))
 
     def look_up(self, indices: Tensor) -> Tensor:
-        positive = (indices[:, None] >> self._positions(indices.device)) & 1 == 1
+        positive = indices[:, None] // self._weights(indices.device) % 2 == 1
         return torch.where(positive, 1.0, -1.0) * self.magnitude
 
-    def _positions(self, device: torch.device) -> Tensor:
-        return torch.arange(self.code_dim, device=device)
+    def _weights(self, device: torch.device) -> Tensor:
+        """[d] int64, 2^i of channel i. Not by shifts, which torch's ONNX exporter cannot translate."""
+        return 2 ** torch.arange(self.code_dim, device=device)
 
     def _losses(self, prepared: Tensor, codes: Tensor) -> dict[str, Tensor]:
         losses = {}

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentae import distributed
+from latentae.devices import to_float64_on_cpu
 from latentae.quantizers.gradient import GRADIENTS, check_gradient
 from latentae.quantizers.kmeans import k_means
 from latentae.quantizers.lookup import nearest_code
-from latentae.quantizers.quantizer import Quantizer, Weights, check_counts, check_init
+from latentae.quantizers.quantizer import Quantizer, Weights, check_counts, check_init, table_of
 from latentae.quantizers.result import FlatOutput
 
 _LATENTS_PER_CODE = 4
@@ -62,9 +63,14 @@ class CodebookQuantizer(Quantizer):
         self.embedding = nn.Embedding(num_codes, code_dim)
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
         # The upkeep is state of the run, not of the model: it goes into checkpoints, never into exports.
-        self.register_buffer("recent_counts", torch.zeros(num_codes), persistent=False)
-        self.register_buffer("pending_counts", torch.zeros(num_codes), persistent=False)
+        self.register_first_values()
         self.recent_latents: Tensor | None = None
+
+    def first_values(self) -> dict[str, Tensor]:
+        return {
+            "recent_counts": torch.zeros(self.num_codes),
+            "pending_counts": torch.zeros(self.num_codes),
+        }
 
     def losses(self, flat: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Weighted losses of prepared latents [N, d] and the codes [N, d] they were given."""
@@ -96,7 +102,7 @@ class CodebookQuantizer(Quantizer):
 
     def moved_weights(self, shift: Tensor, scale: Tensor) -> Weights | None:
         weight = self.embedding.weight
-        return [(weight, (weight.detach().to("cpu", torch.float64) - shift) * scale)]
+        return [(weight, (to_float64_on_cpu(weight.detach()) - shift) * scale)]
 
     @property
     def upkeep(self) -> dict[str, Tensor]:
@@ -140,21 +146,25 @@ class CodebookQuantizer(Quantizer):
         self.embedding.weight.copy_(torch.where(mask[:, None], codes, self.embedding.weight))
 
     def _draw_latents(self, generator: torch.Generator) -> Tensor:
-        """K latents of the global batch: each rank fills in the rows it holds, and a sum joins them."""
+        """K latents of the global batch: each rank fills in the rows it holds, and a sum joins them.
+
+        One is drawn from each of K parts of the batch, in random order. So none is drawn twice where there
+        are K, and the cost of a draw does not grow with the ranks.
+        """
         assert self.recent_latents is not None
         local = self.recent_latents
         total = len(local) * distributed.world_size()
-        rounds = -(-self.num_codes // total)  # one where there are enough, so that none is drawn twice
-        draws = [torch.randperm(total, generator=generator) for _ in range(rounds)]
-        picks = torch.cat(draws)[: self.num_codes].to(local.device) - len(local) * distributed.rank()
+        parts = torch.randperm(self.num_codes, generator=generator)
+        first, end = (part * total // self.num_codes for part in (parts, parts + 1))
+        places = torch.rand(self.num_codes, generator=generator, dtype=torch.float64)
+        drawn = first + (places * (end - first)).long()
+        picks = drawn.to(local.device) - len(local) * distributed.rank()
         held = (picks >= 0) & (picks < len(local))
         rows = local[picks.clamp(0, len(local) - 1)] * held[:, None]
         return distributed.all_reduce_sum(rows)
 
     def _weight(self, device: torch.device) -> Tensor:
-        """The weight [K, d]; where weights are offloaded, only a call of their module brings them here."""
-        weight: Tensor = self.embedding.weight
-        return weight if weight.device == device else self.embedding(torch.arange(len(weight), device=device))
+        return table_of(self.embedding, device)
 
 
 def two_way_losses(

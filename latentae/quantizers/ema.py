@@ -51,11 +51,16 @@ class EMAQuantizer(CodebookQuantizer):
         self.decay = decay
         self.epsilon = epsilon
         self.embedding.requires_grad_(False)
-        self.register_buffer("average_counts", torch.ones(num_codes), persistent=False)
-        self.register_buffer("average_sums", torch.zeros(num_codes, code_dim), persistent=False)
-        if not self.embedding.weight.is_meta:  # as it is while weights are loaded, until ``start``
-            self.average_sums.copy_(self.embedding.weight.detach())
-        self.register_buffer("pending_sums", torch.zeros(num_codes, code_dim), persistent=False)
+
+    def first_values(self) -> dict[str, Tensor]:
+        weight = self.embedding.weight.detach()
+        return {
+            **super().first_values(),
+            "average_counts": torch.ones(self.num_codes),
+            # Weights that are still to be loaded have no values: then ``start`` sets the averages.
+            "average_sums": torch.zeros(weight.shape) if weight.is_meta else weight.clone(),
+            "pending_sums": torch.zeros(weight.shape),
+        }
 
     @property
     def upkeep(self) -> dict[str, Tensor]:

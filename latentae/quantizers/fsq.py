@@ -56,24 +56,33 @@ class FiniteScalarQuantizer(Quantizer):
         self.spread_weight = spread_weight
         self.whitens = init == "data"
         self.latents_to_start = _LATENTS_TO_START if self.whitens else 0
-        strides = [math.prod(levels[:channel]) for channel in range(len(levels))]
-        self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.register_buffer("strides", torch.tensor(strides), persistent=False)
+        self._levels = tuple(levels)
+        self.register_first_values()
+
+    def first_values(self) -> dict[str, Tensor]:
+        strides = [math.prod(self._levels[:channel]) for channel in range(len(self._levels))]
+        return {"levels": torch.tensor(self._levels), "strides": torch.tensor(strides)}
 
     def quantize(self, flat: Tensor) -> FlatOutput:
-        half_width = self.levels // 2
+        levels, strides = self._grid(flat.device)
+        half_width = levels // 2
         unit, bounded = self._bound(flat)
         integers = bounded.round()
         # NaN is no integer, and stays NaN in ``quantized``.
         digits = integers.nan_to_num().long() + half_width
-        indices = (digits * self.strides).sum(dim=1)
+        indices = (digits * strides).sum(dim=1)
         losses = {"spread": self.spread_weight * self._spread(unit)} if self.spread_weight else {}
         return FlatOutput(straight_through(bounded, integers) / half_width, indices, losses)
 
     def look_up(self, indices: Tensor) -> Tensor:
-        half_width = self.levels // 2
-        digits = indices[:, None].long() // self.strides % self.levels
+        levels, strides = self._grid(indices.device)
+        half_width = levels // 2
+        digits = indices[:, None].long() // strides % levels
         return (digits - half_width).float() / half_width
+
+    def _grid(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Levels and strides [d], which stay behind where weights are offloaded or loaded onto a device."""
+        return self.levels.to(device), self.strides.to(device)
 
     def _spread(self, unit: Tensor) -> Tensor:
         """How far values [N, d] in [−1, 1] are from independent uniform ones, in their first two moments."""
@@ -87,8 +96,9 @@ class FiniteScalarQuantizer(Quantizer):
 
     def _bound(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """u = tanh(z + s) and f(z) for latents [N, d]."""
-        half = (self.levels - 1).to(flat) * (1 + _MARGIN) / 2
-        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0).to(flat)
+        levels, _ = self._grid(flat.device)
+        half = (levels - 1).to(flat) * (1 + _MARGIN) / 2
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0).to(flat)
         unit = torch.tanh(flat + torch.atanh(offset / half))
         return unit, unit * half - offset
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentae.devices import to_float64_on_cpu
+
 
 @dataclass
 class CodebookHealth:
@@ -59,7 +61,7 @@ def table_healths(counts: Tensor) -> list[CodebookHealth]:
     Args:
         counts: [K], or [depth, K].
     """
-    counts = counts.double().reshape(-1, counts.shape[-1])
+    counts = to_float64_on_cpu(counts).reshape(-1, counts.shape[-1])
     frequencies = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     perplexities = (-torch.special.xlogy(frequencies, frequencies).sum(dim=1)).exp()
     used = (counts > 0).double().mean(dim=1)
@@ -78,10 +80,10 @@ def usage_deciles(counts: Tensor) -> list[float]:
     Returns:
         10 numbers that fall and sum to 1; all 0 where nothing was counted.
     """
-    codes = counts.shape[0]
-    total = counts.sum().double().clamp(min=1)
-    reached = torch.cat([total.new_zeros(1), counts.double().sort(descending=True).values.cumsum(0) / total])
-    borders = torch.arange(11, device=counts.device, dtype=torch.float64) * codes / 10
+    codes, counts = counts.shape[0], to_float64_on_cpu(counts)
+    total = counts.sum().clamp(min=1)
+    reached = torch.cat([total.new_zeros(1), counts.sort(descending=True).values.cumsum(0) / total])
+    borders = torch.arange(11, dtype=torch.float64) * codes / 10
     below = borders.floor().long().clamp(max=codes - 1)
     curve = reached[below] + (borders - below) * (reached[below + 1] - reached[below])
     shares: list[float] = curve.diff().tolist()

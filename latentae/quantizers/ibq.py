@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from latentae.quantizers.entropy import softmax_entropies
 from latentae.quantizers.gradient import straight_through
-from latentae.quantizers.quantizer import Quantizer, check_weights
+from latentae.quantizers.products import precise_product
+from latentae.quantizers.quantizer import Quantizer, check_weights, table_of
 from latentae.quantizers.result import FlatOutput
 
 
@@ -52,8 +53,8 @@ class IBQuantizer(Quantizer):
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
 
     def quantize(self, flat: Tensor) -> FlatOutput:
-        table = self.embedding.weight.to(flat.dtype)
-        logits = flat @ table.T
+        table = table_of(self.embedding, flat.device).to(flat.dtype)
+        logits = precise_product(flat, table.T)
         indices = logits.argmax(dim=1)
         codes = F.embedding(indices, table)
         quantized = straight_through(flat, codes)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latentae.quantizers.lookup_exact import decide_rows
 from latentae.quantizers.lookup_scores import augment, find_frame, score_codes, score_latents
+from latentae.quantizers.products import products_are_reduced
 
 # Scores held at a time, for each thread: 2^18 float32 values are 1 MiB, half of a usual second-level cache.
 _TILE_ELEMENTS = 1 << 18
@@ -31,7 +32,7 @@ def nearest_code_chunked(latents: Tensor, codebook: Tensor) -> Tensor:
         [N] int64.
     """
     frame = find_frame(latents, codebook)
-    dtype = torch.float64 if _products_are_reduced(latents.device) else torch.float32
+    dtype = torch.float64 if products_are_reduced(latents.device) else torch.float32
     scored = score_codes(codebook, frame, dtype)
     tiles = [tile.contiguous() for tile in scored.columns().split(_TILE_CODES, dim=1)]
     nearest = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
@@ -47,14 +48,6 @@ def nearest_code_chunked(latents: Tensor, codebook: Tensor) -> Tensor:
     if len(left):
         nearest[left] = decide_rows(latents[left], codebook, frame)
     return nearest
-
-
-def _products_are_reduced(device: torch.device) -> bool:
-    """Whether torch may multiply float32 matrices in bfloat16 or TensorFloat-32, as a user can allow."""
-    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
-    matmul = getattr(backend, "matmul", None)
-    precision = getattr(matmul, "fp32_precision", None)  # since torch 2.9, which warns of the older one
-    return (precision or torch.get_float32_matmul_precision()) not in ("none", "ieee", "highest")
 
 
 def _best_two(rows: Tensor, tiles: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -49,6 +50,7 @@ class Quantizer(nn.Module):
     frozen = False
     latents_to_start = 0
     whitens = False
+    _lacks_values = False
 
     def __init__(self, num_codes: int, code_dim: int) -> None:
         super().__init__()
@@ -61,6 +63,24 @@ class Quantizer(nn.Module):
         self.num_codes = num_codes
         self.code_dim = code_dim
 
+    # Buffers that are not saved
+
+    def first_values(self) -> dict[str, Tensor]:
+        """The first values of the buffers that are not saved, by name."""
+        return {}
+
+    def register_first_values(self) -> None:
+        """Registers the buffers of ``first_values``, for a constructor to call when these can be computed.
+
+        A module that is built on the meta device has no values. Saved tensors get theirs by loading; these
+        buffers get them at the end of the first ``load_state_dict``.
+        """
+        values = self.first_values()
+        for name, value in values.items():
+            self.register_buffer(name, value, persistent=False)
+        self._lacks_values = any(tensor.is_meta for tensor in (*values.values(), *self.parameters()))
+        self.register_load_state_dict_post_hook(_fill_buffers)
+
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Replaces each position of latents [B, d, h, w] by a code.
 
@@ -71,7 +91,7 @@ class Quantizer(nn.Module):
         batch, _, height, width = latents.shape
         with torch.autocast(latents.device.type, enabled=False):
             flat = _rows(latents)
-            if not (self.training or torch.compiler.is_compiling()):
+            if not self.training and _values_are_readable():
                 _check_finite(flat)
             output = self.quantize(flat)
             if self.training and not self.frozen:
@@ -103,7 +123,7 @@ class Quantizer(nn.Module):
         batch, _, height, width = latents.shape
         with torch.autocast(latents.device.type, enabled=False):
             flat = _rows(latents)
-            if not torch.compiler.is_compiling():
+            if _values_are_readable():
                 _check_finite(flat)
             return self._as_maps(self.quantize(flat).indices, batch, height, width)
 
@@ -224,7 +244,7 @@ class Quantizer(nn.Module):
             raise ValueError(f"indices are [B, h, w]; got {list(indices.shape)}")
         if self.depth is not None and (indices.ndim != 4 or not self._fits_depth(indices.shape[1])):
             raise ValueError(f"indices are [B, {self.depth}, h, w]; got {list(indices.shape)}")
-        if torch.compiler.is_compiling() or not indices.numel():
+        if not (_values_are_readable() and indices.numel()):
             return
         lowest, highest = (int(index) for index in torch.aminmax(indices))
         if lowest < 0 or highest >= self.num_codes:
@@ -235,6 +255,18 @@ class Quantizer(nn.Module):
 
     def _fits_depth(self, tables: int) -> bool:
         return tables == self.depth
+
+
+def _fill_buffers(quantizer: Quantizer, _: Any) -> None:
+    """Gives the buffers of a quantizer that was built on the meta device their first values, once."""
+    if not quantizer._lacks_values:
+        return
+    for name, value in quantizer.first_values().items():
+        device = quantizer.get_buffer(name).device
+        if device.type == "meta":  # as where the loaded tensors took the places of the weights
+            device = next((weight.device for weight in quantizer.parameters()), value.device)
+        setattr(quantizer, name, value.to(device))
+    quantizer._lacks_values = False
 
 
 def check_counts(**values: int | None) -> None:
@@ -257,6 +289,12 @@ def check_weights(**values: float) -> None:
             raise ValueError(f"{name} is {value}, but must be a number of 0 or more")
 
 
+def table_of(embedding: nn.Embedding, device: torch.device) -> Tensor:
+    """The weight [K, d]; where weights are offloaded, only a call of their module brings them here."""
+    weight = embedding.weight
+    return weight if weight.device == device else embedding(torch.arange(len(weight), device=device))
+
+
 def precise(values: Tensor) -> Tensor:
     """In float32, or in float64 where the values are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
@@ -265,6 +303,11 @@ def precise(values: Tensor) -> Tensor:
 def _rows(latents: Tensor) -> Tensor:
     """[N, d], precise."""
     return precise(rearrange(latents, "b d h w -> (b h w) d"))
+
+
+def _values_are_readable() -> bool:
+    """Whether Python may look at values: not where a compiler, a tracer or an export follows the code."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
 def _check_finite(flat: Tensor) -> None:

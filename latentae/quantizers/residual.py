@@ -65,7 +65,10 @@ class ResidualQuantizer(ComposedQuantizer):
         self.dropout = dropout
         self.gradient = gradient
         self.scale = scale
-        self.register_buffer("active", torch.tensor(len(members)), persistent=False)
+        self.register_first_values()
+
+    def first_values(self) -> dict[str, Tensor]:
+        return {"active": torch.tensor(len(self.members))}
 
     def quantize(self, flat: Tensor) -> FlatOutput:
         dropping = self.training and self.dropout > 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentae.devices import to_float64_on_cpu
 from latentae.quantizers.codebook import CodebookQuantizer, two_way_losses
+from latentae.quantizers.products import precise_product
 from latentae.quantizers.quantizer import Weights, check_weights, precise
 
 
@@ -53,8 +54,9 @@ class SimVQuantizer(CodebookQuantizer):
     def table(self, device: torch.device) -> Tensor:
         frozen, weight, bias = self._weight(device), self.projection.weight, self.projection.bias
         if weight.device != device:  # offloaded, and brought here by a call of its module alone
-            return self.projection(frozen)
-        return F.linear(precise(frozen), precise(weight), precise(bias))
+            with torch.autocast(device.type, enabled=False):
+                return self.projection(frozen)
+        return precise_product(precise(frozen), precise(weight).T) + precise(bias)
 
     def losses(self, flat: Tensor, codes: Tensor) -> dict[str, Tensor]:
         return two_way_losses(
@@ -63,7 +65,7 @@ class SimVQuantizer(CodebookQuantizer):
 
     def moved_weights(self, shift: Tensor, scale: Tensor) -> Weights | None:
         weight, bias = self.projection.weight, self.projection.bias
-        precise, offset = (value.detach().to("cpu", torch.float64) for value in (weight, bias))
+        precise, offset = (to_float64_on_cpu(value.detach()) for value in (weight, bias))
         return [(weight, precise * scale), (bias, (offset - shift) * scale)]
 
     @torch.no_grad()

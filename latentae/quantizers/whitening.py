@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from latentae.devices import to_float64_on_cpu
+
 # Directions of less than this share of the largest variance are rounding, and are left as they are.
 _LEAST_VARIANCE = 1e-8
 
@@ -34,7 +36,7 @@ def whitening(flat: Tensor) -> LatentMap:
     A = C^(−1/2) and b = −A μ, in float64 on the CPU, with μ and C the mean and covariance of the latents.
     Directions in which there is no variance stay as they are.
     """
-    values = flat.detach().to("cpu", torch.float64)
+    values = to_float64_on_cpu(flat.detach())
     mean = values.mean(dim=0)
     centred = values - mean
     variances, directions = torch.linalg.eigh(centred.T @ centred / len(values))

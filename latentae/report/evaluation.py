@@ -57,7 +57,7 @@ def write_report(results: Results, folder: Path) -> None:
         ("results.json", results.to_json()),
     ):
         aside = folder / f".{name}.tmp"
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
         aside.replace(folder / name)
 
 

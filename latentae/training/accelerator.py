@@ -6,26 +6,46 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+)
 from numpy.typing import NDArray
 from torch import Tensor
 
 from latentae import distributed
-from latentae.config import RunConfig
+from latentae.config import DATA_SPELLING_KEYS, RunConfig, changed_keys
+from latentae.devices import usable_cores
 
-__all__ = ["Accelerator", "create_accelerator", "gather_object", "track", "track_picture"]
+_OWN_KEYS = DATA_SPELLING_KEYS | {"output_dir", "resume", "cpu_threads", "data.cache_megabytes"}
+"""Keys whose values may differ between the processes of a run: what lies where on a node, and its size."""
+
+__all__ = [
+    "Accelerator",
+    "create_accelerator",
+    "gather_object",
+    "process_group_timeout",
+    "track",
+    "track_picture",
+]
 
 
 def create_accelerator(config: RunConfig) -> Accelerator:
     """The accelerator of a run; joins the processes that a launcher started.
 
     Raises:
-        ValueError: a tracker that is not installed, a precision that this machine has not, or processes that
-            accelerate does not join.
+        ValueError: a tracker that is not installed, a precision that this machine does not support, processes
+            that accelerate does not join, processes with different configs, or settings of the launcher
+            that fight the config.
     """
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
@@ -35,12 +55,14 @@ def create_accelerator(config: RunConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or it would not join processes that torchrun started
         mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # Not by its argument of that name, over which an environment variable wins.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(config.output_dir, logging_dir=config.output_dir),
         # Codebooks and averages are kept alike by sums over the ranks; a broadcast would keep rank 0's alone.
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=process_group_timeout(config)),
         ],
     )
     if accelerator.num_processes != distributed.world_size():
@@ -49,12 +71,60 @@ def create_accelerator(config: RunConfig) -> Accelerator:
             f"{accelerator.num_processes}: start them with `accelerate launch`, and set "
             "ACCELERATE_USE_CPU=true where they shall train on the CPU"
         )
+    _check_obeyed(accelerator, config)
+    _check_alike(config)
     if accelerator.device.type == "cpu":
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
+        torch.set_num_threads(config.cpu_threads or max(1, usable_cores() // local_ranks))
     if config.deterministic:
+        # Older releases of torch, 2.6 among them, refuse products of matrices on CUDA without it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
+
+
+def process_group_timeout(config: RunConfig) -> timedelta:
+    """How long a process waits for the others before the run fails."""
+    return timedelta(hours=config.process_group_timeout_hours)
+
+
+def _check_obeyed(accelerator: Accelerator, config: RunConfig) -> None:
+    """Raises ValueError where Accelerate made something else of a config than it says."""
+    engines = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    expected = {
+        "gradient_accumulation_steps": (
+            accelerator.gradient_accumulation_steps,
+            config.gradient_accumulation_steps,
+        ),
+        "mixed_precision": (
+            accelerator.mixed_precision,
+            config.mixed_precision or accelerator.mixed_precision,
+        ),
+        "torch.compile": (accelerator.state.dynamo_plugin.backend.value, "NO"),
+        "FSDP, DeepSpeed or Megatron-LM": (accelerator.distributed_type in engines, False),
+    }
+    for name, (made, wanted) in expected.items():
+        if made != wanted:
+            raise ValueError(
+                f"Accelerate uses {made} for {name}, and the config says {wanted}: look for the setting in "
+                "the environment (ACCELERATE_...) and in `accelerate config`"
+            )
+
+
+def _check_alike(config: RunConfig) -> None:
+    """Raises ValueError on every rank where they were started with settings that would drive them apart."""
+    configs: list[RunConfig] = gather_object([config])
+    for rank, other in enumerate(configs):
+        differences = "".join(
+            f"\n  {key}: {first} in process 0, {own} in process {rank}"
+            for key, (first, own) in changed_keys(configs[0], other).items()
+            if key not in _OWN_KEYS
+        )
+        if differences:
+            raise ValueError(
+                f"the processes were started with different settings:{differences}\n"
+                "start all of them with the same arguments and the same launcher settings"
+            )
 
 
 def track(

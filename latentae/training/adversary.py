@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,9 @@ from latentae.losses.adversarial import AdversarialTerms
 from latentae.losses.gradient_penalty import R1, squared_slope
 from latentae.losses.lecam import LeCAM
 from latentae.training.randomness import StepRandomness
+
+GRADIENT_LOSSES = frozenset({"r1"})
+"""Names of losses that are made of gradients under the loss scale, and overflow when it is too large."""
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Adversary:
         r1: holds its slope down, or None.
         reuse_forward: whether the logits that taught the autoencoder teach the discriminator too; false where
             a forward changes the network.
+        loss_scale: multiplies a scalar by the loss scale of float16 training; None without one.
     """
 
     discriminator: nn.Module
@@ -34,6 +39,7 @@ class Adversary:
     lecam: LeCAM | None = None
     r1: R1 | None = None
     reuse_forward: bool = True
+    loss_scale: Callable[[Tensor], Tensor] | None = None
 
     def judge(self, reconstruction: Tensor, randomness: StepRandomness) -> Tensor:
         """Logits of a reconstruction; within a micro-batch it is augmented the same each time."""
@@ -70,7 +76,7 @@ class Adversary:
             loss = loss + self.lecam.weight * closeness
             numbers["lecam"] = closeness.detach()
         if r1 is not None:
-            slope = squared_slope(real, inputs)
+            slope = squared_slope(real, inputs, self.loss_scale)
             loss = loss + r1.factor * slope
             numbers["r1"] = slope.detach()
         return loss, numbers

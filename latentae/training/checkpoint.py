@@ -191,8 +191,8 @@ def load_checkpoint(
         own: whether the checkpoint belongs to the run that is continued.
 
     Raises:
-        ValueError: it does not fit the run's model, or was written with another global batch, which changes
-            the data's order.
+        ValueError: it does not fit the run's model, or the run's own was written with another global batch,
+            which changes the data's order.
     """
     try:
         progress: dict[str, Any] = json.loads((path / PROGRESS).read_text())
@@ -203,9 +203,9 @@ def load_checkpoint(
         if not own:
             remedy = "it belongs to another run: its model must be the same as this config's"
         raise ValueError(f"the checkpoint {path} cannot be read: {error}\n{remedy}") from error
-    if written_with != global_batch:
+    if own and written_with != global_batch:
         raise ValueError(
             f"batch_size x processes is {global_batch}, but was {written_with} when this run was saved; "
-            "choose a batch_size that makes them equal"
+            f"choose a batch_size that makes them equal, or branch off: resume={path} output_dir=NEW_FOLDER"
         )
     return progress

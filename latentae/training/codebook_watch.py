@@ -11,6 +11,7 @@ from torch import Tensor
 from latentae import distributed
 from latentae.config import RunConfig
 from latentae.data import ImageDataset, ImageStream, epoch_size
+from latentae.devices import to_float64_on_cpu
 from latentae.quantizers import Quantizer, code_counts, codebook_health, table_healths, usage_deciles
 from latentae.training.codebook_alarm import ENOUGH_PER_CODE, CodebookAlarm
 
@@ -213,7 +214,8 @@ def _names(use: CodeUse) -> list[str]:
 
 
 def _even_shares(counts: Tensor) -> Tensor:
-    return counts.double() * counts.shape[1] / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    counts = to_float64_on_cpu(counts)
+    return counts * counts.shape[1] / counts.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _packed(use: CodeUse | None) -> tuple[Tensor, int] | None:

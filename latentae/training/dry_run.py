@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 import textwrap
 from itertools import chain
 from pathlib import Path
@@ -31,7 +32,8 @@ def dry_run(config: RunConfig) -> str:
     """Builds all of a run, makes a few of its steps in memory, and tells what they need; every rank calls it.
 
     The run's folder is neither read nor written. The first batch is put into a picture beside it,
-    ``<output_dir>-dry-run.png``, or into the working folder where there is nothing yet for it to lie beside.
+    ``<output_dir>-dry-run.png``, or into the working folder where there is nothing yet for it to lie beside,
+    or where it would lie among the data.
 
     Raises:
         ValueError: what would stop the run before it started.
@@ -52,7 +54,7 @@ def dry_run(config: RunConfig) -> str:
             "lower batch_size (and raise gradient_accumulation_steps as much), lower data.image_size, or use "
             "mixed_precision=bf16"
         ) from error
-    picture = _save_picture(first["images"], Path(config.output_dir))
+    picture = _save_picture(first["images"], Path(config.output_dir), Path(config.data.name).expanduser())
     rows = {
         "parameters": _parameters(trainer),
         "latents": _latents(trainer, first["images"]),
@@ -67,7 +69,7 @@ def dry_run(config: RunConfig) -> str:
     head = (
         f"Dry run of {type(trainer.networks.autoencoder).__name__}; {trainer.folder.root} is left as it is."
     )
-    notes = [*config_warnings(config), *([] if sentence is None else [sentence])]
+    notes = [trainer.images.places, *config_warnings(config), *([] if sentence is None else [sentence])]
     columns = min(max(shutil.get_terminal_size((110, 24)).columns, 60), 120)
     wrapped = [
         textwrap.fill(
@@ -82,14 +84,19 @@ def dry_run(config: RunConfig) -> str:
     return "\n".join([head, *wrapped, *notes])
 
 
-def _save_picture(images: Tensor, output_dir: Path) -> Path:
-    """Writes up to 64 of the images, eight a row."""
+def _save_picture(images: Tensor, output_dir: Path, data: Path) -> Path:
+    """Writes up to 64 of the images, eight a row, and not into the data, of which it would be an image."""
     shown = images[:_IMAGES_SHOWN]
     columns = min(_COLUMNS, len(shown))
     empty = -len(shown) % columns
     filled = torch.cat([shown, shown.new_ones(empty, *shown.shape[1:])])
     absolute = output_dir.absolute()
-    folder = output_dir.parent if absolute.parent.is_dir() else Path()
+    places = [output_dir.parent, Path(), Path(tempfile.gettempdir())]
+    folder = next(
+        place
+        for place in places
+        if place.is_dir() and (place == places[-1] or not place.resolve().is_relative_to(data.resolve()))
+    )
     path = folder / f"{absolute.name}-dry-run.png"
     if distributed.is_main():
         with needing_disk(path):
@@ -138,7 +145,7 @@ def _steps(trainer: Trainer) -> str:
     if isinstance(trainer.images.training, ImageDataset):  # a stream does not know how much is to come
         an_epoch = len(trainer.images.training) / math.prod(factors)
         text += f"; {an_epoch:.1f} steps an epoch, {config.max_steps / an_epoch:.1f} epochs"
-    newest = trainer.folder.checkpoint_to_resume(config.resume)
+    newest = trainer.folder.checkpoint_to_resume(trainer.folder.resume_of(config))
     return text if newest is None else f"{text}; would continue after step {step_of(newest)}"
 
 

@@ -18,6 +18,7 @@ from latentae.latents.calibration import calibrate_on
 from latentae.models import KLVAE, VQVAE
 from latentae.training.checkpoint import needing_disk
 from latentae.training.folder import RunFolder
+from latentae.training.validation import noting_broken
 
 
 def calibrate_and_measure(
@@ -30,6 +31,7 @@ def calibrate_and_measure(
     device: torch.device,
     say: Callable[[str], None],
     measured: Mapping[str, float] | None = None,
+    note_broken: Callable[[list[str]], None] | None = None,
 ) -> dict[str, Any]:
     """Sets the scale of the latents from the training images, then measures on the validation images.
 
@@ -41,6 +43,7 @@ def calibrate_and_measure(
         say: told what a person should know of the calibration.
         measured: what ``validate`` has given for this very model, which is then not measured again: a scale
             changes its pixels by no more than rounding. None or empty: nothing.
+        note_broken: told of validation images that cannot be read, which are left out.
 
     Returns:
         numbers for the run's summary; the scale is None where it could not be measured.
@@ -54,12 +57,17 @@ def calibrate_and_measure(
         numbers = {name.removeprefix("validation_"): value for name, value in measured.items()}
         quality = ReconstructionQuality(images=len(validation_images), **numbers)
     else:
-        quality = _measure(model, validation_images, lpips, config, device)
+        quality = _measure(model, validation_images, lpips, config, device, note_broken)
     return {**asdict(quality), **scale}
 
 
 def _measure(
-    model: KLVAE | VQVAE, images: ImageDataset, lpips: Distance, config: RunConfig, device: torch.device
+    model: KLVAE | VQVAE,
+    images: ImageDataset,
+    lpips: Distance,
+    config: RunConfig,
+    device: torch.device,
+    note_broken: Callable[[list[str]], None] | None,
 ) -> ReconstructionQuality:
     loader = validation_loader(
         images,
@@ -67,7 +75,7 @@ def _measure(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    return evaluate_reconstruction(model, loader, lpips, device)
+    return evaluate_reconstruction(model, noting_broken(loader, note_broken), lpips, device)
 
 
 def _calibrate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,8 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentae.config import ConfigError, RunConfig, dump_config, read_config, refused_changes
+from latentae.config import (
+    DATA_SPELLING_KEYS,
+    ConfigError,
+    RunConfig,
+    changed_keys,
+    dump_config,
+    read_config,
+    refused_changes,
+    refused_in_branch,
+)
 from latentae.export.target import flush_names, mend_swap
+
+CONFIG = "config.yaml"
 
 _STEP_NAME = re.compile(r"step_(\d+)")
 _DAMAGED_NAME = re.compile(r"step_(\d+)\.damaged")
@@ -33,7 +45,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        return self.root / "config.yaml"
+        return self.root / CONFIG
 
     @property
     def metrics(self) -> Path:
@@ -52,8 +64,16 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def held_out(self) -> Path:
+        return self.root / "held_out.json"
+
+    @property
     def shards(self) -> Path:
         return self.root / "shards"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data.json"
 
     @property
     def model(self) -> Path:
@@ -77,33 +97,93 @@ class RunFolder:
 
     def check(self, config: RunConfig) -> None:
         """Raises ConfigError if ``config`` may not be run here, before anything is written."""
+        self._check_name()
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"output_dir is {self.root}, which is a file; choose another one")
-        if not self.config.exists():
+        if self.config.exists():
+            self._check_own(config)
+        else:
             cut_short = aside_of(self.config)  # a run that was killed in its first moment
             if self.root.is_dir() and any(item != cut_short for item in self.root.iterdir()):
                 raise ConfigError(
                     f"output_dir is {self.root}, which holds files but no run (no {self.config.name}); "
                     "choose an empty or new folder"
                 )
-            return
+        checkpoint = self.checkpoint_to_resume(self.resume_of(config))
+        if checkpoint is not None and not self.owns(checkpoint):
+            _check_branch(checkpoint, config)
+
+    def _check_name(self) -> None:
+        """Raises ConfigError for a path that the file system cannot have."""
+        path = self.root.absolute()
+        try:
+            existing = next(part for part in (path, *path.parents) if part.exists())
+            if not existing.is_dir() and existing != path:
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            longest = os.pathconf(existing, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+            for part in path.relative_to(existing).parts:
+                if len(os.fsencode(part)) > longest:
+                    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir is {_short(self.root)}, which cannot be a folder here ({error.strerror}); "
+                "choose another one"
+            ) from error
+
+    def _check_own(self, config: RunConfig) -> None:
+        """Raises ConfigError if the run in this folder cannot be continued with ``config``."""
         if config.resume == "never":
             raise ConfigError(
                 f"output_dir is {self.root}, which already holds a run, and resume=never would overwrite it; "
                 "choose another output_dir, or resume=auto to continue"
             )
         # Before its first checkpoint a run has learned nothing that other settings could not begin anew.
-        learned = bool(self.all_checkpoints()) or self.model.exists()
-        changes = refused_changes(read_config(self.config), config) if learned else []
+        if not (self.all_checkpoints() or self.model.exists()):
+            return
+        before = read_config(self.config)
+        # Where the run has recorded what it read, the data are compared once they are open.
+        same_data = self.data.is_file() or _same_path(before.data.name, config.data.name)
+        allowed = DATA_SPELLING_KEYS if self.data.is_file() else frozenset({"data.name"} if same_data else ())
+        changes = refused_changes(before, config, allowed)
         if changes:
             lines = "\n  ".join(changes)
             raise ConfigError(
                 f"output_dir is {self.root}, which holds a run with other settings:\n  {lines}\n"
-                "choose another output_dir, or go back to that run's settings to continue it"
+                f"go back to that run's settings to continue it, or {self.how_to_branch(config)}"
             )
 
-    def create(self, config: RunConfig) -> None:
-        """Makes the folders and writes the resolved config."""
+    def other_data(self, config: RunConfig, difference: str) -> str | None:
+        """Why a run cannot go on with data that differ; None where the same settings name them as before."""
+        changes = changed_keys(read_config(self.config), config)
+        lines = [f"{key}: {old} → {new}" for key, (old, new) in changes.items() if key in DATA_SPELLING_KEYS]
+        if not lines:
+            return None
+        shown = "\n  ".join(lines)
+        return (
+            f"output_dir is {self.root}, which holds a run with other data ({difference}):\n  {shown}\n"
+            f"go back to that run's data to continue it, or {self.how_to_branch(config)}"
+        )
+
+    def how_to_branch(self, config: RunConfig) -> str:
+        """What to write to go on from this run with ``config`` in another folder, in a clause."""
+        checkpoints = self.all_checkpoints()
+        if not checkpoints or refused_in_branch(read_config(self.config), config):
+            return f"start a new run from its weights: model.pretrained={self.root} output_dir=NEW_FOLDER"
+        return f"branch off with these: resume={checkpoints[-1]} output_dir=NEW_FOLDER"
+
+    def resume_of(self, config: RunConfig) -> str:
+        """``resume`` as it counts here: ``auto`` where the run of this folder branched off there before."""
+        if config.resume in ("auto", "never") or not self.all_checkpoints() or not self.config.is_file():
+            return config.resume
+        began_there = read_config(self.config).resume == config.resume
+        return "auto" if began_there and not self.owns(Path(config.resume)) else config.resume
+
+    def owns(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint lies among this run's own."""
+        return checkpoint.parent.resolve() == self.checkpoints.resolve()
+
+    def create(self, config: RunConfig, data: dict[str, Any] | None = None) -> None:
+        """Makes the folders and writes the resolved config, and the record of the data where there is one."""
         try:
             # The config first: from then on, whenever it is killed, the folder is known to be a run's.
             self.root.mkdir(parents=True, exist_ok=True)
@@ -111,6 +191,8 @@ class RunFolder:
             notes = (self.shards,) if config.data.streaming else ()
             for folder in (self.samples, self.checkpoints, *notes):
                 folder.mkdir(exist_ok=True)
+            if data is not None:
+                write_json(self.data, data)
         except OSError as error:
             raise ConfigError(
                 f"output_dir is {self.root}, where nothing can be written ({error.strerror}); "
@@ -124,13 +206,13 @@ class RunFolder:
         if resume == "auto":
             return next(reversed(self.all_checkpoints()), None)
         path = Path(resume)
-        if not path.is_dir() or not _STEP_NAME.fullmatch(path.name):
+        if not exists(path) or not path.is_dir() or not _STEP_NAME.fullmatch(path.name):
             here = ", ".join(path.name for path in self.all_checkpoints()) or "none"
             raise ConfigError(
                 f"resume is {resume}, which is no checkpoint folder; in {self.checkpoints} there are: {here}"
             )
         later = [other.name for other in self.all_checkpoints() if step_of(other) > step_of(path)]
-        if later and path.parent.resolve() == self.checkpoints.resolve():
+        if later:
             raise ConfigError(
                 f"resume is {resume}, and {self.checkpoints} holds later ones ({', '.join(later)}) that the "
                 "run would write over; name a new output_dir to branch off, or remove them to go back"
@@ -168,6 +250,46 @@ class RunFolder:
             write_text(self.metrics, "".join(kept))
 
 
+def _short(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at a path; there is not where its name is too long for the file system."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def checkpoint_config(checkpoint: Path) -> RunConfig | None:
+    """The config that a checkpoint was trained with: its own copy, or its run's; None without either."""
+    for folder in (checkpoint, checkpoint.parent.parent):
+        if (folder / CONFIG).is_file():
+            return read_config(folder / CONFIG)
+    return None
+
+
+def _check_branch(checkpoint: Path, config: RunConfig) -> None:
+    """Raises ConfigError if a run of ``config`` cannot branch off from a checkpoint."""
+    before = checkpoint_config(checkpoint)
+    changes = [] if before is None else refused_in_branch(before, config)
+    if changes:
+        lines = "\n  ".join(changes)
+        raise ConfigError(
+            f"resume is {checkpoint}, a checkpoint that these settings do not fit:\n  {lines}\n"
+            "a branch keeps them as they were; to change them, start a new run from the finished model's "
+            f"weights: leave out resume, and set model.pretrained={checkpoint.parent.parent}"
+        )
+
+
+def _same_path(old: str, new: str) -> bool:
+    """Whether two names of data are two spellings of one path that exists."""
+    paths = [Path(name).expanduser() for name in (old, new)]
+    return all(exists(path) for path in paths) and paths[0].resolve() == paths[1].resolve()
+
+
 def _step_in(line: str) -> float:
     """The step of a line of metrics.jsonl; infinite for one that was cut short."""
     try:
@@ -188,7 +310,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file aside and renames it, so that it is never half there, nor after a loss of power."""
     aside = aside_of(path)
     try:
-        with aside.open("w") as file:
+        with aside.open("w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -1,8 +1,8 @@
-"""Updates from losses or gradients that are no finite numbers are not made, are counted, and are named."""
+"""Refuses updates from losses or gradients that are not finite, counts them and names their causes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from latentae import distributed
+from latentae.data.names import printable_name
 
 Gather = Callable[[list[Any]], list[Any]]
 """Joins the lists of all ranks into one, the same on each."""
@@ -32,7 +33,7 @@ class SkippedStep:
     names: list[str]
 
     def __str__(self) -> str:
-        shown = ", ".join(self.names[:_NAMES_SHOWN])
+        shown = ", ".join(map(printable_name, self.names[:_NAMES_SHOWN]))
         if len(self.names) > _NAMES_SHOWN:
             shown += f" and {len(self.names) - _NAMES_SHOWN} more"
         return f"step {self.step} skipped: {', '.join(self.causes)} not finite; its images: {shown}"
@@ -57,6 +58,8 @@ class Guard:
 
     Args:
         gather: joins the ranks' lists.
+        gradient_losses: names of losses that are made of gradients under the loss scale. Like gradient norms
+            they overflow when the scale is too large.
 
     Attributes:
         skipped: updates not made so far, in the whole run.
@@ -65,8 +68,9 @@ class Guard:
             before; 0 if all of its updates were made.
     """
 
-    def __init__(self, gather: Gather) -> None:
+    def __init__(self, gather: Gather, gradient_losses: Collection[str] = ()) -> None:
         self.gather = gather
+        self.gradient_losses = gradient_losses
         self.skipped = 0
         self.consecutive = 0
         self.longest = 0
@@ -88,9 +92,9 @@ class Guard:
 
         Args:
             norms: gradient norms by name, unscaled, from gradients averaged over ranks.
-            loss_scale: the gradient scaler's, if there is one. Gradients that overflow under a scale above 1
-                while the losses are finite are the scaler's business: such an update is not made either, but
-                it is no fault.
+            loss_scale: the gradient scaler's, if there is one. Where gradients, or losses made of gradients,
+                overflow under a scale above 1 and all other losses are finite, the scaler lowers its scale:
+                such an update is not made either, but it is not a fault.
         """
         infinite = [*self._losses.values(), *(~torch.isfinite(norm) for norm in norms.values())]
         own = torch.stack(infinite).float()
@@ -100,7 +104,9 @@ class Guard:
         here = (own * elsewhere_fine)[: len(self._losses)].sum()
         overflow = torch.zeros_like(here)
         if loss_scale is not None:
-            overflow = (total[: len(self._losses)].sum() == 0).float() * (loss_scale > 1)
+            counts = zip(self._losses, total, strict=False)  # those of the losses come first
+            plain = [count for name, count in counts if name not in self.gradient_losses]
+            overflow = (sum(plain, torch.zeros_like(here)) == 0).float() * (loss_scale > 1)
         flags = torch.cat([total, torch.stack([overflow, here])])
         self._attempts.append(_Attempt(step, [*self._losses, *norms], self._names, flags))
         self._losses, self._names = {}, []
@@ -110,13 +116,8 @@ class Guard:
         """The updates not made since the last call; every rank must call it."""
         attempts, self._attempts = self._attempts, []
         self.longest = 0
-        if not attempts:
-            return []
-        flags = iter(torch.cat([attempt.flags for attempt in attempts]).tolist())
         skipped = []
-        for attempt in attempts:
-            ranks = [next(flags) for _ in attempt.labels]
-            overflow, here = next(flags), next(flags)
+        for attempt, ranks, overflow, here in _read(attempts):
             if not any(ranks):
                 self.consecutive = 0
             elif not overflow:
@@ -134,9 +135,24 @@ class Guard:
         return guilty or [name for _, theirs in by_rank for name in theirs]
 
     def state_dict(self) -> dict[str, int]:
-        """What a resumed run goes on counting from; call ``report`` before."""
-        return {"skipped": self.skipped, "consecutive": self.consecutive}
+        """What a resumed run goes on counting from, with what was judged since the last ``report``."""
+        skipped, consecutive = self.skipped, self.consecutive
+        for _, ranks, overflow, _ in _read(self._attempts):
+            if not any(ranks):
+                consecutive = 0
+            elif not overflow:
+                skipped, consecutive = skipped + 1, consecutive + 1
+        return {"skipped": skipped, "consecutive": consecutive}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Takes up a state written by ``state_dict``."""
         self.skipped, self.consecutive = state["skipped"], state["consecutive"]
+
+
+def _read(attempts: Sequence[_Attempt]) -> Iterator[tuple[_Attempt, list[float], float, float]]:
+    """Each attempt with its flags from the device: by label, of the scaler's overflow, of a loss of ours."""
+    if not attempts:
+        return
+    flags = iter(torch.cat([attempt.flags for attempt in attempts]).tolist())
+    for attempt in attempts:
+        yield attempt, [next(flags) for _ in attempt.labels], next(flags), next(flags)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import time
@@ -15,13 +14,18 @@ from latentae import distributed
 from latentae.config import ConfigError
 from latentae.training.folder import RunFolder
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _HELD, _FREE = 1, 0
 
 
 class RunLock:
     """A lock on a run's folder, which ends with the process that has it, however that ends.
 
-    On a file system without locks nothing is guarded.
+    On a file system or a system without such locks nothing is guarded; Windows is one.
 
     Args:
         folder: the run's.
@@ -50,7 +54,7 @@ class RunLock:
             )
 
     def _wait(self, say: Callable[[str], None]) -> int:
-        if self._file is not None or not self.folder.root.is_dir():
+        if fcntl is None or self._file is not None or not self.folder.root.is_dir():
             return _FREE
         ends = time.monotonic() + self.patience
         if self._try() == _HELD:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latentae import distributed
+from latentae.devices import has_float64
 
 
 class Meter:
@@ -80,6 +81,7 @@ class Meter:
             self._sums[name], self._counts[name] = total, count
 
     def _table(self, names: list[str]) -> Tensor:
-        """[names, 2] the sums and the counts, in float64."""
+        """[names, 2] the sums and the counts in float64, on the device where that has it."""
+        device = self._device if has_float64(self._device) else torch.device("cpu")
         pairs = [torch.stack([self._sums[name], self._counts[name]]) for name in names]
-        return torch.stack([pair.to(self._device, torch.float64) for pair in pairs])
+        return torch.stack([pair.to(device).double() for pair in pairs])

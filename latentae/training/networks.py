@@ -42,6 +42,7 @@ class Networks:
         step: one micro-batch.
         pretrained: the model that the first weights are of, taken up unless the run is resumed, or None.
         frozen: what does not learn, or None where all does.
+        pinned: whether the posterior of a KLVAE is held certain, as a plain autoencoder's is.
         performance: what was chosen for the sake of speed and memory, in sentences.
     """
 
@@ -52,6 +53,7 @@ class Networks:
     step: TrainingStep
     pretrained: Pretrained | None = None
     frozen: Frozen | None = None
+    pinned: bool = False
     performance: tuple[str, ...] = ()
 
     def commit(self, step: int, generator: torch.Generator, accepted: Tensor | bool = True) -> None:
@@ -62,6 +64,8 @@ class Networks:
             generator: on the CPU, in the same state on every rank.
             accepted: whether the step was made; a boolean scalar on the device, or a bool.
         """
+        if self.pinned and isinstance(self.autoencoder, KLVAE):
+            self.autoencoder.pin_posterior()  # no loss moves it, but weight decay does
         self.step.commit(accepted)
         if self.quantizer is not None:
             self.quantizer.commit(step, generator, accepted)
@@ -86,14 +90,17 @@ def build_networks(
     size = config.data.image_size
     autoencoder = build.build_autoencoder(config.model, size if isinstance(size, int) else max(size))
     frozen = freeze_encoder(autoencoder) if config.freeze_encoder else None
-    if isinstance(autoencoder, KLVAE) and config.loss.kl is None and frozen is None:
+    pinned = isinstance(autoencoder, KLVAE) and config.loss.kl is None and frozen is None
+    if pinned:
         autoencoder.pin_posterior()
     autoencoder.to(accelerator.device)
     discriminator = build.build_discriminator(config)
     ema = EMA(autoencoder, config.ema_decay or 0.0)
     performance = _tune(config, autoencoder, objective, discriminator, accelerator.device)
     with distributed.main_first():
-        features = build.build_feature_maps(config)
+        features = build.build_feature_maps(config, bfloat16=accelerator.mixed_precision == "bf16")
+    if features is not None and features.precision != "float32":
+        performance += (f"the network of loss.alignment computes in {features.precision}",)
     trainable = _with_learned_loss(autoencoder, objective, features, config)
     learners = [_learner("autoencoder", trainable, config.optimizer, config, accelerator)]
     adversary = None
@@ -120,7 +127,7 @@ def build_networks(
         latents_shape=autoencoder.latents_shape if samples else None,
         backward=accelerator.backward,
     )
-    return Networks(autoencoder, quantizer, ema, learners, step, pretrained, frozen, performance)
+    return Networks(autoencoder, quantizer, ema, learners, step, pretrained, frozen, pinned, performance)
 
 
 def _tune(
@@ -135,16 +142,14 @@ def _tune(
     if config.float32_precision is not None:
         done.append(set_float32_precision(config.float32_precision, device))
     if config.performance != "off":
-        sizes = config.data.training_sizes
-        largest, differ = max(sizes, key=math.prod), len(set(sizes)) > 1
         done.append(
             tune(
                 autoencoder,
                 objective,
-                largest,
+                max(config.data.training_sizes, key=math.prod),
                 device,
                 performance=config.performance,
-                sizes_differ=differ,
+                sizes_differ=_sizes_differ(config),
             )
         )
     if config.channels_last:
@@ -154,6 +159,11 @@ def _tune(
         twice = config.discriminator is not None and config.discriminator.r1 is not None
         done.append(compile_networks(autoencoder, objective.perceptual, None if twice else discriminator))
     return tuple(done)
+
+
+def _sizes_differ(config: RunConfig) -> bool:
+    """Whether steps draw the sizes of their images or latents. Those that a spectral loss adds are few."""
+    return config.loss.equivariance is not None or len(set(config.data.training_sizes)) > 1
 
 
 def seed_everything(seed: int) -> None:
@@ -221,6 +231,7 @@ def _adversary(
         lecam=None if lecam is None else lecam.to(accelerator.device),
         r1=build.build_r1(discriminator_config),
         reuse_forward=not getattr(discriminator, "forward_has_state", False),
+        loss_scale=None if accelerator.scaler is None else accelerator.scaler.scale,
     )
     return adversary, learner
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 import torch
@@ -119,6 +120,25 @@ def adamw8bit(
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "adamw8bit": adamw8bit}
+
+
+@contextmanager
+def keep_settings(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
+    """Loads only averages and counts of optimizers in its body; their settings stay what they are.
+
+    A state dict also holds the settings of its own run (betas, epsilon, weight decay, a group's share of the
+    learning rate, the kernel), and loading it would put these in the place of what the config says.
+    """
+    settings = [
+        [{name: value for name, value in group.items() if name != "params"} for group in one.param_groups]
+        for one in optimizers
+    ]
+    yield
+    for optimizer, groups in zip(optimizers, settings, strict=True):
+        for group, own in zip(optimizer.param_groups, groups, strict=True):
+            group.update(own)
+        # Once more under these settings: they decide on which device the fused kernel finds its counts.
+        optimizer.load_state_dict(optimizer.state_dict())
 
 
 def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentae.config import RunConfig, read_config
-from latentae.training.folder import RunFolder
+from latentae.training.folder import RunFolder, checkpoint_config, exists
 
 
 def describe_pretrained(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def describe_pretrained(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     place, groups = data["model"]["pretrained"], data["model"].get("norm_num_groups")
     folder = RunFolder(Path(str(data.get("output_dir", RunConfig.model_fields["output_dir"].default))))
-    recorded = _recorded(folder, place)
+    recorded = _recorded(folder, str(data.get("resume", "auto")), place)
     if recorded is not None:
         return recorded
 
@@ -34,9 +34,13 @@ def describe_pretrained(data: Mapping[str, Any]) -> dict[str, Any]:
     return describe_architecture(open_pretrained(place, groups if is_number else None))
 
 
-def _recorded(folder: RunFolder, place: str) -> dict[str, Any] | None:
-    """The model section of the run in ``folder``, if it started from that place and has learned since."""
-    if not folder.config.is_file() or not (folder.all_checkpoints() or folder.model.is_dir()):
+def _recorded(folder: RunFolder, resume: str, place: str) -> dict[str, Any] | None:
+    """The model section of the run that goes on, here or from a checkpoint, if it started from that place."""
+    config = None
+    if resume not in ("auto", "never") and exists(Path(resume)):
+        config = checkpoint_config(Path(resume))
+    elif exists(folder.config) and (folder.all_checkpoints() or folder.model.is_dir()):
+        config = read_config(folder.config)
+    if config is None or config.model.pretrained != place:
         return None
-    model = read_config(folder.config).model
-    return model.model_dump(mode="json", by_alias=True) if model.pretrained == place else None
+    return config.model.model_dump(mode="json", by_alias=True)

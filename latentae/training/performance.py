@@ -1,11 +1,12 @@
-"""What makes a step faster or leaner without changing what it computes, chosen by what was measured.
+"""Choices that make a step faster or leaner and do not change what it computes.
 
-The measurements are those of benchmarks/bench_step.py, in benchmarks/results.
+On a CPU they follow from the measurements of benchmarks/bench_step.py, in benchmarks/results.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 from torch import nn
@@ -14,10 +15,44 @@ from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.perceptual import LPIPS
 from latentae.models.lean import make_lean
 
-# On a device that is not named, stock blocks and whole batches: nothing was measured there.
+# A device that is not named keeps the stock blocks: nothing was measured there.
 _LEAN_DEVICES = ("cpu",)
-# At fewer pixels the deepest layers, all weights and hardly any pixels, would be read too often.
+# Pixels that LPIPS takes at a time. On a CPU: with fewer, the deepest layers, which have many weights and
+# hardly any pixels, would read their weights too often.
 _LPIPS_PIXELS = {"cpu": 2**15}
+# On any other device: LPIPS on VGG16, the larger trunk, then holds less than 1 GiB (1.4 kB per pixel, in
+# float32), whatever the batch.
+_LPIPS_PIXELS_ELSEWHERE = 2**19
+
+
+@dataclass(frozen=True)
+class TorchSettings:
+    """What a run sets in torch for the whole process, and what its end puts back.
+
+    Attributes:
+        tries_algorithms: whether cuDNN tries its algorithms out.
+        determinism: torch's mode: 0 for none, 1 for warnings, 2 for deterministic algorithms only.
+        threads: that torch computes with on a CPU.
+    """
+
+    tries_algorithms: bool
+    determinism: int
+    threads: int
+
+    @classmethod
+    def read(cls) -> Self:
+        """The present settings."""
+        return cls(
+            torch.backends.cudnn.benchmark,
+            torch.get_deterministic_debug_mode(),
+            torch.get_num_threads(),
+        )
+
+    def restore(self) -> None:
+        """Makes these the settings again."""
+        torch.backends.cudnn.benchmark = self.tries_algorithms
+        torch.set_deterministic_debug_mode(self.determinism)
+        torch.set_num_threads(self.threads)
 
 
 def tune(
@@ -29,15 +64,15 @@ def tune(
     performance: Literal["auto", "memory"] = "auto",
     sizes_differ: bool = False,
 ) -> str:
-    """Makes the choices for a device, in place, and says in a sentence which.
+    """Makes the choices for a device, in place, and names them in a sentence.
 
     Args:
-        autoencoder: what is trained, not yet compiled; names and values of its weights stay.
-        objective: whose perceptual loss goes through its network in chunks.
+        autoencoder: the model to train, not yet compiled; names and values of its weights stay.
+        objective: its perceptual loss goes through its network in chunks.
         size: height and width of the training images, in pixels; of the largest, where they differ.
         device: where it is trained.
         performance: ``memory`` takes the least memory there is, on any device and at some cost in time.
-        sizes_differ: whether batches come in several sizes.
+        sizes_differ: whether the networks see tensors of several sizes.
     """
     least = performance == "memory"
     chosen = []
@@ -47,8 +82,9 @@ def tune(
         if exchanged:
             again = f", convolutions of {channels} channels done twice" if channels else ""
             chosen.append(f"{exchanged} lean blocks{again}")
-    perceptual, pixels = objective.perceptual, 0 if least else _LPIPS_PIXELS.get(device.type)
-    if isinstance(perceptual, LPIPS) and pixels is not None:
+    perceptual = objective.perceptual
+    pixels = 0 if least else _LPIPS_PIXELS.get(device.type, _LPIPS_PIXELS_ELSEWHERE)
+    if isinstance(perceptual, LPIPS):
         perceptual.chunk = max(1, pixels // (size[0] * size[1]))
         rounded = "" if perceptual.precision == "float32" else f" in {perceptual.precision}"
         chosen.append(f"LPIPS {perceptual.chunk} images at a time{rounded}")
@@ -58,10 +94,14 @@ def tune(
 
 
 def _tune_cuda(sizes_differ: bool) -> list[str]:
-    """What cuDNN's and torch's documentation promise for any model; the rest waits for a measurement."""
+    """What cuDNN's and torch's documentation promise for any model; the rest waits for a measurement.
+
+    cuDNN tries out its algorithms for each size that it meets for the first time, which only pays where sizes
+    repeat. The setting holds for the whole process, so it is also switched off.
+    """
     chosen = ["fused AdamW, batches copied from pinned memory while the GPU computes"]
-    if not (sizes_differ or torch.are_deterministic_algorithms_enabled()):
-        torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = not (sizes_differ or torch.are_deterministic_algorithms_enabled())
+    if torch.backends.cudnn.benchmark:
         chosen.append("cuDNN tries its algorithms out")
     return [*chosen, "chosen by documentation, not measured here"]
 

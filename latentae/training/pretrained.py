@@ -89,6 +89,12 @@ class Pretrained:
             f"weights of {self.record['pretrained']} ({self.record['class']}, "
             f"sha256 {self.record['sha256'][:12]})"
         ]
+        if not self.config.freeze_encoder:
+            lines.append(
+                "the encoder learns too, so the latents move: denoisers, latent caches and codes made with "
+                f"{self.record['pretrained']} will not fit the new model. To keep them, set "
+                "freeze_encoder=true, which trains the decoder alone"
+            )
         if self.config.freeze_encoder and self.record["settings"].get("scaling_factor") is None:
             lines.append(
                 "that does not tell the scale of its latents, so that the exported model will not either: "

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from torch import Tensor
 
@@ -67,7 +68,7 @@ class Recorder:
             histograms: values [N] by name, for the trackers alone.
 
         Raises:
-            RunError: metrics.jsonl cannot be written.
+            RunError: metrics.jsonl or standard output cannot be written.
         """
         now = time.perf_counter()
         speed = (step - self.last_step) * self.images_per_step / (now - self.last_time)
@@ -75,21 +76,25 @@ class Recorder:
         if not self.enabled:
             return
         line: dict[str, float | list[float]] = {"step": step, "images_per_second": speed, **measurements}
-        try:
+        numbers = {name: value for name, value in line.items() if not isinstance(value, list)}
+        with _writing(self.folder.metrics):
             with self.folder.metrics.open("a") as file:
                 file.write(json.dumps({name: _rounded(value) for name, value in line.items()}) + "\n")
-            numbers = {name: value for name, value in line.items() if not isinstance(value, list)}
             self.track(
                 {name: value for name, value in numbers.items() if name != "step"}, histograms or {}, step
             )
-        except OSError as error:
-            raise RunError(f"cannot write {self.folder.metrics} ({error.strerror}); {_CONTINUE}") from error
-        self.progress.show(step, numbers)
+        with _writing("standard output"):
+            self.progress.show(step, numbers)
 
     def say(self, message: str | None) -> None:
-        """Shows a sentence, above the bar if there is one; None: there is none."""
+        """Shows a sentence, above the bar if there is one; None: there is none.
+
+        Raises:
+            RunError: standard output is a file on a full disk.
+        """
         if message is not None:
-            self.progress.say(message)
+            with _writing("standard output"):
+                self.progress.say(message)
 
     def close(self) -> None:
         """Ends the display."""
@@ -97,6 +102,14 @@ class Recorder:
 
 
 _CONTINUE = "the checkpoints are untouched: make room and run the same command again to continue"
+
+
+@contextmanager
+def _writing(place: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {place} ({error.strerror}); {_CONTINUE}") from error
 
 
 def _rounded(value: float | list[float]) -> float | list[float]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from latentae.config import RunConfig
 from latentae.training.folder import RunFolder
+from latentae.training.start_command import Start, how_started, program_name
 
 _STOCK_CLASSES = ("AutoencoderKL", "VQModel")
 _SOURCE, _MEASURED = "scale_source", "measured on the training images"
@@ -42,6 +41,7 @@ def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
         for key, (label, form) in _ROWS.items()
         if summary.get(key) is not None
     ]
+    start = how_started()
     return "\n".join(
         [
             f"Validation on {summary['images']} images after {summary['step']} steps "
@@ -53,9 +53,10 @@ def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
             f"  log           {folder.metrics}",
             "",
             "Next:",
-            f"  {_command()} data.name=path/to/images output_dir=my_run",
-            f"  {_command(same_run=True)} max_steps={2 * summary['step']}  # continues this run",
-            f"  {_program('tensorboard')} --logdir {folder.root}",
+            f"  {_command(start)} data.name=path/to/images output_dir=my_run",
+            f"  {_command(start, same_run=True)} max_steps={2 * summary['step']}"
+            f"  # continues this run{start.beside}",
+            f"  {program_name('tensorboard')} --logdir {folder.root}",
         ]
     )
 
@@ -66,29 +67,13 @@ def _loader(folder: RunFolder) -> str:
     return f"diffusers.{name}.from_pretrained" if name in _STOCK_CLASSES else "latentae.load_autoencoder"
 
 
-def _command(same_run: bool = False) -> str:
-    """How this process was started, as a person would type it again; ``same_run`` keeps its arguments."""
-    script, given = Path(sys.argv[0]), sys.argv[1:]
-    if script.name.startswith("train_"):
-        words = [_program("accelerate"), "launch", "--quiet", _from_here(script)]
-    else:
-        words, given = [_program("latentae"), *given[:2]], given[2:]
+def _command(start: Start, *, same_run: bool = False) -> str:
+    """A start of this program as a person would type it again; ``same_run`` keeps its arguments."""
+    words, given = list(start.words), sys.argv[1:]
+    if not Path(sys.argv[0]).name.startswith("train_"):  # `latentae train FAMILY`
+        words, given = [*words, *given[:2]], given[2:]
     if same_run:
         words += [argument for argument in given if not argument.startswith(("max_steps=", "resume="))]
     elif "--config" in given:
         words += given[given.index("--config") :][:2]
     return shlex.join(words)
-
-
-def _program(name: str) -> str:
-    """A program of this environment: its name where the shell would find it, else its path."""
-    beside = Path(sys.executable).parent / name
-    found = shutil.which(name)
-    if not beside.exists() or (found is not None and Path(found).parent == beside.parent):
-        return name
-    return _from_here(beside)
-
-
-def _from_here(path: Path) -> str:
-    """The shorter of a path and the same seen from the working folder."""
-    return min(str(path), os.path.relpath(path), key=len)

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentae import build, distributed
-from latentae.config import RunConfig, config_warnings, dump_config
+from latentae.config import ConfigError, RunConfig, config_warnings, dump_config
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
+from latentae.devices import to_float64_on_cpu
 from latentae.evaluation.reconstruction import NoMeasurementError
 from latentae.report.figures import code_usage
 from latentae.report.grids import Picture, save_png
-from latentae.training.accelerator import create_accelerator, gather_object, track, track_picture
+from latentae.training.accelerator import (
+    create_accelerator,
+    gather_object,
+    process_group_timeout,
+    track,
+    track_picture,
+)
+from latentae.training.adversary import GRADIENT_LOSSES
 from latentae.training.adversary_watch import AdversaryWatch
 from latentae.training.broken import TooManyBrokenImagesError
 from latentae.training.checkpoint import choose_checkpoint, load_checkpoint, needing_disk, save_checkpoint
 from latentae.training.codebook_start import start_codebook
 from latentae.training.codebook_watch import watch_codebook
+from latentae.training.data_record import data_difference, record_data
 from latentae.training.diagnosis import RETRY, diagnose, explain
 from latentae.training.finish import calibrate_and_measure, export_run
-from latentae.training.folder import RankError, RunError, RunFolder, write_json
+from latentae.training.folder import CONFIG, RankError, RunError, RunFolder, write_json, write_text
 from latentae.training.guard import Guard
-from latentae.training.images import open_images
+from latentae.training.images import held_out_before, open_images
+from latentae.training.launcher import settle
 from latentae.training.learner import update
 from latentae.training.lock import RunLock
 from latentae.training.meter import Meter
 from latentae.training.networks import build_networks
+from latentae.training.optim import keep_settings
+from latentae.training.performance import TorchSettings
 from latentae.training.previews import preview
 from latentae.training.randomness import StepRandomness
 from latentae.training.recorder import Recorder
@@ -56,9 +71,10 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, *, rehearsal: bool = False) -> None:
-        self.config = config
+        self.config = config = settle(config)
         self.folder = RunFolder(Path(config.output_dir))
         self.folder.check(config)
+        self.torch_settings = TorchSettings.read()
         self.accelerator = create_accelerator(config)
         self.device = self.accelerator.device
         self.lock = RunLock(self.folder)
@@ -79,21 +95,24 @@ class Trainer:
             gather=gather_object,
             say=self.accelerator.print,
             notes=None if rehearsal else self.folder.shards,
+            before=held_out_before(self.folder, self.folder.resume_of(config)),
         )
         self.networks = build_networks(config, self.accelerator, objective)
-        self.guard = Guard(gather_object)
+        self.guard = Guard(gather_object, GRADIENT_LOSSES)
         self.codes = watch_codebook(self.networks.quantizer, config, self.images.training)
         self.meter = Meter()
         self.accelerator.register_for_checkpointing(self.guard, self.codes, self.meter)
         if not rehearsal:
             self._resume()
+            data_record = self._compare_data()
         pretrained = self.networks.pretrained
         if pretrained is not None and self.step == 0:
             pretrained.take_up()
         if rehearsal:
             return
         if distributed.is_main():
-            self.folder.create(config)
+            self.folder.create(config, data_record)
+            write_json(self.folder.held_out, self.images.held_out.to_dict())
             self.folder.forget_after(self.step)
             if pretrained is not None:
                 pretrained.write(self.folder.root)
@@ -101,15 +120,39 @@ class Trainer:
 
     def _resume(self) -> None:
         """Takes up the run's newest checkpoint, or the one asked for."""
-        path = choose_checkpoint(self.folder, self.config.resume, self.accelerator.print)
+        resume = self.folder.resume_of(self.config)
+        path = choose_checkpoint(self.folder, resume, self.accelerator.print)
         if path is not None:
-            own = path.parent == self.folder.checkpoints
-            progress = load_checkpoint(path, self.accelerator.load_state, self._global_batch(), own=own)
+            own = self.folder.owns(path)
+            with keep_settings([learner.optimizer for learner in self.networks.learners]):
+                progress = load_checkpoint(path, self.accelerator.load_state, self._global_batch(), own=own)
             self.step, self.seconds = progress["step"], progress["seconds"]
             if own:
                 self.saved_step, self.validation = self.step, progress["validation"]
             # What was saved within a step, after a fault, begins that step anew.
             self.accelerator.step = self.step * self.config.gradient_accumulation_steps
+
+    def _compare_data(self) -> dict[str, Any]:
+        """What the run reads, on the first rank; every rank must call it.
+
+        Raises:
+            ConfigError: on all ranks, where a run goes on with other settings that name other images.
+        """
+        record: dict[str, Any] = {}
+        difference, refusal = None, None
+        if distributed.is_main():
+            record = record_data(self.images.training, self.images.validation)
+            if self.saved_step is not None and self.folder.data.is_file():
+                difference = data_difference(json.loads(self.folder.data.read_text()), record)
+                refusal = difference and self.folder.other_data(self.config, difference)
+        if distributed.broadcast_from_main(torch.tensor(int(refusal is not None))):
+            raise ConfigError(refusal or "the run reads other data than before")
+        if difference is not None:
+            self.accelerator.print(
+                f"the data are not those that this run began with: {difference}; from here on the images "
+                "come in another order"
+            )
+        return record
 
     def fit(self) -> dict[str, Any]:
         """Trains to ``max_steps``, measures and exports; returns what ``summary.json`` holds.
@@ -129,10 +172,15 @@ class Trainer:
             track=partial(track, self.accelerator),
             enabled=distributed.is_main(),
         )
-        for sentence in [self._describe_start(), *self.networks.describe(), *config_warnings(config)]:
+        for sentence in [
+            self._describe_start(),
+            self.images.places,
+            *self.networks.describe(),
+            *config_warnings(config),
+        ]:
             recorder.say(sentence)
         try:
-            with StopSignals() as signals:
+            with StopSignals(process_group_timeout(config)) as signals:
                 self._train(recorder, signals)
                 signals.leave_at_once(self._how_to_continue())
                 summary = self._finish()
@@ -148,6 +196,7 @@ class Trainer:
             raise RunError(f"{reason}\n{self._how_to_continue()}") from error
         finally:
             recorder.close()
+            self.torch_settings.restore()
         self.accelerator.end_training()
         recorder.say("\n" + describe(self.folder, summary))
         return summary
@@ -175,9 +224,10 @@ class Trainer:
                 self._save_checkpoint()
             stop = signals.asked()
             if stop is not None:
+                self._report_skipped(recorder)
                 self._save_checkpoint()
                 self.accelerator.end_training()
-                raise RunStopped(f"stopped by {stop.name}: {self._how_to_continue()}")
+                raise RunStopped(f"stopped by {stop}: {self._how_to_continue()}")
 
     def _log(self, recorder: Recorder, watch: AdversaryWatch) -> None:
         """A line of numbers, with what validation measures where it is due."""
@@ -191,6 +241,7 @@ class Trainer:
                     batch_size=self.config.batch_size,
                     device=self.device,
                     num_workers=self.config.data.num_workers,
+                    note_broken=self.images.broken.add,
                 )
         codes = self.codes.read(final=self.step == self.config.max_steps)
         skipped = {"skipped_steps": self.guard.skipped}
@@ -199,6 +250,8 @@ class Trainer:
             recorder.say(warning)
 
     def _how_to_continue(self) -> str:
+        if self.step == 0:
+            return "no step was made yet; the same command starts again"
         return f"the run is saved at step {self.step}; the same command continues from there"
 
     def _report_skipped(self, recorder: Recorder) -> None:
@@ -306,7 +359,7 @@ class Trainer:
                 recorder.say(f"no sample picture of step {self.step}: {error}")
             shares = self.codes.shares()
             if shares is not None:
-                drawn = code_usage(shares.double().cpu().numpy())
+                drawn = code_usage(to_float64_on_cpu(shares).numpy())
                 self._save_picture("codes", drawn.picture, self.folder.codes(self.step))
 
     def _save_picture(self, name: str, picture: Picture, path: Path) -> None:
@@ -315,7 +368,8 @@ class Trainer:
             track_picture(self.accelerator, name, picture, self.step)
 
     def _save_checkpoint(self) -> None:
-        if self.saved_step == self.step:
+        # Before its first step a run has learned nothing that its seed would not give again.
+        if self.step in (0, self.saved_step):
             return
         progress = {
             "step": self.step,
@@ -324,8 +378,14 @@ class Trainer:
             "validation": self.validation,
         }
         keep, best_metric = self.config.keep_checkpoints, self.config.best_metric
-        save_checkpoint(self.folder, self.accelerator.save_state, progress, keep, best_metric)
+        save_checkpoint(self.folder, self._save_state, progress, keep, best_metric)
         self.saved_step = self.step
+
+    def _save_state(self, checkpoint: str) -> None:
+        """Writes what this rank has to a checkpoint's folder."""
+        self.accelerator.save_state(checkpoint)
+        if distributed.is_main():
+            write_text(Path(checkpoint, CONFIG), dump_config(self.config))
 
     def _finish(self) -> dict[str, Any]:
         """Calibrates, measures and exports the averaged weights."""
@@ -337,8 +397,16 @@ class Trainer:
             self.config,
             device=self.device,
             say=self.accelerator.print,
-            measured=self.validation,
+            # Of images that cannot be read, only a measurement says how many were left out.
+            measured=None if self.images.broken.known else self.validation,
+            note_broken=self.images.broken.add,
         )
+        try:
+            sentence = self.images.broken.report()
+        except TooManyBrokenImagesError as error:  # nothing is left that more of them could spoil
+            sentence = str(error)
+        if sentence is not None:
+            self.accelerator.print(sentence)
         summary = {"step": self.step, **numbers, "seconds": round(self.seconds, 1)}
         if distributed.is_main():
             export_run(self.networks.ema.model, self.folder)

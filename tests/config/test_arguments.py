@@ -2,6 +2,7 @@ import pytest
 
 from latentae.config import ConfigError
 from latentae.config.arguments import Arguments, parse_arguments
+from latentae.config.reflect import known_keys, takes_text
 
 
 def problems(*argv: str) -> list[str]:
@@ -103,11 +104,65 @@ def test_list_that_the_shell_split() -> None:
     assert problem.endswith("quote an argument that has spaces: 'data.downscale=[1, 2]'")
 
 
-def test_text_that_is_no_yaml() -> None:
-    (problem,) = problems("data.name=*.png")
-    assert problem.startswith("`data.name=*.png`: ")
-    assert problem.endswith("""for text put it in quotes: 'data.name="*.png"'""")
-    assert parse_arguments(['data.name="*.png"']).overrides == {"data": {"name": "*.png"}}
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "*.png",
+            "photos#1",
+            "a #1",
+            "#1",
+            "a: b",
+            "{a,b}.tar",
+            "[x].png",
+            "&a",
+            "!a",
+            "%a",
+            "@a",
+            "`a",
+            "-",
+        ),
+        *(
+            "001",
+            "7",
+            "1e3",
+            "1.0",
+            "2024-01-01",
+            "no",
+            "on",
+            "true",
+            "False",
+            "~/a",
+            "nullable",
+            '"a" b',
+            "'",
+        ),
+    ],
+)
+def test_text_is_taken_as_it_stands(text: str) -> None:
+    assert parse_arguments([f"data.name={text}"]).overrides == {"data": {"name": text}}
+    # Within a section the rules of YAML hold, but a number or a boolean is text where a key holds text.
+    if not set(text) & set("#:{}[]&!%@`'\"*-") or text == "2024-01-01":
+        assert parse_arguments([f"data={{name: {text}}}"]).overrides == {"data": {"name": text}}
+
+
+def test_null_and_quotes_around_text() -> None:
+    for null in ("null", "~", "Null", "NULL"):
+        assert parse_arguments([f"model.pretrained={null}"]).overrides == {"model": {"pretrained": None}}
+    for quoted in ('"null"', "'null'"):
+        assert parse_arguments([f"model.pretrained={quoted}"]).overrides == {"model": {"pretrained": "null"}}
+    assert parse_arguments(['data.name="a b"']).overrides == {"data": {"name": "a b"}}
+    assert parse_arguments(["mixed_precision=no"]).overrides == {"mixed_precision": "no"}
+    assert parse_arguments(["seed=007"]).overrides == {"seed": 7}
+
+
+@pytest.mark.parametrize("path", [path for path in known_keys() if takes_text(path)])
+def test_every_key_for_text_takes_text(path: str) -> None:
+    *sections, name = path.split(".")
+    overrides = parse_arguments([f"{path}=001"]).overrides
+    for section in sections:
+        overrides = overrides[section]
+    assert overrides == {name: "001"}
 
 
 def test_overrides_that_contradict_each_other() -> None:

@@ -85,3 +85,16 @@ def test_unusable_file(tmp_path: Path, text: str, complaint: str) -> None:
 def test_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     assert error(tmp_path / "a.yaml").startswith(f"{tmp_path / 'a.yaml'}: cannot be read: ")
+
+
+def test_numbers_are_text_where_a_key_holds_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "output_dir: 001\nmax_steps: 010\ndata: {name: 1e3, split: true}\n")
+    assert read_layers(str(path)) == {
+        "output_dir": "001",
+        "max_steps": 10,
+        "data": {"name": "1e3", "split": "true"},
+    }
+
+
+def test_a_name_that_is_too_long_for_the_file_system() -> None:
+    assert "cannot be opened: File name too long" in error("a" * 300)

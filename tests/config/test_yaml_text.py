@@ -77,3 +77,12 @@ def test_show_fits_on_a_line() -> None:
     assert show((1, 2.5)) == "[1, 2.5]"
     assert show({"b": [1], "a": "x y"}) == "{b: [1], a: x y}"
     assert show(list(range(200))).count("\n") == 0
+
+
+def test_values_of_keys_for_text_are_text() -> None:
+    text = "a: 001\nb: {a: 1e3, c: true, d: 7}\ne: null\nf: [1]\ng: &g {a: 1, g: *g}\n"
+    is_text = {"a", "b.a", "b.c", "e", "f", "g.a"}.__contains__
+    parsed = parse_yaml(text, "x", is_text=is_text)
+    del parsed["g"]
+    assert parsed == {"a": "001", "b": {"a": "1e3", "c": "true", "d": 7}, "e": None, "f": [1]}
+    assert parse_yaml("{a: 010}", "x", is_text=is_text, path="b") == {"a": "010"}

@@ -87,9 +87,9 @@ def test_bad_arguments():
 
 def test_check_images():
     source = ListSource(1000, broken=(0, 10, 11, 500))
-    assert check_images(source, 3) == [f"picture{index}: it is\nbroken" for index in (0, 10, 11, 500)]
+    assert check_images(source, 3) == [f"picture{index}: it is broken" for index in (0, 10, 11, 500)]
     source.loaded.clear()
-    assert check_images(source, 3, limit=4) == ["picture0: it is\nbroken", "picture500: it is\nbroken"]
+    assert check_images(source, 3, limit=4) == ["picture0: it is broken", "picture500: it is broken"]
     assert sorted(index for index, _ in source.loaded) == [0, 250, 500, 750]
     assert check_images(source, 3, limit=0) == []
     with pytest.raises(ValueError, match="check_images=-1"):
@@ -115,7 +115,7 @@ def test_without_broken():
     assert without_broken(sound, 3) == (sound, [])
     source, broken = without_broken(ListSource(6, broken=(1, 4)), 3)
     assert [source.name(index) for index in range(len(source))] == [f"picture{i}" for i in (0, 2, 3, 5)]
-    assert broken == ["picture1: it is\nbroken", "picture4: it is\nbroken"]
+    assert broken == ["picture1: it is broken", "picture4: it is broken"]
     with pytest.raises(BrokenImageError, match="all 2 images are broken"):
         without_broken(ListSource(2, broken=(0, 1)), 3)
 
@@ -185,7 +185,7 @@ def test_ranks_share_the_work(monkeypatch):
         found += check_images(source, 3)
         looked += [index for index, _ in source.loaded]
     assert sorted(looked) == list(range(10))
-    assert found == [f"picture{index}: it is\nbroken" for index in (0, 4, 9)]
+    assert found == [f"picture{index}: it is broken" for index in (0, 4, 9)]
 
 
 def test_ranks_agree_on_what_is_sound(monkeypatch):
@@ -201,4 +201,13 @@ def test_ranks_agree_on_what_is_sound(monkeypatch):
         monkeypatch.setattr("latentae.distributed.all_gather_concat", gather)
         source, broken = without_broken(ListSource(6, broken=(0, 4)), 3)
         assert [source.name(index) for index in range(len(source))] == [f"picture{i}" for i in (1, 2, 3, 5)]
-        assert broken == [f"picture{(0, 4)[rank]}: it is\nbroken"]
+        assert broken == [f"picture{(0, 4)[rank]}: it is broken"]
+
+
+def test_a_long_check_shows_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr("latentae.data.dataset._SECONDS_OF_SILENCE", 0)
+    source = ListSource(5)
+    assert check_images(source, 3, 4, minimum_side=7) == []
+    assert "opening images" in (said := capsys.readouterr().err)
+    assert "/4 [" in said
+    assert sorted(source.loaded) == [(0, 7), (1, 7), (2, 7), (3, 7)]

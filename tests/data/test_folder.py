@@ -5,14 +5,15 @@ import pytest
 from PIL import Image
 
 from latentae.data import BrokenImageError, FolderSource
-from latentae.data.folder import split_files, split_subfolders, walk_files
+from latentae.data.folder import divide_folder, open_images, split_files, split_subfolders, walk_files
+from latentae.data.locate import locate
 from tests.data.pictures import write_png
 
 
 def test_lists_images_of_any_case_and_depth_in_order(tmp_path):
     for name in ("b.PNG", "a/z.jpeg", "a/y.JpG", "c.tif", "a/deep/er/x.webp", "A.bmp"):
         write_png(tmp_path / name, 1)
-    for name in (".hidden.png", ".cache/x.png", "a/.git/x.png", "notes.txt", "png", "animation.gif"):
+    for name in (".hidden.png", ".cache/x.png", "a/.git/x.png", "notes.txt", "png", "drawing.svg"):
         write_png(tmp_path / name, 1)
     source = FolderSource(tmp_path)
     names = [source.name(index) for index in range(len(source))]
@@ -60,10 +61,10 @@ def test_links_are_followed_and_loops_end(tmp_path):
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):
-    for name in ("a.txt", "b.TXT", "c.gif", "readme"):
+    for name in ("a.txt", "b.TXT", "c.svg", "readme"):
         (tmp_path / name).touch()
     with pytest.raises(
-        ValueError, match=r"\.png, \.jpg.*found 2 of \.txt, 1 of \.gif, 1 of no suffix"
+        ValueError, match=r"\.jpg, .*\.png, .*found 2 of \.txt, 1 of \.svg, 1 of no suffix"
     ) as caught:
         FolderSource(tmp_path)
     assert str(tmp_path) in str(caught.value)
@@ -118,3 +119,111 @@ def test_files_of_splits(tmp_path):
         "validation": ["val-00.tar"],
         "test": ["0.tar"],
     }
+
+
+def picture_names(source: FolderSource) -> list[str]:
+    return [source.name(index) for index in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    ("subfolders", "splits"),
+    [
+        (["train2017", "val2017"], {"train": "train2017", "validation": "val2017"}),
+        (["DIV2K_train_HR", "DIV2K_valid_HR"], {"train": "DIV2K_train_HR", "validation": "DIV2K_valid_HR"}),
+        (["training", "validation"], {"train": "training", "validation": "validation"}),
+        (["train", "eval"], {"train": "train", "test": "eval"}),
+        (["train", "dev"], {"train": "train", "validation": "dev"}),
+        (["train2017", "val2017", "unlabeled2017"], {"train": "train2017", "validation": "val2017"}),
+        (["Training", "testing", "cat"], {"train": "Training", "test": "testing"}),
+        (["train_station", "test tube", "cat"], {}),  # classes: these are not called alike
+        (["train2014", "train2017"], {}),  # one split in two folders
+    ],
+)
+def test_folders_follow_the_words_in_their_names(tmp_path, subfolders, splits):
+    for name in subfolders:
+        write_png(tmp_path / name / "a.png", 1)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/a.json").touch()
+    assert split_subfolders(tmp_path) == {split: tmp_path / name for split, name in splits.items()}
+
+
+def test_folders_of_years_that_mean_one_split_are_refused(tmp_path):
+    for name in ("train2014", "val2014", "train2017", "val2017"):
+        write_png(tmp_path / name / "a.png", 1)
+    with pytest.raises(ValueError, match="both the split 'train': rename"):
+        split_subfolders(tmp_path)
+
+
+def test_a_division_further_down_counts(tmp_path):
+    for name in ("images/train2017", "images/val2017", "cats/train", "cats/val", "extra/deep", "cats/masks"):
+        write_png(tmp_path / name / "a.png", 1)
+    for name in ("labels/train2017", "labels/val2017"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.txt").touch()
+    division = divide_folder(tmp_path)
+    assert division.folders == {
+        "train": [tmp_path / name for name in ("cats/train", "images/train2017", "extra")],
+        "validation": [tmp_path / name for name in ("cats/val", "images/val2017")],
+    }
+    assert division.unused == [tmp_path / "cats/masks"]
+    source = open_images(division.folders["train"])
+    assert picture_names(source) == ["cats/train/a.png", "extra/deep/a.png", "images/train2017/a.png"]
+
+
+def test_a_folder_called_after_a_split_that_divides_nothing_is_told(tmp_path):
+    for name in ("pictures", "val2017"):
+        write_png(tmp_path / name / "a.png", 1)
+    division = divide_folder(tmp_path)
+    assert division.folders == {"train": [tmp_path]}
+    assert division.undivided == [tmp_path / "val2017"]
+
+
+def test_every_suffix_of_a_readable_format_counts_and_others_are_counted(tmp_path):
+    for name in ("a.jpg", "b.JFIF", "c.jpe", "d.png", "e.svg", "f.svg", "g.tar.gz", "h"):
+        write_png(tmp_path / name, 1)
+    source = FolderSource(tmp_path)
+    assert picture_names(source) == ["a.jpg", "b.JFIF", "c.jpe", "d.png"]
+    assert source.left_out == {".svg": 2, ".tar.gz": 1, "no suffix": 1}
+    assert "4 files (1 .jpg, 1 .jfif, 1 .jpe, 1 .png); left out 4 files (2 .svg, " in source.describe()
+
+
+def test_arrays_called_like_a_picture_are_features_of_it(tmp_path):
+    write_png(tmp_path / "images/a.png", 1)
+    np.save(tmp_path / "images/a.npy", np.zeros(768, np.float32))
+    np.save(tmp_path / "images/b.npy", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features/a.npy", np.zeros(768, np.float32))
+    source = FolderSource(tmp_path)
+    assert picture_names(source) == ["images/a.png", "images/b.npy"]
+    assert source.left_out == {".npy": 2}
+    named = FolderSource(tmp_path, parts=["images/a.npy", "images/a.png"])
+    assert picture_names(named) == ["images/a.npy", "images/a.png"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.yaml": "seed: 0\noutput_dir: x\n", "samples/step_000003.png": ""},
+        {"config.yaml": "output_dir: x\n", "checkpoints/step_000003/samples.png": ""},
+        {"results.json": "{}", "report.html": "", "pictures/0.png": ""},
+        {"results.json": "{}", "probe.html": "", "samples.png": ""},
+        {"inspect.json": "{}", "inspect.html": "", "spectrum.png": ""},
+    ],
+)
+def test_what_our_own_commands_wrote_is_no_image(tmp_path, files):
+    write_png(tmp_path / "a.png", 1)
+    for name, text in files.items():
+        (tmp_path / "deep/out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "deep/out" / name).write_text(text)
+    source = FolderSource(tmp_path)
+    assert picture_names(source) == ["a.png"]
+    assert source.outputs == ["deep/out"]
+    assert "with the output of latentae: deep/out" in source.describe()
+    with pytest.raises(ValueError, match="holds the output of latentae"):
+        locate(str(tmp_path / "deep/out"))
+
+
+def test_other_programs_may_write_a_config_beside_samples(tmp_path):
+    write_png(tmp_path / "set/samples/a.png", 1)
+    (tmp_path / "set/config.yaml").write_text("name: set\n")
+    assert picture_names(FolderSource(tmp_path)) == ["set/samples/a.png"]

@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 
-from latentae.data import SubsetSource, split_holdout
+from latentae.data import HeldOut, SubsetSource, split_holdout
+from latentae.data.holdout import hold_out
 from tests.data.pictures import ListSource
 
 
@@ -44,3 +47,44 @@ def test_errors():
             split_holdout(ListSource(9), share)
     with pytest.raises(ValueError, match=r"1 image.* too few"):
         split_holdout(ListSource(1), 0.5)
+
+
+class NamedSource(ListSource):
+    """Pictures whose keys are given."""
+
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__(len(keys))
+        self.keys = keys
+
+    def key(self, index: int) -> str:
+        return self.keys[index]
+
+
+def held_out_keys(source: NamedSource, part: SubsetSource) -> set[str]:
+    return {source.key(int(index)) for index in part.indices}
+
+
+def test_keys_decide_where_names_depend_on_the_other_images():
+    few, many = (NamedSource([f"b/{i}" for i in range(300)]), NamedSource([f"a/{i}" for i in range(200)]))
+    many.keys += few.keys
+    many.count = 500
+    before = held_out_keys(few, split_holdout(few, 0.1)[1])
+    assert {k for k in held_out_keys(many, split_holdout(many, 0.1)[1]) if k.startswith("b/")} == before
+
+
+@pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])
+def test_what_few_images_needed_is_remembered(share):
+    few = NamedSource(["x", "y", "z"])
+    _, measured, record = hold_out(few, share)
+    assert record.images
+    many = NamedSource([*(f"new{index}" for index in range(50)), "x", "y", "z"])
+    again = hold_out(many, share, before=HeldOut.from_dict(json.loads(json.dumps(record.to_dict()))))[1]
+    assert held_out_keys(few, measured) == held_out_keys(many, again) & {"x", "y", "z"}
+
+
+def test_a_run_without_a_record_goes_by_names():
+    source = NamedSource([f"k{index}" for index in range(200)])
+    plain = split_holdout(ListSource(200), 0.1)[1]
+    assert hold_out(source, 0.1, before=HeldOut(by_name=True))[1].indices.tolist() == plain.indices.tolist()
+    with pytest.raises(ValueError, match="no record of held-out images"):
+        HeldOut.from_dict({"images": 3})

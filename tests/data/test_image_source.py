@@ -1,9 +1,11 @@
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from latentae.data import CachedSource, SubsetSource, take_evenly
+from latentae.data import CachedSource, ImageDataset, RandomCrop, SubsetSource, check_images, take_evenly
+from latentae.data import image_source as module
 from tests.data.pictures import ListSource
 
 
@@ -60,11 +62,52 @@ def test_the_array_of_the_source_stays_writeable():
         cached[0] = 1
 
 
-def test_a_pickled_cache_is_empty():
-    cached = CachedSource(ListSource(3))
+def test_a_pickled_cache_is_empty_and_leaves_its_memory_to_the_copy():
+    cached = CachedSource(ListSource(3), max_bytes=1000)
     cached.load(0, 3)
     copy = pickle.loads(pickle.dumps(cached))
-    assert copy.used_bytes == 0
-    assert cached.used_bytes == 432
+    assert (copy.used_bytes, copy.max_bytes) == (0, 1000)
+    assert cached.used_bytes == 0
     copy.load(0, 3)
     assert copy.source.loaded == [(0, None), (0, None)]
+
+
+def test_workers_share_the_memory(monkeypatch):
+    size = 12 * 12 * 3
+    cached = CachedSource(ListSource(8), max_bytes=6 * size)
+    cached.load(0, 3)
+    monkeypatch.setattr(module, "worker_number", lambda: (1, 3))  # forked, with the image that was held
+    for index in range(8):
+        cached.load(index, 3)
+    assert cached.used_bytes == 2 * size
+    assert [cached.load(index, 3)[0, 0, 2] for index in range(8)] == list(range(8))
+
+
+def test_threads_keep_to_the_memory():
+    cached = CachedSource(ListSource(64), max_bytes=10 * 12 * 12 * 3)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda index: cached.load(index % 64, 3), range(640)))
+    assert cached.used_bytes == 10 * 12 * 12 * 3 == sum(image.nbytes for image in cached._images.values())
+
+
+def test_the_cache_says_what_it_has_room_for():
+    size = 12 * 12 * 3
+    cached = CachedSource(ListSource(1000), max_bytes=40 * size)
+    assert cached.describe_cache() == ""
+    cached.load(0, 3)
+    cached.load(1, 3)
+    assert "room for about 40 of 1,000" in cached.describe_cache()
+    few = CachedSource(ListSource(3), max_bytes=40 * size)
+    few.load(0, 3)
+    assert "room for all of 3" in few.describe_cache()
+
+
+def test_what_the_start_decodes_is_what_training_draws():
+    source = ListSource(60)
+    cached = CachedSource(source, max_bytes=30 * 12 * 12 * 3)
+    dataset = ImageDataset(cached, RandomCrop(8), channels=3)
+    assert check_images(cached, 3, 60, dataset.minimum_side) == []
+    source.loaded.clear()
+    for index in range(60):
+        dataset[0, index]
+    assert len(source.loaded) == 30

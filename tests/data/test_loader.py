@@ -4,7 +4,15 @@ from itertools import islice
 import pytest
 import torch
 
-from latentae.data import ImageDataset, ImageStream, RandomCrop, loader, training_loader, validation_loader
+from latentae.data import (
+    CenterCrop,
+    ImageDataset,
+    ImageStream,
+    RandomCrop,
+    loader,
+    training_loader,
+    validation_loader,
+)
 from latentae.data.loader import EndlessSampler, epoch_order
 from tests.data.pictures import ListShards, ListSource
 
@@ -262,3 +270,12 @@ def test_a_stream_can_be_sent_to_spawned_workers():
 def test_batches_of_a_stream_are_checked():
     with pytest.raises(ValueError, match="start_batch=-1"):
         training_loader(stream(), batch_size=2, start_batch=-1)
+
+
+def test_validation_leaves_out_what_cannot_be_decoded():
+    broken = ImageDataset(ListSource(5, broken=(0, 1, 3)), CenterCrop(4), 3)
+    first, second, third = validation_loader(broken, batch_size=2)
+    assert [batch["indices"].tolist() for batch in (first, second, third)] == [[], [2], [4]]
+    assert first["images"].shape == (0, 3, 4, 4)
+    assert [line.split(":")[0] for line in first["broken"]][:1] == ["picture0"]
+    assert second["names"] == ["picture2"]

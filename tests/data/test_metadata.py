@@ -143,3 +143,9 @@ def test_without_any(tmp_path):
         metadata_captions(source, "text")
     csv_file(tmp_path / "metadata.csv", "file_name\n1.png\n")
     assert unread_columns(source) is None
+
+
+def test_a_folder_with_a_word_for_a_split_has_its_captions_above(tmp_path):
+    write_png(tmp_path / "val2017/a.png", 1)
+    (tmp_path / "metadata.csv").write_text("file_name,text\nval2017/a.png,one\n")
+    assert metadata_captions(FolderSource(tmp_path / "val2017"), "text") == ["one"]

@@ -4,8 +4,8 @@ import datasets
 import numpy as np
 import pytest
 
-from latentae.data import open_source, open_sources, sources
-from tests.data.pictures import write_png, write_shards
+from latentae.data import describe_source, open_source, open_sources, sources
+from tests.data.pictures import png_bytes, write_png, write_shards, write_tar
 from tests.data.test_table import image_table, own_cache  # noqa: F401
 
 
@@ -78,13 +78,34 @@ def test_tables(tmp_path):
         open_source(one_file, image_column="photo")
 
 
-def test_pictures_win_over_tables_and_tables_over_arrays(tmp_path):
-    np.save(tmp_path / "a.npy", np.full((4, 4), 7, np.uint8))
-    assert values(open_source(str(tmp_path))) == [7]
-    image_table([1, 2]).to_parquet(tmp_path / "train.parquet")
-    assert values(open_source(str(tmp_path))) == [1, 2]
-    write_png(tmp_path / "b.png", 9)
-    assert values(open_source(str(tmp_path))) == [7, 9]
+def test_tables_win_over_arrays_and_more_pictures_over_tables(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    np.save(data / "a.npy", np.full((4, 4), 7, np.uint8))
+    assert values(open_source(str(data))) == [7]
+    image_table([1, 2]).to_parquet(data / "train.parquet")
+    assert values(open_source(str(data))) == [1, 2]
+    # A picture beside a table that holds more of them illustrates it: neither is taken without a word.
+    write_png(data / "card/b.png", 9)
+    with pytest.raises(ValueError, match=r"holds 1 picture file.*1 parquet or arrow file") as caught:
+        open_source(str(data))
+    for name, expected in ((f"{data}/**/*.parquet", [1, 2]), (f"{data}/card", [9])):
+        assert repr(name) in str(caught.value)
+        assert values(open_source(name)) == expected
+    write_png(data / "card/c.png", 10)  # as many: they may be those of the table
+    assert values(open_source(str(data))) == [7, 9, 10]
+
+
+def test_tables_that_hold_no_images_and_lists_of_images_are_no_rivals_of_pictures(tmp_path):
+    write_png(tmp_path / "a.png", 9)
+    rows = {"image": ["a.png"] * 3, "caption": ["x"] * 3}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "captions.parquet")
+    datasets.Dataset.from_dict({"n": [1, 2, 3]}).to_parquet(tmp_path / "numbers.parquet")
+    image_table([1, 2]).to_parquet(tmp_path / "metadata.parquet")
+    (tmp_path / "damaged.parquet").write_bytes(b"no table")
+    source = open_source(str(tmp_path))
+    assert values(source) == [9]
+    assert "left out 4 files (4 .parquet)" in describe_source(source)
 
 
 def test_saved_datasets(tmp_path):
@@ -188,3 +209,37 @@ def test_the_value_range_reaches_every_kind(tmp_path):
         assert source.load(0, 1).tolist() == [[[0.5]] * 2] * 2
     with pytest.raises(ValueError, match="value_range="):
         open_source(str(tmp_path / "arrays"), value_range=(40, 20))
+
+
+def test_more_shards_move_no_image_into_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / "cache"))
+
+    def write(folder: str, first: int) -> None:
+        (tmp_path / "tables" / folder).mkdir(parents=True)
+        image_table(list(range(first, first + 60))).to_parquet(tmp_path / f"tables/{folder}/{folder}.parquet")
+        members = {f"{value:03}.png": png_bytes(value) for value in range(first, first + 60)}
+        write_tar(tmp_path / f"tars/{folder}/{folder}.tar", members)
+        for value in range(first, first + 60):
+            write_png(tmp_path / f"images/{folder}/{value:03}.png", value)
+
+    write("b", 100)
+    kinds = ("tables", "tars", "images")
+    before = {kind: open_sources(str(tmp_path / kind), holdout=0.2) for kind in kinds}
+    write("a", 0)
+    for kind in kinds:
+        after = open_sources(str(tmp_path / kind), holdout=0.2)
+        assert {v for v in values(after.validation) if v >= 100} == set(values(before[kind].validation))
+        assert not set(values(after.train)) & set(values(before[kind].validation))
+
+
+def test_what_is_trained_and_measured_on_is_described(tmp_path):
+    for name in ("train2017/a.png", "val2017/a.png", "train2017/a.txt"):
+        write_png(tmp_path / name, 1)
+    first, second = open_sources(str(tmp_path)).description.splitlines()
+    assert f"'train': {tmp_path}/train2017: 1 file (1 .png); left out 1 file (1 .txt)" in first
+    assert f"'validation': {tmp_path}/val2017: 1 file (1 .png)" in second
+    for value in range(19):
+        write_png(tmp_path / f"flat/{value}.png", value)
+    opened = open_sources(f"{tmp_path}/flat", holdout=0.2)
+    assert f"{len(opened.validation)} of these 19 images, held out" in opened.description
+    assert "9 built-in photographs" in open_sources("builtin:photos").description

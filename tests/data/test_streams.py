@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from latentae.data import open_streams, streams
+from latentae.data import HeldOut, open_streams, streams
 from tests.data.pictures import write_png, write_shards
 from tests.data.test_table import image_table, own_cache  # noqa: F401
 from tests.data.test_table_shards import write_tables
@@ -83,3 +83,29 @@ def test_what_is_not_streamed(tmp_path):
             open_streams(name)
     with pytest.raises(ValueError, match="dataset_config='x' belongs to datasets of the hub"):
         open_streams(str(tmp_path), dataset_config="x")
+
+
+def test_shards_that_come_later_are_all_trained_on_and_none_held_out_before_is(tmp_path):
+    write_shards(tmp_path / "b", [4, 4])
+    first = open_streams(str(tmp_path / "b"), holdout=0.25)
+    record = HeldOut.from_dict(first.record.to_dict())
+    assert record.shards == {"train-000.tar": 1, "train-001.tar": 1}
+    write_shards(tmp_path / "a", [4, 4], "new")  # comes before, and makes the shards' labels longer
+    opened = open_streams(f"{tmp_path}/*/*.tar", holdout=0.25, before=record)
+    assert opened.held_out == {2: 1, 3: 1}
+    assert opened.record.shards == {"b/train-000.tar": 1, "b/train-001.tar": 1}
+    assert open_streams(str(tmp_path / "b"), holdout=0.25, before=opened.record).held_out == {0: 1, 1: 1}
+    assert "2 of these, held out (holdout=0.25)" in opened.description
+
+
+def test_empty_first_shards(tmp_path):
+    write_shards(tmp_path / "tars", [0, 4, 0, 4])
+    write_tables(tmp_path / "tables", [0, 4, 4])
+    opened = open_streams(str(tmp_path / "tars"), holdout=0.25)
+    assert opened.held_out == {1: 1, 2: 1, 3: 1}
+    assert len(opened.validation) == 2
+    opened = open_streams(str(tmp_path / "tables"), holdout=0.25)
+    assert (len(opened.train), opened.held_out) == (2, {0: 1, 1: 1})
+    write_shards(tmp_path / "none", [0, 0])
+    with pytest.raises(ValueError, match=r"0 image\(s\) are too few"):
+        open_streams(str(tmp_path / "none"))

@@ -8,13 +8,16 @@ import pytest
 
 from latentae.data import BrokenImageError, TableSource
 from latentae.data.table import (
+    count_table_images,
     find_image_column,
+    join_table_files,
     open_saved,
     open_table_files,
     prepare_hub_dataset,
     saved_splits,
     table_files,
 )
+from latentae.data.table_shards import TableShards, stream_table_files
 from tests.data.pictures import png_bytes, write_png
 
 
@@ -91,7 +94,7 @@ def test_a_usual_name_wins_over_a_column_of_arrays():
 def test_broken_rows_are_named():
     dataset = datasets.Dataset.from_dict({"image": [png_bytes(1), b"nonsense", None]})
     source = TableSource(dataset, "validation")
-    with pytest.raises(BrokenImageError, match=r"^validation\[1\]: not a JPEG"):
+    with pytest.raises(BrokenImageError, match=r"^validation\[1\]: not an image"):
         source.load(1, 3)
     with pytest.raises(BrokenImageError, match=r"^validation\[2\]: the row has no image"):
         source.load(2, 3)
@@ -187,3 +190,66 @@ def test_a_builder_is_prepared_and_opens_splits(tmp_path: Path):
     assert list(builder.info.splits) == ["train", "test"]
     source = TableSource(builder.as_dataset(split="train[50%:]"), "train[50%:]")
     assert np.array_equal([source.load(index, 1)[0, 0, 0] for index in range(len(source))], [3, 4])
+
+
+def pixels(source) -> list[int]:
+    return [int(source.load(index, 1)[0, 0, 0]) for index in range(len(source))]
+
+
+def write_parquet(path: Path, values: list[int], kind=None, **columns: list) -> Path:
+    images = pyarrow.array([png_bytes(value) for value in values], kind or pyarrow.binary())
+    pyarrow.parquet.write_table(pyarrow.table({**columns, "image": images}), path)
+    return path
+
+
+def test_files_with_other_columns_keep_those_that_all_have(tmp_path):
+    files = [
+        write_parquet(tmp_path / "0.parquet", [], n=pyarrow.array([], pyarrow.null())),
+        write_parquet(tmp_path / "1.parquet", [1, 2], n=[1, 2]),
+        write_parquet(tmp_path / "2.parquet", [3], extra=["x"], n=[3]),
+        write_parquet(tmp_path / "3.parquet", [4], pyarrow.large_binary(), n=[4]),
+    ]
+    table, chosen = join_table_files(files)
+    source = TableSource(table, "train", files=chosen)
+    assert pixels(source) == [1, 2, 3, 4]
+    assert source.table.column_names == ["n", "image"]
+    assert [source.key(index) for index in range(4)] == [
+        "1.parquet[0]", "1.parquet[1]", "2.parquet[0]", "3.parquet[0]",
+    ]  # fmt: skip
+    streamed = stream_table_files(files, "train")
+    shards = TableShards(streamed)
+    found = [[int(image.load(1, None)[0, 0, 0]) for image in shards.read(s)] for s in range(len(shards))]
+    assert found == [[1, 2], [3], [4]]
+    pyarrow.parquet.write_table(pyarrow.table({"other": [1]}), tmp_path / "4.parquet")
+    with pytest.raises(ValueError, match="no column in common"):
+        open_table_files([*files, tmp_path / "4.parquet"])
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "file/cache"))
+    image_table([1]).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"cache of `datasets`, .*file/cache, .*set HF_DATASETS_CACHE"):
+        open_table_files([tmp_path / "a.parquet"])
+    with pytest.raises(ValueError, match=r"'owner/data': the cache of `datasets`, .*set HF_DATASETS_CACHE"):
+        prepare_hub_dataset("owner/data", None)
+
+
+def test_images_of_a_table_are_counted_by_the_type_of_its_column(tmp_path):
+    assert count_table_images(write_parquet(tmp_path / "a.parquet", [1, 2])) == 2
+    image_table([1, 2, 3]).save_to_disk(tmp_path / "saved")
+    assert count_table_images(next((tmp_path / "saved").glob("*.arrow"))) == 3
+    for name, rows in (("paths", {"image": ["a.png"]}), ("numbers", {"n": [1]})):
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
+        assert count_table_images(tmp_path / f"{name}.parquet") == 0
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
+    assert count_table_images(tmp_path / "damaged.parquet") == 0
+
+
+def test_arrow_files_with_other_columns_are_read_and_not_streamed(tmp_path):
+    for name, rows in (("a", {"image": [png_bytes(1)]}), ("b", {"n": [2], "image": [png_bytes(2)]})):
+        datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / name)
+    files = sorted(tmp_path.glob("*/*.arrow"))
+    assert pixels(TableSource(open_table_files(files), "train")) == [1, 2]
+    with pytest.raises(ValueError, match=r"different columns.*set streaming=false"):
+        stream_table_files(files, "train")

@@ -1,3 +1,4 @@
+import gzip
 import os
 import random
 import tarfile
@@ -123,3 +124,23 @@ def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch):
 def test_offsets_are_64_bits(tmp_path):
     index = scan_tar(write_tar(tmp_path / "a.tar", {"0.png": b"0"}))
     assert (index.offsets.dtype, index.sizes.dtype, index.ends.dtype) == (np.int64,) * 3
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / "file"))
+    path = write_tar(tmp_path / "a.tar", {"a.png": png_bytes(1)})
+    with pytest.warns(UserWarning, match=r"cache .*file/shards cannot be written .*set LATENTAE_CACHE"):
+        assert names(open_tar(path)) == ["a.png"]
+
+
+def test_a_compressed_file_called_tar_is_named(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"a.png": png_bytes(1)})
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(BrokenImageError, match=r"a\.tar is compressed, .* gunzip"):
+        open_tar(path)
+
+
+def test_a_picture_is_taken_rather_than_the_features_beside_it():
+    assert choose_images(["0.npy", "0.png", "1.npy", "2.jpg", "2.npy"]) == [1, 2, 3]
+    assert choose_images(["0.npy", "0.png"], "npy") == [0]

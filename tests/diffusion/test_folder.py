@@ -118,3 +118,8 @@ def test_a_pipeline_that_does_not_fit_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match=r"a.pipeline cannot be written: .*No space left"):
         own.write_pipeline(Pipeline())
     assert not list(own.root.iterdir())
+
+
+def test_names_that_are_no_utf_8_are_kept(tmp_path):
+    write_json(tmp_path / "a.json", {"name": "caf\udce9 é"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "caf\udce9 é"}

@@ -25,6 +25,7 @@ def request_of(tmp_path):
         ({"seconds": 0.0}, "seconds is 0.0, but must be more than 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"inception": Path("nowhere.pt")}, "there is no such file"),
+        ({"families": ["b=sd1"]}, "names no model: the models are called a"),
     ],
 )
 def test_what_cannot_be(request_of, changes, message):
@@ -39,3 +40,7 @@ def test_settings_are_what_results_depend_on(request_of):
     assert "num_workers" not in settings
     assert settings["size"] == {"width": 192, "depth": 6, "largest_side": 16}
     assert json.loads(json.dumps(settings)) == settings
+
+
+def test_families_are_told_by_the_models(request_of):
+    assert replace(request_of, families=["sd1"]).settings() == request_of.settings()

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from latentae.data import FolderSource
 from latentae.evaluation.blocks import BLOCK_SIZE, ImageBlocks, block_loader
 from latentae.evaluation.protocol import PROTOCOLS
 
@@ -35,6 +36,16 @@ def test_what_cannot_be_read_is_named(source, image_folder):
     assert 1 not in block.indices
     assert len(block.unreadable) == 1
     assert block.unreadable[0].startswith("001.png: ")
+
+
+def test_any_name_is_said_once_in_one_line(image_folder):
+    (image_folder / "000\n.png").write_bytes(b"no picture")
+    blocks = ImageBlocks(FolderSource(image_folder), PROTOCOLS["native"], 3)
+    (reason,) = blocks[0].unreadable
+    assert reason.startswith(r"000\n.png: not an image")
+    assert reason.count(".png") == 1
+    (image_folder / "caf\udce9.png").write_bytes(b"no picture")
+    assert len(ImageBlocks(FolderSource(image_folder), PROTOCOLS["native"], 3).list_sha256) == 64
 
 
 def test_what_is_smaller_than_a_latent_is_named(source):

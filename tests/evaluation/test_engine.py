@@ -115,3 +115,15 @@ def test_no_readable_image(evaluate, image_folder):
         file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of 70 could be read, such as 000\.png: it is empty"):
         evaluate("kl")
+
+
+def test_a_cache_that_cannot_be_written_is_named_once_and_measured_all_the_same(
+    evaluate, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / "file"))
+    (result,), said = evaluate("kl", batch_size=32)
+    assert len(result.indices) == 70
+    about = [text for text in said if "set LATENTAE_CACHE" in text]
+    assert len(about) == 1
+    assert str(tmp_path / "file") in about[0]

@@ -40,6 +40,7 @@ def test_a_hub_dataset_says_its_splits(monkeypatch):
         "image_column": "img",
         "dataset_config": "small",
         "value_range": None,
+        "max_pixels": None,
     }
 
 

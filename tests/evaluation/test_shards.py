@@ -32,6 +32,8 @@ def test_text_is_numbers(tmp_path):
     shards.store(0, {"text": from_text("größe.png: zu klein"), "none": from_text("")})
     loaded = shards.load(0)
     assert (to_text(loaded["text"]), to_text(loaded["none"])) == ("größe.png: zu klein", "")
+    assert to_text(from_text("caf\udce9.png")) == "caf\udce9.png"
+    assert Shards(tmp_path, "kl", "caf\udce9").folder != shards.folder
 
 
 def test_where_features_of_originals_are_kept(monkeypatch, tmp_path):

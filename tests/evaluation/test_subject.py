@@ -4,6 +4,7 @@ import torch
 from latentae.evaluation.subject import (
     Subject,
     channels_of,
+    choose_families,
     factor_of,
     name_models,
     open_subjects,
@@ -87,3 +88,34 @@ def test_another_config_of_the_same_weights_is_another_model(models):
     assert (
         Subject("kl", "", models["vq"], torch.bfloat16).identity != Subject("kl", "", models["vq"]).identity
     )
+
+
+def test_families_of_models():
+    assert choose_families(["a", "b"], []) == {}
+    assert choose_families(["a", "b"], ["sd1"]) == {"a": "sd1", "b": "sd1"}
+    assert choose_families(["a", "b"], ["b=flux", "a=sd1"]) == {"a": "sd1", "b": "flux"}
+    for families, says in (
+        (["sd9"], "family is 'sd9', but must be one of sd1"),
+        (["c=sd1"], "'c=sd1' names no model: the models are called a, b"),
+        (["sd1", "a=flux"], "a has two families, sd1 and flux"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            choose_families(["a", "b"], families)
+
+
+def test_a_model_is_opened_with_its_family():
+    opened = {}
+
+    def open_model(path, **arguments):
+        opened[path] = arguments
+        return tiny_model("kl")
+
+    open_subjects(["a=x", "b=y"], "float32", torch.device("cpu"), open_model, families=["b=sd1"])
+    assert opened == {"x": {}, "y": {"family": "sd1"}}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(models, value):
+    torch.nn.init.constant_(models["kl"].decoder.conv_out.bias, value)
+    with pytest.raises(ValueError, match="kl makes images that hold NaN or infinity"):
+        Subject("kl", "", models["kl"])(torch.rand(1, 3, 16, 16) * 2 - 1)

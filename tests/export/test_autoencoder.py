@@ -72,6 +72,69 @@ def test_weights_that_overflow_the_dtype_are_not_kept(tmp_path):
     export_autoencoder(model, tmp_path / "model", format="diffusers", dtype="bf16")
 
 
+def overflowing(part, **changes):
+    """A model whose activations leave float16's range in one half, while its weights stay in it."""
+    model = make_kl(**changes)
+    with torch.no_grad():
+        getattr(model, part).conv_in.weight.mul_(2e5)
+    assert max(parameter.abs().max() for parameter in model.parameters()) < 65504
+    return model
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_activations_that_overflow_in_float16(tmp_path, part):
+    model = overflowing(part)
+    report = export_autoencoder(model, tmp_path / "model", format="diffusers", dtype="fp16")
+    (remark,) = [remark for remark in report.remarks if "force_upcast" in remark]
+    assert part[:5] in remark
+    assert load_autoencoder(tmp_path / "model").config.force_upcast is True
+    assert model.config.force_upcast is False
+    with pytest.raises(ValueError, match=r"in fp16: .* this format cannot record .* Choose bf16 or fp32"):
+        export_autoencoder(model, tmp_path / "model.safetensors", format="ldm", dtype="fp16")
+    for dtype in ("bf16", "fp32"):
+        path = tmp_path / dtype
+        assert export_autoencoder(model, path, format="diffusers", dtype=dtype).remarks == ()
+        assert load_autoencoder(path).config.force_upcast is False
+
+
+def test_no_force_upcast_where_pipelines_trip_over_it(tmp_path):
+    model = overflowing("decoder", use_quant_conv=False, use_post_quant_conv=False)
+    with pytest.raises(ValueError, match="Choose bf16 or fp32"):
+        export_autoencoder(model, tmp_path / "model", format="diffusers", dtype="fp16")
+    assert all_files(tmp_path) == []
+
+
+def test_activations_that_overflow_in_any_dtype(tmp_path):
+    model = make_kl()
+    with torch.no_grad():  # its square, which a normalisation takes, leaves float32's range
+        model.decoder.conv_in.weight.mul_(1e30)
+    for dtype in ("fp32", "bf16"):
+        with pytest.raises(ValueError, match="not finite in float32"):
+            export_autoencoder(model, tmp_path / "model", format="diffusers", dtype=dtype)
+    assert all_files(tmp_path) == []
+
+
+def test_damaged_weights_are_named_although_no_image_meets_them(tmp_path):
+    model = make_vq()
+    with torch.no_grad():
+        model.quantize.embedding.weight[3] = float("nan")
+    with pytest.raises(ValueError, match=r"quantize\.embedding\.weight holds values that are not finite"):
+        export_autoencoder(model, tmp_path / "model", format="diffusers")
+
+
+@pytest.mark.parametrize("format", ["diffusers", "ldm"])
+def test_adapters_and_fused_projections(tmp_path, format):
+    peft = pytest.importorskip("peft")
+    model = make_kl()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["conv1"], init_lora_weights=False), "style")
+    model.fuse_qkv_projections()
+    path = tmp_path / ("model" if format == "diffusers" else "model.safetensors")
+    report = export_autoencoder(model, path, format=format)
+    assert report.max_error < 1e-4
+    assert any("style" in remark for remark in report.remarks)
+    assert set(load_autoencoder(path).state_dict()) == set(make_kl().state_dict())
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

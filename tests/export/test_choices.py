@@ -1,5 +1,6 @@
+from latentae.console import FAMILIES
 from latentae.export.autoencoder import _DTYPES, _FORMATS
-from latentae.export.choices import DTYPES, FAMILIES, FORMATS
+from latentae.export.choices import DTYPES, FORMATS
 from latentae.export.comparison import TOLERANCES
 from latentae.models.checkpoints import families
 

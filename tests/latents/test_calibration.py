@@ -163,6 +163,13 @@ def test_calibrating_again_changes_nothing():
     assert second.statistics.mean.abs().max() < 2e-5
 
 
+def test_per_channel_is_refused_before_anything_is_measured():
+    with pytest.raises(ValueError, match="per_channel is for KL-VAEs"):
+        calibrate_on(make_vq(), None, batch_size=1, per_channel=True)
+    with pytest.raises(ValueError, match="which this model lacks"):
+        calibrate_on(make_kl(use_quant_conv=False), None, batch_size=1, per_channel=True)
+
+
 def test_per_channel_is_refused_where_it_cannot_be():
     vq = make_vq()
     with pytest.raises(ValueError, match="per_channel is for KL-VAEs"):

@@ -4,12 +4,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from latentae import cli, load_autoencoder
+from latentae import VQGAN, cli, load_autoencoder
 from latentae.latents.command import main
-from tests.latents.conftest import make_kl, make_vq
+from tests.latents.conftest import SHAPE, make_kl, make_vq
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def make_fsq():
+    """No stock class can hold it."""
+    return VQGAN(**{**SHAPE, "quantizer": {"type": "fsq", "levels": [3, 3, 3, 3]}})
 
 
 def test_a_model_is_calibrated(picture_folder, tmp_path, capsys):
@@ -89,3 +95,35 @@ def test_the_script_is_the_command():
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
     assert done.returncode == 2
     assert "usage: latentae stats" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "says"),
+    [
+        (make_vq(), ["--per-channel"], "per_channel is for KL-VAEs"),
+        (
+            make_kl(use_quant_conv=False),
+            ["--per-channel"],
+            "quant_conv and post_quant_conv, which this model",
+        ),
+        (make_fsq(), ["--out", "{tmp}/out"], "quantizer 'fsq' is not"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_images_are_read(model, arguments, says, tmp_path, capsys):
+    model.save_pretrained(tmp_path / "model")
+    words = [word.format(tmp=tmp_path) for word in arguments]
+    # There are no such images, which would be said if they were looked for first.
+    assert main([str(tmp_path / "model"), "--data", str(tmp_path / "nowhere"), *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert says in shown.err
+
+
+def test_a_model_that_makes_nan_is_refused_before_it_is_measured(picture_folder, tmp_path, capsys):
+    model = make_kl()
+    torch.nn.init.constant_(model.decoder.conv_out.bias, float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    assert main([str(tmp_path / "broken"), "--data", str(picture_folder), "--image-size", "16"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "makes images that are not finite" in shown.err

@@ -3,8 +3,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from latentae import LatentDataset, cli
+from latentae.latents.cache import encode_dataset
 from latentae.latents.encode_command import main
 from tests.latents.conftest import make_kl, make_vq
 from tests.processes import environment
@@ -29,7 +32,7 @@ def test_images_are_encoded_once(classes, tmp_path, capsys):
     assert "note: 1 image(s) could not be decoded" in shown.out
     assert "10 images in 1 shard(s)" in shown.out
     assert "bytes an image" in shown.out
-    assert "left out: dog/broken.png: not a JPEG" in shown.err
+    assert "left out: dog/broken.png: not an image" in shown.err
     assert cli.main(arguments) == 0
     assert "complete, nothing to do: 10 images" in capsys.readouterr().out
     assert LatentDataset(tmp_path / "out", tmp_path / "kl").label_names == ["cat", "dog"]
@@ -51,6 +54,10 @@ def test_codes_alone(classes, tmp_path):
         (["{kl}", "--data", "{images}", "--out", "{images}"], "error: {images} holds other files"),
         (["{kl}", "--data", "{images}", "--out", "{out}", "--split", "dev"], "error: split 'dev' is not in"),
         (["{kl}", "--data", "{images}", "--out", "{out}", "--label-column", "a"], "label_column='a' is for"),
+        (
+            ["{kl}", "--data", "{images}", "--out", "{out}", "--no-annotations", "--label-column", "a"],
+            "error: label_column is 'a', but annotations is false",
+        ),
         (["{images}", "--data", "{images}", "--out", "{out}"], "error: "),
         (
             ["{kl}", "--data", "{images}", "--out", "{out}", "--image-size", "1"],
@@ -101,3 +108,39 @@ def test_the_script_is_the_command(tmp_path):
     result = subprocess.run(script, capture_output=True, text=True, cwd=ROOT, env=environment())
     assert result.returncode == 2
     assert "latentae encode: error: the following arguments are required: --out" in result.stderr
+
+
+def test_an_unknown_scale_is_said_first_and_can_be_given_later(classes, tmp_path, capsys):
+    model = make_kl(scaling_factor=None, norm_num_groups=8)
+    save_file(model.state_dict(), tmp_path / "published.safetensors")
+    arguments = [str(tmp_path / "published.safetensors"), "--data", str(classes), "--image-size", "16"]
+    arguments += ["--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert "scale of this model's latents is not known" in first
+    assert "--family FAMILY --image-size 16" in first
+    with pytest.raises(ValueError, match="--family"):
+        LatentDataset(tmp_path / "out")
+
+    raw = LatentDataset(tmp_path / "out", normalised=False, sample=False)[0]["latents"]
+    assert main([*arguments, "--family", "sd1"]) == 0
+    shown = capsys.readouterr()
+    assert "not known" not in shown.err
+    assert "complete, nothing to do" in shown.out
+    latents = LatentDataset(tmp_path / "out", sample=False)[0]["latents"]
+    assert torch.allclose(latents, raw * 0.18215)
+    assert main([*arguments, "--family", "flux"]) == 2  # of 16 channels
+    assert main(arguments) == 2  # the scale that is there is not forgotten
+    assert "another scale or shift" in capsys.readouterr().err
+
+
+def test_codes_alone_need_no_scale(classes, tmp_path, capsys):
+    make_vq(scaling_factor=None).save_pretrained(tmp_path / "vq")
+    out = ["--data", str(classes), "--out", str(tmp_path / "out"), "--codes-only"]
+    assert main([str(tmp_path / "vq"), *out]) == 0
+    assert "scale" not in capsys.readouterr().err
+
+
+def test_a_family_is_for_models_opened_by_path(classes, tmp_path):
+    with pytest.raises(ValueError, match="give it to load_autoencoder"):
+        encode_dataset(make_kl(), classes, tmp_path / "out", family="sd1")

@@ -1,12 +1,15 @@
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from latentae import cli
-from tests.latents.conftest import make_kl
+from tests.latents.conftest import make_kl, make_vq
 from tests.latents.inspection.conftest import save_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +47,31 @@ def test_a_mistake_is_one_sentence(arguments, says, places, capsys):
     if error.startswith("error: "):
         assert len(error.splitlines()) == 1
     assert not places["out"].exists()
+
+
+@pytest.mark.parametrize("make", [make_kl, make_vq])
+def test_a_decoder_that_makes_nan_is_one_error(places, capsys, make):
+    model = make()
+    with torch.no_grad():
+        model.decoder.conv_out.bias[0] = float("nan")
+    model.save_pretrained(places["out"].parent / "broken")
+    arguments = [str(places["out"].parent / "broken"), "--data", str(places["images"])]
+    assert cli.main(["inspect", *arguments, "--out", str(places["out"])]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert "values that the decoder gives are not finite" in error
+    assert "weights are damaged" in error
+    assert not places["out"].exists()
+
+
+def test_the_family_gives_the_scale(places, tmp_path):
+    model = make_kl(scaling_factor=None, norm_num_groups=8)
+    save_file(model.state_dict(), tmp_path / "published.safetensors")
+    arguments = [str(tmp_path / "published.safetensors"), "--data", str(places["images"])]
+    arguments += ["--out", str(places["out"]), "--image-size", "16", "--family", "sd1"]
+    assert cli.main(["inspect", *arguments]) == 0
+    numbers = json.loads((places["out"] / "inspect.json").read_text())
+    assert numbers["inspected"]["scaling_factor"] == 0.18215
+    assert "N(0, I), scaled" in numbers["samples"]["share_outside_of_range"]
 
 
 def test_help_is_there_before_torch_and_the_script_is_the_command():

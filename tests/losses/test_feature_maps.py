@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import vgg16
+from transformers import Dinov2Config, Dinov2Model
 
 from latentae.losses.feature_maps import VGG16Maps, ViTMaps
 from latentae.losses.resizing import resize
@@ -78,3 +79,54 @@ def test_a_model_without_patches():
     model.config = SimpleNamespace(hidden_size=8)
     with pytest.raises(ValueError, match="Linear has no square patches: give a vision transformer"):
         ViTMaps(model)
+
+
+def dinov2():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Dinov2Model(Dinov2Config(**sizes, image_size=16, patch_size=2))
+
+
+def test_bfloat16_is_what_autocast_comes_to(images):
+    """Weights are held in it once; what autocast leaves in float32 stays there."""
+    exact = ViTMaps(dinov2())
+    expected = exact(images, (8, 12))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        autocast = exact.features(images, (8, 12)).float()
+    network, seen = ViTMaps(dinov2(), "bfloat16"), []
+    for name in ("encoder.layer.0.mlp.fc1", "encoder.layer.0.norm1"):
+        network.model.get_submodule(name).register_forward_hook(
+            lambda _, __, output: seen.append(output.dtype)
+        )
+    features = network(images, (8, 12))
+    assert seen == [torch.float32, torch.bfloat16]
+    assert features.dtype == torch.float32
+    assert torch.equal(features, autocast)
+    assert 0 < (features - expected).norm() < 0.02 * expected.norm()
+    dtypes = {
+        type(layer).__name__: layer.weight.dtype for layer in network.modules() if hasattr(layer, "weight")
+    }
+    assert dtypes == {"Conv2d": torch.bfloat16, "Linear": torch.bfloat16, "LayerNorm": torch.float32}
+
+
+def test_float32_is_float32_under_autocast(images):
+    network = ViTMaps(dinov2())
+    with torch.autocast("cpu", torch.bfloat16):
+        features = network(images, (8, 12))
+    assert torch.equal(features, network(images, (8, 12)))
+
+
+def test_the_classifier_in_bfloat16(classifier, images):
+    trunk = {f"features.{name}": value for name, value in classifier.state_dict().items()}
+    expected, features = (
+        VGG16Maps(trunk, 8, precision)(images, (4, 6)) for precision in ("float32", "bfloat16")
+    )
+    assert features.dtype == torch.float32
+    assert 0 < (features - expected).norm() < 0.02 * expected.norm()
+    assert classifier[0].weight.dtype == torch.float32
+
+
+def test_no_such_precision(classifier):
+    trunk = {f"features.{name}": value for name, value in classifier.state_dict().items()}
+    with pytest.raises(ValueError, match="'float16': choose one of float32, bfloat16"):
+        VGG16Maps(trunk, 8, "float16")

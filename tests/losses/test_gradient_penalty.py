@@ -72,6 +72,38 @@ def test_under_autocast_it_is_float32_and_near(dtype):
         assert (ours - theirs).norm() < 0.06 * theirs.norm() + 1e-7
 
 
+def test_the_loss_scale_leaves_the_penalty_what_it_is():
+    """Of value and gradient, whatever the scale, in float64 and in float16."""
+    torch.manual_seed(0)
+    net = PatchGAN(3, base_channels=8, num_layers=1).double()
+    x, found = images(2, 3, 16, 16), []
+    for scale in (None, lambda one: one.double() * 2.0**14, lambda one: one.double() / 3):
+        net.zero_grad()
+        penalty = squared_slope(net(x), x, scale)
+        penalty.backward()
+        found.append([penalty.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)])
+    for scaled in found[1:]:
+        torch.testing.assert_close(scaled, found[0], rtol=1e-12, atol=1e-15)
+
+
+def test_a_lower_scale_helps_a_slope_that_overflows_in_float16():
+    """D(x) = 300² x has a gradient that float16 cannot hold, and logits that it can."""
+    x = (torch.arange(-8, 8).view(1, 1, 4, 4) / 256).float().requires_grad_()
+    layers = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 1, 1, bias=False))
+    for layer in layers:
+        nn.init.constant_(layer.weight, 300.0)
+
+    def slope(scale):
+        with torch.autocast("cpu", torch.float16):
+            logits = layers(x)
+        assert logits.isfinite().all()
+        return squared_slope(logits.float(), x, scale).item()
+
+    assert slope(None) == float("inf")
+    assert slope(lambda one: one * 2.0**16) == float("inf")
+    assert slope(lambda one: one * 2.0**3) == pytest.approx(300.0**4, rel=1e-3)
+
+
 def test_lazily():
     r1 = R1(weight=10.0, every=4)
     assert [update for update in range(9) if r1.due(update)] == [0, 4, 8]

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 
 from latentae import KLVAE, VQGAN, VQVAE, load_autoencoder
+from latentae.models import TinyAutoencoder
 from latentae.models.card import model_card
 from tests.models.conftest import make
 
@@ -90,6 +91,10 @@ def test_a_model_of_which_nothing_is_known():
     assert "`AutoencoderKL`" in card
 
 
+def test_a_tiny_autoencoder():
+    assert "`AutoencoderTiny`" in model_card(TinyAutoencoder(), "tiny")
+
+
 def test_a_model_for_which_diffusers_has_no_class():
     assert "No class of diffusers' own" in model_card(make(VQVAE, backbone="2017"), "vq")
     assert "No class of diffusers' own" not in model_card(make(VQVAE), "vq")
@@ -134,6 +139,7 @@ def test_push_to_hub(run, hub):
 def test_save_pretrained_with_push_to_hub(run, hub, tmp_path):
     model = load_autoencoder(run / "model")
     model.save_pretrained(str(tmp_path / "again"), push_to_hub=True, repo_id="someone/flowers")
+    assert b"latentae.config" in hub["uploaded"]["diffusion_pytorch_model.safetensors"]
     assert hub["uploaded"]["README.md"].decode() == model_card(model, "someone/flowers")
 
 

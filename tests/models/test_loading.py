@@ -76,7 +76,16 @@ def test_the_weights_of_a_folder_come_with_its_config(tmp_path):
     assert (loaded.config.norm_num_groups, loaded.config.scaling_factor) == (2, 0.5)
     (tmp_path / "config.json").unlink()
     alone = load_autoencoder(tmp_path / "diffusion_pytorch_model.ema.safetensors")
-    assert (alone.config.norm_num_groups, alone.config.scaling_factor) == (8, None)
+    assert (alone.config.norm_num_groups, alone.config.scaling_factor) == (2, 0.5)
+
+
+def test_dtype_and_its_older_name(kl, tmp_path):
+    kl.save_pretrained(tmp_path / "model")
+    save_file(kl.state_dict(), tmp_path / "vae.safetensors")
+    for place in (tmp_path / "model", tmp_path / "vae.safetensors"):
+        assert load_autoencoder(place).dtype == torch.float32
+        for names in (["dtype"], ["torch_dtype"], ["dtype", "torch_dtype"]):
+            assert load_autoencoder(place, **dict.fromkeys(names, torch.float16)).dtype == torch.float16
 
 
 def test_a_tiny_autoencoder(tmp_path):
@@ -118,6 +127,13 @@ def test_a_path_object_is_no_repository(tmp_path, monkeypatch):
         ({"family": "sd15"}, "family is 'sd15', but must be one of sd1, sdxl, sd3, flux"),
         ({"torch_dtype": "float16"}, "torch_dtype is 'float16', but must be a floating-point"),
         ({"torch_dtype": torch.int8}, r"torch_dtype is torch\.int8"),
+        ({"dtype": torch.int8}, r"dtype is torch\.int8"),
+        ({"norm_num_groups": 0}, "norm_num_groups is 0, but must be a positive integer"),
+        ({"norm_num_groups": "16"}, "norm_num_groups is '16'"),
+        (
+            {"dtype": torch.float16, "torch_dtype": torch.float32},
+            r"dtype is torch\.float16, and its older name",
+        ),
     ],
 )
 def test_arguments_are_checked_first(arguments, message, tmp_path):
@@ -130,6 +146,11 @@ def test_nothing_there(tmp_path):
         load_autoencoder(tmp_path)
 
 
+def test_a_path_that_is_too_long_for_the_file_system():
+    with pytest.raises(ValueError, match=r"a\.\.\. cannot be a path here: File name too long"):
+        load_autoencoder("a" * 300)
+
+
 def test_a_model_of_another_kind(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
     with pytest.raises(ValueError, match=r"describes a UNet2DModel"):
@@ -140,14 +161,16 @@ def test_classes_are_recorded_under_the_package():
     assert KLVAE.__module__ == VQGAN.__module__ == VQVAE.__module__ == "latentae"
 
 
-def test_which_files_show_their_architecture_in_tensors_alone(kl, tmp_path):
+def test_which_files_no_config_describes(kl, tmp_path):
     kl.to_diffusers().save_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     assert not is_single_file(weights)
     assert not is_single_file(tmp_path)
     assert not is_single_file("owner/name")
     weights.rename(tmp_path / "vae.safetensors")
-    assert is_single_file(tmp_path / "vae.safetensors")
-    (tmp_path / "vae.safetensors").rename(weights)
+    assert not is_single_file(tmp_path / "vae.safetensors")
     (tmp_path / "config.json").unlink()
-    assert is_single_file(weights)
+    assert is_single_file(tmp_path / "vae.safetensors")
+    kl.save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert not is_single_file(weights)  # its metadata have the config

@@ -1,3 +1,6 @@
+from inspect import signature
+
+import diffusers.models.autoencoders
 import pytest
 import torch
 import torch.nn.functional as F
@@ -141,7 +144,8 @@ def test_slices_are_the_batch(model):
 def test_tiles_may_be_told_apart_from_the_sample_size(model):
     model.tile_sample_min_size, model.tile_latent_min_size = 12, 6
     images = torch.rand(1, 3, 13, 24) * 2 - 1
-    assert model.tiled_decode(model.tiled_encode(images).latents).sample.shape == (1, 3, 14, 24)
+    encoded = model.tiled_encode(images)[:, :4]
+    assert model.tiled_decode(encoded).sample.shape == (1, 3, 14, 24)
     assert not model.use_tiling
 
 
@@ -150,3 +154,108 @@ def test_gradients_pass_through_tiles(model):
     images = (torch.rand(1, 3, 24, 24) * 2 - 1).requires_grad_()
     model(images).sample.square().mean().backward()
     assert (images.grad.abs().amax(dim=(0, 1)) > 0).all()
+
+
+@torch.no_grad()
+def test_tiled_encode_is_what_diffusers_announces(model):
+    images = torch.rand(1, 3, 28, 28) * 2 - 1
+    tensor = model.tiled_encode(images)
+    model.enable_tiling()
+    encoded = model.encode(images, return_dict=False)[0]
+    assert torch.equal(tensor, encoded if isinstance(model, VQVAE) else encoded.parameters)
+    model.disable_tiling()
+    with pytest.warns(FutureWarning, match="return_dict"):
+        assert torch.equal(model.tiled_encode(images, return_dict=True).latents, tensor[:, :4])
+    with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
+        model.tiled_encode(images[:, :1])
+
+
+def tiling_arguments(cls):
+    return list(signature(getattr(cls, "enable_tiling", lambda: None)).parameters)
+
+
+STOCK = [
+    cls
+    for name, cls in vars(diffusers.models.autoencoders).items()
+    if name.startswith("Autoencoder") and "tile_sample_min_height" in tiling_arguments(cls)
+]
+
+
+def test_the_arguments_are_those_of_the_stock_classes():
+    assert len(STOCK) >= 15
+    ours = tiling_arguments(KLVAE)
+    for cls in STOCK:
+        spatial = [name for name in tiling_arguments(cls) if "frames" not in name]
+        strided = "tile_sample_stride_height" in spatial  # else an overlap, under various names
+        assert spatial[:5] == ours[:5] if strided else spatial[:3] == ours[:3], cls
+
+
+def shapes(model, images):
+    """What the encoder and the decoder are given, [(h, w) of each tile, ...] for each."""
+    seen = {"encoder": [], "decoder": []}
+    hooks = [
+        getattr(model, name).register_forward_pre_hook(
+            lambda _, given, seen=seen[name]: seen.append(tuple(given[0].shape[-2:]))
+        )
+        for name in seen
+    ]
+    sample = model(images).sample
+    for hook in hooks:
+        hook.remove()
+    assert sample.shape == images.shape
+    return seen["encoder"], seen["decoder"]
+
+
+def test_tiles_by_height_and_width(model):
+    images = torch.zeros(1, 3, 24, 40)
+    model.enable_tiling(tile_sample_min_height=8, tile_sample_min_width=20)
+    assert (model.use_tiling, model.tile_sample_min_height, model.tile_sample_min_width) == (True, 8, 20)
+    # rows start at latents 0, 3, 6, 8 of 12, and columns at 0, 7, 10 of 20
+    assert shapes(model, images) == ([(8, 20)] * 12, [(4, 10)] * 12)
+    model.enable_tiling(8, 20, 8, 20)
+    assert shapes(model, images) == ([(8, 20)] * 6, [(4, 10)] * 6)
+    model.enable_tiling(tile_sample_stride_height=4)  # the others stay
+    assert shapes(model, images) == ([(8, 20)] * 10, [(4, 10)] * 10)
+    model.enable_tiling(tile_sample_min_height=24)
+    assert shapes(model, images) == ([(24, 20)] * 2, [(12, 10)] * 2)
+    model.enable_tiling(tile_sample_min_width=40)
+    assert shapes(model, images) == ([(24, 40)], [(12, 20)])
+    model.enable_tiling(tile_sample_min_size=16, tile_overlap_factor=0.0)
+    assert shapes(model, images) == ([(16, 16)] * 6, [(8, 8)] * 6)
+    model.enable_tiling(False)
+    assert shapes(model, images) == ([(24, 40)], [(12, 20)])
+    model.enable_tiling(use_tiling=False)
+    assert not model.use_tiling
+
+
+@torch.no_grad()
+def test_tiles_that_are_no_squares_are_cross_faded_like_squares(model):
+    images = torch.rand(1, 3, 16, 40) * 2 - 1
+    model.enable_tiling(tile_sample_min_size=16, tile_overlap_factor=0.5)
+    squares = model(images).sample
+    model.enable_tiling(16, 16, 16, 8)
+    torch.testing.assert_close(model(images).sample, squares)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tile_sample_min_height": 1}, "tile_sample_min_height is 1,.*at least the 2 pixels"),
+        ({"tile_sample_min_width": 0}, "tile_sample_min_width is 0"),
+        ({"tile_sample_stride_width": -8}, "tile_sample_stride_width is -8"),
+        ({"tile_sample_stride_width": 17}, "tile_sample_stride_width is 17,.*at most the tile's width of 16"),
+        (
+            {"tile_sample_min_height": 8, "tile_sample_stride_height": 10},
+            "is 10,.*at most the tile's height of 8",
+        ),
+        ({"tile_overlap_factor": 1.0}, "tile_overlap_factor is 1.0"),
+        ({"tile_sample_min_size": 8, "tile_sample_min_width": 8}, "tile_sample_min_width are both given"),
+    ],
+)
+def test_tiles_that_cannot_be_made(model, arguments, message):
+    before = {name: value for name, value in vars(model).items() if "til" in name}
+    with pytest.raises(ValueError, match=message):
+        model.enable_tiling(**arguments)
+    assert {name: value for name, value in vars(model).items() if "til" in name} == before
+    with pytest.raises(TypeError, match="tile_sample_min_num_frames"):
+        model.enable_tiling(tile_sample_min_num_frames=8)

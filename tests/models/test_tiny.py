@@ -50,3 +50,16 @@ def test_for_evaluation_only(model, tmp_path):
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == "AutoencoderTiny"
     assert type(AutoencoderTiny.from_pretrained(tmp_path)) is AutoencoderTiny
+
+
+@torch.no_grad()
+def test_tiles_by_height_and_width():
+    model = TinyAutoencoder(latent_channels=4).eval()
+    images = torch.rand(1, 3, 32, 48) * 2 - 1
+    whole = model.encode(images).latents
+    model.enable_tiling(tile_sample_min_height=16, tile_sample_min_width=32, tile_sample_stride_width=24)
+    tiles = model.encode(images).latents
+    assert tiles.shape == whole.shape
+    assert not torch.equal(tiles, whole)
+    model.disable_tiling()
+    assert torch.equal(model.tiled_encode(images), tiles)

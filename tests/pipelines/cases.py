@@ -9,6 +9,8 @@ from diffusers import (
     AmusedImg2ImgPipeline,
     AmusedPipeline,
     AmusedScheduler,
+    ChromaImg2ImgPipeline,
+    ChromaPipeline,
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
@@ -21,6 +23,7 @@ from diffusers import (
     LDMPipeline,
     LDMSuperResolutionPipeline,
     LDMTextToImagePipeline,
+    Lumina2Pipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
@@ -31,6 +34,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     VQDiffusionPipeline,
     VQDiffusionScheduler,
+    ZImageImg2ImgPipeline,
+    ZImagePipeline,
 )
 from diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion import (
     LearnedClassifierFreeSamplingEmbeddings,
@@ -141,6 +146,36 @@ def _flux(cls: type[DiffusionPipeline]) -> Callable[[Any], DiffusionPipeline]:
     )
 
 
+def _chroma(cls: type[DiffusionPipeline]) -> Callable[[Any], DiffusionPipeline]:
+    return lambda vae: cls(
+        vae=vae,
+        transformer=denoisers.chroma_transformer(),
+        text_encoder=text.t5_encoder(),
+        tokenizer=text.t5_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def _z_image(cls: type[DiffusionPipeline]) -> Callable[[Any], DiffusionPipeline]:
+    return lambda vae: cls(
+        vae=vae,
+        transformer=denoisers.z_image_transformer(),
+        text_encoder=text.qwen(),
+        tokenizer=text.chat_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def _lumina2(vae: Any) -> DiffusionPipeline:
+    return Lumina2Pipeline(
+        vae=vae,
+        transformer=denoisers.lumina2_transformer(),
+        text_encoder=text.gemma(),
+        tokenizer=text.chat_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
 def _kandinsky(cls: type[DiffusionPipeline]) -> Callable[[Any], DiffusionPipeline]:
     return lambda movq: cls(
         unet=denoisers.kandinsky_unet(), scheduler=DDPMScheduler(**NEARLY_NOISELESS), movq=movq
@@ -190,7 +225,9 @@ def _vq_diffusion(vqvae: Any) -> DiffusionPipeline:
     )
 
 
-_T5 = {"max_sequence_length": 16}
+_LENGTH = {"max_sequence_length": 16}
+_UNGUIDED = {"guidance_scale": 0.0}  # with 1.0 Z-Image asks its denoiser twice, with and without the text
+_LATEST: dict[str, Any] = {"denoiser": "transformer", "shifted": True}
 _CODES = {"of_codes": True, "scaled": False, "part": "vqvae", "denoiser": "transformer"}
 
 CASES: dict[str, Case] = {
@@ -206,24 +243,30 @@ CASES: dict[str, Case] = {
     "SDXL, text-to-image": Case(_sdxl(StableDiffusionXLPipeline), FROM_TEXT),
     "SDXL, image-to-image": Case(_sdxl(StableDiffusionXLImg2ImgPipeline), FROM_IMAGE, image=True),
     "SDXL, inpaint": Case(_sdxl(StableDiffusionXLInpaintPipeline), FROM_TEXT, image=True, mask=True),
-    "SD3, text-to-image": Case(
-        _sd3(StableDiffusion3Pipeline), FROM_TEXT | _T5, denoiser="transformer", shifted=True
-    ),
+    "SD3, text-to-image": Case(_sd3(StableDiffusion3Pipeline), FROM_TEXT | _LENGTH, **_LATEST),
     "SD3, image-to-image": Case(
         _sd3(StableDiffusion3Img2ImgPipeline),
-        FROM_TEXT | FROM_IMAGE | _T5,
+        FROM_TEXT | FROM_IMAGE | _LENGTH,
         image=True,
-        denoiser="transformer",
-        shifted=True,
+        **_LATEST,
     ),
-    "Flux, text-to-image": Case(_flux(FluxPipeline), FROM_TEXT | _T5, denoiser="transformer", shifted=True),
+    "Flux, text-to-image": Case(_flux(FluxPipeline), FROM_TEXT | _LENGTH, **_LATEST),
     "Flux, image-to-image": Case(
         _flux(FluxImg2ImgPipeline),
-        FROM_TEXT | FROM_IMAGE | _T5,
+        FROM_TEXT | FROM_IMAGE | _LENGTH,
         image=True,
-        denoiser="transformer",
-        shifted=True,
+        **_LATEST,
     ),
+    "Chroma, text-to-image": Case(_chroma(ChromaPipeline), FROM_TEXT | _LENGTH, **_LATEST),
+    "Chroma, image-to-image": Case(
+        _chroma(ChromaImg2ImgPipeline), FROM_TEXT | FROM_IMAGE | _LENGTH, image=True, **_LATEST
+    ),
+    "Z-Image, text-to-image": Case(_z_image(ZImagePipeline), FROM_TEXT | _LENGTH | _UNGUIDED, **_LATEST),
+    "Z-Image, image-to-image": Case(
+        _z_image(ZImageImg2ImgPipeline), FROM_TEXT | FROM_IMAGE | _LENGTH | _UNGUIDED, image=True, **_LATEST
+    ),
+    # it takes the autoencoder's factor for 8, whatever it is
+    "Lumina2": Case(_lumina2, {**PROMPT, "height": 128, "width": 128} | _LENGTH, **_LATEST),
     "DiT": Case(_dit, {"class_labels": [1], "guidance_scale": 1.0}, denoiser="transformer"),
     "LDM, unconditional": Case(_ldm, {}, part="vqvae"),
     "LDM, text-to-image": Case(_ldm_text, {**PROMPT, "height": 128, "width": 128}, part="vqvae"),

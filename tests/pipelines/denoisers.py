@@ -4,13 +4,16 @@ from typing import Any
 
 import torch
 from diffusers import (
+    ChromaTransformer2DModel,
     DiTTransformer2DModel,
     FluxTransformer2DModel,
+    Lumina2Transformer2DModel,
     SD3Transformer2DModel,
     Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
     UVit2DModel,
+    ZImageTransformer2DModel,
 )
 
 from tests.pipelines.autoencoders import NUM_CODES, WIDTH
@@ -112,6 +115,59 @@ def flux_transformer() -> torch.nn.Module:
         axes_dims_rope=(2, 2, 4),
     )
     return silent(model, "proj_out")
+
+
+def chroma_transformer() -> torch.nn.Module:
+    """Chroma's: FLUX's, with the guidance distilled into a small network."""
+    model = ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        axes_dims_rope=(2, 2, 4),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    return silent(model, "proj_out")
+
+
+def lumina2_transformer() -> torch.nn.Module:
+    """Lumina-Image 2's."""
+    model = Lumina2Transformer2DModel(
+        sample_size=LATENT_SIZE,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=16,
+        num_layers=1,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=16,
+        axes_dim_rope=(4, 2, 2),
+        axes_lens=(64, 32, 32),
+        cap_feat_dim=2 * WIDTH,
+    )
+    return silent(model, "norm_out.linear_2")
+
+
+def z_image_transformer() -> torch.nn.Module:
+    """Z-Image's, which takes and gives lists of [c, 1, h, w]."""
+    model = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=16,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=2 * WIDTH,
+        axes_dims=[4, 2, 2],
+        axes_lens=[128, 32, 32],
+    )
+    return silent(model, "all_final_layer.2-1.linear")
 
 
 def dit_transformer() -> torch.nn.Module:

@@ -63,7 +63,10 @@ def run(case: Case, pipeline: DiffusionPipeline, **arguments: Any) -> Run:
         return result
 
     def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record.seen.append(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states")))
+        given = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        record.seen.append(
+            given if isinstance(given, torch.Tensor) else torch.cat(given, dim=1).transpose(0, 1)
+        )
 
     hook = getattr(pipeline, case.denoiser).register_forward_pre_hook(see, with_kwargs=True)
     autoencoder.decode, scheduler.step = decode, step

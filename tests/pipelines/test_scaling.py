@@ -33,7 +33,7 @@ def as_image(decoded):
 
 
 def unpacked(name, latents):
-    if name.startswith("Flux") and latents.ndim == 3:
+    if name.startswith(("Flux", "Chroma")) and latents.ndim == 3:
         return FluxPipeline._unpack_latents(latents, SIZE, SIZE, 2)
     return latents
 

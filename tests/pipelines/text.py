@@ -15,6 +15,11 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -46,6 +51,22 @@ def t5_tokenizer() -> Any:
     config = {"extra_ids": 0, "model_max_length": 16}
     files = {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": json.dumps(config)}
     return _from_files(T5TokenizerFast, files)
+
+
+@functools.cache
+def chat_tokenizer() -> Any:
+    """A tokenizer with a vocabulary of letters that can write out a conversation, for Gemma and Qwen."""
+    words = ["<pad>", "<unk>", *LETTERS]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    config = {
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "model_max_length": 16,
+        "chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+    }
+    files = {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": json.dumps(config)}
+    return _from_files(PreTrainedTokenizerFast, files)
 
 
 @functools.cache
@@ -83,6 +104,30 @@ def t5_encoder() -> torch.nn.Module:
     """T5's encoder."""
     config = T5Config(vocab_size=64, d_model=2 * WIDTH, d_kv=4, d_ff=WIDTH, num_layers=1, num_heads=2)
     return T5EncoderModel(config).eval()
+
+
+_DECODER_ONLY: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 2 * WIDTH,
+    "intermediate_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+
+
+def gemma() -> torch.nn.Module:
+    """Lumina-Image 2's text encoder."""
+    return Gemma2Model(Gemma2Config(**_DECODER_ONLY)).eval()
+
+
+def qwen() -> torch.nn.Module:
+    """Z-Image's text encoder."""
+    return Qwen3Model(Qwen3Config(**_DECODER_ONLY)).eval()
 
 
 def ldm_bert() -> torch.nn.Module:

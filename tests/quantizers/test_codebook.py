@@ -87,6 +87,39 @@ def test_revived_codes_are_codes_of_latents(kind):
         torch.testing.assert_close(after[used], before[used])
 
 
+@pytest.mark.parametrize(("latents", "codes"), [(7, 5), (64, 64), (100, 7), (3, 8)])
+def test_no_latent_revives_two_codes_while_there_are_others(latents, codes):
+    """Every latent is drawn as often as another; of too few, some are drawn once more than others."""
+    quantizer, times = VectorQuantizer(codes, 1, revive_after=1), torch.zeros(latents)
+    quantizer.recent_latents = torch.arange(latents).float()[:, None]
+    for seed in range(200):
+        drawn = quantizer._draw_latents(generator(seed)).flatten().long().bincount(minlength=latents)
+        assert drawn.sum() == codes
+        assert drawn.max() <= -(-codes // latents)
+        times += drawn
+    expected = 200 * codes / latents
+    assert (times - expected).abs().max() < max(5 * expected**0.5, 200 * (codes > latents))
+
+
+def test_ranks_share_the_draws_at_a_cost_that_does_not_grow_with_them(monkeypatch):
+    shuffled, randperm, latents = [], torch.randperm, torch.arange(12.0)[:, None]
+    monkeypatch.setattr(
+        torch, "randperm", lambda count, **options: (shuffled.append(count), randperm(count, **options))[1]
+    )
+    quantizer = VectorQuantizer(8, 1, revive_after=1)
+    quantizer.recent_latents = latents
+    alone = quantizer._draw_latents(generator())
+    monkeypatch.setattr("latentae.distributed.world_size", lambda: 3)
+    monkeypatch.setattr("latentae.distributed.all_reduce_sum", lambda rows: rows)
+    parts = []
+    for rank, own in enumerate(latents.split(4)):
+        monkeypatch.setattr("latentae.distributed.rank", lambda rank=rank: rank)
+        quantizer.recent_latents = own
+        parts.append(quantizer._draw_latents(generator()))
+    assert torch.equal(sum(parts), alone)
+    assert shuffled == [8] * 4
+
+
 def test_no_upkeep_in_evaluation():
     quantizer = VectorQuantizer(4, 1, revive_after=1).eval()
     quantizer(torch.zeros(1, 1, 2, 2))

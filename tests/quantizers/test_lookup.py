@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from latentae.quantizers import lookup, nearest_code
+from latentae.quantizers.lookup import nearest_code_plain
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -241,3 +242,15 @@ def test_what_does_not_fit(latents, codebook, message):
 def test_a_kernel_that_cannot_be_built_is_reported():
     with pytest.warns(UserWarning, match="without its fused kernel"):
         assert lookup._fused_lookup.__wrapped__() is None
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0])
+def test_the_plain_look_up_of_exported_models(offset):
+    latents, codebook = offset + normal(500, 16, seed=1), offset + normal(512, 16, seed=2) / 8
+    assert torch.equal(nearest_code_plain(latents, codebook), nearest_code(latents, codebook))
+    equal = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+    assert nearest_code_plain(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), equal).tolist() == [0, 0]
+    halves = nearest_code_plain(
+        latents.half(), codebook.half()
+    )  # whose products would leave float16's precision
+    assert torch.equal(halves, nearest_code(latents.half(), codebook.half()))

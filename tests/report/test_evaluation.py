@@ -180,3 +180,11 @@ def test_no_results_before_the_page_is_there(report, monkeypatch):
     with pytest.raises(OSError, match="full"):
         write_report(results, folder)
     assert not (folder / "results.json").exists()
+
+
+def test_names_that_are_no_utf_8_are_escaped(report):
+    results, folder = report
+    results.protocol["data"]["name"] = "caf\udce9"
+    write_report(results, folder)
+    assert Results.load(folder).protocol["data"]["name"] == "caf\udce9"
+    assert rb"caf\udce9" in (folder / "results.md").read_bytes()

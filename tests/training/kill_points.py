@@ -125,11 +125,24 @@ def fail(*arguments):
     raise BrokenImageError("none of the images can be decoded")
 
 
+def close_output(*arguments, **options):
+    """Lets the reader of standard output go; found out in the next line of the log."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+
+
 # The same run made to save and leave: how, the step that it has saved then, and its exit code.
 REQUESTS = {
     "SIGTERM in step 3": (lambda: die_at_call(TrainingStep, "__call__", 5, by=signal.SIGTERM), 3, 0),
     "SIGINT in step 4": (lambda: die_at_call(TrainingStep, "__call__", 8, by=signal.SIGINT), 4, 0),
     "SIGUSR1 in step 6": (lambda: die_at_call(TrainingStep, "__call__", 12, by=signal.SIGUSR1), 6, 0),
+    "SIGHUP in step 5": (lambda: die_at_call(TrainingStep, "__call__", 9, by=signal.SIGHUP), 5, 0),
+    "a closed output pipe in step 3": (
+        lambda: die_at_call(TrainingStep, "__call__", 5, close_output, by=signal.SIGCONT),
+        4,
+        0,
+    ),
     "SIGTERM in the export": (
         lambda: die_at_call(finish, "export_diffusers", 1, export_half, by=signal.SIGTERM),
         6,

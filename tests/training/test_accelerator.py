@@ -1,3 +1,4 @@
+import os
 import sys
 from types import SimpleNamespace
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from latentae.training.accelerator import create_accelerator, track, track_picture
+from latentae.training.accelerator import create_accelerator, process_group_timeout, track, track_picture
 from tests.processes import launch
 
 
@@ -27,6 +28,23 @@ def test_threads(tiny):
     create_accelerator(tiny("cpu_threads=1"))
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+def test_a_deterministic_run_has_what_cublas_needs(tiny, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # noted, so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    before = torch.get_deterministic_debug_mode()
+    create_accelerator(tiny())
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    try:
+        create_accelerator(tiny("deterministic=true"))
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.are_deterministic_algorithms_enabled()
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the other one that is deterministic
+        create_accelerator(tiny("deterministic=true"))
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        torch.set_deterministic_debug_mode(before)
 
 
 def test_a_picture_in_tensorboard(tiny, tmp_path):
@@ -75,11 +93,14 @@ def test_histograms_in_weights_and_biases(monkeypatch):
 JOINED = """
 import sys
 from pathlib import Path
+import torch.distributed as dist
 from latentae.config import load_config
 from latentae.training.accelerator import create_accelerator
 
 accelerator = create_accelerator(load_config("vqgan", sys.argv[1:]))
-Path(f"{sys.argv[0]}.{accelerator.process_index}").write_text(str(accelerator.num_processes))
+group = dist.distributed_c10d._get_default_group()._get_backend(accelerator.device)
+words = f"{accelerator.num_processes} {group.options._timeout}"
+Path(f"{sys.argv[0]}.{accelerator.process_index}").write_text(words)
 """
 
 
@@ -87,11 +108,42 @@ Path(f"{sys.argv[0]}.{accelerator.process_index}").write_text(str(accelerator.nu
 def test_torchrun_alone_joins_its_processes(tiny, tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text(JOINED)
-    launch(worker, 2, "--config", str(tiny.file), ACCELERATE_USE_CPU="false")
-    assert [(tmp_path / f"worker.py.{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+    launch(
+        worker, 2, "--config", str(tiny.file), "process_group_timeout_hours=1.5", ACCELERATE_USE_CPU="false"
+    )
+    assert [(tmp_path / f"worker.py.{rank}").read_text() for rank in (0, 1)] == ["2 1:30:00"] * 2
+
+
+@pytest.mark.parametrize(("override", "hours"), [([], 24), (["process_group_timeout_hours=0.5"], 0.5)])
+def test_how_long_processes_wait_for_one_another(tiny, override, hours):
+    assert process_group_timeout(tiny(*override)).total_seconds() == hours * 3600
 
 
 def test_processes_that_are_not_joined_are_refused(tiny, monkeypatch):
     monkeypatch.setattr("latentae.distributed.world_size", lambda: 2)
     with pytest.raises(ValueError, match="2 processes were started, of which accelerate joins 1"):
         create_accelerator(tiny("trackers=[]"))
+
+
+def test_the_environment_does_not_change_accumulation(tiny, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    accelerator = create_accelerator(tiny("trackers=[]", "gradient_accumulation_steps=2"))
+    assert accelerator.gradient_accumulation_steps == 2
+
+
+def test_what_accelerate_makes_of_a_config_is_checked(tiny, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(ValueError, match=r"Accelerate uses INDUCTOR for torch\.compile"):
+        create_accelerator(tiny("trackers=[]"))
+
+
+def test_processes_with_different_settings_are_refused(tiny, monkeypatch):
+    own, other = tiny("trackers=[]"), tiny("trackers=[]", "optimizer.weight_decay=0.5", "log_every=7")
+    monkeypatch.setattr("latentae.training.accelerator.gather_object", lambda objects: [*objects, other])
+    with pytest.raises(ValueError, match="started with different settings") as caught:
+        create_accelerator(own)
+    assert "optimizer.weight_decay: 0.0 in process 0, 0.5 in process 1" in str(caught.value)
+    assert "log_every: 2 in process 0, 7 in process 1" in str(caught.value)
+    elsewhere = tiny("trackers=[]", "data.name=elsewhere", "cpu_threads=3", "output_dir=there")
+    monkeypatch.setattr("latentae.training.accelerator.gather_object", lambda objects: [*objects, elsewhere])
+    create_accelerator(own)

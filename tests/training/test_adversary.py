@@ -1,6 +1,7 @@
 """What the discriminator learns, against its plain formulation in float64."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from latentae.discriminators import DiffAugment
 from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
 from latentae.losses.gradient_penalty import R1
 from latentae.losses.lecam import LeCAM
-from latentae.training.adversary import Adversary
+from latentae.training.adversary import GRADIENT_LOSSES, Adversary
+from latentae.training.guard import Guard
+from latentae.training.learner import Learner, update
+from latentae.training.optim import LearningRate
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
 from tests.training.small_networks import assert_same_gradients, gradients, small_networks
@@ -195,3 +199,29 @@ def test_under_a_gradient_scaler_and_autocast():
     assert numbers["r1"].item() == pytest.approx(exact["r1"].item(), rel=0.02)
     for ours, theirs in zip(gradients(discriminator), expected, strict=True):
         assert (ours - theirs).norm() < 0.03 * theirs.norm() + 1e-6
+
+
+def test_a_penalty_that_overflows_is_the_scaler_s_business():
+    """The scale falls until the penalty fits, and no update is called a fault."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.SiLU(), nn.Conv2d(4, 1, 1)).float()
+    plain = net.forward
+    net.forward = lambda x: torch.autocast("cpu", torch.float16)(plain)(x).float()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    adversary = Adversary(net, r1=R1(1.0, every=1), loss_scale=scaler.scale)
+    rate = LearningRate(1e-3, last_step=10)
+    learner = Learner("discriminator", net, torch.optim.SGD(net.parameters(), lr=1.0), rate)
+    guard, accepted = Guard(lambda items: items, GRADIENT_LOSSES), []
+    images, reconstruction = make_images().float(), make_images().float()
+    for number in range(40):
+        loss, numbers = adversary.learn(images, reconstruction, None, StepRandomness(0, number))
+        scaler.scale(loss).backward()
+        guard.watch(numbers, ["a.png"])
+        judge = partial(guard.judge, number + 1)
+        accepted.append(
+            (update([learner], number, scaler, None, judge).accepted.item(), numbers["r1"].isfinite())
+        )
+    assert accepted[0] == (False, False)
+    assert accepted[-1] == (True, True)
+    assert guard.report() == []
+    assert guard.skipped == 0

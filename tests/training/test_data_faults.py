@@ -59,6 +59,20 @@ def test_broken_images_of_every_kind_are_skipped_and_named(tiny, tmp_path, capsy
     assert np.isfinite(summary["psnr"])
 
 
+@pytest.mark.parametrize("validate_every", ["null", "1"])
+def test_a_validation_image_that_breaks_later_is_named_and_not_measured(
+    tiny, tmp_path, capsys, validate_every
+):
+    draw_images(tmp_path / "set/train", 4)
+    draw_images(tmp_path / "set/val", 3)
+    (tmp_path / "set/val/001.png").write_bytes(b"")
+    changes = [f"data.name={tmp_path}/set", "data.check_images=0", "max_steps=1"]
+    summary = Trainer(tiny(*changes, f"validate_every={validate_every}")).fit()
+    said = capsys.readouterr()
+    assert "001.png: it is empty" in said.out + said.err
+    assert summary["images"] == 2
+
+
 def test_a_worker_that_dies_is_named_and_the_run_saved(tiny, monkeypatch):
     def deadly(path, *arguments, **options):
         if path.name == victim and os.getpid() != main:

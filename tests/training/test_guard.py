@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentae.training.guard import Guard
+from latentae.training.guard import Guard, SkippedStep
 
 NAN = torch.tensor(float("nan"))
 ONE = torch.tensor(1.0)
@@ -60,6 +60,28 @@ def test_a_scaler_overflow_is_not_made_and_not_counted():
     assert guard.skipped == 0
 
 
+def penalised(guard, scale, loss=ONE, penalty=ONE):
+    guard.watch({"loss": loss, "r1": penalty}, ["a.png"])
+    return bool(guard.judge(1, {"net_gradient_norm": NAN}, scale))
+
+
+@pytest.mark.parametrize(
+    ("gradient_losses", "scale", "loss", "causes"),
+    [
+        (("r1",), torch.tensor(65536.0), ONE, None),
+        (("r1",), torch.tensor(65536.0), NAN, ["loss", "r1", "net_gradient_norm"]),
+        (("r1",), torch.tensor(1.0), ONE, ["r1", "net_gradient_norm"]),
+        (("r1",), None, ONE, ["r1", "net_gradient_norm"]),
+        ((), torch.tensor(65536.0), ONE, ["r1", "net_gradient_norm"]),
+    ],
+)
+def test_a_loss_made_of_gradients_overflows_as_they_do(gradient_losses, scale, loss, causes):
+    guard = Guard(alone, gradient_losses)
+    assert not penalised(guard, scale, loss=loss, penalty=NAN)
+    assert [skipped.causes for skipped in guard.report()] == ([] if causes is None else [causes])
+    assert guard.skipped == guard.consecutive == (causes is not None)
+
+
 @pytest.mark.parametrize(("loss", "scale"), [(NAN, 65536.0), (ONE, 1.0)])
 def test_what_no_scale_explains_counts(loss, scale):
     guard = Guard(alone)
@@ -93,6 +115,19 @@ def test_a_resumed_run_goes_on_counting():
     assert (again.consecutive, again.longest, again.skipped) == (2, 2, 2)
 
 
+def test_a_state_counts_what_was_not_reported_yet():
+    """Such as that of a checkpoint which a signal asks for between two log lines."""
+    guard = Guard(alone)
+    guard.load_state_dict({"skipped": 3, "consecutive": 2})
+    attempt(guard, 4, loss=NAN)
+    assert guard.state_dict() == {"skipped": 4, "consecutive": 3}
+    attempt(guard, 5)
+    attempt(guard, 6, loss=NAN)
+    assert guard.state_dict() == {"skipped": 5, "consecutive": 1}
+    assert [step.step for step in guard.report()] == [4, 6]
+    assert guard.state_dict() == {"skipped": 5, "consecutive": 1}
+
+
 def test_a_row_that_ended_the_run_ends_no_run_that_continues_well():
     guard = Guard(alone)
     guard.load_state_dict({"skipped": 10, "consecutive": 10})
@@ -105,3 +140,10 @@ def test_many_images_are_cut_short():
     guard = Guard(alone)
     attempt(guard, 1, loss=NAN, names=[f"{i}.png" for i in range(20)])
     assert str(guard.report()[0]).endswith("7.png and 12 more")
+
+
+def test_names_come_out_in_one_printable_line():
+    text = str(SkippedStep(3, ["loss"], ["caf\udce9.png", "new\nline.png", "x" * 1000]))
+    assert r"caf\udce9.png, new\nline.png, xxx" in text
+    assert text.isprintable()
+    assert len(text) < 500

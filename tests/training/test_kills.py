@@ -54,7 +54,7 @@ def checkpoint_of(run):
     for path in sorted((run / "checkpoints/step_000006").iterdir()):
         if path.suffix == ".safetensors":
             states[path.name] = load_file(path)
-        elif path.suffix != ".json":
+        elif path.suffix not in (".json", ".yaml"):
             states[path.name] = torch.load(path, weights_only=False)
     return flatten(states)
 

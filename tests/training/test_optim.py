@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentae.training.optim import LearningRate, adamw, adamw8bit
+from latentae.training.optim import LearningRate, adamw, adamw8bit, keep_settings
 
 ADAM = {"learning_rate": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.0, "epsilon": 1e-8}
 
@@ -101,3 +101,24 @@ def test_adamw8bit_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # which makes an import fail
     with pytest.raises(ValueError, match=r"optimizer\.type is adamw8bit.*pip install bitsandbytes"):
         adamw8bit(nn.Linear(1, 1).parameters(), **ADAM)
+
+
+def test_loading_keeps_the_settings_of_the_config():
+    """Averages and counts come from the state, the rest from the config, the kernel's device too."""
+    models = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    old = adamw(models[0].parameters(), **ADAM)
+    models[0](torch.ones(1, 2)).sum().backward()
+    old.step()
+    new = adamw(models[1].parameters(), learning_rate=0.3, betas=(0.1, 0.2), weight_decay=0.5, epsilon=1e-3)
+    new.add_param_group({"params": [nn.Parameter(torch.ones(1))], "weight_decay": 0.0, "lr_scale": 7.0})
+    state = old.state_dict()
+    state["param_groups"].append({**state["param_groups"][0], "params": [2], "fused": False, "lr_scale": 9.0})
+    before = [{key: value for key, value in group.items() if key != "params"} for group in new.param_groups]
+    with keep_settings([new]):
+        new.load_state_dict(state)
+        assert new.param_groups[0]["betas"] == (0.5, 0.9)
+    after = [{key: value for key, value in group.items() if key != "params"} for group in new.param_groups]
+    assert after == before
+    own, theirs = new.state[models[1].weight], old.state[models[0].weight]
+    assert own.keys() == theirs.keys()
+    assert all(torch.equal(own[name], theirs[name]) for name in own)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchvision.models import vgg16
 
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.perceptual import LPIPS
@@ -8,8 +9,9 @@ from latentae.losses.reconstruction import l1
 from latentae.models.lean import make_lean
 from latentae.training.accelerator import create_accelerator
 from latentae.training.adversary import Adversary
+from latentae.training.memory import WorkingSpace
 from latentae.training.networks import build_networks
-from latentae.training.performance import set_float32_precision, tune, use_channels_last
+from latentae.training.performance import TorchSettings, set_float32_precision, tune, use_channels_last
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
 from latentae.training.trainer import Trainer
@@ -38,12 +40,37 @@ def test_lpips_in_bfloat16_is_told(alexnet_trunk):
     assert tune(make(), objective, (64, 64), CPU).endswith("LPIPS 8 images at a time in bfloat16")
 
 
-def test_where_nothing_was_measured_nothing_is_changed(alexnet_trunk):
+def test_where_nothing_was_measured_the_blocks_stay(alexnet_trunk):
     model, objective = make(), ReconstructionObjective(l1, perceptual=LPIPS(alexnet_trunk))
     sentence = tune(model, objective, (64, 64), torch.device("xpu"))
-    assert sentence == "performance=auto on xpu: nothing to choose"
-    assert objective.perceptual.chunk is None
+    assert sentence == "performance=auto on xpu: LPIPS 128 images at a time"
     assert "LeanResnetBlock2D" not in kinds(model)
+    without = tune(model, ReconstructionObjective(l1), (64, 64), torch.device("xpu"))
+    assert without == "performance=auto on xpu: nothing to choose"
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
+@pytest.mark.parametrize(("size", "chunk"), [((256, 256), 8), ((512, 1024), 1), ((2048, 2048), 1)])
+def test_on_any_other_device_lpips_is_bounded_in_memory(monkeypatch, alexnet_trunk, device, size, chunk):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    objective = ReconstructionObjective(l1, perceptual=LPIPS(alexnet_trunk))
+    tune(make(), objective, size, torch.device(device))
+    assert objective.perceptual.chunk == chunk
+
+
+def test_the_bound_on_lpips_is_less_than_a_gibibyte():
+    """Of the larger trunk; memory grows with the pixels that it takes at a time, not with the batch."""
+    trunk = {f"features.{name}": value for name, value in vgg16(weights=None).features.state_dict().items()}
+    images, target = torch.rand(2, 4, 3, 32, 32) * 2 - 1
+    peaks, values = {}, {}
+    for chunk in (None, 1):
+        lpips, space = LPIPS(trunk, net="vgg", chunk=chunk), WorkingSpace()
+        with space:
+            values[chunk] = lpips(images.requires_grad_(), target)
+        peaks[chunk] = space.peak
+    assert peaks[None] / (4 * 32 * 32) * 2**19 < 2**30
+    assert peaks[1] < 0.35 * peaks[None]
+    torch.testing.assert_close(values[1], values[None])
 
 
 @pytest.mark.parametrize("device", ["cpu", "xpu"])
@@ -72,6 +99,33 @@ def test_on_cuda_what_documentation_promises_is_chosen_and_said_to_be_unmeasured
     assert ("cuDNN tries" in sentence) == tries
     assert sentence.endswith("not measured here")
     assert "LeanResnetBlock2D" not in kinds(model)
+
+
+def test_a_run_switches_off_what_a_run_before_it_left_on(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    tune(make(), ReconstructionObjective(l1), (64, 64), torch.device("cuda"), sizes_differ=True)
+    assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(
+    ("changes", "differ"),
+    [
+        ((), False),
+        (("loss.equivariance={min_scale: 0.5}",), True),
+        (("loss.equivariance={probability: 0.1, min_scale: 1, low_resolution_probability: 0}",), True),
+        (("loss.spectral={factors: [2, 4]}",), False),
+        (("loss.latent_noise={scale: 0.1}",), False),
+        (("data.resolutions=[[16, 16], [16, 32]]",), True),
+    ],
+)
+def test_cudnn_tries_nothing_out_where_a_step_draws_its_sizes(tiny, monkeypatch, changes, differ):
+    found = []
+    monkeypatch.setattr(
+        "latentae.training.networks.tune", lambda *_, sizes_differ, **__: found.append(sizes_differ) or ""
+    )
+    config = tiny("loss.perceptual=null", *changes)
+    build_networks(config, create_accelerator(config), ReconstructionObjective(l1))
+    assert found == [differ]
 
 
 def test_a_deterministic_run_lets_cudnn_try_nothing_out(monkeypatch):
@@ -141,6 +195,20 @@ def test_a_run_in_channels_last_resumes_exactly_and_exports_what_any_run_does(ti
     ]
     shapes = [{name: value.shape for name, value in weights.items()} for weights in exported]
     assert shapes[0] == shapes[1]
+
+
+def test_the_end_of_a_run_puts_torch_s_settings_back(tiny, monkeypatch):
+    """So that who trains and then goes on in the same process does not go on with them."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or the run would leave it behind
+    threads, within = torch.get_num_threads(), []
+    trainer = Trainer(tiny("deterministic=true", f"cpu_threads={threads + 1}", "max_steps=1"))
+    torch.backends.cudnn.benchmark = True  # as on CUDA
+    train = trainer._train
+    trainer._train = lambda *arguments: (within.append(TorchSettings.read()), train(*arguments))
+    trainer.fit()
+    assert within == [TorchSettings(True, 2, threads + 1)]
+    assert TorchSettings.read() == TorchSettings(False, 0, threads)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from latentae import KLVAE, VQGAN, VQVAE
+from latentae.config import ConfigError
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.reconstruction import l1
 from latentae.training.accelerator import create_accelerator
@@ -38,14 +39,19 @@ def assert_holds(model, pretrained):
 def test_weights_of_every_format(tiny, tmp_path, form, cls):
     pretrained = make_pretrained(cls)
     place = write_pretrained(pretrained, tmp_path, form)
-    config = fine_tuning(tiny, place, cls=cls)
+    # What no config beside the file tells is asked for.
+    told = ("model.norm_num_groups=8",) if form in ("LDM file", "checkpoint") else ()
+    if told:
+        with pytest.raises(ConfigError, match=r"does not tell how many groups.*1 or 2 or 4 or 8"):
+            fine_tuning(tiny, place, cls=cls)
+    config = fine_tuning(tiny, place, *told, cls=cls)
     assert config.model.block_out_channels == (8, 16)
-    assert config.model.norm_num_groups == 8  # where a file does not say, the largest power of two that fits
+    assert config.model.norm_num_groups == 8
     networks = start(config)
     assert_holds(networks.autoencoder, pretrained)
     assert_holds(networks.ema.model, pretrained)
-    scale = None if form in ("LDM file", "checkpoint") else 0.37
-    frozen = start(fine_tuning(tiny, place, "freeze_encoder=true", cls=cls))
+    scale = None if told else 0.37
+    frozen = start(fine_tuning(tiny, place, "freeze_encoder=true", *told, cls=cls))
     assert ("does not tell the scale of its latents" in "\n".join(frozen.describe())) == (scale is None)
     assert networks.autoencoder.config.scaling_factor == networks.ema.model.config.scaling_factor == scale
     record = networks.pretrained.record
@@ -177,3 +183,11 @@ def test_codes_that_were_learned_are_not_placed_anew(tiny, tmp_path):
     trainer = Trainer(fine_tuning(tiny, place, "model.quantizer.init=data", cls=VQVAE))
     next(trainer._batches())
     assert torch.equal(trainer.networks.quantizer.embedding.weight, pretrained.quantize.embedding.weight)
+
+
+@pytest.mark.parametrize("cls", [KLVAE, VQGAN])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_latents_that_move_are_told_at_the_start(tiny, tmp_path, cls, frozen):
+    place = write_pretrained(make_pretrained(cls), tmp_path, "our folder")
+    lines = start(fine_tuning(tiny, place, f"freeze_encoder={str(frozen).lower()}", cls=cls)).describe()
+    assert any("the latents move" in line and "freeze_encoder=true" in line for line in lines) != frozen

@@ -1,5 +1,7 @@
 import json
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,3 +79,15 @@ def test_lists_are_for_the_file_and_histograms_for_the_trackers(tmp_path):
     assert step == 5
     assert set(numbers) == {"images_per_second", "loss"}
     assert histograms == {"codebook": histogram}
+
+
+def test_standard_output_on_a_full_disk(tmp_path, monkeypatch):
+    log = recorder(tmp_path, [])
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        for write in (lambda: log.say("a sentence"), lambda: log.write(5, {"loss": 1.0})):
+            with pytest.raises(RunError, match=r"cannot write standard output .*same command"):
+                write()
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()

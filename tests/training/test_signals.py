@@ -1,3 +1,4 @@
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -26,13 +27,13 @@ def no_launcher(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_waits_until_it_is_asked_for(number, capfd):
     before = signal.getsignal(number)
     with StopSignals() as stop:
         assert stop.asked() is None
         strike(number)
-        assert stop.asked() is number
+        assert stop.asked() == number.name
     assert signal.getsignal(number) is before
     assert f"{number.name}: finishing the step, then saving" in capfd.readouterr().err
 
@@ -67,7 +68,7 @@ def twice(first, second, launched, seconds):
         strike(first)
         time.sleep(seconds)
         strike(second)
-        sys.exit(7 if stop.asked() == first else 8)
+        sys.exit(7 if stop.asked() == first.name else 8)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,8 @@ def twice(first, second, launched, seconds):
         ((signal.SIGTERM, signal.SIGINT, False, 0), -signal.SIGINT),
         ((signal.SIGTERM, signal.SIGTERM, True, 0), 7),  # the launcher passes on what has come here already
         ((signal.SIGINT, signal.SIGINT, True, 0.2), -signal.SIGINT),
+        ((signal.SIGHUP, signal.SIGHUP, False, 0.2), 7),  # as a terminal that closes sends it
+        ((signal.SIGHUP, signal.SIGTERM, False, 0), -signal.SIGTERM),
     ],
 )
 def test_the_second_one_ends_at_once(arguments, code):
@@ -92,7 +95,7 @@ def steps_until_asked(folder):
         for step in range(1, 10):
             if step == 3 and distributed.rank() == 1:
                 strike(signal.SIGTERM)
-            if stop.asked() is signal.SIGTERM:
+            if stop.asked() == "SIGTERM":
                 return step
     return None
 
@@ -101,13 +104,81 @@ def test_ranks_leave_after_the_same_step(tmp_path):
     assert in_two_ranks(steps_until_asked, tmp_path) == [4, 4]
 
 
+def told_after_the_last_step(folder):
+    """One of two ranks is struck after its last vote: whether each is told to leave before the end's work."""
+    with StopSignals() as stop:
+        for _ in range(3):
+            assert stop.asked() is None
+        if distributed.rank() == 1:
+            strike(signal.SIGTERM)
+        try:
+            stop.leave_at_once("it is saved")
+        except RunStopped as stopped:
+            return str(stopped)
+    return None
+
+
+def test_a_signal_in_one_rank_s_last_step_reaches_all(tmp_path):
+    assert in_two_ranks(told_after_the_last_step, tmp_path) == ["stopped by SIGTERM: it is saved"] * 2
+
+
+def told_while_it_measures(folder):
+    """One of two ranks is struck after all voted, and the other works on in Python."""
+    try:
+        with StopSignals() as stop:
+            stop.leave_at_once("it is saved")
+            if distributed.rank() == 1:
+                strike(signal.SIGUSR1)
+            for _ in range(1000):
+                time.sleep(0.01)
+    except RunStopped as stopped:
+        return str(stopped)
+    return None
+
+
+def test_a_signal_to_one_rank_at_the_end_reaches_all(tmp_path):
+    assert in_two_ranks(told_while_it_measures, tmp_path) == ["stopped by SIGUSR1: it is saved"] * 2
+
+
+def blocked_in_a_library(folder):
+    """Rank 1 is struck and leaves, rank 0 is where Python cannot interrupt it, as in a collective call."""
+    signals._GRACE_SECONDS = 0.2
+    (folder / "result_0.json").write_text('"left"')
+    try:
+        with StopSignals() as stop:
+            stop.leave_at_once("it is saved")
+            if distributed.rank() == 0:
+                libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+                while True:  # the second time it waits for ever
+                    libc.pthread_mutex_lock(mutex)
+            strike(signal.SIGTERM)
+            time.sleep(50)
+    except RunStopped as stopped:
+        return str(stopped)
+
+
+def test_a_rank_that_cannot_be_interrupted_is_not_waited_for(tmp_path):
+    assert in_two_ranks(blocked_in_a_library, tmp_path) == ["left", "stopped by SIGTERM: it is saved"]
+
+
+def done_at_different_times(folder):
+    with StopSignals() as stop:
+        stop.leave_at_once("it is saved")
+        time.sleep(0.5 * distributed.rank())
+    return "done"
+
+
+def test_ranks_that_finish_leave_together(tmp_path):
+    assert in_two_ranks(done_at_different_times, tmp_path) == ["done"] * 2
+
+
 def test_the_end_of_the_launcher_counts(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with StopSignals() as stop:
         assert stop.asked() is None
         other = os.getppid() + 1
         monkeypatch.setattr(os, "getppid", lambda: other)
-        assert stop.asked() is signal.SIGHUP
+        assert stop.asked() == "SIGHUP"
 
 
 ENDLESS = ["max_steps=100000", "checkpoint_every=100000", "log_every=1"]

@@ -55,7 +55,7 @@ def test_rows_of_codes_are_for_models_with_codes(folder):
     [
         (
             ["scripts/train_vqgan.py", "--config", "q", "max_steps=200", "output_dir=a b"],
-            "accelerate launch --quiet scripts/train_vqgan.py --config q 'output_dir=a b' max_steps=400",
+            "python scripts/train_vqgan.py --config q 'output_dir=a b' max_steps=400",
         ),
         (["bin/latentae", "train", "vqgan", "seed=1"], "latentae train vqgan seed=1 max_steps=400"),
     ],

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from latentae import distributed
-from latentae.data import CenterCrop, ImageDataset
+from latentae.data import BrokenImageError, CenterCrop, ImageDataset
 from latentae.evaluation.metrics import psnr
 from latentae.evaluation.reconstruction import NoMeasurementError
 from latentae.models import KLVAE, VQVAE, AutoencoderOutput
@@ -145,3 +145,23 @@ def test_measured_on_the_way_without_a_trace_in_the_training(tiny, tmp_path):
     weights = trainer.networks.autoencoder.state_dict()
     for name, value in other.networks.autoencoder.state_dict().items():
         assert torch.equal(value, weights[name]), name
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_told(images):
+    class Broken(Pictures):
+        def load(self, index, channels, minimum_side=None):
+            if index in (2, 3):
+                raise BrokenImageError(f"{self.name(index)}: torn")
+            return super().load(index, channels)
+
+    torch.manual_seed(0)
+    model, told = KLVAE(**WIDTHS, **BLOCKS).eval(), []
+    partly = ImageDataset(Broken(), CenterCrop(16), channels=3)
+    found = validate(
+        model, partly, distance, batch_size=1, device=torch.device("cpu"), note_broken=told.extend
+    )
+    sound = torch.stack([images[0, index]["images"] for index in (0, 1, 4)])
+    with torch.no_grad():
+        expected = psnr(model(sound).sample, sound).mean().item()
+    assert found["validation_psnr"] == pytest.approx(expected, abs=1e-3)
+    assert {line.partition(":")[0] for line in told} == {"2.png", "3.png"}

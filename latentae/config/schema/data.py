@@ -28,6 +28,9 @@ class DataConfig(Section):
     value_range: Range | None = None
     """Stored numbers [low, high] that stand for black and white in images of more than 8 bits and arrays;
     null: 0 and 65535 for 16 bits, 0 and 1 for floats."""
+    max_pixels: Count = 200_000_000
+    """Pixels of the largest picture that is decoded, since a small file may unpack to more than the memory
+    holds; larger ones count as unreadable. Arrays have no limit."""
     image_size: Count | Size
     """Side of the square training images in pixels, or [height, width]; a multiple of the model's factor, and
     31 or more, which the measurement at the end needs."""
@@ -44,13 +47,15 @@ class DataConfig(Section):
     holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     """Share of the images kept out of training, to measure on, where the dataset has no split for that."""
     max_validation: Count = 2000
-    """Images that are measured on at most; all of them are opened before training starts."""
+    """Images that are measured on at most."""
     max_broken: CountOrZero = 100
     """Unreadable images that are skipped before the run is stopped."""
-    check_images: CountOrZero = 1000
-    """Images that are opened before training starts, to report broken ones early; 0, or streaming: none."""
+    check_images: CountOrZero = 256
+    """Images that are opened before training starts, to report broken ones early: so many to train on (with
+    streaming: none), and as many to measure on; 0: none."""
     cache_megabytes: CountOrZero = 1024
-    """Memory for decoded images, in megabytes; 0: none are kept."""
+    """Memory for decoded images on each machine, in MiB, for all processes there together; a quarter of it is
+    for the images that are measured on; 0: none are kept."""
 
     @property
     def height_and_width(self) -> tuple[int, int]:

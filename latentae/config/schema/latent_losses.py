@@ -1,6 +1,6 @@
 """What is asked of the latents for a denoiser's sake; each block has a paper, and is off by default."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,9 @@ class AlignmentConfig(Section):
     network: Text = "facebook/dinov2-large"
     """A vision transformer, as hub id or folder of transformers (pip install latentae[dinov2]); or vgg16,
     which is at hand offline and no match for DINOv2."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Number format that the frozen network computes in; null: bfloat16 with `mixed_precision` bf16, else
+    float32."""
     weight: Positive = 0.1
     """Factor of this term in the sum, times the adaptive weight where that is on."""
     adaptive: bool = True

@@ -51,6 +51,10 @@ class RunConfig(Section):
     LPIPS; needs torch 2.15. The first steps take minutes. Not measured on a GPU here."""
     cpu_threads: Count | None = None
     """Threads a process computes with on a CPU; null: the machine's cores, shared among its processes."""
+    process_group_timeout_hours: Positive = 24.0
+    """Hours that a process waits for the others before the run fails. Long, since the first process downloads
+    weights and indexes the data while the others wait; a process that dies ends the run at once anyway, where
+    torchrun or `accelerate launch` started it."""
     resume: Text = "auto"
     """auto: continue from the newest checkpoint in `output_dir` if there is one; never: start at step 0; or
     the path of a checkpoint to continue from."""

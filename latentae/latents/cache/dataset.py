@@ -185,8 +185,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
             return torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
         if normalisation is None:
             raise ValueError(
-                f"the scale of the latents in {self.folder} is not known: measure the model's with "
-                "scripts/latent_stats.py and encode anew, or read them with normalised=False"
+                f"the scale of the latents in {self.folder} is not known: repeat the `latentae encode` "
+                "command with --family FAMILY, which keeps the latents and records the scale; or measure the "
+                "model with scripts/latent_stats.py and encode anew; or read them with normalised=False"
             )
         shift, scale = (torch.tensor(normalisation[name])[:, None, None] for name in ("shift", "scale"))
         return shift, scale

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from latentae import distributed
-from latentae.data import ImageSource
+from latentae.data import ImageSource, describe_source
 from latentae.data.decode import check_channels
 from latentae.latents.cache.encoding import check_codes
 from latentae.latents.cache.files import remove_unfinished
@@ -43,6 +43,7 @@ def encode_dataset(
     *,
     batch_size: int = 16,
     workers: int = 0,
+    family: str | None = None,
     image_size: int | None = None,
     sizes: str = "crop",
     flips: bool = False,
@@ -68,6 +69,8 @@ def encode_dataset(
         out: folder of the cache: new, empty, or a cache of the same model, images and options.
         batch_size: images at a time, on each rank.
         workers: processes that decode, for each rank; 0: none.
+        family: of a model that is opened by its path: what its scale and shift are taken from, as
+            ``load_autoencoder`` takes it.
         image_size: pixels; None: the model's ``sample_size``.
         sizes, flips, codes, latents, dtype, precision, broken, seed: see ``CacheOptions``.
         shard_size: images a shard; None: see ``default_shard_size``.
@@ -88,7 +91,7 @@ def encode_dataset(
     ):
         if value is not None and value < lowest:
             raise ValueError(f"{name} is {value}, but must be {lowest} or more")
-    autoencoder, path = _open_model(model, device)
+    autoencoder, path = _open_model(model, family, device)
     options = CacheOptions(
         image_size=_usual_size(autoencoder) if image_size is None and sizes != "refuse" else image_size,
         sizes=sizes,
@@ -115,6 +118,9 @@ def _encode(
     say: Callable[[str], None],
 ) -> CacheReport:
     check_codes(model, options)
+    normalisation = normalisation_of(model)
+    if options.latents and normalisation is None:
+        say(f"note: {_about_scale(options)}")
     channels = model.config.in_channels
     check_channels(channels)
     source, annotations = request.open()
@@ -125,7 +131,7 @@ def _encode(
         options = replace(options, shard_size=recorded_options(folder).get("shard_size", usual))
     settings = CacheSettings(
         model={"hash": model_hash(model, codes=options.codes), "class": type(model).__name__, "path": path},
-        normalisation=normalisation_of(model),
+        normalisation=normalisation,
         data={
             "hash": data_hash(source, annotations, channels),
             "name": request.name,
@@ -142,6 +148,7 @@ def _encode(
     missing = [shard for shard in shards if not is_whole(folder / shard.file)]
     if len(missing) < len(shards):
         say(f"going on: {len(shards) - len(missing)} of {len(shards)} shards are there")
+    say(f"the images: {describe_source(source)}")
     distributed.barrier()
     started = time.monotonic()
     loading = CacheImages(
@@ -155,6 +162,18 @@ def _encode(
     return finish(folder, settings, shards, annotations, encoded=encoded, seconds=seconds)
 
 
+def _about_scale(options: CacheOptions) -> str:
+    """What someone should know before latents of an unknown scale are encoded."""
+    size = "" if options.image_size is None else f" --image-size {options.image_size}"
+    return (
+        "the scale of this model's latents is not known, so LatentDataset will read this cache with "
+        "normalised=False only. For a model of a known family, repeat this command with --family "
+        f"FAMILY{size}, now or later: it keeps the latents that are there and records the scale. For any "
+        "other model, measure the scale first: `latentae stats MODEL --data NAME --out FOLDER`, and encode "
+        "with the model in FOLDER"
+    )
+
+
 def _begin(folder: Path, settings: CacheSettings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
@@ -164,14 +183,16 @@ def _begin(folder: Path, settings: CacheSettings) -> None:
 
 
 def _open_model(
-    model: str | Path | LatentAutoencoder, device: torch.device | None
+    model: str | Path | LatentAutoencoder, family: str | None, device: torch.device | None
 ) -> tuple[LatentAutoencoder, str]:
     """The model in eval mode on the device, and the path it came from."""
     path = str(model) if isinstance(model, str | Path) else "a model in memory"
     opened: Any = model
     if isinstance(model, str | Path):
         with distributed.main_first():  # the first rank fetches the model, the others find it
-            opened = load_autoencoder(model)
+            opened = load_autoencoder(model, family=family)
+    elif family is not None:
+        raise ValueError(f"family is {family!r}, but the model is open already: give it to load_autoencoder")
     if not isinstance(opened, LatentAutoencoder):
         raise ValueError(f"model is a {type(opened).__name__}: give a path, or what load_autoencoder returns")
     network: Any = opened

@@ -128,7 +128,8 @@ def check_folder(folder: Path, settings: CacheSettings) -> None:
             f"{folder} holds latents of another model, {there.model['path']}, or of this one before it "
             f"changed (hash {there.model['hash'][:12]}, now {settings.model['hash'][:12]}): {_RESTART}"
         )
-    if there.normalisation != settings.normalisation:
+    # Latents are stored unscaled: a scale that was not known may be given to those that are there.
+    if there.normalisation not in (None, settings.normalisation):
         raise ValueError(f"{folder} holds latents of this model at another scale or shift: {_RESTART}")
     if there.data["hash"] != settings.data["hash"]:
         raise ValueError(

@@ -33,7 +33,7 @@ def model_hash(model: LatentAutoencoder, *, codes: bool = False) -> str:
         settings["quantizer"] = model.config.get("quantizer")
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=list).encode())
     left_out = _DECODER if codes else (*_DECODER, "quantize.")
-    state: dict[str, Tensor] = model.state_dict()  # type: ignore[attr-defined]
+    state: dict[str, Tensor] = model.state_dict()
     for name, value in sorted(state.items()):
         if not name.startswith(left_out):
             digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())

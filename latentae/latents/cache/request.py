@@ -17,10 +17,13 @@ class DataRequest:
 
     Attributes:
         images: themselves, or their name as ``open_source`` takes it.
-        split, image_column, dataset_config, value_range: see ``open_source``; for names alone.
+        split, image_column, dataset_config, value_range, max_pixels: see ``open_source``; for names alone.
         annotations: whether labels and captions are read.
         label_column, caption_column: see ``read_annotations``.
         limit: so many images, evenly spread; None: all.
+
+    Raises:
+        ValueError: a column is named, and ``annotations`` is false.
     """
 
     images: str | Path | ImageSource
@@ -28,10 +31,19 @@ class DataRequest:
     image_column: str | None = None
     dataset_config: str | None = None
     value_range: tuple[float, float] | None = None
+    max_pixels: int | None = None
     annotations: bool = True
     label_column: str | None = None
     caption_column: str | None = None
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("label_column", "caption_column"):
+            if getattr(self, name) is not None and not self.annotations:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but annotations is false, so nothing is read from "
+                    "it: leave one of them out"
+                )
 
     @property
     def name(self) -> str:
@@ -72,4 +84,5 @@ class DataRequest:
             image_column=self.image_column,
             dataset_config=self.dataset_config,
             value_range=self.value_range,
+            max_pixels=self.max_pixels,
         )

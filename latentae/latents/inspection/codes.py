@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentae.latents.inspection.encoding import as_batches
+from latentae.latents.inspection.encoding import as_batches, check_pixels
 from latentae.models import VQVAE
 from latentae.quantizers import Quantizer, ResidualQuantizer
 from latentae.quantizers.health import code_counts, codebook_health
@@ -174,6 +174,7 @@ def _tiles(model: VQVAE, table: int, codes: Tensor, common: Tensor) -> Tensor:
         rows[:, table] = codes
         indices = rows[:, :, None, None].expand(-1, -1, _POSITIONS, _POSITIONS)
     images = model.decode_indices(indices.to(model.device)).float().cpu()
+    check_pixels(images, model)
     factor, first = model.downsampling_factor, _POSITIONS // 2
     middle = slice(first * factor, (first + 1) * factor)
     return images[..., middle, middle]

@@ -52,17 +52,33 @@ def decoded(
     batch_size: int = 16,
     scaled: bool = False,
 ) -> Tensor:
-    """Images [B, C, H, W] in float32 on the CPU of latents [B, c, h, w]; VQ models quantize them first.
+    """Decodes latents [B, c, h, w] to images [B, C, H, W] in float32 on the CPU; VQ models quantize first.
 
     Args:
         size: (H, W) to crop the images to.
         batch_size: latents at a time.
         scaled: the latents are a denoiser's, as ``to_latents`` gives them, and not raw.
+
+    Raises:
+        ValueError: the decoder gives values that are not finite.
     """
     parts = latents.to(model.device, model.dtype).split(batch_size)
     if scaled:
-        return torch.cat([model.from_latents(part, size=size).float().cpu() for part in parts])
-    return torch.cat([model.decode(part, size=size).sample.float().cpu() for part in parts])
+        images = torch.cat([model.from_latents(part, size=size).float().cpu() for part in parts])
+    else:
+        images = torch.cat([model.decode(part, size=size).sample.float().cpu() for part in parts])
+    check_pixels(images, model)
+    return images
+
+
+def check_pixels(images: Tensor, model: Autoencoder) -> None:
+    """Raises ValueError for decoded images that hold NaN or infinite values."""
+    finite = images.isfinite()
+    if not bool(finite.all()):
+        raise ValueError(
+            f"{int((~finite).sum())} of {images.numel()} values that the decoder gives are not finite in "
+            f"{model.dtype}: its weights are damaged, its training diverged, or they overflow in this dtype"
+        )
 
 
 def normal_noise(count: int, shape: tuple[int, ...], seed: int) -> Tensor:

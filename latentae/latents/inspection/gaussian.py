@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentae.devices import to_float64_on_cpu
 from latentae.latents.inspection.encoding import as_batches, constant_channels, normal_noise
 
 
@@ -94,7 +95,7 @@ class GaussianFit:
         Raises:
             ValueError: another number of channels than before.
         """
-        values = latents.detach().to("cpu", torch.float64).transpose(0, 1).flatten(1)
+        values = to_float64_on_cpu(latents.detach()).transpose(0, 1).flatten(1)
         channels, count = values.shape
         if not self.images:
             self.mean, self.products = values.new_zeros(channels), values.new_zeros(channels, channels)

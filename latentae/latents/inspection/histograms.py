@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentae.devices import to_float64_on_cpu
 from latentae.evaluation.latent_moments import LatentMoments
 from latentae.latents.inspection.encoding import as_batches, constant_channels
 from latentae.report import figures
@@ -114,7 +115,7 @@ class HistogramCounter:
         """Takes finite latents [B, c, h, w]."""
         if not latents.numel():
             return
-        values = latents.detach().to("cpu", torch.float64)
+        values = to_float64_on_cpu(latents.detach())
         if not self._origins:
             self._origins = values[0].flatten(1).mean(dim=1).tolist()
             self._exponents = [_FINEST] * len(self._origins)

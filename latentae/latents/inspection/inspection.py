@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from latentae.data import CenterCrop, ImageDataset, take_evenly, validation_loader, without_broken
+from latentae.data import (
+    CenterCrop,
+    ImageDataset,
+    describe_source,
+    take_evenly,
+    validation_loader,
+    without_broken,
+)
 from latentae.data.decode import check_channels
 from latentae.data.seeding import check_seed
 from latentae.evaluation.images import open_images
@@ -33,10 +40,12 @@ def inspect(
     *,
     data: str,
     out: Path,
+    family: str | None = None,
     split: str | None = None,
     image_column: str | None = None,
     dataset_config: str | None = None,
     value_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
     image_size: int | None = None,
     max_images: int = 256,
     batch_size: int = 16,
@@ -55,8 +64,9 @@ def inspect(
         model: what ``load_autoencoder`` opens.
         data: the name of the data: ``photos``, a path, or a dataset of the hub.
         out: a folder that is new or empty, or an inspection's if ``overwrite``.
+        family: what the scale and shift are taken from, as ``load_autoencoder`` takes it.
         split: None takes the validation split, else the test split, else the first there is.
-        image_column, dataset_config, value_range: as ``open_source`` takes them.
+        image_column, dataset_config, value_range, max_pixels: as ``open_source`` takes them.
         image_size: pixels of the crops; None: what the model was trained on, its ``sample_size``.
         max_images: measure at most so many, evenly spread.
         batch_size, num_workers: images at a time, and processes that decode them.
@@ -70,7 +80,7 @@ def inspect(
     """
     check_seed(seed)
     _check(out, overwrite, max_images)
-    autoencoder = load_autoencoder(model)
+    autoencoder = load_autoencoder(model, family=family)
     if not isinstance(autoencoder, KLVAE | VQVAE | TinyAutoencoder):
         raise ValueError(f"{model} is a {type(autoencoder).__name__}, which has no latents to inspect")
     autoencoder.to(device or torch.device("cpu"))
@@ -82,7 +92,9 @@ def inspect(
         image_column=image_column,
         dataset_config=dataset_config,
         value_range=value_range,
+        max_pixels=max_pixels,
     )
+    say(f"the images: split {chosen!r}, {describe_source(source)}")
     dataset, broken = _dataset(autoencoder, take_evenly(source, max_images), size, data)
     for reason in broken:
         say(f"note: left out, since it cannot be decoded: {reason}")
@@ -171,7 +183,9 @@ def _write(out: Path, sections: list[Section], facts: dict[str, Any]) -> None:
         NUMBERS: json.dumps({"inspected": facts, **numbers}, indent=1, ensure_ascii=False, allow_nan=False),
         PAGE: page,
     }
-    write_together(out, figures | {name: text.encode() for name, text in texts.items()})
+    write_together(
+        out, figures | {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
+    )
     for name in NAMES:
         if f"{name}.png" not in figures:  # of an inspection that is replaced
             (out / f"{name}.png").unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentae.devices import to_float64, to_float64_on_cpu
 from latentae.latents.inspection.encoding import Autoencoder, decoded
 from latentae.report.grids import Figure, image_grid
 
@@ -63,6 +64,10 @@ class Interpolation:
         }
 
 
+class OppositeEndsError(ValueError):
+    """Raised for two ends in opposite directions, between which no arc is the shortest."""
+
+
 def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     """Points [n, *shape] on the arc from one tensor to another of the same shape, in float64.
 
@@ -80,11 +85,13 @@ def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
         raise ValueError(
             f"one end is {list(first.shape)}, the other {list(second.shape)}, but they must be alike"
         )
-    a, b = first.double(), second.double()
+    a, b = to_float64(first), to_float64(second)
     t = weights.to(a).view(-1, *[1] * a.ndim)
     omega = math.radians(angle_between(a, b))
     if math.pi - omega < _SMALLEST_ANGLE:
-        raise ValueError("the two ends point in opposite directions, so that no arc between them is shortest")
+        raise OppositeEndsError(
+            "the two ends point in opposite directions, so that no arc between them is shortest"
+        )
     if omega < _SMALLEST_ANGLE:
         return (1 - t) * a + t * b
     return (((1 - t) * omega).sin() * a + (t * omega).sin() * b) / math.sin(omega)
@@ -92,7 +99,7 @@ def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
 
 def angle_between(first: Tensor, second: Tensor) -> float:
     """In degrees, between two tensors as vectors; 0 where one is zero."""
-    a, b = first.double().flatten(), second.double().flatten()
+    a, b = to_float64(first).flatten(), to_float64(second).flatten()
     lengths = a.norm() * b.norm()
     if not lengths > 0:
         return 0.0
@@ -130,9 +137,9 @@ def interpolate(
             f"the ends are {list(first.shape)} and {list(second.shape)}, but must both be [B, c, h, w] with "
             "one pair or more"
         )
-    ends = first.detach().double().cpu(), second.detach().double().cpu()
+    ends = to_float64_on_cpu(first.detach()), to_float64_on_cpu(second.detach())
     middle = torch.zeros(first.shape[1]) if centre is None else centre
-    middle = middle.detach().to("cpu", torch.float64)[:, None, None]
+    middle = to_float64_on_cpu(middle.detach())[:, None, None]
     weights = torch.linspace(0, 1, steps, dtype=torch.float64)
     pairs = [(a - middle, b - middle) for a, b in zip(*ends, strict=True)]
     arcs = torch.stack([slerp(a, b, weights) for a, b in pairs])

@@ -159,7 +159,7 @@ def _interpolation(inspected: Inspected) -> Section:
                 )
             )
             labels.append(label)
-        except ValueError as error:  # opposite directions, which a latent of one or two values may have
+        except interpolation.OppositeEndsError as error:  # which latents of one or two values may be
             remarks.append(f"{label}: {error}")
     joined = interpolation.joined(found) if found else None
     return Section(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentae.devices import to_float64_on_cpu
 from latentae.latents.inspection.encoding import as_batches, constant_channels
 from latentae.report import figures
 from latentae.report.grids import Figure
@@ -119,7 +120,7 @@ class SpectrumSum:
         Raises:
             ValueError: sides below 4, or another size or number of channels than before.
         """
-        values = maps.detach().to("cpu", torch.float64)
+        values = to_float64_on_cpu(maps.detach())
         size = (values.shape[2], values.shape[3])
         if min(size) < self.smallest_side:
             raise ValueError(

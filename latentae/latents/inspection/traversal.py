@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentae.devices import to_float64_on_cpu
 from latentae.latents.inspection.encoding import Autoencoder, decoded
 from latentae.report.grids import Figure, image_grid
 
@@ -113,8 +114,8 @@ def traverse(
         raise ValueError(
             f"channels are {chosen}, but must be one or more of the {len(latents)}, counted from 0"
         )
-    base = latents.detach().double().cpu()
-    deviations = std.detach().double().cpu()[chosen]
+    base = to_float64_on_cpu(latents.detach())
+    deviations = to_float64_on_cpu(std.detach())[chosen]
     offsets = torch.linspace(-reach, reach, steps, dtype=torch.float64)
     moved = base.repeat(len(chosen), steps, 1, 1, 1)
     for row, channel in enumerate(chosen):

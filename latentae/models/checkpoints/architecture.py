@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
 _CODEBOOK = "quantize.embedding.weight"
-_GROUPS = 32  # in every published autoencoder of this kind
+_GROUPS = 32  # in every published autoencoder of this kind, and in the code of latent diffusion and taming
+# Widths of the published ones: SD, SDXL, SD 3, FLUX and their like; then the f4, f8, f16 and f32 models of
+# latent diffusion and taming; aMUSEd; CogView 4.
+_PUBLISHED = {
+    (128, 256, 512, 512),
+    (128, 256, 512),
+    (128, 256, 256, 512),
+    (128, 128, 256, 256, 512),
+    (128, 128, 256, 512, 512),
+    (128, 128, 256, 256, 512, 512),
+    (128, 256, 256, 512, 768),
+    (128, 512, 1024, 1024),
+}
+_LDM_NAME = re.compile(r"(.*\.)?encoder\.down\.\d+\.block\..*")
 
 
 @dataclass
@@ -23,10 +34,13 @@ class Architecture:
     Attributes:
         quantized: whether it is a VQ model; otherwise a KL-VAE.
         arguments: for the constructor of ``VQGAN`` or ``KLVAE``.
+        guessed_groups: whether ``norm_num_groups``, which leaves no trace in tensors, is the usual number and
+            may be another: no published model has these widths.
     """
 
     quantized: bool
     arguments: dict[str, Any]
+    guessed_groups: bool
 
     @property
     def latent_channels(self) -> int:
@@ -39,18 +53,22 @@ class Architecture:
         return int(2 ** (len(self.arguments["block_out_channels"]) - 1))
 
 
-def infer_architecture(state: Mapping[str, Tensor], norm_num_groups: int | None = None) -> Architecture:
+def infer_architecture(
+    state: Mapping[str, Tensor], norm_num_groups: int | None = None, *, is_ldm: bool = False
+) -> Architecture:
     """The architecture whose tensors these are.
 
-    The number of normalisation groups leaves no trace in them. It is 32 where all widths allow it, and else
-    the largest power of two up to 32 that they allow, with a warning in the log.
+    The number of normalisation groups leaves no trace in them. It is 32 in latent diffusion's layout and in
+    published models, and is taken to be 32 where other widths allow it.
 
     Args:
         state: the tensors of an autoencoder under diffusers' names.
         norm_num_groups: that number, where the caller knows it.
+        is_ldm: whether the names were latent diffusion's, whose code has 32 groups and no other number.
 
     Raises:
-        ValueError: tensors that neither ``KLVAE`` nor ``VQGAN`` can hold; the message says which and why.
+        ValueError: tensors that neither ``KLVAE`` nor ``VQGAN`` can hold, or widths that do not allow 32
+            groups without ``norm_num_groups``; the message says which and why.
     """
     _check_kind(state)
     widths = _widths(state)
@@ -76,16 +94,21 @@ def infer_architecture(state: Mapping[str, Tensor], norm_num_groups: int | None 
         "layers_per_block": layers,
         "latent_channels": latent_channels,
         "mid_block_add_attention": _count(state, "encoder.mid_block.attentions.") > 0,
-        "norm_num_groups": norm_num_groups or _groups(widths),
+        "norm_num_groups": _groups(widths) if norm_num_groups is None else norm_num_groups,
     }
+    if any(width % arguments["norm_num_groups"] for width in widths):
+        raise ValueError(
+            f"has widths {list(widths)}, which norm_num_groups {norm_num_groups} does not divide"
+        )
+    guessed = norm_num_groups is None and not is_ldm and widths not in _PUBLISHED
     if _CODEBOOK in state:
         arguments["num_vq_embeddings"], arguments["vq_embed_dim"] = _shape(state, _CODEBOOK)
-        return Architecture(quantized=True, arguments=arguments)
+        return Architecture(quantized=True, arguments=arguments, guessed_groups=guessed)
     for name in ("quant_conv", "post_quant_conv"):
         arguments[f"use_{name}"] = f"{name}.weight" in state
     # As in the stock class: SDXL's own weights overflow in float16. Its pipelines look for a quant conv then.
     arguments["force_upcast"] = arguments["use_post_quant_conv"]
-    return Architecture(quantized=False, arguments=arguments)
+    return Architecture(quantized=False, arguments=arguments, guessed_groups=guessed)
 
 
 def _check_kind(state: Mapping[str, Tensor]) -> None:
@@ -128,16 +151,21 @@ def _widths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def _groups(widths: tuple[int, ...]) -> int:
-    groups = math.gcd(_GROUPS, *widths)
-    if groups < _GROUPS:
-        logger.warning(
-            "How many groups the normalisation has does not show in tensors. Widths %s do not allow the "
-            "usual %d: taking %d; name another by norm_num_groups.",
-            list(widths),
-            _GROUPS,
-            groups,
+    if any(width % _GROUPS for width in widths):
+        largest = math.gcd(*widths)
+        possible = [str(number) for number in range(1, largest + 1) if largest % number == 0]
+        raise ValueError(
+            f"does not tell how many groups its normalisation has, and widths {list(widths)} do not allow "
+            f"the usual {_GROUPS}: name the number by norm_num_groups ({' or '.join(possible[:12])}), put "
+            "the model's config.json beside the file, or write a folder that tells it with `latentae export "
+            "FILE --norm-num-groups N --format diffusers --out FOLDER`"
         )
-    return groups
+    return _GROUPS
+
+
+def is_ldm_layout(names: Collection[str]) -> bool:
+    """Whether an autoencoder among tensors of these names has latent diffusion's names."""
+    return any(_LDM_NAME.fullmatch(name) for name in names)
 
 
 def _count(state: Mapping[str, Tensor], before: str) -> int:

@@ -17,7 +17,7 @@ _RUN = "model"
 PIPELINE_PARTS = ("vae", "vqvae", "movq")
 _MODEL_FILE = "diffusion_pytorch_model"
 _PLAIN = re.compile(_MODEL_FILE + r"(-\d+-of-\d+)?\.(safetensors|bin)")  # of no variant; whole, or a part
-_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def find_model_folder(folder: Path, subfolder: str | None = None) -> Path:
@@ -26,21 +26,23 @@ def find_model_folder(folder: Path, subfolder: str | None = None) -> Path:
     Raises:
         ValueError: none of them has one; the message says what is there instead.
     """
-    if subfolder is not None:
-        candidates = [folder / subfolder]
-    else:
-        candidates = [folder, folder / _RUN, *(folder / part for part in PIPELINE_PARTS)]
-    for candidate in candidates:
-        if (candidate / CONFIG).is_file():
-            return candidate
-    looked = candidates[0] if subfolder is not None else folder
-    raise ValueError(f"no model in {looked}: no {CONFIG} there. {_advice(looked)}")
+    found = look_for_config(folder, subfolder)
+    if found is None:
+        looked = folder if subfolder is None else folder / subfolder
+        raise ValueError(f"no model in {looked}: no {CONFIG} there. {_advice(looked)}")
+    return found
+
+
+def look_for_config(folder: Path, subfolder: str | None = None) -> Path | None:
+    """As ``find_model_folder``, but None where there is none."""
+    parts = ("", _RUN, *PIPELINE_PARTS) if subfolder is None else (subfolder,)
+    return next((folder / part for part in parts if (folder / part / CONFIG).is_file()), None)
 
 
 def _advice(folder: Path) -> str:
     if not folder.is_dir():
         return "There is no such folder"
-    weights = sorted(path.name for path in folder.iterdir() if path.suffix in _WEIGHTS)
+    weights = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS)
     if weights:
         return f"To read {weights[0]}, name the file itself"
     if (folder / "checkpoints").is_dir():
@@ -64,7 +66,7 @@ def check_weights(folder: Path, variant: str | None = None) -> None:
         there = ", ".join(path.name for path in present) or "no file named so"
         raise ValueError(f"{folder} holds no {what}, {_MODEL_FILE}*: there is {there}")
     for path in chosen:
-        if path.suffix in _WEIGHTS:
+        if path.suffix in WEIGHTS:
             read_checkpoint(path)
 
 

@@ -85,7 +85,9 @@ def _diffusers_block(parts: list[str]) -> list[str]:
     match parts:
         case ["block", number, layer, leaf]:
             return ["resnets", number, _RESNET.get(layer, layer), leaf]
-        case ["attn", number, "proj_out", leaf]:
+        case ["attn", number, "query" | "key" | "value" | "proj_attn" as old, leaf]:
+            return _diffusers_block(["attn", number, _OLD_ATTENTION[old], leaf])
+        case ["attn", number, "proj_out", leaf] | ["attn", number, "to_out", "0", leaf]:
             return ["attentions", number, "to_out", "0", leaf]
         case ["attn", number, layer, leaf]:
             return ["attentions", number, _ATTENTION.get(layer, layer), leaf]

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, VQModel
-
+from latentae.models.checkpoints.classes import CLASSES, Autoencoder, meaning_of
 from latentae.models.checkpoints.families import Normalisation, check_family
-from latentae.models.checkpoints.folders import CONFIG, PIPELINE_PARTS, check_weights, stock_meaning
-from latentae.models.checkpoints.single_file import Autoencoder
+from latentae.models.checkpoints.folders import CONFIG, PIPELINE_PARTS, check_weights
+from latentae.models.checkpoints.recognise import shorten
 from latentae.models.kl import KLVAE
 from latentae.models.tiny import TinyAutoencoder
-from latentae.models.vq import VQGAN, VQVAE
 
-# A plain VQModel does not say how it was trained; the two classes differ in name only.
-_CLASSES: dict[str, type[Autoencoder]] = {
-    "KLVAE": KLVAE,
-    "AutoencoderKL": KLVAE,
-    "VQVAE": VQVAE,
-    "VQGAN": VQGAN,
-    "VQModel": VQGAN,
-    "AutoencoderTiny": TinyAutoencoder,
-}
-_STOCK = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+logger = logging.getLogger(__name__)
 
 # What ``from_pretrained`` takes besides the config: what to fetch, and how to place the weights.
 _FETCHING = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 _PLACING = ("device_map", "disable_mmap", "low_cpu_mem_usage", "max_memory", "offload_folder")
-_OPTIONS = (*_FETCHING, *_PLACING, "subfolder", "torch_dtype", "use_safetensors", "variant")
+_OPTIONS = (*_FETCHING, *_PLACING, "dtype", "subfolder", "torch_dtype", "use_safetensors", "variant")
 
 
 def load_pretrained(
@@ -49,24 +40,50 @@ def load_pretrained(
             damaged, or not this model's.
     """
     name = config.get("_class_name")
-    if name not in _CLASSES:
-        raise ValueError(f"{place}/{CONFIG} describes a {name}, but must be one of {', '.join(_CLASSES)}")
-    cls = _CLASSES[name]
+    if name not in CLASSES:
+        raise ValueError(f"{place}/{CONFIG} describes a {name}, but must be one of {', '.join(CLASSES)}")
+    cls = CLASSES[name]
     unknown = arguments.keys() - {*_OPTIONS, *inspect.signature(cls.__init__).parameters}
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))}: no argument of {name}, nor of from_pretrained")
-    changes = stock_meaning(config, _STOCK[name]) if name in _STOCK else {}
+    changes = meaning_of(config)
     if family is not None:
         changes |= _family_arguments(family, config)
     try:
-        model, report = cls.from_pretrained(place, output_loading_info=True, **{**changes, **arguments})
+        with _without_lists_of_names():
+            model, report = cls.from_pretrained(place, output_loading_info=True, **{**changes, **arguments})
     except (OSError, RuntimeError, ValueError) as error:
         if Path(place).is_dir():  # then it can be said better
             check_weights(Path(place), arguments.get("variant"))
         raise ValueError(f"the model in {place} cannot be loaded: {_first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"the weights in {place} lack {len(missing)} tensors, such as {missing[0]}")
+        there = sorted(report["unexpected_keys"])
+        others = f", and hold {len(there)} others, such as {shorten(there[0])}" if there else ""
+        raise ValueError(f"the weights in {place} lack {len(missing)} tensors, such as {missing[0]}{others}")
+    if unexpected := sorted(report["unexpected_keys"]):
+        logger.warning(
+            "The weights in %s hold %d tensors that a %s has no place for, such as %s; they are left out.",
+            place,
+            len(unexpected),
+            cls.__name__,
+            shorten(unexpected[0]),
+        )
     return model.eval()
+
+
+@contextmanager
+def _without_lists_of_names() -> Iterator[None]:
+    """Keeps diffusers from listing all missing or unexpected tensors, of which there can be thousands."""
+
+    def is_list(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Some weights of ")
+
+    diffusers = logging.getLogger("diffusers.models.modeling_utils")
+    diffusers.addFilter(is_list)
+    try:
+        yield
+    finally:
+        diffusers.removeFilter(is_list)
 
 
 def fetch_config(
@@ -96,7 +113,7 @@ def fetch_config(
 
 
 def _family_arguments(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    if config["_class_name"] == "AutoencoderTiny":
+    if CLASSES[config["_class_name"]] is TinyAutoencoder:
         raise ValueError(f"family is {family!r}, but the latents of an AutoencoderTiny are scaled already")
     named = check_family(family, config.get("vq_embed_dim") or config["latent_channels"])
     return Normalisation(named.scale, named.shift).arguments()

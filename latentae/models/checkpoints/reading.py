@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from latentae.models.checkpoints.contents import is_average
 from latentae.models.checkpoints.recognise import describe_bytes
 from latentae.models.checkpoints.stubs import inert_globals
+from latentae.models.wrappers import clean_name, clean_names
 
-# Where trainers put the weights among the rest of their state.
-_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "params")
 _DEEPEST = 4  # mappings around the tensors
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
@@ -29,19 +29,32 @@ class Checkpoint:
     """What a file of weights holds.
 
     Attributes:
-        tensors: by name, on the CPU; most stay in the file until they are used.
+        tensors: by name, on the CPU; most stay in the file until they are used. Names are without the parts
+            that wrappers such as torch.compile put into them. Where a pickle holds several mappings, the
+            mapping's own name comes first: ``ema.encoder.conv_in.weight``.
         metadata: the texts that a safetensors file carries; empty for other formats.
+        mappings: these names of mappings, each ending in a dot, of those that hold tensors themselves.
     """
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
+    mappings: tuple[str, ...] = ()
+
+    def mapping_of(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors of the innermost mapping around all that is under ``prefix``, by their names in it."""
+        around = max((name for name in self.mappings if prefix.startswith(name)), key=len, default="")
+        return {
+            name.removeprefix(around): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(around)
+        }
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a safetensors file, or one that ``torch.save`` wrote; which of them, its first bytes tell.
 
-    Of a trainer's checkpoint, the state dict is returned. Pickles are read with ``weights_only=True``; the
-    trainers' own classes that genuine checkpoints name are replaced by inert ones.
+    Of a trainer's checkpoint, the tensors of all its mappings are returned. Pickles are read with
+    ``weights_only=True``; the trainers' own classes that genuine checkpoints name are replaced by inert ones.
 
     Raises:
         ValueError: the file is neither, is cut off or damaged, names anything else than tensors and the
@@ -53,12 +66,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
         checkpoint = _read_safetensors(path, size)
     elif head.startswith((b"PK\x03\x04", b"\x80")):
-        checkpoint = Checkpoint(_state_dict(path, _read_pickle(path, zipped=head.startswith(b"PK"))))
+        checkpoint = _unpack(path, _read_pickle(path, zipped=head.startswith(b"PK")))
     else:
         raise ValueError(f"{path} is no file of weights: it {describe_bytes(head)}")
     if not checkpoint.tensors:
         raise ValueError(f"{path} holds no tensors")
+    try:
+        checkpoint.tensors = clean_names(checkpoint.tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return checkpoint
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries; empty for other formats, and for a damaged file."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        return {}
 
 
 def _read_safetensors(path: Path, size: int) -> Checkpoint:
@@ -136,17 +162,50 @@ def _gist(message: str) -> str:
     return (telling or lines or ["no reason given"])[0][:200]
 
 
-def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict that may lie inside of a trainer's checkpoint."""
-    for _ in range(_DEEPEST):  # a pickle can also hold itself
-        if not isinstance(content, Mapping):
-            break
-        inner = [content[key] for key in _STATE_KEYS if isinstance(content.get(key), Mapping)]
-        if not inner:
-            return {
-                name: value
-                for name, value in content.items()
-                if isinstance(name, str) and isinstance(value, Tensor)
-            }
-        content = inner[0]
-    raise ValueError(f"{path} holds a {type(content).__name__} where a state dict must be")
+def _unpack(path: Path, content: Any) -> Checkpoint:
+    """The tensors of a pickle's mappings, without the name of a mapping that holds all the others."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__} where a state dict must be")
+    mappings = dict(_mappings(content, "", _DEEPEST, set()))
+    if not mappings:
+        raise ValueError(f"{path} holds no tensors: {_entries(content)}")
+    outer = _common_start(list(mappings))
+    if is_average(outer):  # that these are averages is worth knowing
+        outer = ""
+    tensors = {
+        f"{name.removeprefix(outer)}{key}": tensor
+        for name, held in mappings.items()
+        for key, tensor in held.items()
+    }
+    names = (clean_name(name.removeprefix(outer)) for name in mappings)
+    return Checkpoint(tensors, mappings=tuple(name for name in names if name))
+
+
+def _mappings(
+    content: Mapping[Any, Any], name: str, depth: int, seen: set[int]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(name, tensors) of every mapping that holds tensors itself, each once: one can hold itself."""
+    if id(content) in seen:
+        return
+    seen.add(id(content))
+    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    held = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    if held:
+        yield name, held
+    for key, value in named.items():
+        if depth and isinstance(value, Mapping):
+            yield from _mappings(value, f"{name}{key}.", depth - 1, seen)
+
+
+def _common_start(names: list[str]) -> str:
+    """The longest of the names, or of the mappings around them, that all of them start with."""
+    first = names[0]
+    ends = [match.end() for match in re.finditer(r"\.", first)]
+    return next((first[:end] for end in reversed(ends) if all(x.startswith(first[:end]) for x in names)), "")
+
+
+def _entries(content: Mapping[Any, Any]) -> str:
+    """The first entries of a mapping, with the type of each."""
+    shown = [f"{str(key)[:40]} ({type(value).__name__})" for key, value in list(content.items())[:6]]
+    more = f" and {len(content) - len(shown)} more" if len(content) > len(shown) else ""
+    return f"its entries are {', '.join(shown)}{more}" if shown else "it is an empty mapping"

@@ -17,6 +17,7 @@ _BEGINNINGS = {
     b"\x93NUMPY": "is a NumPy array",
 }
 
+_SHOWN = 6  # groups of names
 # By the first pattern that a name matches; the more telling come first.
 _CONTENTS = {
     "a LoRA or the like: changes to a model, not a model": r"lora_|\.lora\.|\.(hada_w|lokr_w)\d|\.oft_",
@@ -29,9 +30,6 @@ _CONTENTS = {
     ),
     "a text encoder": r"text_model\.|token_embedding|embed_tokens|SelfAttention|\.resblocks\.",
     "an image encoder": r"^vision_model\.|^visual\.",
-    "one half of TAESD, which is read with both in one file": (
-        r"^((taesd_)?(en|de)coder\.)?(layers\.)?\d+\.conv\.\d+\."
-    ),
     "LlamaGen's tokenizer, which has another backbone": r"coder\.conv_blocks\.",
     "DC-AE, which has another backbone": r"coder\.stages\.",
     "a discriminator": r"^(loss\.)?discriminator\.|^main\.\d+\.weight",
@@ -57,9 +55,35 @@ def describe_bytes(head: bytes) -> str:
 
 
 def describe_contents(names: Collection[str]) -> str:
-    """What tensors of these names belong to: "looks like a LoRA …", with a few of the names."""
-    examples = f"{len(names)} tensors, such as {', '.join(sorted(names)[:3])}"
+    """What tensors of these names belong to: "looks like a LoRA …", with their number and a few of the names.
+
+    Where the first parts of the names differ, as those of a trainer's mappings do, the tensors of each are
+    counted.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        first, dot, _ = name.partition(".")
+        groups.setdefault(first if dot else "", []).append(name)
+    largest = sorted(groups, key=lambda group: -len(groups[group]))
+    lines = [f"{shorten(group) or 'no name'} {len(groups[group])}" for group in largest[:_SHOWN]]
+    more = f" and {len(groups) - _SHOWN} others" if len(groups) > _SHOWN else ""
+    examples = ", ".join(shorten(name) for name in sorted(names)[:3])
+    # A few odd names among many say little: a trainer's discriminator beside its denoiser.
+    kind = _kind(
+        [name for group in groups.values() if len(group) == len(groups[largest[0]]) for name in group]
+    )
+    words = f"looks like {kind}" if kind else "holds something unknown"
+    by_group = f"; by the first part of their names: {', '.join(lines)}{more}" if len(groups) > 1 else ""
+    return f"{words} ({len(names)} tensors, such as {examples}{by_group})"
+
+
+def shorten(name: str) -> str:
+    """A name of at most 80 characters, for messages."""
+    return name if len(name) <= 80 else f"{name[:40]}...{name[-37:]}"
+
+
+def _kind(names: Collection[str]) -> str | None:
     for what, pattern in _CONTENTS.items():
         if any(re.search(pattern, name) for name in names):
-            return f"looks like {what} ({examples})"
-    return f"holds something unknown ({examples})"
+            return what
+    return None

@@ -12,6 +12,7 @@ from latentae.models.lean.attention import LeanAttentionProcessor
 from latentae.models.lean.blocks import (
     LeanActivatedNorm,
     LeanLastConv,
+    LeanLastSiLU,
     LeanResnetBlock2D,
     LeanUpsample2D,
 )
@@ -28,8 +29,8 @@ def make_lean(model: nn.Module, recomputed_channels: int = 0) -> int:
     The function stays the same, its gradients too but for rounding; parameters, their names, the state dict
     and what is saved are untouched. Blocks of other kinds (time embeddings, dropout, normalisation by the
     codes, other activations) are left alone. Without gradients the stock blocks' own code runs. Afterwards
-    the blocks can be differentiated once, not twice, and hooks inside of them are called without gradients
-    only.
+    the blocks can be differentiated once, not twice. A block with an adapter (LoRA) or a hook on one of its
+    layers runs the stock code, and keeps as much.
 
     Args:
         model: any module that holds encoders or decoders, wherever; changed in place.
@@ -56,31 +57,31 @@ def make_lean(model: nn.Module, recomputed_channels: int = 0) -> int:
 
 
 def _make_end_lean(part: Encoder | Decoder) -> bool:
-    norm, conv = part.conv_norm_out, part.conv_out
-    if type(norm) is not nn.GroupNorm or type(part.conv_act) is not nn.SiLU or type(conv) is not nn.Conv2d:
+    norm, activation, conv = part.conv_norm_out, part.conv_act, part.conv_out
+    if type(norm) is not nn.GroupNorm or type(activation) is not nn.SiLU or type(conv) is not nn.Conv2d:
         return False
-    norm.__class__, conv.__class__ = LeanActivatedNorm, LeanLastConv
+    norm.__class__, activation.__class__, conv.__class__ = LeanActivatedNorm, LeanLastSiLU, LeanLastConv
     assert isinstance(norm, LeanActivatedNorm)
+    assert isinstance(activation, LeanLastSiLU)
     assert isinstance(conv, LeanLastConv)
-    conv.before = [norm]
-    part.conv_act = nn.Identity()
+    norm.part, activation.before, conv.before = [part], [norm], [norm]
     return True
 
 
 def make_stock(model: nn.Module) -> None:
     """Undoes ``make_lean``."""
     stock: dict[type[nn.Module], type[nn.Module]] = {lean: block for block, lean in _BLOCKS.items()}
+    ends: dict[type[nn.Module], type[nn.Module]] = {
+        LeanActivatedNorm: nn.GroupNorm,
+        LeanLastSiLU: nn.SiLU,
+        LeanLastConv: nn.Conv2d,
+    }
     for module in list(model.modules()):
-        if isinstance(module, Encoder | Decoder) and type(module.conv_norm_out) is LeanActivatedNorm:
-            module.conv_act = nn.SiLU()
-            del module.conv_out.before
-            ends: dict[nn.Module, type[nn.Module]] = {
-                module.conv_norm_out: nn.GroupNorm,
-                module.conv_out: nn.Conv2d,
-            }
-            for layer, kind in ends.items():
-                layer.__class__ = kind
-        if isinstance(module, Attention) and type(module.processor) is LeanAttentionProcessor:
+        if type(module) in ends:
+            for name in ("part", "before"):
+                vars(module).pop(name, None)
+            module.__class__ = ends[type(module)]
+        elif isinstance(module, Attention) and type(module.processor) is LeanAttentionProcessor:
             module.set_processor(AttnProcessor2_0())
         elif type(module) in stock:
             module.__class__ = stock[type(module)]

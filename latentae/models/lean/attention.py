@@ -16,6 +16,7 @@ from latentae.models.lean.normalisation import (
     normalise,
     normalise_again,
 )
+from latentae.models.lean.parts import is_plain
 
 
 class LeanAttentionProcessor(AttnProcessor2_0):
@@ -32,6 +33,7 @@ class LeanAttentionProcessor(AttnProcessor2_0):
             and attention.norm_q is None
             and attention.norm_k is None
             and not attention.fused_projections
+            and is_plain((attention.to_q, attention.to_k, attention.to_v), nn.Linear)
             and all(layer.bias is not None for layer in (attention.to_q, attention.to_k, attention.to_v))
         )
 
@@ -45,11 +47,14 @@ class LeanAttentionProcessor(AttnProcessor2_0):
     ) -> Tensor:
         """[B, C, H, W] of [B, C, H, W]; the other arguments are the stock processor's."""
         more = (encoder_hidden_states, attention_mask, temb)
-        if any(argument is not None for argument in more) or not torch.is_grad_enabled():
+        layers = (attn.to_q, attn.to_k, attn.to_v)
+        if (
+            any(argument is not None for argument in more)
+            or not torch.is_grad_enabled()
+            or not is_plain((attn.group_norm, *layers), nn.GroupNorm, nn.Linear)
+        ):
             return super().__call__(attn, hidden_states, *more)
-        projections = normalised_projections(
-            hidden_states.flatten(2), attn.group_norm, (attn.to_q, attn.to_k, attn.to_v)
-        )
+        projections = normalised_projections(hidden_states.flatten(2), attn.group_norm, layers)
         query, key, value = projections.unflatten(2, (3, attn.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value)
         projected = attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2)))

@@ -18,7 +18,7 @@ def test_defaults() -> None:
         None,
         2,
     )
-    assert (data.max_broken, data.check_images, data.cache_megabytes) == (100, 1000, 1024)
+    assert (data.max_broken, data.check_images, data.cache_megabytes) == (100, 256, 1024)
     assert (data.streaming, data.shuffle_block, data.max_validation) == (False, 512, 2000)
     assert (data.resolutions, data.value_range) == (None, None)
 

@@ -24,6 +24,7 @@ def test_the_papers_numbers_are_the_defaults() -> None:
     assert loss.alignment is not None
     assert loss.alignment.model_dump() == {
         "network": "facebook/dinov2-large",
+        "precision": None,
         "weight": 0.1,
         "adaptive": True,
         "cosine_margin": 0.5,

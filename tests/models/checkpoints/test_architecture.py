@@ -1,9 +1,7 @@
-import logging
-
 import pytest
 import torch
 
-from latentae import VQGAN
+from latentae import KLVAE, VQGAN
 from latentae.models.checkpoints.architecture import infer_architecture
 from tests.models.checkpoints.examples import ARCHITECTURES, build
 
@@ -11,7 +9,8 @@ from tests.models.checkpoints.examples import ARCHITECTURES, build
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_argument_is_found(name):
     model = build(**ARCHITECTURES[name])
-    architecture = infer_architecture(model.state_dict())
+    groups = model.config.norm_num_groups
+    architecture = infer_architecture(model.state_dict(), None if groups == 32 else groups)
     assert architecture.quantized == (type(model) is VQGAN)
     expected = {key: model.config[key] for key in architecture.arguments}
     expected["vq_embed_dim"] = expected.get("vq_embed_dim") or model.config.latent_channels
@@ -26,16 +25,40 @@ def test_every_argument_is_found(name):
 
 
 @pytest.mark.parametrize(
-    ("widths", "groups"), [((128, 256), 32), ((96, 192), 32), ((16, 64), 16), ((12, 20), 4), ((7, 7), 1)]
+    ("widths", "is_ldm", "guessed"),
+    [
+        ((128, 256, 512, 512), False, False),
+        ((128, 256), False, True),
+        ((96, 192), False, True),
+        ((96, 192), True, False),
+    ],
 )
-def test_groups_are_32_unless_impossible(widths, groups, caplog):
+def test_groups_are_32_wherever_that_is_possible(widths, is_ldm, guessed):
+    small = {"norm_num_groups": 1, "layers_per_block": 1, "mid_block_add_attention": False}
+    with torch.device("meta"):
+        state = KLVAE(
+            block_out_channels=widths,
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            **small,
+        ).state_dict()
+    architecture = infer_architecture(state, is_ldm=is_ldm)
+    assert (architecture.arguments["norm_num_groups"], architecture.guessed_groups) == (32, guessed)
+    told = infer_architecture(state, norm_num_groups=16, is_ldm=is_ldm)
+    assert (told.arguments["norm_num_groups"], told.guessed_groups) == (16, False)
+
+
+@pytest.mark.parametrize(
+    ("widths", "possible"),
+    [((16, 64), "1 or 2 or 4 or 8 or 16"), ((12, 20), "1 or 2 or 4"), ((7, 7), "1 or 7")],
+)
+def test_groups_are_asked_for_where_32_is_not_possible(widths, possible):
     state = build(block_out_channels=widths, norm_num_groups=1, layers_per_block=1).state_dict()
-    with caplog.at_level(logging.WARNING, logger="latentae"):
-        assert infer_architecture(state).arguments["norm_num_groups"] == groups
-    assert ("norm_num_groups" in caplog.text) == (groups != 32)
-    caplog.clear()
+    with pytest.raises(ValueError, match=rf"name the number by norm_num_groups \({possible}\)"):
+        infer_architecture(state, is_ldm=True)
     assert infer_architecture(state, norm_num_groups=1).arguments["norm_num_groups"] == 1
-    assert caplog.text == ""
+    with pytest.raises(ValueError, match="which norm_num_groups 3 does not divide"):
+        infer_architecture(state, norm_num_groups=3)
 
 
 def _without(state, name):

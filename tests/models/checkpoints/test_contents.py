@@ -67,6 +67,62 @@ def test_averaged_weights_on_request(state, prefix):
         find_autoencoder(both, ema=True)
 
 
+@pytest.mark.parametrize(
+    ("plain", "average"),
+    [
+        ("online_model.", "ema_model."),
+        ("params.", "params_ema."),
+        ("vae.", "vae_ema."),
+        ("vae.", "ema.vae."),
+        ("generator.", "g_ema."),
+        ("model.", "ema."),
+        ("", "ema_model."),
+        ("state_dict.first_stage_model.", "ema.first_stage_model."),
+        ("ema.online_model.", "ema.ema_model."),
+    ],
+)
+def test_averages_under_a_name_of_their_own(state, plain, average):
+    stored = {
+        **{plain + name: tensor for name, tensor in to_ldm_names(state).items()},
+        **{average + name: tensor + 1 for name, tensor in to_ldm_names(state).items()},
+        "ema.step": torch.tensor(3),
+    }
+    averages = {name: tensor + 1 for name, tensor in state.items()}
+    assert _same(find_autoencoder(stored), state)
+    assert _same(find_autoencoder(stored, ema=True), averages)
+    alone = {name: tensor for name, tensor in stored.items() if name.startswith(average)}
+    assert _same(find_autoencoder(alone), averages)
+    assert _same(find_autoencoder(alone, ema=True), averages)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        [
+            "foundation_model.model.cls_token",
+            "foundation_model.blocks.0.attn.qkv.weight",
+            "linear_proj.weight",
+        ],
+        ["disc.main.0.weight", "perceptual_loss.lin0.weight", "lpips.net.weight", "rec_loss.weight"],
+        ["n_averaged", "step"],
+    ],
+)
+def test_what_trainers_keep_beside_the_parts(state, around):
+    assert _same(find_autoencoder({**state, **dict.fromkeys(around, torch.tensor(1.0))}), state)
+
+
+def test_names_that_the_model_has_are_kept(state):
+    stored = {**state, "quantize.cluster_size": torch.zeros(1), "quantize.used": torch.zeros(1)}
+    kept = find_autoencoder(stored, keep=["quantize.cluster_size"])
+    assert kept.keys() - state.keys() == {"quantize.cluster_size"}
+
+
+def test_flattened_parameters_of_fsdp():
+    stored = {"encoder._flat_param": torch.zeros(9), "decoder.mid_block._flat_param": torch.zeros(9)}
+    with pytest.raises(ValueError, match=r"2 flattened parameters of FSDP, such as encoder\._flat_param"):
+        find_autoencoder(stored)
+
+
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_half_an_autoencoder(state, side):
     half = {name: tensor for name, tensor in to_ldm_names(state).items() if name.startswith(side)}

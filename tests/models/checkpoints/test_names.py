@@ -77,6 +77,20 @@ def test_old_diffusers_names():
     ]
 
 
+@pytest.mark.parametrize("block", ["encoder.mid.attn_1", "encoder.down.1.attn.0", "decoder.up.0.attn.1"])
+@pytest.mark.parametrize(
+    "names",
+    [("to_q", "to_k", "to_v", "to_out.0", "group_norm"), ("query", "key", "value", "proj_attn", "norm")],
+)
+def test_ldm_blocks_with_diffusers_names_of_the_attention(block, names):
+    state = {f"{block}.{name}.weight": torch.zeros(4, 4) for name in names}
+    usual = ("q", "k", "v", "proj_out", "norm")
+    expected = to_diffusers_names({f"{block}.{name}.weight": torch.zeros(4, 4, 1, 1) for name in usual})
+    assert list(to_diffusers_names(state)) == list(expected)
+    convolutions = {f"{block}.{names[0]}.weight": torch.zeros(4, 4, 1, 1)}
+    assert next(iter(to_diffusers_names(convolutions).values())).shape == (4, 4)
+
+
 def test_diffusers_own_converter_agrees():
     model = build(**ARCHITECTURES["KL f8"])
     state = model.state_dict()

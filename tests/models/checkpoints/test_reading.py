@@ -66,6 +66,43 @@ def test_what_torch_saved(tmp_path, wrap, new_format):
     assert checkpoint.metadata == {}
 
 
+@pytest.mark.parametrize(
+    ("content", "mappings"),
+    [
+        ({"vae": TENSORS, "ema": TENSORS | {"c": torch.zeros(2)}}, {"vae.": 2, "ema.": 3}),
+        ({"model": {"vae": dict(TENSORS), "disc": {"x": torch.ones(1)}}}, {"vae.": 2, "disc.": 1}),
+        ({"vae": {"state_dict": dict(TENSORS)}, "step": torch.tensor(1)}, {"vae.state_dict.": 2}),
+        ({"a": dict(TENSORS), "optimizer": {"state": {0: {"exp_avg": torch.zeros(1)}}}}, {}),
+    ],
+)
+def test_several_mappings_keep_their_names(tmp_path, content, mappings):
+    torch.save(content, tmp_path / "last.pt")
+    checkpoint = read_checkpoint(tmp_path / "last.pt")
+    assert set(checkpoint.mappings) == mappings.keys()
+    for name, count in mappings.items():
+        assert sum(key.startswith(name) for key in checkpoint.tensors) == count
+        inside = checkpoint.mapping_of(f"{name}first_stage_model.")
+        first = next(iter(inside))
+        assert torch.equal(inside[first], checkpoint.tensors[name + first])
+    assert checkpoint.mapping_of("other.") == checkpoint.tensors
+
+
+def test_a_mapping_that_is_there_twice_is_read_once(tmp_path):
+    tensors = dict(TENSORS)
+    torch.save({"state_dict": tensors, "model": tensors}, tmp_path / "last.pt")
+    assert _equal(read_checkpoint(tmp_path / "last.pt").tensors)
+
+
+def test_the_parts_that_wrappers_put_into_names_are_left_out(tmp_path):
+    a, b = TENSORS
+    wrapped = {f"module._orig_mod.{a}": TENSORS[a], f"_fsdp_wrapped_module.{b}": TENSORS[b]}
+    save_file(wrapped, tmp_path / "a.safetensors")
+    assert _equal(read_checkpoint(tmp_path / "a.safetensors").tensors)
+    save_file({"module.a": torch.zeros(1), "a": torch.ones(1)}, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match=r"b\.safetensors: .*a.* are the same tensor"):
+        read_checkpoint(tmp_path / "b.safetensors")
+
+
 def test_the_first_bytes_tell_and_not_the_name(tmp_path):
     save_file(TENSORS, tmp_path / "a.ckpt")
     torch.save(TENSORS, tmp_path / "b.safetensors")
@@ -169,7 +206,13 @@ def test_pickles_that_torch_did_not_write(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [({"epoch": 1}, "holds no tensors"), ([torch.zeros(1)], "holds a list")]
+    ("content", "message"),
+    [
+        ({"epoch": 1, "vae": {"ema": 2}}, r"holds no tensors: its entries are epoch \(int\), vae \(dict\)"),
+        ({f"entry {number}": 1 for number in range(1000)}, r"entry 5 \(int\) and 994 more$"),
+        ({}, "it is an empty mapping"),
+        ([torch.zeros(1)], "holds a list"),
+    ],
 )
 def test_no_state_dict(tmp_path, content, message):
     path = tmp_path / "vae.ckpt"
@@ -182,8 +225,11 @@ def test_a_dict_that_holds_itself(tmp_path):
     content = {"epoch": 1}
     content["state_dict"] = content
     torch.save(content, tmp_path / "vae.ckpt")
-    with pytest.raises(ValueError, match=r"holds a dict where a state dict must be"):
+    with pytest.raises(ValueError, match=r"holds no tensors: its entries are epoch \(int\), state_dict"):
         read_checkpoint(tmp_path / "vae.ckpt")
+    content["weight"] = torch.ones(1)
+    torch.save(content, tmp_path / "vae.ckpt")
+    assert read_checkpoint(tmp_path / "vae.ckpt").tensors["weight"] == 1
 
 
 def test_a_damaged_archive(tmp_path):

@@ -41,8 +41,6 @@ def test_files_that_hold_no_tensors(head, words):
         ("vision_model.embeddings.class_embedding", "image encoder"),
         ("emb_params", "textual inversion"),
         ("encoder.conv1.weight", "video"),
-        ("1.conv.0.weight", "half of TAESD"),
-        ("decoder.layers.3.conv.0.weight", "half of TAESD"),
         ("encoder.conv_blocks.0.res.0.norm1.weight", "LlamaGen"),
         ("encoder.stages.0.op_list.0.main.conv.weight", "DC-AE"),
         ("discriminator.main.0.weight", "discriminator"),
@@ -53,10 +51,28 @@ def test_contents_that_are_no_autoencoder(name, words):
     described = describe_contents([name, "zzz.weight"])
     assert words in described
     assert f"2 tensors, such as {name}, zzz.weight" in described
+    assert "zzz 1" in described
 
 
 def test_unknown_contents():
     names = ["d.weight", "c.weight", "b.weight", "a.weight"]
-    assert describe_contents(names) == (
-        "holds something unknown (4 tensors, such as a.weight, b.weight, c.weight)"
+    assert describe_contents([f"net.{name}" for name in names]) == (
+        "holds something unknown (4 tensors, such as net.a.weight, net.b.weight, net.c.weight)"
     )
+
+
+def test_a_few_tensors_among_many_do_not_say_what_a_file_is():
+    denoiser = [f"model.blocks.{number}.weight" for number in range(5)]
+    described = describe_contents([*denoiser, "discriminator.main.0.weight", "step"])
+    assert described == (
+        "holds something unknown (7 tensors, such as discriminator.main.0.weight, model.blocks.0.weight, "
+        "model.blocks.1.weight; by the first part of their names: model 5, discriminator 1, no name 1)"
+    )
+
+
+def test_thousands_of_names_make_a_short_message():
+    names = [f"{'x' * 200}{number}.{'weight' * 50}" for number in range(3000)]
+    described = describe_contents(names)
+    assert "3000 tensors" in described
+    assert "and 2994 others" in described
+    assert len(described) < 1000

@@ -114,6 +114,30 @@ def test_under_autocast_it_is_as_close_to_float32_as_the_stock_model(images):
     assert torch.stack(list(ours.values())).mean() < 1.2 * torch.stack(list(theirs.values())).mean()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_hooks_on_layers_are_called_with_gradients_too(kind, checkpointing, images):
+    pair = make_pair(kind)
+    for model in pair:
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        for module in model.modules():
+            if isinstance(module, torch.nn.GroupNorm | torch.nn.Conv2d | torch.nn.Linear):
+                module.register_forward_hook(lambda _, inputs, output: output * 1.1)
+    expected, found = (gradients(model, images) for model in pair)
+    for name, gradient in expected.items():
+        scale = max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-10 * scale, msg=name)
+
+
+def test_a_last_convolution_that_is_exchanged_gets_activated_inputs(images):
+    stock, lean = make_pair()
+    for model in (stock, lean):
+        torch.manual_seed(3)
+        model.decoder.conv_out = torch.nn.Conv2d(8, 3, 1).to(torch.float64)
+    torch.testing.assert_close(lean(images).sample, stock(images).sample, rtol=0, atol=1e-12)
+
+
 def test_a_level_can_be_compiled():
     _, lean = make_pair()
     level = lean.decoder.up_blocks[0]  # residual blocks, attention and upsampling

@@ -1,0 +1,92 @@
+"""How models are saved and take up weights: under their own names, with their config in the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from latentae.models.checkpoints.metadata import embed_config
+from latentae.models.checkpoints.reading import read_checkpoint
+from latentae.models.checkpoints.tensors import check_floating
+from latentae.models.wrappers import clean_name, clean_names
+
+
+class SavingMixin:
+    """Names of tensors as the model's class gives them, whatever wraps its parts; the config in the file.
+
+    A part may be compiled, parallel or checkpointed (``vae.decoder = torch.compile(vae.decoder)``): the state
+    dict, and so all that is saved, has the names it would have without. Weights may have either.
+    """
+
+    config: Any
+
+    def state_dict(self, *args: Any, **arguments: Any) -> Any:
+        """torch's ``state_dict``, under names without the parts of wrappers."""
+        state = super().state_dict(*args, **arguments)  # type: ignore[misc]
+        _rename(state, arguments.get("prefix", ""), clean_name)
+        return state
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        # Of all modules in the state dict's tree, torch calls this one's first, and its parts see the change.
+        raw: Mapping[str, Tensor] = super().state_dict()  # type: ignore[misc]
+        places = {clean_name(name): name for name in raw}
+        _rename(state_dict, prefix, lambda name: places.get(clean_name(name), clean_name(name)))
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
+
+    def _fix_state_dict_keys_on_load(self, state_dict: Any) -> Any:
+        """What ``from_pretrained`` does to the weights that it has read."""
+        cleaned = clean_names(state_dict)
+        state_dict.clear()
+        state_dict.update(cleaned)
+        super()._fix_state_dict_keys_on_load(state_dict)  # type: ignore[misc]
+        if "quantization_config" not in self.config:
+            check_floating(state_dict, self.state_dict())
+        return state_dict
+
+    @classmethod
+    def _load_pretrained_model(
+        cls, model: Any, state_dict: Any, files: Any, *args: Any, **arguments: Any
+    ) -> Any:
+        """What ``from_pretrained`` fills a model with; shards have not been looked at before."""
+        if state_dict is None and "quantization_config" not in model.config:
+            for file in files:
+                check_floating(read_checkpoint(Path(file)).tensors, model.state_dict())
+        return super()._load_pretrained_model(model, state_dict, files, *args, **arguments)  # type: ignore[misc]
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        *args: Any,
+        **arguments: Any,
+    ) -> None:
+        """diffusers' ``save_pretrained``, which also writes the config into the metadata of the weights.
+
+        So a file of weights that is renamed, or lies elsewhere, still says what its tensors do not show.
+        """
+        super().save_pretrained(save_directory, is_main_process, *args, **arguments)  # type: ignore[misc]
+        if is_main_process and Path(save_directory).is_dir():
+            embed_config(Path(save_directory))
+
+    def _upload_folder(self, working_dir: str | os.PathLike[str], *args: Any, **arguments: Any) -> Any:
+        embed_config(Path(working_dir))  # save_pretrained(push_to_hub=True) uploads before it returns
+        return super()._upload_folder(working_dir, *args, **arguments)  # type: ignore[misc]
+
+
+def _rename(state: Any, prefix: str, name_of: Callable[[str], str]) -> None:
+    """Renames what is below ``prefix`` in a state dict, in place, and keeps the order."""
+    renamed = {
+        prefix + name_of(name.removeprefix(prefix)) if name.startswith(prefix) else name: tensor
+        for name, tensor in state.items()
+    }
+    if len(renamed) < len(state):
+        raise ValueError(
+            "two tensors have the same name, but for a wrapper's part of it, such as `_orig_mod`"
+        )
+    if renamed.keys() != state.keys():
+        state.clear()
+        state.update(renamed)

@@ -1,0 +1,309 @@
+"""What diffusers asks of its own autoencoders, asked of ours and, to check the tests, of the stock classes.
+
+As in diffusers' own tests the images are normal noise.
+"""
+
+import json
+
+import pytest
+import torch
+from accelerate import disk_offload
+from diffusers import AutoencoderKL, VQModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.training_utils import EMAModel
+from diffusers.utils import constants
+
+from latentae import KLVAE, VQGAN, VQVAE
+
+OURS = (KLVAE, VQVAE, VQGAN)
+ALL = (*OURS, AutoencoderKL, VQModel)
+# A stock VQModel has no slicing, tiling, checkpointing or choice of attention, and no codebook on disk.
+ALL_BUT_VQ_MODEL = (*OURS, AutoencoderKL)
+INDEX = "diffusion_pytorch_model.safetensors.index"
+
+
+def build(cls, **changes):
+    """A model of two levels with random weights."""
+    torch.manual_seed(0)
+    arguments = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+    }
+    return cls(**arguments | changes).eval()
+
+
+@pytest.fixture
+def noise():
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert images.abs().max() > 4
+    return images
+
+
+@torch.no_grad()
+def output(model, images):
+    """What the model returns first, as a tensor."""
+    return model(images, return_dict=False)[0]
+
+
+@torch.no_grad()
+def moments(model, images):
+    """What the encoder makes of images, as a tensor."""
+    encoded = model.encode(images, return_dict=False)[0]
+    return encoded if isinstance(encoded, torch.Tensor) else encoded.parameters
+
+
+def same(first, second, atol=1e-5):
+    torch.testing.assert_close(first, second, rtol=0, atol=atol)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*encodes images in:UserWarning")
+every = pytest.mark.parametrize("cls", ALL)
+all_but_vq_model = pytest.mark.parametrize("cls", ALL_BUT_VQ_MODEL)
+half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+
+
+@every
+def test_two_calls_give_the_same(cls, noise):
+    model = build(cls)
+    first = output(model, noise)
+    assert first.shape == noise.shape
+    assert torch.equal(first, output(model, noise))
+
+
+@every
+@torch.no_grad()
+def test_tuples_hold_what_the_dataclasses_hold(cls, noise):
+    model = build(cls)
+    encoded = model.encode(noise)
+    latents = encoded[0].mode() if issubclass(cls, AutoencoderKL) else encoded[0]
+    calls = ((model, noise), (model.encode, noise), (model.decode, latents))
+    for call, argument in calls:
+        fields = call(argument).to_tuple()
+        values = call(argument, return_dict=False)
+        for value, expected in zip(values, fields, strict=False):
+            if not isinstance(value, torch.Tensor):
+                value, expected = value.parameters, expected.parameters
+            same(value, expected, atol=0)
+
+
+@every
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+def test_saved_and_loaded(cls, noise, tmp_path, low_cpu_mem_usage):
+    model = build(cls)
+    model.save_pretrained(tmp_path)
+    loaded = cls.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert not loaded.training
+    assert {name: value.shape for name, value in loaded.state_dict().items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }
+    assert torch.equal(output(loaded, noise), output(model, noise))
+
+
+@every
+@half
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+def test_saved_and_loaded_in_half_precision(cls, dtype, noise, tmp_path, low_cpu_mem_usage):
+    model = build(cls).to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded = cls.from_pretrained(tmp_path, torch_dtype=dtype, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert loaded.dtype == dtype
+    assert {value.dtype for value in loaded.parameters()} == {dtype}
+    same(output(loaded, noise.to(dtype)), output(model, noise.to(dtype)), atol=5e-3)
+
+
+@every
+@half
+def test_float32_weights_load_in_half_precision(cls, dtype, noise, tmp_path):
+    build(cls).save_pretrained(tmp_path)
+    loaded = cls.from_pretrained(tmp_path, torch_dtype=dtype)
+    assert loaded._keep_in_fp32_modules is None
+    assert {value.dtype for value in loaded.parameters()} == {dtype}
+    assert output(loaded, noise.to(dtype)).dtype == dtype
+
+
+@every
+def test_variants(cls, noise, tmp_path):
+    model = build(cls)
+    model.save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    assert torch.equal(output(cls.from_pretrained(tmp_path, variant="fp16"), noise), output(model, noise))
+    with pytest.raises(OSError, match=r"no file named diffusion_pytorch_model\.bin"):
+        cls.from_pretrained(tmp_path)
+
+
+@every
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_shards(cls, noise, tmp_path, variant, parallel, monkeypatch):
+    model = build(cls)
+    size = sum(value.nbytes for value in model.state_dict().values())
+    model.save_pretrained(tmp_path, max_shard_size=f"{int(0.4 * size / 1024)}KB", variant=variant)
+    index = tmp_path / f"{INDEX}{'.' + variant if variant else ''}.json"
+    files = set(json.loads(index.read_text())["weight_map"].values())
+    assert files == {path.name for path in tmp_path.glob("*.safetensors")}
+    assert len(files) > 2
+    monkeypatch.setattr(constants, "HF_ENABLE_PARALLEL_LOADING", parallel)
+    monkeypatch.setattr(constants, "DEFAULT_HF_PARALLEL_LOADING_WORKERS", 2)
+    loaded = cls.from_pretrained(tmp_path, variant=variant)
+    assert torch.equal(output(loaded, noise), output(model, noise))
+
+
+@every
+def test_other_norm_groups(cls, noise):
+    model = build(cls, norm_num_groups=16, block_out_channels=(16, 32))
+    assert {m.num_groups for m in model.modules() if isinstance(m, torch.nn.GroupNorm)} == {16}
+    assert output(model, noise).shape == noise.shape
+
+
+@every
+def test_from_its_own_config(cls, noise):
+    model = build(cls, norm_num_groups=2)
+    again = cls.from_config(model.config)
+    assert dict(again.config) == dict(model.config)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(output(again.eval(), noise), output(model, noise))
+    again, unused = cls.from_config(dict(model.config), return_unused_kwargs=True, never_heard_of=1)
+    assert unused == {"never_heard_of": 1}
+
+
+@every
+def test_attributes_come_from_the_config_with_a_warning(cls, recwarn):
+    model = build(cls)
+    model.own = 5
+    assert model.own == 5
+    assert not [w for w in recwarn if issubclass(w.category, FutureWarning)]
+    with pytest.warns(FutureWarning):
+        assert model.latent_channels == 4
+    with pytest.raises(AttributeError, match=f"'{cls.__name__}' object has no attribute 'other'"):
+        _ = model.other
+
+
+@every
+def test_a_step_with_averaged_weights(cls, noise):
+    model = build(cls).train()
+    average = EMAModel(model.parameters())
+    before = [parameter.clone() for parameter in average.shadow_params]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = torch.nn.functional.mse_loss(model(noise, return_dict=False)[0], noise)
+    loss.backward()
+    assert {name for name, value in model.named_parameters() if value.grad is None} <= {
+        "quantize.embedding.weight"
+    }
+    optimizer.step()
+    average.step(model.parameters())
+    moved = [not torch.equal(*pair) for pair in zip(before, average.shadow_params, strict=True)]
+    assert sum(moved) > 0.9 * len(moved)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = torch.nn.functional.mse_loss(model(noise, return_dict=False)[0].float(), noise)
+    assert mixed.isfinite()
+
+
+@all_but_vq_model
+def test_gradient_checkpointing(cls, noise):
+    plain, checkpointed = build(cls).train(), build(cls).train()
+    assert not checkpointed.is_gradient_checkpointing
+    checkpointed.enable_gradient_checkpointing()
+    assert checkpointed.is_gradient_checkpointing
+    switched = {
+        type(m).__name__ for m in checkpointed.modules() if getattr(m, "gradient_checkpointing", False)
+    }
+    assert switched == {"Encoder", "Decoder", "UNetMidBlock2D"}
+    target = noise.flip(-1)
+    losses = []
+    for model in (plain, checkpointed):
+        losses.append((model(noise, return_dict=False)[0] * target).mean())
+        losses[-1].backward()
+    same(losses[1], losses[0])
+    for (name, value), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        assert (value.grad is None) == (other.grad is None), name
+        if value.grad is not None:
+            same(other.grad, value.grad, atol=5e-5)
+    checkpointed.disable_gradient_checkpointing()
+    assert not checkpointed.is_gradient_checkpointing
+
+
+@all_but_vq_model
+def test_attention_processors(cls, noise):
+    model = build(cls)
+    expected = output(model, noise)
+    assert {type(p) for p in model.attn_processors.values()} == {AttnProcessor2_0}
+    assert len(model.attn_processors) == 2
+    model.set_attn_processor(AttnProcessor())
+    same(output(model, noise), expected)
+    model.set_attn_processor({name: AttnProcessor2_0() for name in model.attn_processors})
+    assert torch.equal(output(model, noise), expected)
+    model.set_default_attn_processor()
+    assert {type(p) for p in model.attn_processors.values()} == {AttnProcessor}
+    with pytest.raises(ValueError, match="number of attention layers"):
+        model.set_attn_processor({"one": AttnProcessor()})
+
+
+@all_but_vq_model
+def test_fused_projections(cls, noise):
+    model = build(cls)
+    expected = output(model, noise)
+    model.fuse_qkv_projections()
+    assert {type(p).__name__ for p in model.attn_processors.values()} == {"FusedAttnProcessor2_0"}
+    assert all(m.fused_projections for m in model.modules() if hasattr(m, "fused_projections"))
+    same(output(model, noise), expected)
+    model.unfuse_qkv_projections()
+    assert torch.equal(output(model, noise), expected)
+
+
+@all_but_vq_model
+def test_slicing_and_tiling_on_and_off(cls, noise):
+    model = build(cls, sample_size=32)
+    expected = output(model, noise)
+    for on, off in (
+        (model.enable_slicing, model.disable_slicing),
+        (model.enable_tiling, model.disable_tiling),
+    ):
+        on()
+        same(output(model, noise), expected)
+        off()
+        assert torch.equal(output(model, noise), expected)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+def test_layerwise_casting(cls, dtype, noise):
+    model, reference = build(cls), build(cls)
+    size = model.get_memory_footprint()
+    model.enable_layerwise_casting(storage_dtype=dtype, compute_dtype=torch.float32)
+    assert model.get_memory_footprint() < 0.7 * size
+    assert model.encoder.conv_in.weight.dtype == dtype
+    found, expected = (moments(each, noise) for each in (model, reference))  # before other codes are chosen
+    assert found.dtype == output(model, noise).dtype == torch.float32
+    assert (found - expected).norm() < (2e-3 if dtype == torch.float16 else 0.1) * expected.norm()
+
+
+@all_but_vq_model
+def test_pickled_weights_on_disk(cls, noise, tmp_path):
+    model = build(cls)
+    model.save_pretrained(tmp_path / "model", safe_serialization=False)
+    assert (tmp_path / "model/diffusion_pytorch_model.bin").is_file()
+    memory = {"cpu": sum(value.nbytes for value in model.parameters()) // 3}
+    options = {"device_map": "auto", "max_memory": memory}
+    with pytest.raises(ValueError, match="offload_folder"):
+        cls.from_pretrained(tmp_path / "model", **options)
+    loaded = cls.from_pretrained(tmp_path / "model", **options, offload_folder=tmp_path / "weights")
+    assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
+    assert torch.equal(output(loaded, noise), output(model, noise))
+
+
+@all_but_vq_model
+@pytest.mark.parametrize("kept", ["encoder", "decoder"])
+def test_weights_on_disk(cls, noise, tmp_path, kept):
+    model = build(cls)
+    expected = output(model, noise)
+    model.save_pretrained(tmp_path / "model")
+    parts = {name: "disk" for name, _ in model.named_children()} | {kept: "cpu"}
+    loaded = cls.from_pretrained(tmp_path / "model", device_map=parts, offload_folder=tmp_path / "weights")
+    assert {value.device.type for value in loaded.parameters()} == {"cpu", "meta"}
+    assert torch.equal(output(loaded, noise), expected)
+    disk_offload(model, tmp_path / "all", execution_device=torch.device("cpu"))
+    assert {value.device.type for value in model.parameters()} == {"meta"}
+    assert torch.equal(output(model, noise), expected)
