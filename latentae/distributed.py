@@ -6,7 +6,7 @@ on all ranks.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -99,6 +99,27 @@ def barrier() -> None:
     """Waits until every rank has come here."""
     if world_size() > 1:
         dist.barrier()
+
+
+def fails_anywhere(failed: bool) -> bool:
+    """Whether any rank has failed; every rank calls it."""
+    return bool(all_reduce_sum(torch.tensor(int(failed))).item())
+
+
+def on_main(action: Callable[[], None], what: str) -> None:
+    """Rank 0 does something, and the others wait until it is done; every rank calls it.
+
+    Raises:
+        ValueError or OSError: what ``action`` raises on rank 0; elsewhere a ValueError that names ``what``.
+    """
+    failure: ValueError | OSError | None = None
+    if is_main():
+        try:
+            action()
+        except (ValueError, OSError) as error:
+            failure = error
+    if fails_anywhere(failure is not None):
+        raise failure or ValueError(f"the first process could not {what}")
 
 
 @contextmanager

@@ -23,10 +23,10 @@ class Rule:
 
 
 COMPONENTS = ("quantizers", "discriminators", "losses", "data")
-COMPONENT = Rule(("devices", "distributed"), forbidden=("diffusers", "pydantic", "yaml"))
+COMPONENT = Rule(("devices", "distributed", "files"), forbidden=("diffusers", "pydantic", "yaml"))
 MEASURES = ("evaluation", "latents", "diffusion", "export")
 MEASURE = Rule(
-    ("console", "devices", "distributed", *COMPONENTS, "weights", "models", "report"),
+    ("console", "devices", "distributed", "files", *COMPONENTS, "weights", "models", "report"),
     forbidden=("pydantic",),
 )
 RUN = ("config", "build", *MEASURE.internal, *MEASURES)
@@ -36,6 +36,7 @@ RULES: dict[str, Rule] = {
     "console": Rule((), only=()),
     "devices": Rule((), only=("torch",)),
     "distributed": Rule((), only=("torch",)),
+    "files": Rule((), only=()),
     "config": Rule((), only=("pydantic", "pydantic_core", "yaml")),
     "weights": Rule(("distributed", "weights_archive"), forbidden=("diffusers", "pydantic")),
     "weights_archive": Rule((), forbidden=("diffusers", "pydantic")),
@@ -44,8 +45,8 @@ RULES: dict[str, Rule] = {
     "discriminators": COMPONENT,
     "losses": COMPONENT,
     "data": COMPONENT,
-    "report": Rule((), forbidden=("diffusers", "pydantic", "yaml")),
-    "models": Rule(("devices", "distributed", "quantizers"), forbidden=("pydantic",)),
+    "report": Rule(("files",), forbidden=("diffusers", "pydantic", "yaml")),
+    "models": Rule(("devices", "distributed", "files", "quantizers"), forbidden=("pydantic",)),
     "build": Rule(("distributed", "config", *COMPONENTS, "weights", "weights_transformer", "models")),
     "evaluation": MEASURE,
     "latents": Rule((*MEASURE.internal, "evaluation", "export"), MEASURE.forbidden),

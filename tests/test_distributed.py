@@ -231,3 +231,29 @@ def test_one_that_downloads_is_waited_for_a_day(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     with distributed.init_from_environment():
         assert given["timeout"].total_seconds() == 24 * 3600
+
+
+def test_failing_together_alone():
+    done = []
+    distributed.on_main(lambda: done.append(1), "count")
+    assert done == [1]
+    assert distributed.fails_anywhere(True) is True
+    assert distributed.fails_anywhere(False) is False
+
+
+def test_what_the_first_process_raises_is_raised():
+    def fail():
+        raise OSError("no such disk")
+
+    with pytest.raises(OSError, match="no such disk"):
+        distributed.on_main(fail, "write")
+
+
+def test_other_ranks_do_nothing_and_hear_of_a_failure(monkeypatch):
+    monkeypatch.setattr("latentae.distributed.is_main", lambda: False)
+    done = []
+    distributed.on_main(lambda: done.append(1), "write")
+    monkeypatch.setattr("latentae.distributed.all_reduce_sum", lambda tensor: tensor + 1)
+    with pytest.raises(ValueError, match="the first process could not write"):
+        distributed.on_main(lambda: done.append(1), "write")
+    assert done == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from latentae.latents.cache.files import has_keys, write_aside
+from latentae.files import has_keys, write_aside, written_aside
 
 SETTINGS, RESULTS = "settings.json", "results.json"
 _KEYS = {"models", "sampling_steps"}  # of a probe's settings
@@ -139,15 +138,11 @@ class ModelFolder:
         Raises:
             OSError: it cannot be written, for want of room perhaps.
         """
-        aside = self.root / ".pipeline.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
         try:
-            pipeline.save_pretrained(aside)
+            with written_aside(self.pipeline) as aside:
+                pipeline.save_pretrained(aside)
         except (SafetensorError, OSError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
             raise OSError(f"{self.pipeline} cannot be written: {error}") from error
-        shutil.rmtree(self.pipeline, ignore_errors=True)
-        aside.rename(self.pipeline)
 
     @property
     def _state(self) -> Path:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from latentae.diffusion.features import Features, features_of, readable
 from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.features import FeatureExtractor
-from latentae.latents.cache.files import write_aside
+from latentae.files import write_aside
 
 _INDICES = "indices"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from latentae.diffusion.folder import RESULTS, write_json
 from latentae.diffusion.results import ProbeResults
-from latentae.latents.cache.files import write_aside
+from latentae.files import write_aside
 from latentae.report import figures
 from latentae.report.evaluation import PageChart
 from latentae.report.page import data_uri, render

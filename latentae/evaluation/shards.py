@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from latentae.evaluation.blocks import Block
+from latentae.files import write_aside
 
 
 class Shards:
@@ -48,13 +49,8 @@ class Shards:
     def store(self, number: int | str, tensors: dict[str, Tensor]) -> None:
         """Writes a block aside and renames it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(number)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            aside.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        write_aside(self.path(number), content)
 
 
 def content_sha256(block: Block) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from latentae.export.diffusers import DIFFUSERS
 from latentae.export.format import Format
 from latentae.export.ldm import LDM
 from latentae.export.report import ExportReport
-from latentae.export.target import check_target, list_files, written_aside
+from latentae.files import list_files, written_aside
 from latentae.models import KLVAE, VQVAE
 from latentae.models.plain import check_weights, dequantise, make_plain
 from latentae.models.wrappers import unwrap
 
 _FORMATS: dict[str, Format] = {"diffusers": DIFFUSERS, "ldm": LDM, "comfyui": COMFYUI}
+# What a model folder consists of, by how names begin: only such a folder may be replaced.
+_MODEL_FILES = ("config.json", "diffusion_pytorch_model", "README.md", ".gitattributes")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -147,4 +150,37 @@ def _check_errors(errors: dict[str, float], dtype: str) -> None:
             raise ValueError(
                 f"the export was not kept: in {name} it differs from the model by {error:.1e} of the largest "
                 f"value, and rounding to {dtype} explains {TOLERANCES[dtype]:.0e} at most"
+            )
+
+
+def check_target(path: Path, *, folder: bool, overwrite: bool) -> None:
+    """Checks that an export may be put at ``path``.
+
+    Args:
+        path: need not exist.
+        folder: whether a folder is going to be written, and not a ``.safetensors`` file.
+        overwrite: whether an earlier export may be replaced.
+
+    Raises:
+        ValueError: something is there that is not to be overwritten, or could not be an earlier export; a
+            name that does not fit what is written.
+    """
+    is_file_name = path.suffix == ".safetensors"
+    if folder and is_file_name:
+        raise ValueError(f"{path} names a file, but this format is a folder: leave the .safetensors out")
+    if not folder and not is_file_name:
+        raise ValueError(f"{path} is no name for this format, which is one file: end it in .safetensors")
+    if not os.path.lexists(path):
+        return
+    if path.is_dir() != folder:
+        raise ValueError(f"{path} is a {'file' if folder else 'folder'}: choose another path")
+    if folder and not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(f"{path} exists: choose another path, or say overwrite")
+    if folder:
+        others = sorted(item.name for item in path.iterdir() if not item.name.startswith(_MODEL_FILES))
+        if others:
+            raise ValueError(
+                f"{path} holds more than a model ({others[0]}), which would be lost: choose another"
             )

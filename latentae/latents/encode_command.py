@@ -27,8 +27,8 @@ def main(arguments: Sequence[str]) -> int:
 
     from latentae import distributed
     from latentae.data import WorkerDiedError
+    from latentae.files import FullDiskError
     from latentae.latents.cache.encode import encode_dataset
-    from latentae.latents.cache.files import FullDiskError
     from latentae.latents.cache.work import CacheError, FailedElsewhereError
 
     options["value_range"] = None if options["value_range"] is None else tuple(options["value_range"])

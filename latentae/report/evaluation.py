@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from latentae.files import write_aside
 from latentae.report import figures
 from latentae.report.metrics import info, number
 from latentae.report.page import LARGEST_SIDE, data_uri, render
@@ -56,9 +57,7 @@ def write_report(results: Results, folder: Path) -> None:
         ("report.html", render_page(results, folder)),
         ("results.json", results.to_json()),
     ):
-        aside = folder / f".{name}.tmp"
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        aside.replace(folder / name)
+        write_aside(folder / name, text.encode(errors="backslashreplace"))
 
 
 def render_page(results: Results, folder: Path) -> str:

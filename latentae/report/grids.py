@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from latentae.files import write_aside
+
 Picture = NDArray[np.uint8]
 """[H, W, 3]."""
 
@@ -44,9 +46,7 @@ class Figure:
 
     def png(self) -> bytes:
         """Returns the content of the PNG file."""
-        encoded = io.BytesIO()
-        Image.fromarray(self.picture).save(encoded, format="PNG")
-        return encoded.getvalue()
+        return _png(self.picture)
 
 
 def picture_grid(images: Tensor, border: int = 2) -> Picture:
@@ -69,12 +69,7 @@ def picture_grid(images: Tensor, border: int = 2) -> Picture:
 
 def save_png(picture: Picture, path: Path) -> None:
     """Writes [H, W, 3] to ``path``, whose folder must exist. The file appears whole or not at all."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        Image.fromarray(picture).save(aside, format="PNG")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_aside(path, _png(picture))
 
 
 def label_rows(grid: Picture, labels: Sequence[str]) -> Picture:
@@ -170,6 +165,12 @@ def _visible_size(images: Tensor) -> Tensor:
         size = [max(1, round(side * _LARGEST / longest)) for side in (height, width)]
         flat = F.interpolate(flat, size=size, mode="bilinear", antialias=True)
     return flat.view(rows, columns, *flat.shape[1:])
+
+
+def _png(picture: Picture) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, format="PNG")
+    return encoded.getvalue()
 
 
 @cache

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from latentae.training.folder import RunFolder, step_of, write_json
+from latentae.files import write_json
+from latentae.training.folder import RunFolder, step_of
 
 PROGRESS = "progress.json"
 _LOWER_IS_BETTER = {"validation_psnr": False, "validation_ssim": False, "validation_lpips": True}

@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 
 from latentae import distributed
-from latentae.export.target import swap_in
+from latentae.files import aside_of, remove, swap_in, write_json
 from latentae.training.best import PROGRESS, mark_best
-from latentae.training.folder import RankError, RunError, RunFolder, aside_of, remove, step_of, write_json
+from latentae.training.folder import RankError, RunError, RunFolder, step_of
 from latentae.training.manifest import find_damage, write_manifest
 
 _FILE_WORDS = re.compile(r"write|file|inline_container|disk", re.IGNORECASE)

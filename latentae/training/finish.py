@@ -13,7 +13,7 @@ from latentae.config import RunConfig
 from latentae.data import ImageDataset, validation_loader
 from latentae.evaluation.reconstruction import Distance, ReconstructionQuality, evaluate_reconstruction
 from latentae.export import export_diffusers
-from latentae.export.target import written_aside
+from latentae.files import written_aside
 from latentae.latents.calibration import calibrate_on
 from latentae.models import KLVAE, VQVAE
 from latentae.training.checkpoint import needing_disk

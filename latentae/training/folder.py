@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from latentae.config import (
     refused_changes,
     refused_in_branch,
 )
-from latentae.export.target import flush_names, mend_swap
+from latentae.files import mend_swap, remove, write_json, write_text
 
 CONFIG = "config.yaml"
 
@@ -103,8 +102,9 @@ class RunFolder:
         if self.config.exists():
             self._check_own(config)
         else:
-            cut_short = aside_of(self.config)  # a run that was killed in its first moment
-            if self.root.is_dir() and any(item != cut_short for item in self.root.iterdir()):
+            # A run that was killed in its first moment leaves half a config under another name.
+            cut_short = set(self.root.glob(f".{self.config.name}*.tmp"))
+            if self.root.is_dir() and set(self.root.iterdir()) - cut_short:
                 raise ConfigError(
                     f"output_dir is {self.root}, which holds files but no run (no {self.config.name}); "
                     "choose an empty or new folder"
@@ -304,40 +304,3 @@ def step_of(checkpoint: Path) -> int:
     if match is None:
         raise ValueError(f"{checkpoint} is not named step_<number>")
     return int(match.group(1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file aside and renames it, so that it is never half there, nor after a loss of power."""
-    aside = aside_of(path)
-    try:
-        with aside.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    flush_names(path.parent)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """``write_text`` of a JSON object, indented."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def aside_of(path: Path) -> Path:
-    """Where a file or folder is written before it is renamed to ``path``."""
-    return path.with_name(f".{path.name}.tmp")
-
-
-def remove(path: Path) -> None:
-    """Removes a file or a folder if it is there; a folder never stays half under its own name."""
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    aside = aside_of(path)
-    if path.suffix != ".tmp":
-        shutil.rmtree(aside, ignore_errors=True)
-        path = path.rename(aside)
-    shutil.rmtree(path, ignore_errors=True)  # what a busy file keeps back is for the next start

@@ -9,8 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from latentae.export.target import flush, list_files
-from latentae.training.folder import write_json
+from latentae.files import flush, list_files, write_json
 
 MANIFEST = "manifest.json"
 

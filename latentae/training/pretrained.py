@@ -11,11 +11,11 @@ from torch import Tensor
 
 from latentae import build, distributed
 from latentae.config import RunConfig
+from latentae.files import write_json
 from latentae.models import KLVAE, VQVAE
 from latentae.models.adapting import AdaptedTensor, load_what_fits, settings_of
 from latentae.models.architecture import latent_differences
 from latentae.training.ema import EMA
-from latentae.training.folder import write_json
 
 RECORD = "pretrained.json"
 """The record's name in a run's folder."""

@@ -16,6 +16,7 @@ from latentae.config import ConfigError, RunConfig, config_warnings, dump_config
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
 from latentae.devices import to_float64_on_cpu
 from latentae.evaluation.reconstruction import NoMeasurementError
+from latentae.files import write_json, write_text
 from latentae.report.figures import code_usage
 from latentae.report.grids import Picture, save_png
 from latentae.training.accelerator import (
@@ -34,7 +35,7 @@ from latentae.training.codebook_watch import watch_codebook
 from latentae.training.data_record import data_difference, record_data
 from latentae.training.diagnosis import RETRY, diagnose, explain
 from latentae.training.finish import calibrate_and_measure, export_run
-from latentae.training.folder import CONFIG, RankError, RunError, RunFolder, write_json, write_text
+from latentae.training.folder import CONFIG, RankError, RunError, RunFolder
 from latentae.training.guard import Guard
 from latentae.training.images import held_out_before, open_images
 from latentae.training.launcher import settle

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from latentae.diffusion.folder import ProbeFolder, write_json
-from latentae.latents.cache.files import FullDiskError
+from latentae.files import FullDiskError
 
 SETTINGS = {"models": {"a": "abc"}, "sampling_steps": 25}
 

@@ -8,7 +8,7 @@ from latentae.data import FolderSource
 from latentae.diffusion.reference import reference_features
 from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.protocol import protocol_called
-from latentae.latents.cache.files import FullDiskError
+from latentae.files import FullDiskError
 
 
 def test_computed_once_and_kept(image_folder, measures, tmp_path):

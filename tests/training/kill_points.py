@@ -10,9 +10,9 @@ import torch
 from latentae import cli
 from latentae.data import BrokenImageError
 from latentae.export import target
+from latentae.files import aside_of
 from latentae.latents import calibration
 from latentae.training import checkpoint, finish, manifest, trainer
-from latentae.training.folder import aside_of
 from latentae.training.recorder import Recorder
 from latentae.training.step import TrainingStep
 

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from latentae.config import ConfigError
-from latentae.training.folder import RunFolder, remove, step_of, write_json, write_text
+from latentae.files import remove, write_json, write_text
+from latentae.training.folder import RunFolder, step_of
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from latentae.training.folder import RunFolder, write_json
+from latentae.files import write_json
+from latentae.training.folder import RunFolder
 from latentae.training.summary import describe, finished_summary
 
 SUMMARY = {

@@ -13,8 +13,9 @@ import torch
 from latentae import distributed
 from latentae.data import ImageSource, describe_source
 from latentae.data.decode import check_channels
+from latentae.distributed import on_main
+from latentae.files import remove_unfinished
 from latentae.latents.cache.encoding import check_codes
-from latentae.latents.cache.files import remove_unfinished
 from latentae.latents.cache.finishing import finish
 from latentae.latents.cache.folder import (
     SHARDS,
@@ -31,7 +32,6 @@ from latentae.latents.cache.planning import plan
 from latentae.latents.cache.report import CacheReport
 from latentae.latents.cache.request import DataRequest
 from latentae.latents.cache.shard import is_whole
-from latentae.latents.cache.together import on_main
 from latentae.latents.cache.work import Work
 from latentae.models import LatentAutoencoder, load_autoencoder
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from latentae.data import BrokenImageError
 from latentae.data.annotations import Annotations
+from latentae.distributed import on_main
 from latentae.latents.cache.folder import CacheIndex, CacheSettings, read_index
 from latentae.latents.cache.planning import ShardPlan
 from latentae.latents.cache.report import CacheReport
 from latentae.latents.cache.shard import describe_shard, is_whole, shard_names
-from latentae.latents.cache.together import on_main
 
 
 def finish(

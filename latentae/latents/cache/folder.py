@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentae.latents.cache.files import has_keys, write_aside
+from latentae.files import has_keys, write_aside
 
 SETTINGS, INDEX, SHARDS = "settings.json", "index.json", "latents_*.safetensors"
 VERSION = 1

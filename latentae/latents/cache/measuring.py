@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from latentae import distributed
 from latentae.data import BrokenImageError, ImageSource
 from latentae.data.workers import WatchedLoader
-from latentae.latents.cache.files import write_aside
-from latentae.latents.cache.together import on_main
+from latentae.distributed import on_main
+from latentae.files import write_aside
 
 _FILE = "sizes.safetensors"
 _IMAGES_AT_A_TIME = 64

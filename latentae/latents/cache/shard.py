@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from latentae.latents.cache.files import write_aside
+from latentae.files import write_aside
 from latentae.latents.cache.folder import ShardEntry
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from latentae import distributed
 from latentae.data import BrokenImageError
 from latentae.data.annotations import Annotations
+from latentae.distributed import fails_anywhere
 from latentae.evaluation.progress import Progress
+from latentae.files import FullDiskError
 from latentae.latents.cache.encoding import check_values, encode_batch
-from latentae.latents.cache.files import FullDiskError
 from latentae.latents.cache.loading import CacheImages, ImageBatch, batch_loader, batch_sizes
 from latentae.latents.cache.options import CacheOptions
 from latentae.latents.cache.planning import ShardPlan
 from latentae.latents.cache.shard import write_shard
-from latentae.latents.cache.together import fails_anywhere
 from latentae.models import LatentAutoencoder
 
 

@@ -23,7 +23,7 @@ from latentae.data.decode import check_channels
 from latentae.data.seeding import check_seed
 from latentae.evaluation.images import open_images
 from latentae.evaluation.subject import weights_sha256
-from latentae.latents.cache.files import write_together
+from latentae.files import write_together
 from latentae.latents.inspection.encoding import Autoencoder
 from latentae.latents.inspection.measuring import measure
 from latentae.latents.inspection.sections import NAMES, Inspected, Section, all_sections

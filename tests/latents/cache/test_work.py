@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from latentae.data.annotations import Annotations
-from latentae.latents.cache.files import FullDiskError
+from latentae.files import FullDiskError
 from latentae.latents.cache.loading import CacheImages
 from latentae.latents.cache.options import CacheOptions
 from latentae.latents.cache.planning import plan_shards
