@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from latentae import distributed
-from latentae.files import aside_of, remove, swap_in, write_json
+from latentae.files import FullDiskError, aside_of, remove, swap_in, write_json
 from latentae.training.best import PROGRESS, mark_best
 from latentae.training.folder import RankError, RunError, RunFolder, step_of
 from latentae.training.manifest import find_damage, write_manifest
@@ -41,9 +41,14 @@ def needing_disk(path: Path) -> Iterator[None]:
         free = _free_megabytes(path)
         guess = "no space is left on the device" if free == 0 else "perhaps no space was left on the device"
         raise RunError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or guess} ({free} MB are free)\n"
+            f"cannot write {path}: {_system_s_words(error) or guess} ({free} MB are free)\n"
             "what was saved before is untouched; make room there and run the same command again to continue"
         ) from error
+
+
+def _system_s_words(error: Exception) -> str | None:
+    """What the operating system calls a failure to write; None where it was not asked."""
+    return getattr(error.__cause__ if isinstance(error, FullDiskError) else error, "strerror", None)
 
 
 def _free_megabytes(path: Path) -> int:

@@ -117,7 +117,7 @@ def test_a_pipeline_that_does_not_fit_leaves_nothing(tmp_path):
     own = ProbeFolder(tmp_path).model("a")
     with pytest.raises(OSError, match=r"a.pipeline cannot be written: .*No space left"):
         own.write_pipeline(Pipeline())
-    assert not list(own.root.iterdir())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_that_are_no_utf_8_are_kept(tmp_path):
