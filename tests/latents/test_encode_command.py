@@ -113,11 +113,15 @@ def test_the_script_is_the_command(tmp_path):
 
 def test_an_unknown_scale_is_said_first_and_can_be_given_later(classes, tmp_path, capsys):
     model = make_kl(scaling_factor=None)
-    save_file(model.state_dict(), tmp_path / "published.safetensors", config_metadata(model.config))
+    save_file(
+        model.state_dict(),
+        tmp_path / "published.safetensors",
+        config_metadata({**model.config, "_class_name": "KLVAE"}),
+    )
     arguments = [str(tmp_path / "published.safetensors"), "--data", str(classes), "--image-size", "16"]
     arguments += ["--out", str(tmp_path / "out")]
     assert main(arguments) == 0
-    (first,) = (line for line in capsys.readouterr().err.splitlines() if "scale" in line)
+    first = next(line for line in capsys.readouterr().err.splitlines() if "scale" in line)
     assert "scale of this model's latents is not known" in first
     assert "--family FAMILY --image-size 16" in first
     with pytest.raises(ValueError, match="--family"):

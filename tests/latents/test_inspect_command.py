@@ -66,7 +66,11 @@ def test_a_decoder_that_makes_nan_is_one_error(places, capsys, make):
 
 def test_the_family_gives_the_scale(places, tmp_path):
     model = make_kl(scaling_factor=None)
-    save_file(model.state_dict(), tmp_path / "published.safetensors", config_metadata(model.config))
+    save_file(
+        model.state_dict(),
+        tmp_path / "published.safetensors",
+        config_metadata({**model.config, "_class_name": "KLVAE"}),
+    )
     arguments = [str(tmp_path / "published.safetensors"), "--data", str(places["images"])]
     arguments += ["--out", str(places["out"]), "--image-size", "16", "--family", "sd1"]
     assert cli.main(["inspect", *arguments]) == 0
