@@ -12,6 +12,8 @@ VENV := .venv
 # Run as modules: the scripts in bin/ carry the absolute path of the interpreter they were installed for.
 RUN := $(VENV)/bin/python -m
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+# One process per core with one thread each; tests of one file stay together, since they share what is built.
+PARALLEL := --numprocesses auto --dist loadfile
 
 # On one device, and with no config of the user's own, `accelerate launch` prints a page about the defaults it
 # took and gives a CPU run a single thread. These flags say the same defaults aloud, with all the cores. With a
@@ -42,8 +44,9 @@ quickstart: $(VENV)/.stamp-run  ## train configs/quickstart.yaml on built-in pho
 
 venv: $(VENV)/.stamp-dev  ## install the package and the developers' tools into .venv
 
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.stamp-dev  ## run the fast tests, offline (ARGS="tests/models -k name")
-	$(OFFLINE) $(RUN) pytest -m "not slow" $(ARGS)
+	$(OFFLINE) $(RUN) pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.stamp-dev  ## run the slow tests: the long proofs, offline
 	$(OFFLINE) $(RUN) pytest -m slow $(ARGS)

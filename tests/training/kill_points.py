@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from latentae import cli
+from latentae import cli, files
 from latentae.data import BrokenImageError
-from latentae.export import target
 from latentae.files import aside_of
 from latentae.latents import calibration
 from latentae.training import checkpoint, finish, manifest, trainer
@@ -114,7 +113,7 @@ POINTS = {
         ".model.*/model/diffusion_pytorch_model.safetensors",
     ),
     "before the model gets its name": (
-        lambda: die_at_call(target, "swap_in", 1),
+        lambda: die_at_call(files, "swap_in", 1),
         ".model.*/model/diffusion_pytorch_model.safetensors",
     ),
     "before the summary": (lambda: die_at_call(trainer, "write_json", 2), "model/config.json"),
