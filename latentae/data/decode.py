@@ -77,8 +77,8 @@ class _Request:
 
     def too_large(self, pixels: str) -> str:
         return (
-            f"{pixels} pixels, more than the limit of {self.max_pixels}: a decompression bomb, or a large "
-            "picture, for which to raise data.max_pixels (--max-pixels of the other commands)"
+            f"{pixels} pixels, more than the limit of {self.max_pixels}: unless it is a decompression bomb, "
+            "raise data.max_pixels (--max-pixels of the other commands)"
         )
 
 
