@@ -48,6 +48,7 @@ FORMATS = tuple(
 PICTURE_SUFFIXES = picture_suffixes(FORMATS)
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *ARRAY_SUFFIXES)
 PICTURE_CHANNELS = (1, 3, 4)  # what every picture can be converted to
+_LONGEST_REASON = 600
 _BY_WAY_OF = {"LAB": "RGB", "La": "LA"}  # modes that Pillow converts to no other
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
@@ -159,7 +160,8 @@ def decode_image(
         raise BrokenImageError(f"{label}: {_describe_bomb(data, error, request)}") from error
     except Exception as error:  # Pillow's decoders fail in a dozen ways: SyntaxError, struct.error, ...
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise BrokenImageError(f"{label}: {' '.join(reason.split())}") from error
+        reason = printable(" ".join(reason.split()), _LONGEST_REASON)  # one may hold a name of any length
+        raise BrokenImageError(f"{label}: {reason}") from error
 
 
 class _PillowLimit:

@@ -55,7 +55,9 @@ class TableSource:
             feature = dataset.features[self.image_column]
             self._dataset, self._numbers = image_table(dataset, self.image_column, feature)
         except ValueError as error:
-            raise ValueError(f"{error}: choose one of {', '.join(dataset.column_names)}") from error
+            others = [name for name in dataset.column_names if name != self.image_column]
+            remedy = f"; other columns: {', '.join(others)}" if others else ""
+            raise ValueError(f"{error}{remedy}") from error
         if len(self._dataset) == 0:
             raise ValueError(f"the split {label!r} has no rows")
 

@@ -64,7 +64,7 @@ def test_a_decoder_that_makes_nan_is_one_error(places, capsys, make):
 
 
 def test_the_family_gives_the_scale(places, tmp_path):
-    model = make_kl(scaling_factor=None, norm_num_groups=8)
+    model = make_kl(scaling_factor=None, block_out_channels=(32, 64), norm_num_groups=32)
     save_file(model.state_dict(), tmp_path / "published.safetensors")
     arguments = [str(tmp_path / "published.safetensors"), "--data", str(places["images"])]
     arguments += ["--out", str(places["out"]), "--image-size", "16", "--family", "sd1"]
