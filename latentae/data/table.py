@@ -141,8 +141,9 @@ def join_table_files(files: Sequence[Path]) -> tuple[Any, list[TableFile]]:
                 else [datasets.Dataset.from_parquet(paths)]
             )
             parts += [part if columns is None else part.select_columns(columns) for part in opened]
-        if columns is not None:
-            parts = [part.cast(parts[0].features) for part in parts]
+        # A cast writes a copy of the table into the cache.
+        kinds = parts[0].features
+        parts = [part if part.features == kinds else part.cast(kinds) for part in parts]
         return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0], chosen
 
 

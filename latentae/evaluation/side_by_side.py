@@ -150,9 +150,7 @@ def run_jobs(
         yield _compare(model, job, read, max_side)
 
 
-def _compare(
-    model: Autoencoder, job: Job, read: Callable[[], Pixels], max_side: int | None
-) -> Comparison:
+def _compare(model: Autoencoder, job: Job, read: Callable[[], Pixels], max_side: int | None) -> Comparison:
     try:
         picture = read()
         images = to_tensor(picture if max_side is None else _shrink(picture, max_side))[None].to(model.device)
