@@ -267,8 +267,8 @@ def _splits_among(subfolders: Sequence[Path]) -> dict[str, Path]:
         if len(paths) > 1:
             raise ValueError(
                 f"{paths[0]} and {paths[1]} are both the split {split!r}: rename one of them, or give as the "
-                f"name of the data one folder, such as {paths[0]}, or a pattern of the images in several, such "
-                f"as '{paths[0].parent}/{{{paths[0].name},{paths[1].name}}}/**/*.jpg'"
+                f"name of the data one folder, such as {paths[0]}, or a pattern of the images in several: "
+                f"'{paths[0].parent}/{{{paths[0].name},{paths[1].name}}}/**/*.jpg'"
             )
     return {split: paths[0] for split, paths in by_split.items()}
 

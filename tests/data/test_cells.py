@@ -133,7 +133,7 @@ def test_lists_that_are_no_images(tmp_path):
     (tmp_path / "struct").mkdir()
     table = pyarrow.table({"image": [{"pixels": [[1]]}] * 2, "label": [1, 2]})
     pyarrow.parquet.write_table(table, tmp_path / "struct" / "a.parquet")
-    with pytest.raises(ValueError, match="'image' holds .*no images; other columns: label"):
+    with pytest.raises(ValueError, match=r"'image' holds .*no images; other columns: label"):
         open_source(str(tmp_path / "struct"))
     rows = [[[1, 2], [3, 4]], None, [[1, None], [3, 4]], [[1], [3, 4]], [], [[]]]
     write_lists(tmp_path / "gaps" / "a.parquet", rows[:1], pyarrow.int64())
