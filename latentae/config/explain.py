@@ -46,7 +46,7 @@ def _explain_one(kind: str, location: Sequence[int | str], data: Mapping[str, An
     if kind == "string_unicode":
         return (
             f"`{dotted}` is {_shown(value)}, whose bytes are not UTF-8, which a config must be: rename the "
-            f"file or folder, or give the path of a link to it (ln -s)"
+            "file or folder, or give the path of a link to it (ln -s)"
         )
     return f"`{dotted}` is {_shown(value)}; it must be {expected}{_quoting(dotted, value, expected)}"
 

@@ -19,6 +19,7 @@ from latentae.data.suffixes import count_by_suffix, stem_of, suffix_of
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",
+    "trainval": "train",
     "validation": "validation",
     "valid": "validation",
     "val": "validation",

@@ -138,6 +138,7 @@ def picture_names(source: FolderSource) -> list[str]:
         (["Training", "testing", "cat"], {"train": "Training", "test": "testing"}),
         (["TrainImages", "ValImages", "cat"], {"train": "TrainImages", "validation": "ValImages"}),
         (["trainA", "testA"], {"train": "trainA", "test": "testA"}),
+        (["VOCtrainval", "VOCtest"], {"train": "VOCtrainval", "test": "VOCtest"}),
         (["train", "holdout"], {"train": "train", "validation": "holdout"}),
         (["train_station", "test tube", "cat"], {}),  # classes: these are not called alike
         (["train2014", "train2017"], {}),  # one split in two folders
