@@ -36,7 +36,7 @@ from latentae.training.finish import calibrate_and_measure, export_run
 from latentae.training.folder import CONFIG, RankError, RunError, RunFolder, write_json, write_text
 from latentae.training.guard import Guard
 from latentae.training.images import held_out_before, open_images
-from latentae.training.launcher import settle
+from latentae.training.launcher_settings import apply_launcher_settings
 from latentae.training.learner import update
 from latentae.training.lock import RunLock
 from latentae.training.meter import Meter
@@ -70,7 +70,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, *, rehearsal: bool = False) -> None:
-        self.config = config = settle(config)
+        self.config = config = apply_launcher_settings(config)
         self.folder = RunFolder(Path(config.output_dir))
         self.folder.check(config)
         self.torch_settings = TorchSettings.read()
