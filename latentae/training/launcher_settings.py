@@ -1,4 +1,4 @@
-"""Settings that a launcher passes in environment variables: checked against the config before torch is loaded.
+"""Settings that a launcher passes in environment variables: checked against the config, without torch.
 
 `accelerate launch` and its config file set variables that Accelerate obeys where the program leaves room.
 The config decides what a run does, so that variables which contradict it are refused. Only the precision may

@@ -105,8 +105,11 @@ class Trainer:
             self._resume()
             data_record = self._compare_data()
         pretrained = self.networks.pretrained
-        if pretrained is not None and self.step == 0:
-            pretrained.take_up()
+        if pretrained is not None:
+            if self.step == 0:
+                pretrained.take_up()
+            else:
+                pretrained.check_moved()
         if rehearsal:
             return
         if distributed.is_main():

@@ -31,7 +31,9 @@ def test_the_precision_of_the_launcher_is_written_into_the_config():
 def test_numbers_that_both_state_may_agree():
     told = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}
     apply_launcher_settings(config({"gradient_accumulation_steps": 4, "max_grad_norm": 1}), told)
-    apply_launcher_settings(config(), {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_GRADIENT_CLIPPING": "auto"})
+    apply_launcher_settings(
+        config(), {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_GRADIENT_CLIPPING": "auto"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,5 +61,7 @@ def test_what_contradicts_the_config_is_refused(name, value, words):
 
 def test_every_contradiction_is_named():
     with pytest.raises(ConfigError) as caught:
-        apply_launcher_settings(config(), {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"})
+        apply_launcher_settings(
+            config(), {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}
+        )
     assert len(str(caught.value).splitlines()) == 2

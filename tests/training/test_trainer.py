@@ -24,7 +24,8 @@ def test_a_run_from_start_to_end(tiny, tmp_path, capsys):
     summary = Trainer(config).fit()
     run = tmp_path / "run"
 
-    assert read_config(run / "config.yaml") == apply_launcher_settings(config)  # with the precision that the launcher decided
+    # With the precision that the launcher decided.
+    assert read_config(run / "config.yaml") == apply_launcher_settings(config)
     assert json.loads((run / "summary.json").read_text()) == summary
     assert summary["step"] == 6
     assert {"psnr", "ssim", "lpips", "codebook_usage", "seconds"} <= set(summary)
