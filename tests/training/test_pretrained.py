@@ -11,6 +11,7 @@ from latentae.config import ConfigError
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.reconstruction import l1
 from latentae.training.accelerator import create_accelerator
+from latentae.training.dry_run import dry_run
 from latentae.training.networks import build_networks
 from latentae.training.pretrained import fingerprint
 from latentae.training.trainer import Trainer
@@ -211,3 +212,8 @@ def test_a_pretrained_model_that_moved_is_known_by_its_weights(tiny, tmp_path):
     for go_on in ((), branch):
         with pytest.raises(ValueError, match=r"`model\.pretrained` is .*other, which has other weights than"):
             Trainer(fine_tuning(tiny, tmp_path / "other", "max_steps=2", *go_on))
+
+
+def test_a_dry_run_tells_that_latents_move(tiny, tmp_path):
+    place = write_pretrained(make_pretrained(), tmp_path, "our folder")
+    assert "freeze_encoder=true" in dry_run(fine_tuning(tiny, place))

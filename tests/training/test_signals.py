@@ -214,4 +214,5 @@ def test_torchrun_passes_it_on(tiny, tmp_path):
     for struck in (*ranks, process.pid):  # as Slurm does; so the ranks get it twice
         os.kill(struck, signal.SIGTERM)
     printed = output_of(process, code=1)  # torchrun's own, which tells of the signal
+    assert "broadcast_buffers" not in printed  # a warning of torch, whose advice is followed
     assert f"stopped by SIGTERM: the run is saved at step {last_step(tmp_path / 'run')}; the same" in printed
