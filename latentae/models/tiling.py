@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
@@ -184,6 +185,7 @@ class PiecewiseMixin:
         """Encode and decode images whole again."""
         self.use_tiling = False
 
+    @apply_forward_hook
     def tiled_encode(self, x: Tensor, return_dict: bool | None = None) -> Any:
         """What the encoder makes of images [B, C, H, W] with tiling on, whether it is or not.
 

@@ -52,7 +52,7 @@ def test_what_one_of_two_processes_meets_stops_both(image_folder, tmp_path):
     """A model that makes NaN of image 33 alone, which is in the block of the second process."""
     launch(Path(__file__).with_name("nan_on_one_rank.py"), 2, str(image_folder), str(tmp_path))
     said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert said == ["bad makes images that hold NaN: its weights are damaged, or diverged"] * 2
+    assert [line.partition(":")[0] for line in said] == ["bad makes images that hold NaN or infinity"] * 2
 
 
 @pytest.mark.usefixtures("own_cache_with_trunks")

@@ -59,7 +59,9 @@ def test_every_pipeline_scales_a_kl_vae_as_to_latents_does(per_channel, channels
     model = make_kl(latents_mean=(1.0,) * 4, latents_std=(2.0,) * 4, shift_factor=3.0)
     if channels == 16:
         torch.manual_seed(0)
-        model = type(model)(**{**dict(model.config), "latent_channels": 16, "latents_mean": None}).eval()
+        model = type(model)(
+            **{**dict(model.config), "latent_channels": 16, "latents_mean": None, "latents_std": None}
+        ).eval()
     *_, pixels, drawn = outputs(model)
     calibration = calibrate(model, measured(model), per_channel=per_channel)
     raw, scaled, pixels_after, drawn_after = outputs(model)

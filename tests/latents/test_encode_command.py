@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from latentae import LatentDataset, cli
 from latentae.latents.cache import encode_dataset
 from latentae.latents.encode_command import main
+from latentae.models.checkpoints.metadata import config_metadata
 from tests.latents.conftest import make_kl, make_vq
 from tests.processes import environment
 
@@ -111,12 +112,16 @@ def test_the_script_is_the_command(tmp_path):
 
 
 def test_an_unknown_scale_is_said_first_and_can_be_given_later(classes, tmp_path, capsys):
-    model = make_kl(scaling_factor=None, norm_num_groups=8)
-    save_file(model.state_dict(), tmp_path / "published.safetensors")
+    model = make_kl(scaling_factor=None)
+    save_file(
+        model.state_dict(),
+        tmp_path / "published.safetensors",
+        config_metadata({**model.config, "_class_name": "KLVAE"}),
+    )
     arguments = [str(tmp_path / "published.safetensors"), "--data", str(classes), "--image-size", "16"]
     arguments += ["--out", str(tmp_path / "out")]
     assert main(arguments) == 0
-    first = capsys.readouterr().err.splitlines()[0]
+    first = next(line for line in capsys.readouterr().err.splitlines() if "scale" in line)
     assert "scale of this model's latents is not known" in first
     assert "--family FAMILY --image-size 16" in first
     with pytest.raises(ValueError, match="--family"):
@@ -138,7 +143,7 @@ def test_codes_alone_need_no_scale(classes, tmp_path, capsys):
     make_vq(scaling_factor=None).save_pretrained(tmp_path / "vq")
     out = ["--data", str(classes), "--out", str(tmp_path / "out"), "--codes-only"]
     assert main([str(tmp_path / "vq"), *out]) == 0
-    assert "scale" not in capsys.readouterr().err
+    assert "scale of this model" not in capsys.readouterr().err
 
 
 def test_a_family_is_for_models_opened_by_path(classes, tmp_path):

@@ -117,7 +117,7 @@ POINTS = {
         lambda: die_at_call(target, "swap_in", 1),
         ".model.*/model/diffusion_pytorch_model.safetensors",
     ),
-    "before the summary": (lambda: die_at_call(trainer, "write_json", 1), "model/config.json"),
+    "before the summary": (lambda: die_at_call(trainer, "write_json", 2), "model/config.json"),
 }
 
 

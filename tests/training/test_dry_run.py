@@ -104,10 +104,10 @@ def test_too_little_memory(tiny, monkeypatch):
 
 def test_many_images_fill_rows_of_eight(tmp_path):
     images = torch.zeros(70, 1, 4, 6)
-    path = _save_picture(images, tmp_path / "run")
+    path = _save_picture(images, tmp_path / "run", tmp_path / "photos")
     with Image.open(path) as picture:
         assert picture.size == (8 * (6 + 4), 8 * (4 + 4))
-    with Image.open(_save_picture(images[:10], tmp_path / "run")) as picture:
+    with Image.open(_save_picture(images[:10], tmp_path / "run", tmp_path / "photos")) as picture:
         pixels = np.asarray(picture)
     assert pixels.shape[:2] == (2 * (4 + 4), 8 * (6 + 4))
     assert (pixels[10, 2 * 10 + 2 :] == 255).all()  # six places are empty
@@ -115,7 +115,7 @@ def test_many_images_fill_rows_of_eight(tmp_path):
 
 def test_a_picture_lies_in_the_working_folder_where_there_is_no_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = _save_picture(torch.zeros(1, 1, 4, 4), tmp_path / "not/there/run")
+    path = _save_picture(torch.zeros(1, 1, 4, 4), tmp_path / "not/there/run", tmp_path / "photos")
     assert (path.is_absolute(), os.listdir(tmp_path)) == (False, ["run-dry-run.png"])  # noqa: PTH208
 
 
