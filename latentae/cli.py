@@ -13,7 +13,7 @@ from pathlib import Path
 from latentae.config import FAMILIES, ConfigError, RunConfig, load_config
 from latentae.console import is_first_process, outlive_output, output_pipe_is_closed
 from latentae.training.folder import RankError, RunError, RunFolder
-from latentae.training.launcher import settle
+from latentae.training.launcher_settings import apply_launcher_settings
 from latentae.training.origin import describe_pretrained
 from latentae.training.summary import describe, finished_summary
 
@@ -45,7 +45,7 @@ def train(family: str, arguments: Sequence[str] | None = None) -> int:
     dry = _DRY_RUN in given
     try:
         arguments = [argument for argument in given if argument != _DRY_RUN]
-        config = settle(load_config(family, arguments, describe_pretrained))
+        config = apply_launcher_settings(load_config(family, arguments, describe_pretrained))
         folder = RunFolder(Path(config.output_dir))
         folder.check(config)
     except ConfigError as error:

@@ -146,16 +146,37 @@ def add_reading_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     reading = parser.add_argument_group("reading the data, as data.* in training")
     reading.add_argument("--image-column", metavar="NAME", help="the column of tables, the extension in tars")
     reading.add_argument("--dataset-config", metavar="NAME", help="the configuration of a hub dataset")
-    reading.add_argument(
-        "--value-range", nargs=2, type=float, metavar=("BLACK", "WHITE"), help="of images beyond 8 bits"
+    _add_decoding_options(reading)
+    return reading
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """Adds those options on reading the data that apply to image files, as ``decode_image`` takes them."""
+    _add_decoding_options(parser.add_argument_group("reading the pictures, as data.* in training"))
+
+
+def _add_decoding_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--value-range",
+        action=_StorePair,
+        nargs=2,
+        type=float,
+        metavar=("BLACK", "WHITE"),
+        help="of images beyond 8 bits",
     )
-    reading.add_argument(
+    group.add_argument(
         "--max-pixels",
         type=_positive,
         metavar="N",
         help="of the largest picture that is decoded; larger ones count as unreadable (200000000)",
     )
-    return reading
+
+
+class _StorePair(argparse.Action):
+    """Stores two values as a tuple."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
 
 
 def _positive(text: str) -> int:

@@ -33,7 +33,7 @@ def test_reading_options():
     assert vars(parser.parse_args(given)) == {
         "image_column": "png",
         "dataset_config": None,
-        "value_range": [-1.0, 2.5],
+        "value_range": (-1.0, 2.5),
         "max_pixels": 9,
         "more": "x",
     }

@@ -109,6 +109,8 @@ def refused_changes(old: RunConfig, new: RunConfig, allowed: frozenset[str] = fr
     resumable = RESUMABLE_KEYS - _STREAM_KEYS if new.data.streaming else RESUMABLE_KEYS
     if old.mixed_precision is None:  # written before runs recorded what their launcher had decided
         allowed |= {"mixed_precision"}
+    if _both_pretrained(old, new):
+        allowed |= {"model.pretrained"}
     return _lines(old, new, lambda key: key not in resumable and key not in allowed)
 
 
@@ -121,6 +123,8 @@ def refused_in_branch(old: RunConfig, new: RunConfig) -> list[str]:
         fixed -= {key for key in fixed if key.startswith("loss.reconstruction.")}
     if _wraps(old) == _wraps(new):
         fixed -= {"loss.spectral"}
+    if _both_pretrained(old, new):
+        fixed -= {"model.pretrained"}
     return _lines(old, new, lambda key: key.replace(".member.", ".") in fixed)
 
 
@@ -134,6 +138,11 @@ def _lines(old: RunConfig, new: RunConfig, refused: Callable[[str], bool]) -> li
             )
             lines.append(f"{key}: {before} → {after}")
     return lines
+
+
+def _both_pretrained(old: RunConfig, new: RunConfig) -> bool:
+    """Whether both start from a pretrained model. It may have moved: the run compares its weights later."""
+    return old.model.pretrained is not None and new.model.pretrained is not None
 
 
 def _learns_scale(config: RunConfig) -> bool:

@@ -43,6 +43,11 @@ def _explain_one(kind: str, location: Sequence[int | str], data: Mapping[str, An
     if kind == "missing":
         return f"`{dotted}` is missing; it must be {expected}"
     value = _value_at(data, path)
+    if kind == "string_unicode":
+        return (
+            f"`{dotted}` is {_shown(value)}, whose bytes are not UTF-8, which a config must be: rename the "
+            "file or folder, or give the path of a link to it (ln -s)"
+        )
     return f"`{dotted}` is {_shown(value)}; it must be {expected}{_quoting(dotted, value, expected)}"
 
 

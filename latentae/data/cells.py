@@ -75,7 +75,8 @@ def image_table(table: Any, column: str, feature: Any) -> tuple[Any, StoredNumbe
     numbers = _stored_numbers(feature)
     if numbers is not None:
         return table.select_columns([column]).with_format("numpy"), numbers
-    if _depth_of_lists(feature) or (
+    is_struct = isinstance(feature, dict) and not {"bytes", "path"} & feature.keys()
+    if is_struct or _depth_of_lists(feature) or (
         isinstance(feature, datasets.Value)
         and feature.dtype not in (
             "binary", "large_binary", "binary_view", "string", "large_string", "string_view",
@@ -137,7 +138,8 @@ def decode_cell(
     """The pixels of one cell of an `image_table`; BrokenImageError where it holds no image.
 
     Nested lists [H][W], [H][W][C] or [C][H][W] of integers are pictures of 8 bits, converted to the channels
-    asked for like a file. Of uint16, of floats and with a `value_range` they are taken as by `to_pixels`.
+    asked for like a file. Of uint16, of floats and with a `value_range` they are taken as by `to_pixels`; but
+    uint16 of 0 to 255, which look like 8 bits, take a `value_range`.
     """
     if numbers is None:
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
@@ -179,9 +181,16 @@ def _is_eight_bit(array: NDArray[Any], value_range: ValueRange | None) -> bool:
     """Whether the integers are pixels of 8 bits; ValueError where nothing says what they are."""
     if array.dtype == np.uint8:
         return True
-    if array.dtype.kind == "f" or array.dtype == np.uint16 or value_range is not None:
+    if array.dtype.kind == "f" or value_range is not None:
         return False
     low, high = int(array.min()), int(array.max())
+    if array.dtype == np.uint16:
+        if high <= 255:
+            raise ValueError(
+                f"its numbers, uint16, run from {low} to {high}: set value_range=[0, 255] if they are of 8 "
+                "bits, or [0, 65535] if they are of 16"
+            )
+        return False
     if low < 0 or high > 255:
         raise ValueError(
             f"its numbers, {array.dtype.name}, run from {low} to {high}, not 0 to 255: set value_range to "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import stat
+import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ FORMATS = tuple(
 PICTURE_SUFFIXES = picture_suffixes(FORMATS)
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *ARRAY_SUFFIXES)
 PICTURE_CHANNELS = (1, 3, 4)  # what every picture can be converted to
+_LONGEST_REASON = 600
 _BY_WAY_OF = {"LAB": "RGB", "La": "LA"}  # modes that Pillow converts to no other
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
@@ -72,7 +74,13 @@ class _Request:
         # Pillow only warns between its limit and twice that; and turning that warning into an error by a
         # filter would not be safe in threads.
         if width * height > self.max_pixels:
-            raise ValueError(_too_large(f"{width} by {height} are {width * height}", self.max_pixels))
+            raise ValueError(self.too_large(f"{width} by {height} are {width * height}"))
+
+    def too_large(self, pixels: str) -> str:
+        return (
+            f"{pixels} pixels, more than the limit of {self.max_pixels}: unless it is a decompression bomb, "
+            "raise data.max_pixels (--max-pixels of the other commands)"
+        )
 
 
 def check_channels(channels: int) -> None:
@@ -149,11 +157,11 @@ def decode_image(
     except UnidentifiedImageError as error:
         raise BrokenImageError(f"{label}: {_unidentified(data)}") from error
     except Image.DecompressionBombError as error:
-        count = next((word[1:] for word in str(error).split() if word[:1] == "("), "?")
-        raise BrokenImageError(f"{label}: {_too_large(count, request.max_pixels)}") from error
+        raise BrokenImageError(f"{label}: {_describe_bomb(data, error, request)}") from error
     except Exception as error:  # Pillow's decoders fail in a dozen ways: SyntaxError, struct.error, ...
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise BrokenImageError(f"{label}: {' '.join(reason.split())}") from error
+        reason = printable(" ".join(reason.split()), _LONGEST_REASON)  # one may hold a name of any length
+        raise BrokenImageError(f"{label}: {reason}") from error
 
 
 class _PillowLimit:
@@ -184,13 +192,6 @@ def _pillow_limit(max_pixels: int) -> Iterator[None]:
             _PillowLimit.decoding -= 1
             if not _PillowLimit.decoding:
                 Image.MAX_IMAGE_PIXELS = _PillowLimit.before
-
-
-def _too_large(pixels: str, limit: int) -> str:
-    return (
-        f"{pixels} pixels, more than the limit of {limit}: a decompression bomb, or raise data.max_pixels "
-        "(of commands --max-pixels)"
-    )
 
 
 def _decode_file(data: bytes | Path, request: _Request) -> Pixels:
@@ -248,6 +249,32 @@ def _unidentified(data: bytes | Path | Image.Image) -> str:
     if beginning.isascii() and beginning.decode().isprintable():  # a page of HTML, a pointer of Git LFS
         reason += f": it is a text that begins with {beginning.decode()!r}"
     return reason
+
+
+def _describe_bomb(
+    data: bytes | Path | Image.Image, error: Image.DecompressionBombError, request: _Request
+) -> str:
+    """Why Pillow refused to open a picture, with the width and height that it did not give."""
+    size = None if isinstance(data, Image.Image) else _stated_size(data)
+    if size is not None and size[0] * size[1] > request.max_pixels:
+        return request.too_large(f"{size[0]} by {size[1]} are {size[0] * size[1]}")
+    # A picture inside of another one, as in an icon.
+    count = next((word[1:] for word in str(error).split() if word[:1] == "("), "?")
+    return request.too_large(count)
+
+
+def _stated_size(data: bytes | Path) -> tuple[int, int] | None:
+    """Width and height in the header of a picture, whatever they are: `Image.open` without its limit."""
+    beginning = _beginning(data)
+    with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:
+        for name in FORMATS:
+            factory, accept = Image.OPEN[name]
+            if accept is None or accept(beginning) is True:
+                stream.seek(0)
+                # What `Image.open` takes for a file of another format, and a bomb inside of this one.
+                with suppress(SyntaxError, IndexError, TypeError, struct.error, Image.DecompressionBombError):
+                    return factory(stream, "").size
+    return None
 
 
 def _check_sixteen_bits(image: ImageFile.ImageFile, request: _Request) -> None:

@@ -7,18 +7,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NoReturn
 
 from latentae.data.arrays import ARRAY_SUFFIXES
 from latentae.data.decode import IMAGE_SUFFIXES, decode_image
 from latentae.data.image_source import Pixels
 from latentae.data.levels import ValueRange
-from latentae.data.suffixes import count_by_suffix, suffix_of
+from latentae.data.suffixes import count_by_suffix, stem_of, suffix_of
 
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",
+    "trainval": "train",
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
@@ -26,7 +27,14 @@ _SPLIT_WORDS = {
     "testing": "test",
 }
 # These count where a name has none of the words above, as in `dev_test`.
-_FALLBACK_WORDS = {"dev": "validation", "eval": "test", "evaluation": "test"}
+_FALLBACK_WORDS = {
+    "dev": "validation",
+    "holdout": "validation",
+    "heldout": "validation",
+    "eval": "test",
+    "evaluation": "test",
+}
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # also those of TrainImages and testB
 
 # File -> the files or folders of which one lies beside it in a folder that one of our commands has written.
 _OUTPUT_FILES = {
@@ -128,14 +136,13 @@ class FolderSource:
 
     def _without_features(self, names: list[str]) -> list[str]:
         """The images without the arrays that are called like a picture."""
-        pictures = {PurePosixPath(n).stem for n in names if not n.lower().endswith(ARRAY_SUFFIXES)}
-        kept = [
-            n
-            for n in names
-            if not n.lower().endswith(ARRAY_SUFFIXES) or PurePosixPath(n).stem not in pictures
-        ]
-        self.left_out.update(suffix_of(n) for n in set(names).difference(kept))
-        return kept
+        arrays = {name for name in names if name.lower().endswith(ARRAY_SUFFIXES)}
+        if not arrays:
+            return names
+        pictures = {stem_of(name) for name in names if name not in arrays}
+        features = {name for name in arrays if stem_of(name) in pictures}
+        self.left_out.update(map(suffix_of, features))
+        return [name for name in names if name not in features]
 
 
 def open_images(
@@ -225,8 +232,8 @@ def split_of_file(name: str) -> str:
 
 
 def word_in(name: str) -> str | None:
-    """The word of a name that says its split, such as the first in `val2017`, or None."""
-    words = re.findall(r"[a-z]+", name.lower())
+    """The word of a name that says its split, such as the first in `val2017` and in `testB`, or None."""
+    words = [word.lower() for word in _WORD.findall(name)]
     for known in (_SPLIT_WORDS, _FALLBACK_WORDS):
         for word in words:
             if word in known:
@@ -256,12 +263,13 @@ def _splits_among(subfolders: Sequence[Path]) -> dict[str, Path]:
     others = (path for path in subfolders if path not in words)
     if not _has_train_and_another(words) and not all(_holds_no_images(path) for path in others):
         return {}
-    for split, paths in by_split.items():
+    for split, paths in sorted(by_split.items(), key=lambda item: item[0] != "train"):
         paths[:] = [path for path in paths if len(paths) == 1 or not _holds_no_images(path)] or paths[:1]
         if len(paths) > 1:
             raise ValueError(
-                f"{paths[0]} and {paths[1]} are both the split {split!r}: rename one of them, or give the "
-                "folder of one split as the name of the data"
+                f"{paths[0]} and {paths[1]} are both the split {split!r}: rename one of them, or give as the "
+                f"name of the data one folder, such as {paths[0]}, or a pattern of the images in several: "
+                f"'{paths[0].parent}/{{{paths[0].name},{paths[1].name}}}/**/*.jpg'"
             )
     return {split: paths[0] for split, paths in by_split.items()}
 

@@ -121,8 +121,8 @@ class CachedSource:
         room = min(int(self.max_bytes / self.used_bytes * len(self._images)), len(self))
         share = "all" if room == len(self) else f"about {room:,}"
         return (
-            f"memory for decoded images has room for {share} of {len(self):,}: {self.used_bytes >> 20:,} of "
-            f"{self.max_bytes >> 20:,} MiB are in use"
+            f"memory for decoded images has room for {share} of {len(self):,} and holds "
+            f"{len(self._images):,}: {self.used_bytes >> 20:,} of {self.max_bytes >> 20:,} MiB are in use"
         )
 
     def __getstate__(self) -> dict[str, Any]:

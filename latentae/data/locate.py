@@ -114,6 +114,8 @@ def validation_split(names: Sequence[str], training_split: str) -> str | None:
 def check_address(name: str) -> None:
     """Raise ValueError where `name` is the address of something on another machine."""
     address = _ADDRESS.match(name)
+    if address is not None and address[1].lower() == "file":
+        raise ValueError(f"name {name!r} is an address (file://): give the path alone")
     if address is not None:
         raise ValueError(
             f"name {name!r} is an address ({address[1]}://), and images are read from files of this machine "

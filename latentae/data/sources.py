@@ -72,9 +72,9 @@ def open_source(
             over tables, and tables over arrays (.npy); pictures win over all of these, unless tar files or
             tables hold more images, where the name must say which are meant.
         split: a folder has the splits that its subfolders or its tables' and tar files' names say by a word
-            (train or training; val, valid, validation or dev; test, testing, eval or evaluation), and
-            otherwise the one split `train`, like a file or a pattern: see `divide_folder` and `split_files`.
-            For the hub, any split expression of `datasets`, such as `train[:10%]`.
+            (train, training or trainval; val, valid, validation, dev or holdout; test, testing, eval or
+            evaluation), and otherwise the one split `train`, like a file or a pattern: see `divide_folder`
+            and `split_files`. For the hub, any split expression of `datasets`, such as `train[:10%]`.
         image_column: for tables, the column with the images; None: found by its type or name. For tar
             files, the extension of the images: see `choose_images`.
         dataset_config: for the hub, the configuration of a dataset that has several.

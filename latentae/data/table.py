@@ -55,7 +55,9 @@ class TableSource:
             feature = dataset.features[self.image_column]
             self._dataset, self._numbers = image_table(dataset, self.image_column, feature)
         except ValueError as error:
-            raise ValueError(f"{error}: choose one of {', '.join(dataset.column_names)}") from error
+            others = [name for name in dataset.column_names if name != self.image_column]
+            remedy = f"; other columns: {', '.join(others)}" if others else ""
+            raise ValueError(f"{error}{remedy}") from error
         if len(self._dataset) == 0:
             raise ValueError(f"the split {label!r} has no rows")
 
@@ -139,8 +141,9 @@ def join_table_files(files: Sequence[Path]) -> tuple[Any, list[TableFile]]:
                 else [datasets.Dataset.from_parquet(paths)]
             )
             parts += [part if columns is None else part.select_columns(columns) for part in opened]
-        if columns is not None:
-            parts = [part.cast(parts[0].features) for part in parts]
+        # A cast writes a copy of the table into the cache.
+        kinds = parts[0].features
+        parts = [part if part.features == kinds else part.cast(kinds) for part in parts]
         return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0], chosen
 
 

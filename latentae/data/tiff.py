@@ -245,6 +245,8 @@ def _check_readable(page: Any, layout: Layout, channels: int) -> None:
         raise ValueError(
             f"a TIFF, {layout.describe()}, which is not read: convert it to RGB or grey, or to a .npy array"
         )
+    if page.dtype is None and len(set(layout.formats)) == len(set(layout.bits)) == 1:
+        raise ValueError(f"a TIFF, {layout.describe()}, which holds no pixels that can be read")
     if page.dtype is None or len(set(layout.formats)) > 1:
         raise ValueError(
             f"a TIFF with SampleFormat {list(layout.formats)} and BitsPerSample {list(layout.bits)}: store "

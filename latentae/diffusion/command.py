@@ -46,7 +46,6 @@ def _probe(options: argparse.Namespace) -> int:
         raise ValueError("a probe runs in one process: start it without a launcher")
     given = vars(options)
     size = DenoiserSize(given.pop("width"), given.pop("depth"), given.pop("largest_side"))
-    given["value_range"] = None if options.value_range is None else tuple(options.value_range)
     request = ProbeRequest(size=size, **given)
     request.check()
     try:

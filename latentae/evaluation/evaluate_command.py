@@ -47,7 +47,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     given = vars(options)
     running = {name: given.pop(name) for name in ("batch_size", "num_workers", "cycle_images")}
-    given["value_range"] = None if options.value_range is None else tuple(options.value_range)
     request = Request(settings=Settings(**running), **given)
     request.check()  # also before a process group, which takes seconds too
     torch.backends.cudnn.allow_tf32 = False  # or float32 would mean 10 bits on some GPUs, and 23 on others

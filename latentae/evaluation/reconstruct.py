@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentae.console import add_picture_options
+
 if TYPE_CHECKING:
     from latentae.evaluation.side_by_side import Comparison
 
@@ -36,15 +38,19 @@ def _reconstruct(options: argparse.Namespace) -> int:
     # Not before: torch takes seconds to load, and --help shall not.
     import torch
 
+    from latentae.data.levels import check_value_range
     from latentae.evaluation.side_by_side import plan_jobs, run_jobs
     from latentae.models import load_autoencoder
 
     jobs = plan_jobs(options.images, options.out, options.overwrite)
+    value_range = check_value_range(options.value_range)
     model = load_autoencoder(options.model, torch_dtype=torch.float32)
     if options.tile:
         model.enable_tiling()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return _report(run_jobs(model, jobs, options.max_side))
+    return _report(
+        run_jobs(model, jobs, options.max_side, value_range=value_range, max_pixels=options.max_pixels)
+    )
 
 
 def _report(comparisons: Iterable[Comparison]) -> int:
@@ -78,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-side", type=_positive, metavar="N", help="shrink longer images to N pixels first")
     add("--tile", action="store_true", help="work in overlapping tiles: less memory for large images")
     add("--overwrite", action="store_true", help="replace pictures that are there already")
+    add_picture_options(parser)
     return parser
 
 

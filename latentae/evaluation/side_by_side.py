@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from latentae.data import FolderSource, decode_image
 from latentae.data.image_source import Pixels
+from latentae.data.levels import ValueRange
 from latentae.data.transforms import Window, resize_window, to_tensor
 from latentae.evaluation.metrics import psnr
 from latentae.report.grids import picture_grid, save_png
@@ -113,7 +115,14 @@ def _one_picture(image: Path, out: Path) -> Path:
     return out
 
 
-def run_jobs(model: Autoencoder, jobs: Sequence[Job], max_side: int | None = None) -> Iterator[Comparison]:
+def run_jobs(
+    model: Autoencoder,
+    jobs: Sequence[Job],
+    max_side: int | None = None,
+    *,
+    value_range: ValueRange | None = None,
+    max_pixels: int | None = None,
+) -> Iterator[Comparison]:
     """Reconstructs each image, and writes it beside its reconstruction, the image on the left.
 
     Args:
@@ -121,6 +130,7 @@ def run_jobs(model: Autoencoder, jobs: Sequence[Job], max_side: int | None = Non
             them. ``plan_jobs`` says what is written where, ``picture_grid`` how it is shown.
         max_side: images whose longer side has more pixels are shrunk to it, bicubic and antialiased; None:
             every image is taken as large as it is.
+        value_range, max_pixels: see ``decode_image``.
 
     Yields:
         a comparison for each job, in order. An image is skipped that is broken, is smaller than one latent,
@@ -134,12 +144,16 @@ def run_jobs(model: Autoencoder, jobs: Sequence[Job], max_side: int | None = Non
     if taken != made:
         raise ValueError(f"the model makes images of {made} channels from {taken}: they cannot be compared")
     for job in jobs:
-        yield _compare(model, job, max_side)
+        read = partial(
+            decode_image, job.image, taken, name=job.name, value_range=value_range, max_pixels=max_pixels
+        )
+        yield _compare(model, job, read, max_side)
 
 
-def _compare(model: Autoencoder, job: Job, max_side: int | None) -> Comparison:
+def _compare(model: Autoencoder, job: Job, read: Callable[[], Pixels], max_side: int | None) -> Comparison:
     try:
-        images = _read(job, model.config.in_channels, max_side).to(model.device)
+        picture = read()
+        images = to_tensor(picture if max_side is None else _shrink(picture, max_side))[None].to(model.device)
         with torch.no_grad():
             reconstruction = model(images).sample
         ratio = psnr(reconstruction, images).item()
@@ -152,12 +166,6 @@ def _compare(model: Autoencoder, job: Job, max_side: int | None) -> Comparison:
     job.picture.parent.mkdir(parents=True, exist_ok=True)
     save_png(picture_grid(torch.stack([images, reconstruction], dim=1)), job.picture)
     return Comparison(job, size=(images.shape[2], images.shape[3]), psnr=ratio)
-
-
-def _read(job: Job, channels: int, max_side: int | None) -> Tensor:
-    """[1, C, H, W] in [−1, 1]."""
-    picture = decode_image(job.image, channels, name=job.name)
-    return to_tensor(picture if max_side is None else _shrink(picture, max_side))[None]
 
 
 def _shrink(picture: Pixels, max_side: int) -> Pixels:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentae.console import is_first_process
+from latentae.console import add_reading_options, is_first_process
 
 _DESCRIPTION = """\
 Measures mean and standard deviation of a model's latents over images, and writes the model so changed that
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=16, metavar="N", help="images at a time, on each process (16)")
     add("--num-workers", type=int, default=0, metavar="N", help="processes that decode images (0)")
     add("--seed", type=int, default=0, metavar="N", help="of crops, order and posterior samples (0)")
+    add_reading_options(parser)
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--out", type=Path, metavar="FOLDER", help="where to write the calibrated model")
     place.add_argument("--in-place", action="store_true", help="replace MODEL by the calibrated one")

@@ -31,7 +31,6 @@ def main(arguments: Sequence[str]) -> int:
     from latentae.latents.cache.encode import encode_dataset
     from latentae.latents.cache.work import CacheError, FailedElsewhereError
 
-    options["value_range"] = None if options["value_range"] is None else tuple(options["value_range"])
     only = options.pop("codes_only")
     options |= {"codes": options["codes"] or only, "latents": not only}
     model, data, out = (options.pop(name) for name in ("model", "data", "out"))

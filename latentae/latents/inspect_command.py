@@ -28,7 +28,6 @@ def main(arguments: Sequence[str]) -> int:
     from latentae import distributed
     from latentae.latents.inspection.inspection import PAGE, inspect
 
-    options["value_range"] = None if options["value_range"] is None else tuple(options["value_range"])
     try:
         with distributed.init_from_environment() as device:
             sections = inspect(device=device, say=_say, **options)

@@ -25,6 +25,10 @@ def recalibrate(
     *,
     data: str,
     split: str = "train",
+    image_column: str | None = None,
+    dataset_config: str | None = None,
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
     image_size: int | None = None,
     per_channel: bool = False,
     max_images: int | None = None,
@@ -39,7 +43,8 @@ def recalibrate(
     """Opens a model, measures its latents, calibrates it, checks it on held-out images, writes it.
 
     Measured are random crops of the training images, checked are centre crops of the validation images; see
-    ``open_sources`` for which these are. The other arguments are those of the command. Every rank calls it.
+    ``open_sources`` for which these are, and for `image_column` and the arguments after it on reading them.
+    The other arguments are those of the command. Every rank calls it.
 
     Raises:
         ValueError: a model, data or folder that cannot be used.
@@ -57,7 +62,14 @@ def recalibrate(
     autoencoder.to(device or torch.device("cpu"))
     check_channels(autoencoder.config.in_channels)
     size = autoencoder.config.sample_size if image_size is None else image_size
-    sources = open_sources(data, split=split)
+    sources = open_sources(
+        data,
+        split=split,
+        image_column=image_column,
+        dataset_config=dataset_config,
+        value_range=value_range,
+        max_pixels=max_pixels,
+    )
     say(sources.description)
     settings: Any = {"channels": autoencoder.config.in_channels, "seed": seed}
     training = ImageDataset(sources.train, RandomCrop(size), **settings)

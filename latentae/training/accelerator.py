@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -52,6 +53,8 @@ def create_accelerator(config: RunConfig) -> Accelerator:
             raise ValueError(f"trackers asks for {tracker}, which is not installed: pip install {tracker}")
     if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise ValueError("mixed_precision is fp16, which needs a GPU; use bf16 or no")
+    # torch advises to keep `broadcast_buffers` until its successor can leave buffers alone at the start, too.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or it would not join processes that torchrun started
         mixed_precision=config.mixed_precision,

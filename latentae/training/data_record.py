@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latentae.config import ConfigError
 from latentae.data import (
     BrokenImageError,
     CachedSource,
@@ -37,6 +40,24 @@ def record_data(training: ImageDataset | ImageStream, validation: ImageDataset) 
     else:
         record = _describe(training.source, training.channels)
     return {"training": record, "validation": _describe(validation.source, validation.channels)}
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Reads a record that ``record_data`` made.
+
+    Raises:
+        ConfigError: the file does not hold one.
+    """
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        for part in ("training", "validation"):
+            record[part]["images"], record[part]["names"], record[part]["samples"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{file}, which says what data the run has read, cannot be read ({error}); restore it, or remove "
+            "it and continue with data.name as it was"
+        ) from error
+    return record
 
 
 def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

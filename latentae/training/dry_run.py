@@ -69,7 +69,13 @@ def dry_run(config: RunConfig) -> str:
     head = (
         f"Dry run of {type(trainer.networks.autoencoder).__name__}; {trainer.folder.root} is left as it is."
     )
-    notes = [trainer.images.places, *config_warnings(config), *([] if sentence is None else [sentence])]
+    pretrained = trainer.networks.pretrained
+    notes = [
+        trainer.images.places,
+        *([] if pretrained is None else pretrained.describe()),
+        *config_warnings(config),
+        *([] if sentence is None else [sentence]),
+    ]
     columns = min(max(shutil.get_terminal_size((110, 24)).columns, 60), 120)
     wrapped = [
         textwrap.fill(

@@ -277,10 +277,12 @@ def _check_branch(checkpoint: Path, config: RunConfig) -> None:
     changes = [] if before is None else refused_in_branch(before, config)
     if changes:
         lines = "\n  ".join(changes)
+        run = RunFolder(checkpoint.parent.parent)
+        model = run.root if run.model.is_dir() else "FOLDER_OF_ITS_RUN"
         raise ConfigError(
             f"resume is {checkpoint}, a checkpoint that these settings do not fit:\n  {lines}\n"
             "a branch keeps them as they were; to change them, start a new run from the finished model's "
-            f"weights: leave out resume, and set model.pretrained={checkpoint.parent.parent}"
+            f"weights: leave out resume, and set model.pretrained={model}"
         )
 
 

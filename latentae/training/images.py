@@ -36,7 +36,7 @@ class RunImages:
         broken: the images that could not be read so far.
         places: lines that say which splits they are, where they lie and what was left out.
         held_out: what keeps validation images out of training when there are more images.
-    unreadable: how many of the training images that were opened at the start could not be read.
+        unreadable: how many of the training images that were opened at the start could not be read.
     """
 
     training: ImageDataset | ImageStream
@@ -89,7 +89,8 @@ def open_images(
     if isinstance(training, ImageDataset) and isinstance(training.source, CachedSource):
         remark = training.source.describe_cache()
         if remark:
-            say(f"{remark} (data.cache_megabytes={data.cache_megabytes})")
+            share = "three quarters" if distributed.local_world_size() == 1 else "this process's share"
+            say(f"{remark} ({share} of data.cache_megabytes={data.cache_megabytes})")
     count = min(_PREVIEW_IMAGES, len(validation))
     spread = [i * len(validation) // count for i in range(count)]
     preview = torch.stack([validation[0, i]["images"] for i in spread])

@@ -50,8 +50,7 @@ class Pretrained:
         place = self.config.model.pretrained
         assert place is not None
         try:
-            with distributed.main_first():  # the first rank fetches from the hub, the others find it
-                model = build.open_pretrained(place, self.config.model.norm_num_groups)
+            model = self._open(place)
             adapted = load_what_fits(self.autoencoder, model)
             self._remember(place, model, adapted)
         except ValueError as error:
@@ -63,6 +62,30 @@ class Pretrained:
             own.quantize.weights_changed()
         self._apply_settings()
         self.ema.model.load_state_dict(own.state_dict())
+
+    def check_moved(self) -> None:
+        """Checks that a model under another name than in the checkpoint has the same weights.
+
+        A model under the same name is not opened: a resume does not need it. Every rank must call this.
+
+        Raises:
+            ValueError: it is another model.
+        """
+        place, before = self.config.model.pretrained, self.record["pretrained"]
+        assert place is not None
+        if place == before:
+            return
+        if fingerprint(self._open(place).state_dict()) != self.record["sha256"]:
+            raise ValueError(
+                f"`model.pretrained` is {place}, which has other weights than {before}, the model that this "
+                f"run started from; go back to model.pretrained={before} (a resume does not open it), or "
+                "start a new run from the other model: resume=never output_dir=NEW_FOLDER"
+            )
+        self.record = {**self.record, "pretrained": place}
+
+    def _open(self, place: str) -> KLVAE | VQVAE:
+        with distributed.main_first():  # the first rank fetches from the hub, the others find it
+            return build.open_pretrained(place, self.config.model.norm_num_groups)
 
     def _remember(self, place: str, model: KLVAE | VQVAE, adapted: Sequence[AdaptedTensor]) -> None:
         """Makes the record; ValueError for other latents where they must stay."""

@@ -16,16 +16,16 @@ import torch.distributed as dist
 from latentae import distributed
 from latentae.console import output_pipe_is_closed, write_to_terminal
 
-_HANG_UP, _CLOSED_PIPE = "SIGHUP", "a closed output pipe"
+_HANG_UP, _CLOSED_PIPE, _LAUNCHER_GONE = "SIGHUP", "a closed output pipe", "the end of its launcher"
 _SIGNAL_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", _HANG_UP)
 STOP_SIGNALS = tuple(signal.Signals[name] for name in _SIGNAL_NAMES if name in signal.Signals.__members__)
 """What Slurm, Kubernetes, `kill`, Ctrl-C and a terminal that closes send; those that the system knows."""
 
 # What a run can be stopped by. Ranks agree on the number of one, counted from 1.
-_REASONS = (*_SIGNAL_NAMES, _CLOSED_PIPE)
+_REASONS = (*_SIGNAL_NAMES, _CLOSED_PIPE, _LAUNCHER_GONE)
 
 # Both launchers set these for the processes they start, and pass on signals that may have come here already.
-_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
+_LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
 _ECHO_SECONDS = 3.0
 # After the last step: between two votes, and for a rank that waits within a collective call to leave.
 _VOTE_SECONDS = 0.2
@@ -63,7 +63,7 @@ class StopSignals:
         self.received: str | None = None
         self.timeout = timeout
         self._first = 0.0
-        self._launched = any(name in os.environ for name in _LAUNCHERS)
+        self._launched = any(name in os.environ for name in _LAUNCHER_VARIABLES)
         self._parent = os.getppid()
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
@@ -148,7 +148,10 @@ class StopSignals:
                 assert main is not None
                 signal.pthread_kill(main, next(iter(self._before)))
                 if not self._finished.wait(_GRACE_SECONDS):
-                    os._exit(0)  # it waits for a rank that has left, and everything is saved
+                    # The main thread waits for a rank that has left. Everything is saved.
+                    if distributed.is_main():
+                        write_to_terminal(f"stopped by {reason}: {self._sentence}")
+                    os._exit(0)
                 return
             everyone_has_finished = vote.everyone_has_finished
 
@@ -157,7 +160,7 @@ class StopSignals:
         if self.received is not None:
             return
         if self._launched and os.getppid() != self._parent:
-            self.received = _HANG_UP
+            self.received = _LAUNCHER_GONE
         elif output_pipe_is_closed() and not self._survives_hang_up:
             self.received = _CLOSED_PIPE
             write_to_terminal("the output pipe is closed: finishing the step, then saving")

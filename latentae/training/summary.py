@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 from latentae.config import RunConfig
 from latentae.training.folder import RunFolder
-from latentae.training.start_command import Start, how_started, program_name
+from latentae.training.start_command import Start, how_started, is_training_script, program_name
 
 _STOCK_CLASSES = ("AutoencoderKL", "VQModel")
 _SOURCE, _MEASURED = "scale_source", "measured on the training images"
@@ -68,9 +67,9 @@ def _loader(folder: RunFolder) -> str:
 
 
 def _command(start: Start, *, same_run: bool = False) -> str:
-    """A start of this program as a person would type it again; ``same_run`` keeps its arguments."""
+    """The command that starts this program again; ``same_run`` keeps its arguments."""
     words, given = list(start.words), sys.argv[1:]
-    if not Path(sys.argv[0]).name.startswith("train_"):  # `latentae train FAMILY`
+    if not is_training_script(sys.argv[0]):  # `latentae train FAMILY`
         words, given = [*words, *given[:2]], given[2:]
     if same_run:
         words += [argument for argument in given if not argument.startswith(("max_steps=", "resume="))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -32,13 +31,13 @@ from latentae.training.broken import TooManyBrokenImagesError
 from latentae.training.checkpoint import choose_checkpoint, load_checkpoint, needing_disk, save_checkpoint
 from latentae.training.codebook_start import start_codebook
 from latentae.training.codebook_watch import watch_codebook
-from latentae.training.data_record import data_difference, record_data
+from latentae.training.data_record import data_difference, read_record, record_data
 from latentae.training.diagnosis import RETRY, diagnose, explain
 from latentae.training.finish import calibrate_and_measure, export_run
 from latentae.training.folder import CONFIG, RankError, RunError, RunFolder
 from latentae.training.guard import Guard
 from latentae.training.images import held_out_before, open_images
-from latentae.training.launcher import settle
+from latentae.training.launcher_settings import apply_launcher_settings
 from latentae.training.learner import update
 from latentae.training.lock import RunLock
 from latentae.training.meter import Meter
@@ -72,7 +71,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, *, rehearsal: bool = False) -> None:
-        self.config = config = settle(config)
+        self.config = config = apply_launcher_settings(config)
         self.folder = RunFolder(Path(config.output_dir))
         self.folder.check(config)
         self.torch_settings = TorchSettings.read()
@@ -107,8 +106,11 @@ class Trainer:
             self._resume()
             data_record = self._compare_data()
         pretrained = self.networks.pretrained
-        if pretrained is not None and self.step == 0:
-            pretrained.take_up()
+        if pretrained is not None:
+            if self.step == 0:
+                pretrained.take_up()
+            else:
+                pretrained.check_moved()
         if rehearsal:
             return
         if distributed.is_main():
@@ -144,8 +146,11 @@ class Trainer:
         if distributed.is_main():
             record = record_data(self.images.training, self.images.validation)
             if self.saved_step is not None and self.folder.data.is_file():
-                difference = data_difference(json.loads(self.folder.data.read_text()), record)
-                refusal = difference and self.folder.other_data(self.config, difference)
+                try:
+                    difference = data_difference(read_record(self.folder.data), record)
+                    refusal = difference and self.folder.other_data(self.config, difference)
+                except ValueError as error:  # the other ranks wait for an answer
+                    refusal = str(error)
         if distributed.broadcast_from_main(torch.tensor(int(refusal is not None))):
             raise ConfigError(refusal or "the run reads other data than before")
         if difference is not None:

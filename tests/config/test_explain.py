@@ -80,6 +80,12 @@ def test_message_names_key_value_and_expectation(key: str, value: Any, message: 
     assert problems({key: value}) == [message]
 
 
+def test_text_that_is_no_utf_8_has_a_remedy() -> None:
+    (problem,) = problems({"data.name": "caf\udce9"})
+    assert problem.startswith('`data.name` is "caf\udce9", whose bytes are not UTF-8')
+    assert "link" in problem
+
+
 def test_every_problem_is_reported_on_a_line_of_its_own() -> None:
     found = problems({"seed": -1, "model.quantizer.num_codes": 1, "discriminator.foo": 3, "data": REMOVED})
     assert [line.split("`")[1] for line in found] == [

@@ -106,6 +106,13 @@ def test_nested_lists_of_other_numbers(tmp_path):
     assert np.allclose(open_source(str(tmp_path / "f")).load(0, 3), COLOURS / 255)
     write_lists(tmp_path / "u2" / "a.parquet", [GREY * 257] * 2, pyarrow.uint16())
     assert np.allclose(open_source(str(tmp_path / "u2")).load(0, 1)[..., 0], GREY / 255)
+    # Eight bits in a wider type would be black as sixteen.
+    write_lists(tmp_path / "u2low" / "a.parquet", [GREY] * 2, pyarrow.uint16())
+    with pytest.raises(BrokenImageError, match=r"uint16, run from 0 to 255: set value_range=\[0, 255\]"):
+        open_source(str(tmp_path / "u2low")).load(0, 1)
+    for high in (255, 65535):
+        ranged = open_source(str(tmp_path / "u2low"), value_range=(0, high))
+        assert np.allclose(ranged.load(0, 1)[..., 0], GREY / high)
     write_lists(tmp_path / "i8" / "a.parquet", [GREY * 4] * 2, pyarrow.int64())
     with pytest.raises(BrokenImageError, match=r"train\[0\]: its numbers, int64, run from 0 to 1020"):
         open_source(str(tmp_path / "i8")).load(0, 1)
@@ -123,6 +130,11 @@ def test_lists_that_are_no_images(tmp_path):
     write_lists(tmp_path / "text" / "a.parquet", [[["a"]]], pyarrow.string())
     with pytest.raises(ValueError, match="no images"):
         open_source(str(tmp_path / "text"))
+    (tmp_path / "struct").mkdir()
+    table = pyarrow.table({"image": [{"pixels": [[1]]}] * 2, "label": [1, 2]})
+    pyarrow.parquet.write_table(table, tmp_path / "struct" / "a.parquet")
+    with pytest.raises(ValueError, match=r"'image' holds .*no images; other columns: label"):
+        open_source(str(tmp_path / "struct"))
     rows = [[[1, 2], [3, 4]], None, [[1, None], [3, 4]], [[1], [3, 4]], [], [[]]]
     write_lists(tmp_path / "gaps" / "a.parquet", rows[:1], pyarrow.int64())
     table = pyarrow.table({"image": pyarrow.array(rows, lists(2, pyarrow.int64()))})

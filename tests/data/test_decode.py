@@ -395,6 +395,22 @@ def test_random_damage_gives_an_array_or_a_broken_image_error():
     assert 50 < broken < 400
 
 
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "GIF", "PPM"])
+def test_width_and_height_of_what_is_far_too_large(file_format, tmp_path):
+    data = encode(Image.new("L", (200, 100)), file_format)
+    (tmp_path / "a.bin").write_bytes(data)
+    for image in (data, tmp_path / "a.bin"):  # Pillow refuses to open what is more than twice its limit
+        with pytest.raises(BrokenImageError, match=r"200 by 100 are 20000 pixels, .* of 9: .*--max-pix"):
+            decode_image(image, 1, max_pixels=9)
+
+
+def icon(side: int) -> bytes:
+    """An icon of 1 by 1 pixels that holds a picture of `side` by `side`."""
+    png = encode(Image.new("L", (side, side)), "PNG")
+    entry = struct.pack("<BBBBHHII", 1, 1, 0, 0, 1, 32, len(png), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + png
+
+
 def test_decompression_bombs(monkeypatch):
     data = encode(Image.new("L", (100, 100)), "PNG")
     assert decode_image(data, 1, max_pixels=10_000).shape == (100, 100, 1)
@@ -413,7 +429,7 @@ def test_decompression_bombs(monkeypatch):
     with pytest.raises(
         BrokenImageError, match=r"^a: 10000 pixels, .* limit of 4999: .* raise data\.max_pixels"
     ):
-        decode_image(data, 1, max_pixels=4_999, name="a")
+        decode_image(icon(100), 1, max_pixels=4_999, name="a")
     assert MAX_PIXELS == 200_000_000
 
 

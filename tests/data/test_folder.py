@@ -7,6 +7,7 @@ from PIL import Image
 from latentae.data import BrokenImageError, FolderSource
 from latentae.data.folder import divide_folder, open_images, split_files, split_subfolders, walk_files
 from latentae.data.locate import locate
+from latentae.data.patterns import expand_pattern
 from tests.data.pictures import write_png
 
 
@@ -135,6 +136,10 @@ def picture_names(source: FolderSource) -> list[str]:
         (["train", "dev"], {"train": "train", "validation": "dev"}),
         (["train2017", "val2017", "unlabeled2017"], {"train": "train2017", "validation": "val2017"}),
         (["Training", "testing", "cat"], {"train": "Training", "test": "testing"}),
+        (["TrainImages", "ValImages", "cat"], {"train": "TrainImages", "validation": "ValImages"}),
+        (["trainA", "testA"], {"train": "trainA", "test": "testA"}),
+        (["VOCtrainval", "VOCtest"], {"train": "VOCtrainval", "test": "VOCtest"}),
+        (["train", "holdout"], {"train": "train", "validation": "holdout"}),
         (["train_station", "test tube", "cat"], {}),  # classes: these are not called alike
         (["train2014", "train2017"], {}),  # one split in two folders
     ],
@@ -147,11 +152,25 @@ def test_folders_follow_the_words_in_their_names(tmp_path, subfolders, splits):
     assert split_subfolders(tmp_path) == {split: tmp_path / name for split, name in splits.items()}
 
 
-def test_folders_of_years_that_mean_one_split_are_refused(tmp_path):
-    for name in ("train2014", "val2014", "train2017", "val2017"):
+@pytest.mark.parametrize(
+    "names", [("train2014", "val2014", "train2017", "val2017"), ("trainA", "trainB", "testA", "testB")]
+)
+def test_several_folders_that_mean_one_split_are_refused(names, tmp_path):
+    for name in names:
         write_png(tmp_path / name / "a.png", 1)
-    with pytest.raises(ValueError, match="both the split 'train': rename"):
+    with pytest.raises(ValueError, match="both the split 'train': rename") as caught:
         split_subfolders(tmp_path)
+    # The remedy is a name that works.
+    pattern = str(caught.value).split("'")[-2].replace("jpg", "png")
+    assert [path.name for path in expand_pattern(pattern)] == ["a.png", "a.png"]
+
+
+def test_point_clouds_are_no_images(tmp_path):
+    write_png(tmp_path / "a.png", 1)
+    (tmp_path / "a.pcd").write_bytes(b"# .PCD v.7 - Point Cloud Data")
+    source = FolderSource(tmp_path)
+    assert picture_names(source) == ["a.png"]
+    assert source.left_out == {".pcd": 1}
 
 
 def test_a_division_further_down_counts(tmp_path):

@@ -225,6 +225,15 @@ def test_files_with_other_columns_keep_those_that_all_have(tmp_path):
         open_table_files([*files, tmp_path / "4.parquet"])
 
 
+def test_another_column_alone_copies_no_table(tmp_path, monkeypatch):
+    files = [
+        write_parquet(tmp_path / "0.parquet", [1]),
+        write_parquet(tmp_path / "1.parquet", [2], extra=["x"]),
+    ]
+    monkeypatch.setattr(datasets.Dataset, "cast", None)
+    assert pixels(TableSource(open_table_files(files), "train")) == [1, 2]
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "file/cache"))

@@ -107,6 +107,8 @@ def test_mistakes_are_one_sentence(folder, tmp_path, capsys):
         ([image, "o.png"], "--model"),
         ([image, "o.png", "--model", model, "--max-side", "0"], "give 1 or more"),
         ([image, "o.png", "--model", model, "--max-side", "x"], "invalid"),
+        ([image, "o.png", "--model", "gone", "--value-range", "2", "1"], "must be null or (low, high)"),
+        ([image, str(tmp_path / "o.png"), "--model", model, "--max-pixels", "9"], "more than the limit of 9"),
     ):
         assert main(arguments) == 2
         shown = capsys.readouterr()

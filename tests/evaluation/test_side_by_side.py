@@ -84,6 +84,18 @@ def test_max_side_shrinks_longer_images_only(tmp_path):
     assert pixels(tmp_path / "out/a.png").shape == (8, 28, 3)
 
 
+def test_the_reading_of_pictures_is_passed_on(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((8, 8), 30.0))
+    write(tmp_path / "b.png", 20, 30, mode="L")
+    model = Dimmer(1)
+    results = run(model, tmp_path, tmp_path.parent / "out", value_range=(20, 40), max_pixels=599)
+    assert model.seen[0].unique().tolist() == [0]  # half of the range
+    assert [result.skipped.partition(":")[0] for result in results] == [
+        "",
+        "30 by 20 are 600 pixels, more than the limit of 599",
+    ]
+
+
 def test_what_cannot_be_reconstructed_is_skipped_with_its_reason(tmp_path):
     write(tmp_path / "in/b.png", 3, 9)
     write(tmp_path / "in/c.png", 5, 5)

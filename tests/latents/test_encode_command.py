@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from latentae import LatentDataset, cli
 from latentae.latents.cache import encode_dataset
 from latentae.latents.encode_command import main
-from latentae.models.checkpoints.metadata import config_metadata
 from tests.latents.conftest import make_kl, make_vq
 from tests.processes import environment
 
@@ -112,12 +111,8 @@ def test_the_script_is_the_command(tmp_path):
 
 
 def test_an_unknown_scale_is_said_first_and_can_be_given_later(classes, tmp_path, capsys):
-    model = make_kl(scaling_factor=None)
-    save_file(
-        model.state_dict(),
-        tmp_path / "published.safetensors",
-        config_metadata({**model.config, "_class_name": "KLVAE"}),
-    )
+    model = make_kl(scaling_factor=None, block_out_channels=(32, 64), norm_num_groups=32)
+    save_file(model.state_dict(), tmp_path / "published.safetensors")
     arguments = [str(tmp_path / "published.safetensors"), "--data", str(classes), "--image-size", "16"]
     arguments += ["--out", str(tmp_path / "out")]
     assert main(arguments) == 0

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
@@ -10,6 +11,7 @@ from latentae.config import ConfigError
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.reconstruction import l1
 from latentae.training.accelerator import create_accelerator
+from latentae.training.dry_run import dry_run
 from latentae.training.networks import build_networks
 from latentae.training.pretrained import fingerprint
 from latentae.training.trainer import Trainer
@@ -191,3 +193,27 @@ def test_latents_that_move_are_told_at_the_start(tiny, tmp_path, cls, frozen):
     place = write_pretrained(make_pretrained(cls), tmp_path, "our folder")
     lines = start(fine_tuning(tiny, place, f"freeze_encoder={str(frozen).lower()}", cls=cls)).describe()
     assert any("the latents move" in line and "freeze_encoder=true" in line for line in lines) != frozen
+
+
+def test_a_pretrained_model_that_moved_is_known_by_its_weights(tiny, tmp_path):
+    few = ("max_steps=1", "checkpoint_every=1")
+    moved = Path(write_pretrained(make_pretrained(), tmp_path, "our folder")).rename(tmp_path / "moved")
+    Trainer(fine_tuning(tiny, moved, *few)).fit()
+    stock = write_pretrained(make_pretrained(), tmp_path, "diffusers folder")
+    branch = (f"resume={tmp_path}/run/checkpoints/step_000001", f"output_dir={tmp_path}/branch")
+    for go_on in ((), branch):
+        assert Trainer(fine_tuning(tiny, stock, "max_steps=2", *go_on)).step == 1
+        place = tmp_path / ("branch" if go_on else "run") / "pretrained.json"
+        assert json.loads(place.read_text())["pretrained"] == stock
+
+    other = make_pretrained()
+    torch.nn.init.ones_(other.encoder.conv_in.weight)
+    other.save_pretrained(tmp_path / "other")
+    for go_on in ((), branch):
+        with pytest.raises(ValueError, match=r"`model\.pretrained` is .*other, which has other weights than"):
+            Trainer(fine_tuning(tiny, tmp_path / "other", "max_steps=2", *go_on))
+
+
+def test_a_dry_run_tells_that_latents_move(tiny, tmp_path):
+    place = write_pretrained(make_pretrained(), tmp_path, "our folder")
+    assert "freeze_encoder=true" in dry_run(fine_tuning(tiny, place))

@@ -111,10 +111,12 @@ def test_a_branch_refuses_what_its_checkpoint_has_settled(tiny, tmp_path):
     Trainer(tiny(*FEW)).fit()
     shutil.copytree(tmp_path / "run/checkpoints/step_000001", tmp_path / "elsewhere/step_000001")
     change = ["model.quantizer.init=uniform", f"output_dir={tmp_path}/branch"]
-    for place in ("run/checkpoints", "elsewhere"):  # a checkpoint knows its config by itself
+    # A checkpoint knows its config by itself, but not where its run's model is.
+    for place, model in {"run/checkpoints": tmp_path / "run", "elsewhere": "FOLDER_OF_ITS_RUN"}.items():
         new = tiny(*change, f"resume={tmp_path}/{place}/step_000001")
-        with pytest.raises(ConfigError, match=r"model\.quantizer\.init: data → uniform"):
+        with pytest.raises(ConfigError, match=r"model\.quantizer\.init: data → uniform") as caught:
             RunFolder(tmp_path / "branch").check(new)
+        assert f"model.pretrained={model}" in str(caught.value)
     assert not (tmp_path / "branch").exists()
 
 
@@ -234,3 +236,15 @@ def test_an_output_dir_that_cannot_be(tiny, tmp_path, name):
     assert str(caught.value).startswith("output_dir is ")
     assert "choose another one" in str(caught.value)
     assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"training": {"images": 9}}'])
+def test_a_damaged_record_of_the_data_is_named(tiny, tmp_path, text):
+    Trainer(tiny(*FEW)).fit()
+    (tmp_path / "run/data.json").write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"data\.json, which says what data the run has read, cannot be read"
+    ):
+        Trainer(tiny(*FEW, "max_steps=3"))
+    (tmp_path / "run/data.json").unlink()
+    assert Trainer(tiny(*FEW, "max_steps=3")).step == 2

@@ -80,3 +80,11 @@ def test_other_nodes(monkeypatch):
 
 def test_the_processes_above_this_one():
     assert start_command._command_lines()[0] == psutil.Process(os.getppid()).cmdline()
+
+
+def test_processes_that_the_system_hides(monkeypatch):
+    def hidden(process):
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil.Process, "parents", hidden)  # as /proc mounted with hidepid=1
+    assert start_command._command_lines() == []

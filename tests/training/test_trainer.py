@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from latentae import VQVAE, load_autoencoder
 from latentae.config import ConfigError, dump_config, load_config, read_config
 from latentae.training.folder import RunError
-from latentae.training.launcher import settle
+from latentae.training.launcher_settings import apply_launcher_settings
 from latentae.training.trainer import Trainer
 
 
@@ -24,7 +24,8 @@ def test_a_run_from_start_to_end(tiny, tmp_path, capsys):
     summary = Trainer(config).fit()
     run = tmp_path / "run"
 
-    assert read_config(run / "config.yaml") == settle(config)  # with the precision that the launcher decided
+    # With the precision that the launcher decided.
+    assert read_config(run / "config.yaml") == apply_launcher_settings(config)
     assert json.loads((run / "summary.json").read_text()) == summary
     assert summary["step"] == 6
     assert {"psnr", "ssim", "lpips", "codebook_usage", "seconds"} <= set(summary)

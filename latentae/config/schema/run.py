@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from latentae.config.schema.base import FROM_LIST, Count, CountOrZero, Positive, Section, ShareBelowOne, Text
 from latentae.config.schema.checks import find_problems
@@ -51,10 +51,10 @@ class RunConfig(Section):
     LPIPS; needs torch 2.15. The first steps take minutes. Not measured on a GPU here."""
     cpu_threads: Count | None = None
     """Threads a process computes with on a CPU; null: the machine's cores, shared among its processes."""
-    process_group_timeout_hours: Positive = 24.0
-    """Hours that a process waits for the others before the run fails. Long, since the first process downloads
-    weights and indexes the data while the others wait; a process that dies ends the run at once anyway, where
-    torchrun or `accelerate launch` started it."""
+    process_group_timeout_hours: Annotated[float, Field(gt=0, le=8760)] = 24.0
+    """Hours that a process waits for the others before the run fails, at most a year. Long, since the first
+    process downloads weights and indexes the data while the others wait; a process that dies ends the run at
+    once anyway, where torchrun or `accelerate launch` started it."""
     resume: Text = "auto"
     """auto: continue from the newest checkpoint in `output_dir` if there is one; never: start at step 0; or
     the path of a checkpoint to continue from."""

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from latentae.config import RunConfig
+from latentae.config import ConfigError, RunConfig
 from tests.config.example import config, mapping
 
 
@@ -21,3 +21,9 @@ def test_run_is_frozen_and_hashable() -> None:
     assert hash(config()) == hash(config())
     with pytest.raises(ValidationError, match="frozen"):
         config().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("hours", [0, 8761, 1e13])
+def test_processes_wait_for_a_year_at_most(hours) -> None:
+    with pytest.raises(ConfigError, match="process_group_timeout_hours"):
+        config({"process_group_timeout_hours": hours})

@@ -1,7 +1,7 @@
 import pytest
 
 from latentae.config import ConfigError
-from latentae.training.launcher import settle
+from latentae.training.launcher_settings import apply_launcher_settings
 from tests.config.example import config
 
 # What `accelerate launch` sets where nobody has chosen anything.
@@ -16,22 +16,24 @@ PLAIN = {
 
 @pytest.mark.parametrize("environment", [{}, PLAIN, {"ACCELERATE_USE_FSDP": "false"}])
 def test_a_plain_launch_changes_nothing(environment):
-    assert settle(config(), environment) == config({"mixed_precision": "no"})
-    assert settle(config({"mixed_precision": "bf16"}), environment).mixed_precision == "bf16"
+    assert apply_launcher_settings(config(), environment) == config({"mixed_precision": "no"})
+    assert apply_launcher_settings(config({"mixed_precision": "bf16"}), environment).mixed_precision == "bf16"
 
 
 def test_the_precision_of_the_launcher_is_written_into_the_config():
     told = {**PLAIN, "ACCELERATE_MIXED_PRECISION": "BF16"}
-    settled = settle(config(), told)
+    settled = apply_launcher_settings(config(), told)
     assert settled.mixed_precision == "bf16"
-    assert settle(settled, told) == settled
-    assert settle(settled, PLAIN) == settled
+    assert apply_launcher_settings(settled, told) == settled
+    assert apply_launcher_settings(settled, PLAIN) == settled
 
 
 def test_numbers_that_both_state_may_agree():
     told = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}
-    settle(config({"gradient_accumulation_steps": 4, "max_grad_norm": 1}), told)
-    settle(config(), {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_GRADIENT_CLIPPING": "auto"})
+    apply_launcher_settings(config({"gradient_accumulation_steps": 4, "max_grad_norm": 1}), told)
+    apply_launcher_settings(
+        config(), {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_GRADIENT_CLIPPING": "auto"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,12 +54,14 @@ def test_numbers_that_both_state_may_agree():
 )
 def test_what_contradicts_the_config_is_refused(name, value, words):
     with pytest.raises(ConfigError) as caught:
-        settle(config({"mixed_precision": "bf16"}), {**PLAIN, name: value})
+        apply_launcher_settings(config({"mixed_precision": "bf16"}), {**PLAIN, name: value})
     (problem,) = str(caught.value).splitlines()
     assert all(word in problem for word in [name, value, *words])
 
 
 def test_every_contradiction_is_named():
     with pytest.raises(ConfigError) as caught:
-        settle(config(), {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"})
+        apply_launcher_settings(
+            config(), {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}
+        )
     assert len(str(caught.value).splitlines()) == 2

@@ -1,7 +1,8 @@
-"""What a launcher decides through the environment, settled before anything is built; torch is not loaded.
+"""Settings that a launcher passes in environment variables: checked against the config, without torch.
 
-`accelerate launch` and its config file turn their settings into environment variables, which Accelerate obeys
-wherever its own arguments leave room. What a run does is said by its config alone.
+`accelerate launch` and its config file set variables that Accelerate obeys where the program leaves room.
+The config decides what a run does, so that variables which contradict it are refused. Only the precision may
+be left to the launcher. How a run was started is read in start_command.py.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ _PRECISION = "ACCELERATE_MIXED_PRECISION"
 _COMPILER = "ACCELERATE_DYNAMO_BACKEND"
 
 
-def settle(config: RunConfig, environment: Mapping[str, str] = os.environ) -> RunConfig:
-    """The config with what it leaves to the launcher filled in: `mixed_precision`.
+def apply_launcher_settings(config: RunConfig, environment: Mapping[str, str] = os.environ) -> RunConfig:
+    """Returns the config with the launcher's `mixed_precision` where its own is null.
 
     Args:
-        environment: what the launcher has set.
+        environment: the variables that the launcher has set.
 
     Raises:
-        ConfigError: the launcher was told something that contradicts the config, one problem per line.
+        ConfigError: the launcher's settings contradict the config; one problem per line.
     """
     problems = [
         *_engines(environment),
@@ -60,7 +61,7 @@ def _engines(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _numbers(config: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:
-    """Numbers that both the launcher and the config state."""
+    """Problems with numbers that both the launcher and the config set."""
     stated = {
         _ACCUMULATION: ("gradient_accumulation_steps", config.gradient_accumulation_steps),
         _CLIPPING: ("max_grad_norm", config.max_grad_norm),
