@@ -17,7 +17,7 @@ from latentae.export.format import Format
 from latentae.export.ldm import LDM
 from latentae.export.report import ExportReport
 from latentae.export.target import check_target, list_files, written_aside
-from latentae.models import KLVAE, VQVAE
+from latentae.models import KLVAE, VQVAE, TinyAutoencoder
 from latentae.models.plain import check_weights, dequantise, make_plain
 from latentae.models.wrappers import unwrap
 
@@ -59,9 +59,8 @@ def export_autoencoder(
             dtype does.
     """
     if not isinstance(model, KLVAE | VQVAE):
-        unwrap = ": export model.get_base_model()" if hasattr(model, "get_base_model") else ""  # a PeftModel
         raise ValueError(
-            f"model is a {type(model).__name__}, but must be a KLVAE, a VQVAE or a VQGAN{unwrap}"
+            f"model is a {type(model).__name__}, but must be a KLVAE, a VQVAE or a VQGAN{_remedy(model)}"
         )
     _check_choice("format", format, FORMATS)
     _check_choice("dtype", dtype, DTYPES)
@@ -90,6 +89,13 @@ def export_autoencoder(
         load_hint=kind.load_hint(prepared, path, family),
         remarks=tuple(remarks),
     )
+
+
+def _remedy(model: object) -> str:
+    """What to do with a model that cannot be exported, as the end of a sentence."""
+    if isinstance(model, TinyAutoencoder):
+        return ": model.save_pretrained(folder) writes it, as AutoencoderTiny where that class can hold it"
+    return ": export model.get_base_model()" if hasattr(model, "get_base_model") else ""  # a PeftModel
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:

@@ -18,6 +18,7 @@ from latentae.models.card import ModelCardMixin
 from latentae.models.checkpoints.folders import stock_meaning
 from latentae.models.saving import SavingMixin
 from latentae.models.tiling import PiecewiseMixin
+from latentae.tracing import is_exporting, values_are_readable
 
 # Beyond this an image is not in [-1, 1]. Bicubic resizing overshoots by up to a fifth of the contrast.
 _LARGEST_VALUE = 1.5
@@ -214,7 +215,9 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
             )
         self._check_dtype("images", images, self.encoder)
         # Training images come through a loader that scales them. A hook may change what the encoder gets.
-        if not (self.training or any(map(_has_hooks, (self, self.encoder)))) and _is_readable(images):
+        watched = self.training or any(map(_has_hooks, (self, self.encoder)))
+        # On another device the host would have to wait for the values.
+        if not watched and images.device.type == "cpu" and images.numel() and values_are_readable(images):
             self._check_range(images)
 
     def _check_range(self, images: Tensor) -> None:
@@ -247,7 +250,7 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
         height, width = images.shape[-2:]
         factor = self.downsampling_factor
         # An exported model takes images of other sizes than the one it was exported with.
-        if _is_exporting() or height % factor or width % factor:
+        if is_exporting() or height % factor or width % factor:
             images = F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")
         return images
 
@@ -267,14 +270,6 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
         return stock.to(self.device).eval()
 
 
-def _is_exporting() -> bool:
-    """Whether the model is being traced or exported, so that Python's branches are taken once and for all."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return True
-    is_exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
-    return is_exporting is not None and bool(is_exporting())
-
-
 def _check_numbers(name: str, values: Sequence[Any], *, positive: bool = False) -> None:
     """Raises ValueError for a value of a config that is no finite number, or not positive."""
     for value in values:
@@ -291,22 +286,6 @@ def _describe(tensor: Tensor) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _is_readable(images: Tensor) -> bool:
-    """Whether the values can be read at no cost: on the CPU, and not by a compiler, an export or a transform.
-
-    Reading values would stall a GPU, break a graph, and fail where there are none, as on fake tensors.
-    """
-    return (
-        type(images) in (Tensor, nn.Parameter)
-        and images.device.type == "cpu"
-        and images.numel() > 0
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._functorch.is_functorch_wrapped_tensor(images)
-    )
 
 
 def _has_hooks(module: Any) -> bool:

@@ -28,9 +28,8 @@ def make_plain(model: nn.Module) -> list[str]:
         sentences on what was changed in a way that a user should know.
     """
     remarks = [*dequantise(model), *_merge_adapters(model)]
-    for module in model.modules():
-        if isinstance(module, Attention) and module.fused_projections:
-            _split_projections(module)
+    for attention in _fused(model):
+        _split_projections(attention)
     return remarks
 
 
@@ -46,6 +45,21 @@ def plain(model: Model) -> Model:
     twin = copy.deepcopy(model)
     make_plain(twin)
     return twin
+
+
+def without_fused_projections(model: Model) -> Model:
+    """The model itself where no projections are fused, else a copy in which they are split."""
+    if not _fused(model):
+        return model
+    twin = copy.deepcopy(model)
+    for attention in _fused(twin):
+        _split_projections(attention)
+    return twin
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether PEFT has put layers with adapters (LoRA and the like) in the place of others."""
+    return any(True for _ in _adapted_layers(model))
 
 
 def check_weights(model: nn.Module) -> None:
@@ -77,10 +91,16 @@ def dequantise(model: nn.Module) -> list[str]:
 
 def _is_changed(model: nn.Module) -> bool:
     return (
-        any(True for _ in _adapted_layers(model))
-        or any(isinstance(module, Attention) and module.fused_projections for module in model.modules())
+        has_adapters(model)
+        or bool(_fused(model))
         or any(_can_dequantise(parameter) for parameter in model.parameters())
     )
+
+
+def _fused(model: nn.Module) -> list[Attention]:
+    return [
+        module for module in model.modules() if isinstance(module, Attention) and module.fused_projections
+    ]
 
 
 def _adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from latentae import load_autoencoder
 from latentae.models.plain import check_weights, dequantise, make_plain, plain
 from tests.export.conftest import make_kl, make_vq
 
@@ -55,6 +56,38 @@ def test_fused_projections_are_split(make, in_use):
     assert set(model.state_dict()) > names  # it is left as it is
     torch.testing.assert_close(reconstruct(twin), before, rtol=0, atol=1e-5)
     torch.testing.assert_close(reconstruct(model.to_diffusers()), before, rtol=0, atol=1e-5)
+
+
+def test_fused_projections_are_saved_as_those_they_were_made_of(tmp_path):
+    model = make_kl()
+    model.fuse_qkv_projections()
+    with torch.no_grad():
+        model.decoder.mid_block.attentions[0].to_qkv.weight.mul_(3)
+    model.save_pretrained(tmp_path / "a")
+    model.half().save_pretrained(tmp_path / "b", variant="fp16")
+    (tmp_path / "b" / "diffusion_pytorch_model.fp16.safetensors").rename(tmp_path / "alone.safetensors")
+    model.float()
+    torch.testing.assert_close(
+        reconstruct(load_autoencoder(tmp_path / "a")), reconstruct(model), rtol=0, atol=1e-2
+    )
+    torch.testing.assert_close(
+        reconstruct(load_autoencoder(tmp_path / "alone.safetensors")), reconstruct(model), rtol=0, atol=1e-2
+    )
+    assert model.decoder.mid_block.attentions[0].fused_projections  # it is left as it is
+
+
+def test_saving_a_model_with_adapters_warns(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = make_kl()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
+    with pytest.warns(UserWarning, match="export_autoencoder and to_diffusers merge"):
+        model.save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").rename(tmp_path / "alone.safetensors")
+    with pytest.raises(ValueError, match=r"lacks \d+ tensors.*adapters"):
+        load_autoencoder(tmp_path / "alone.safetensors")
+    (tmp_path / "alone.safetensors").rename(tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match=r"lack \d+ tensors.*adapters"):
+        load_autoencoder(tmp_path)
 
 
 @pytest.mark.parametrize("state", ["on", "merged", "off"])
