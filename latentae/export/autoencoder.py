@@ -19,7 +19,7 @@ from latentae.export.report import ExportReport
 from latentae.export.target import check_target, list_files, written_aside
 from latentae.models import KLVAE, VQVAE, TinyAutoencoder
 from latentae.models.plain import check_weights, dequantise, make_plain
-from latentae.models.wrappers import unwrap
+from latentae.models.wrappers import check_hooks, remove_offloading, unwrap
 
 _FORMATS: dict[str, Format] = {"diffusers": DIFFUSERS, "ldm": LDM, "comfyui": COMFYUI}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -106,8 +106,10 @@ def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
 def _in_float32(model: KLVAE | VQVAE) -> tuple[KLVAE | VQVAE, list[str]]:
     """A copy on the CPU in eval mode, which takes small images whole, and remarks."""
     check_weights(model)
+    check_hooks(model)
     with torch.no_grad():
         twin = copy.deepcopy(model)
+        remove_offloading(twin)
         unwrap(twin)  # formats look at what the parts are
         remarks = dequantise(twin)
         twin = twin.to("cpu").float().eval()

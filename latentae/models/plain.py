@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -64,6 +65,12 @@ def has_adapters(model: nn.Module) -> bool:
 
 def check_weights(model: nn.Module) -> None:
     """Raises ValueError for weights whose values are elsewhere, or that nothing here can turn into floats."""
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise ValueError(
+                f"{name} computes its weights by a parametrization, such as weight normalisation: call "
+                "torch.nn.utils.parametrize.remove_parametrizations first"
+            )
     for name, parameter in model.named_parameters():
         if (objection := _objection(parameter)) is not None:
             raise ValueError(f"the weight {name} {objection}")

@@ -141,3 +141,10 @@ def test_weights_that_cannot_be_read_are_named(weight, says):
     for use in (check_weights, plain):
         with pytest.raises(ValueError, match=says):
             use(model)
+
+
+def test_parametrized_weights_are_refused_by_name():
+    model = make_kl()
+    nn.utils.parametrizations.weight_norm(model.decoder.conv_in)
+    with pytest.raises(ValueError, match=r"^decoder\.conv_in computes .*remove_parametrizations"):
+        model.to_diffusers()
