@@ -203,10 +203,10 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
     def _check_images(self, images: Tensor) -> None:
         """Raises ValueError for images that ``encode`` cannot take."""
         channels = self.config.in_channels
-        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+        if not _are_maps(images, channels):
             raise ValueError(
                 f"{type(self).__name__} encodes floating-point images [B, {channels}, H, W] in [-1, 1]; got "
-                f"{_describe(images)}{_CONVERSION if images.dtype == torch.uint8 else ''}"
+                f"{_describe(images)}{_CONVERSION if _is_of_bytes(images) else ''}"
             )
         if min(images.shape[-2:]) < self.downsampling_factor:
             raise ValueError(
@@ -226,7 +226,7 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
         message = f"{type(self).__name__} encodes images in [-1, 1]; these run from {low:g} to {high:g}"
         largest = max(-low, high)
         if not largest <= _LARGEST_NORMALISED_VALUE:  # so that NaN is caught, too
-            raise ValueError(message + _CONVERSION)
+            raise ValueError(f"{message}{_CONVERSION if low >= 0 and math.isfinite(high) else ''}")
         if largest > _LARGEST_VALUE and not self._warned_of_range:
             self._warned_of_range = True
             warnings.warn(f"{message}. This is said once for each model", stacklevel=5)
@@ -256,7 +256,7 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
 
     def _check_latents(self, latents: Tensor, channels: int) -> None:
         """Raises ValueError for latents that ``decode`` cannot take."""
-        if latents.ndim != 4 or latents.shape[1] != channels or not latents.is_floating_point():
+        if not _are_maps(latents, channels):
             raise ValueError(
                 f"{type(self).__name__} decodes floating-point latents [B, {channels}, h, w]; got "
                 f"{_describe(latents)}"
@@ -280,8 +280,20 @@ def _check_numbers(name: str, values: Sequence[Any], *, positive: bool = False) 
             )
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{_name(tensor.dtype)} {list(tensor.shape)}"
+def _are_maps(values: Any, channels: int) -> bool:
+    """Whether these are floating-point numbers [B, channels, h, w]."""
+    is_tensor = isinstance(values, Tensor)
+    return is_tensor and values.ndim == 4 and values.shape[1] == channels and values.is_floating_point()
+
+
+def _is_of_bytes(values: Any) -> bool:
+    return isinstance(values, Tensor) and values.dtype == torch.uint8
+
+
+def _describe(values: Any) -> str:
+    if not isinstance(values, Tensor):
+        return f"a {type(values).__name__}"
+    return f"{_name(values.dtype)} {list(values.shape)}"
 
 
 def _name(dtype: torch.dtype) -> str:

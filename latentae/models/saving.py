@@ -87,7 +87,8 @@ class SavingMixin:
                 stacklevel=2,
             )
         model: Any = without_fused_projections(self)  # type: ignore[type-var]
-        super(SavingMixin, model).save_pretrained(save_directory, is_main_process, *args, **arguments)
+        own: Any = super(SavingMixin, model)
+        own.save_pretrained(save_directory, is_main_process, *args, **arguments)
         if is_main_process and Path(save_directory).is_dir():
             embed_config(Path(save_directory))
 

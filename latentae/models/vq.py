@@ -198,11 +198,11 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
         Raises:
             ValueError: latents of another shape, channel count or dtype, or an index outside the codebook.
         """
-        commit_loss = torch.zeros((), device=h.device)
         if force_not_quantize and self.config.lookup_from_codebook:
             h = self.codes_to_latents(h if shape is None else self._as_maps(h, shape))
         else:
             self._check_latents(h, self.quantize.code_dim)
+        commit_loss = torch.zeros((), device=h.device)
         if not force_not_quantize:
             quantized = self.quantize(h)
             commit_loss = quantized.loss

@@ -59,11 +59,9 @@ def unwrap(model: nn.Module) -> None:
 def remove_offloading(model: nn.Module) -> None:
     """Takes off, in place, what accelerate does before and after a call, such as moving weights to a GPU."""
     for module in model.modules():
-        if hasattr(module, "_hf_hook"):
-            del module._hf_hook
-        if hasattr(module, "_old_forward"):
-            module.forward = module._old_forward
-            del module._old_forward
+        module.__dict__.pop("_hf_hook", None)
+        if "_old_forward" in module.__dict__:
+            module.forward = module.__dict__.pop("_old_forward")
 
 
 def check_hooks(model: nn.Module) -> None:
