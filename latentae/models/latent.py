@@ -217,7 +217,8 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
         # Training images come through a loader that scales them. A hook may change what the encoder gets.
         watched = self.training or any(map(_has_hooks, (self, self.encoder)))
         # On another device the host would have to wait for the values.
-        if not watched and images.device.type == "cpu" and images.numel() and values_are_readable(images):
+        is_read = images.device.type == "cpu" and values_are_readable(images)
+        if is_read and not watched and images.numel() > 0:
             self._check_range(images)
 
     def _check_range(self, images: Tensor) -> None:
