@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -61,6 +62,21 @@ def without_fused_projections(model: Model) -> Model:
 def has_adapters(model: nn.Module) -> bool:
     """Whether PEFT has put layers with adapters (LoRA and the like) in the place of others."""
     return any(True for _ in _adapted_layers(model))
+
+
+def fuse_projections(model: Any) -> None:
+    """diffusers' ``fuse_qkv_projections``, which would leave adapters out of the fused weights.
+
+    Raises:
+        ValueError: the projections have adapters.
+    """
+    for _, name, _ in _adapted_layers(model):
+        if name in ("to_q", "to_k", "to_v"):
+            raise ValueError(
+                f"{name} has an adapter (LoRA or the like), which fused weights would leave out: fuse the "
+                "projections of the merged model, to_diffusers(), or before add_adapter"
+            )
+    AutoencoderKL.fuse_qkv_projections(model)
 
 
 def check_weights(model: nn.Module) -> None:

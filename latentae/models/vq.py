@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from latentae.devices import to_float64_on_cpu
 from latentae.models.backbone_2017 import Decoder2017, Encoder2017
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PointDistribution
-from latentae.models.plain import plain
+from latentae.models.plain import fuse_projections, plain
 from latentae.models.tokens import TokenMixin
 from latentae.quantizers import (
     QUANTIZERS,
@@ -76,7 +76,7 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
 
     # AttentionMixin has no fusion for the attention class that autoencoders are built of.
     set_default_attn_processor = AutoencoderKL.set_default_attn_processor
-    fuse_qkv_projections = AutoencoderKL.fuse_qkv_projections
+    fuse_qkv_projections = fuse_projections
     unfuse_qkv_projections = AutoencoderKL.unfuse_qkv_projections
 
     @register_to_config

@@ -148,3 +148,14 @@ def test_parametrized_weights_are_refused_by_name():
     nn.utils.parametrizations.weight_norm(model.decoder.conv_in)
     with pytest.raises(ValueError, match=r"^decoder\.conv_in computes .*remove_parametrizations"):
         model.to_diffusers()
+
+
+@pytest.mark.parametrize("make", [make_kl, make_vq])
+def test_projections_with_adapters_are_not_fused(make):
+    peft = pytest.importorskip("peft")
+    model = make()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_v"], init_lora_weights=False))
+    names = set(model.state_dict())
+    with pytest.raises(ValueError, match="to_v has an adapter"):
+        model.fuse_qkv_projections()
+    assert set(model.state_dict()) == names
