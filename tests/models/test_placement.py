@@ -126,7 +126,7 @@ def calls_of(model):
         "decode": lambda other: other.decode(latents).sample,
         "to_latents": lambda other: other.to_latents(IMAGES, torch.manual_seed(0)),
         "from_latents": lambda other: other.from_latents(latents),
-        "tiled_encode": lambda other: other.tiled_encode(IMAGES).latents,
+        "tiled_encode": lambda other: other.tiled_encode(IMAGES),
         "tiled_decode": lambda other: other.tiled_decode(latents).sample,
     }
     if isinstance(model, VQGAN):
