@@ -23,7 +23,7 @@ class Rule:
 
 
 COMPONENTS = ("quantizers", "discriminators", "losses", "data")
-COMPONENT = Rule(("devices", "distributed"), forbidden=("diffusers", "pydantic", "yaml"))
+COMPONENT = Rule(("devices", "distributed", "tracing"), forbidden=("diffusers", "pydantic", "yaml"))
 MEASURES = ("evaluation", "latents", "diffusion", "export")
 MEASURE = Rule(
     ("console", "devices", "distributed", *COMPONENTS, "weights", "models"), forbidden=("pydantic",)
@@ -35,6 +35,7 @@ RULES: dict[str, Rule] = {
     "console": Rule((), only=()),
     "devices": Rule((), only=("torch",)),
     "distributed": Rule((), only=("torch",)),
+    "tracing": Rule((), only=("torch",)),
     "config": Rule((), only=("pydantic", "pydantic_core", "yaml")),
     "weights": Rule(("distributed", "weights_archive"), forbidden=("diffusers", "pydantic")),
     "weights_archive": Rule((), forbidden=("diffusers", "pydantic")),
@@ -43,7 +44,7 @@ RULES: dict[str, Rule] = {
     "discriminators": COMPONENT,
     "losses": COMPONENT,
     "data": COMPONENT,
-    "models": Rule(("devices", "distributed", "quantizers"), forbidden=("pydantic",)),
+    "models": Rule(("devices", "distributed", "tracing", "quantizers"), forbidden=("pydantic",)),
     "build": Rule(("distributed", "config", *COMPONENTS, "weights", "weights_transformer", "models")),
     "evaluation": MEASURE,
     "latents": Rule((*MEASURE.internal, "evaluation", "export"), MEASURE.forbidden),
