@@ -23,7 +23,7 @@ class Rule:
 
 
 COMPONENTS = ("quantizers", "discriminators", "losses", "data")
-COMPONENT = Rule(("devices", "distributed", "files"), forbidden=("diffusers", "pydantic", "yaml"))
+COMPONENT = Rule(("devices", "distributed", "files", "tracing"), forbidden=("diffusers", "pydantic", "yaml"))
 MEASURES = ("evaluation", "latents", "diffusion", "export")
 MEASURE = Rule(
     ("console", "devices", "distributed", "files", *COMPONENTS, "weights", "models", "report"),
@@ -37,6 +37,7 @@ RULES: dict[str, Rule] = {
     "devices": Rule((), only=("torch",)),
     "distributed": Rule((), only=("torch",)),
     "files": Rule((), only=()),
+    "tracing": Rule((), only=("torch",)),
     "config": Rule((), only=("pydantic", "pydantic_core", "yaml")),
     "weights": Rule(("distributed", "weights_archive"), forbidden=("diffusers", "pydantic")),
     "weights_archive": Rule((), forbidden=("diffusers", "pydantic")),
@@ -46,7 +47,7 @@ RULES: dict[str, Rule] = {
     "losses": COMPONENT,
     "data": COMPONENT,
     "report": Rule(("files",), forbidden=("diffusers", "pydantic", "yaml")),
-    "models": Rule(("devices", "distributed", "files", "quantizers"), forbidden=("pydantic",)),
+    "models": Rule(("devices", "distributed", "files", "quantizers", "tracing"), forbidden=("pydantic",)),
     "build": Rule(("distributed", "config", *COMPONENTS, "weights", "weights_transformer", "models")),
     "evaluation": MEASURE,
     "latents": Rule((*MEASURE.internal, "evaluation", "export"), MEASURE.forbidden),

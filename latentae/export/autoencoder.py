@@ -18,9 +18,9 @@ from latentae.export.format import Format
 from latentae.export.ldm import LDM
 from latentae.export.report import ExportReport
 from latentae.files import list_files, written_aside
-from latentae.models import KLVAE, VQVAE
+from latentae.models import KLVAE, VQVAE, TinyAutoencoder
 from latentae.models.plain import check_weights, dequantise, make_plain
-from latentae.models.wrappers import unwrap
+from latentae.models.wrappers import check_hooks, remove_offloading, unwrap
 
 _FORMATS: dict[str, Format] = {"diffusers": DIFFUSERS, "ldm": LDM, "comfyui": COMFYUI}
 # What a model folder consists of, by how names begin: only such a folder may be replaced.
@@ -62,9 +62,8 @@ def export_autoencoder(
             dtype does.
     """
     if not isinstance(model, KLVAE | VQVAE):
-        unwrap = ": export model.get_base_model()" if hasattr(model, "get_base_model") else ""  # a PeftModel
         raise ValueError(
-            f"model is a {type(model).__name__}, but must be a KLVAE, a VQVAE or a VQGAN{unwrap}"
+            f"model is a {type(model).__name__}, but must be a KLVAE, a VQVAE or a VQGAN{_remedy(model)}"
         )
     _check_choice("format", format, FORMATS)
     _check_choice("dtype", dtype, DTYPES)
@@ -95,6 +94,13 @@ def export_autoencoder(
     )
 
 
+def _remedy(model: object) -> str:
+    """What to do with a model that cannot be exported, as the end of a sentence."""
+    if isinstance(model, TinyAutoencoder):
+        return ": model.save_pretrained(folder) writes it, as AutoencoderTiny where that class can hold it"
+    return ": export model.get_base_model()" if hasattr(model, "get_base_model") else ""  # a PeftModel
+
+
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
@@ -103,8 +109,10 @@ def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
 def _in_float32(model: KLVAE | VQVAE) -> tuple[KLVAE | VQVAE, list[str]]:
     """A copy on the CPU in eval mode, which takes small images whole, and remarks."""
     check_weights(model)
+    check_hooks(model)
     with torch.no_grad():
         twin = copy.deepcopy(model)
+        remove_offloading(twin)
         unwrap(twin)  # formats look at what the parts are
         remarks = dequantise(twin)
         twin = twin.to("cpu").float().eval()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentae.models.checkpoints.folders import stock_meaning
 from latentae.models.latent import AutoencoderOutput, LatentAutoencoder, PosteriorOutput
-from latentae.models.plain import plain
+from latentae.models.plain import fuse_projections, plain
 
 
 class KLVAE(LatentAutoencoder, AutoencoderKL):
@@ -43,6 +43,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
     """
 
     _stock_class = AutoencoderKL
+    fuse_qkv_projections = fuse_projections
 
     @register_to_config
     def __init__(

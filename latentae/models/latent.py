@@ -18,6 +18,7 @@ from latentae.models.card import ModelCardMixin
 from latentae.models.checkpoints.folders import stock_meaning
 from latentae.models.saving import SavingMixin
 from latentae.models.tiling import PiecewiseMixin
+from latentae.tracing import is_exporting, values_are_readable
 
 # Beyond this an image is not in [-1, 1]. Bicubic resizing overshoots by up to a fifth of the contrast.
 _LARGEST_VALUE = 1.5
@@ -202,10 +203,10 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
     def _check_images(self, images: Tensor) -> None:
         """Raises ValueError for images that ``encode`` cannot take."""
         channels = self.config.in_channels
-        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+        if not _are_maps(images, channels):
             raise ValueError(
                 f"{type(self).__name__} encodes floating-point images [B, {channels}, H, W] in [-1, 1]; got "
-                f"{_describe(images)}{_CONVERSION if images.dtype == torch.uint8 else ''}"
+                f"{_describe(images)}{_CONVERSION if _is_of_bytes(images) else ''}"
             )
         if min(images.shape[-2:]) < self.downsampling_factor:
             raise ValueError(
@@ -214,7 +215,10 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
             )
         self._check_dtype("images", images, self.encoder)
         # Training images come through a loader that scales them. A hook may change what the encoder gets.
-        if not (self.training or any(map(_has_hooks, (self, self.encoder)))) and _is_readable(images):
+        watched = self.training or any(map(_has_hooks, (self, self.encoder)))
+        # On another device the host would have to wait for the values.
+        is_read = images.device.type == "cpu" and values_are_readable(images)
+        if is_read and not watched and images.numel() > 0:
             self._check_range(images)
 
     def _check_range(self, images: Tensor) -> None:
@@ -223,7 +227,7 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
         message = f"{type(self).__name__} encodes images in [-1, 1]; these run from {low:g} to {high:g}"
         largest = max(-low, high)
         if not largest <= _LARGEST_NORMALISED_VALUE:  # so that NaN is caught, too
-            raise ValueError(message + _CONVERSION)
+            raise ValueError(f"{message}{_CONVERSION if low >= 0 and math.isfinite(high) else ''}")
         if largest > _LARGEST_VALUE and not self._warned_of_range:
             self._warned_of_range = True
             warnings.warn(f"{message}. This is said once for each model", stacklevel=5)
@@ -247,13 +251,13 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
         height, width = images.shape[-2:]
         factor = self.downsampling_factor
         # An exported model takes images of other sizes than the one it was exported with.
-        if _is_exporting() or height % factor or width % factor:
+        if is_exporting() or height % factor or width % factor:
             images = F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")
         return images
 
     def _check_latents(self, latents: Tensor, channels: int) -> None:
         """Raises ValueError for latents that ``decode`` cannot take."""
-        if latents.ndim != 4 or latents.shape[1] != channels or not latents.is_floating_point():
+        if not _are_maps(latents, channels):
             raise ValueError(
                 f"{type(self).__name__} decodes floating-point latents [B, {channels}, h, w]; got "
                 f"{_describe(latents)}"
@@ -267,14 +271,6 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
         return stock.to(self.device).eval()
 
 
-def _is_exporting() -> bool:
-    """Whether the model is being traced or exported, so that Python's branches are taken once and for all."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return True
-    is_exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
-    return is_exporting is not None and bool(is_exporting())
-
-
 def _check_numbers(name: str, values: Sequence[Any], *, positive: bool = False) -> None:
     """Raises ValueError for a value of a config that is no finite number, or not positive."""
     for value in values:
@@ -285,28 +281,24 @@ def _check_numbers(name: str, values: Sequence[Any], *, positive: bool = False) 
             )
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{_name(tensor.dtype)} {list(tensor.shape)}"
+def _are_maps(values: Any, channels: int) -> bool:
+    """Whether these are floating-point numbers [B, channels, h, w]."""
+    is_tensor = isinstance(values, Tensor)
+    return is_tensor and values.ndim == 4 and values.shape[1] == channels and values.is_floating_point()
+
+
+def _is_of_bytes(values: Any) -> bool:
+    return isinstance(values, Tensor) and values.dtype == torch.uint8
+
+
+def _describe(values: Any) -> str:
+    if not isinstance(values, Tensor):
+        return f"a {type(values).__name__}"
+    return f"{_name(values.dtype)} {list(values.shape)}"
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _is_readable(images: Tensor) -> bool:
-    """Whether the values can be read at no cost: on the CPU, and not by a compiler, an export or a transform.
-
-    Reading values would stall a GPU, break a graph, and fail where there are none, as on fake tensors.
-    """
-    return (
-        type(images) in (Tensor, nn.Parameter)
-        and images.device.type == "cpu"
-        and images.numel() > 0
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._functorch.is_functorch_wrapped_tensor(images)
-    )
 
 
 def _has_hooks(module: Any) -> bool:

@@ -17,7 +17,11 @@ from latentae.models.checkpoints.reading import read_metadata
 from latentae.models.checkpoints.single_file import find_configs, load_single_file
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)(?<!\.pt)(?<!\.pth)(?<!\.bin)")
-_MODEL_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.([\w-]+))?\.(?:safetensors|bin)")
+# The files of a model's folder: its config, and weights of a variant or none, whole or in shards.
+_MODEL_FILE = re.compile(
+    r"config\.json|diffusion_pytorch_model(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+    r"|diffusion_pytorch_model\.(?:safetensors|bin)\.index(?:\.([\w-]+))?\.json"
+)
 
 
 def load_autoencoder(
@@ -79,11 +83,11 @@ def load_autoencoder(
                 f"{place} is part of a training checkpoint, which does not tell the model's settings; "
                 "open the run's model folder, or continue the run with resume"
             )
-        named = _MODEL_WEIGHTS.fullmatch(place.name)
+        named = _MODEL_FILE.fullmatch(place.name)
         if named is None or not (place.parent / CONFIG).is_file():
             return _load_file(place, variant, family=family, torch_dtype=dtype, **arguments)
-        # The weights in a model's folder: the config beside them knows what tensors do not show.
-        place, variant = place.parent, variant or named[1]
+        # The config beside the weights knows what tensors do not show, and a shard is of no use alone.
+        place, variant = place.parent, variant or named[1] or named[2]
     if place.is_dir() and look_for_config(place, subfolder) is None:
         encoder = find_pair(place / (subfolder or ""))
         if encoder is not None:

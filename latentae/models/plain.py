@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,9 +30,8 @@ def make_plain(model: nn.Module) -> list[str]:
         sentences on what was changed in a way that a user should know.
     """
     remarks = [*dequantise(model), *_merge_adapters(model)]
-    for module in model.modules():
-        if isinstance(module, Attention) and module.fused_projections:
-            _split_projections(module)
+    for attention in _fused(model):
+        _split_projections(attention)
     return remarks
 
 
@@ -48,8 +49,44 @@ def plain(model: Model) -> Model:
     return twin
 
 
+def without_fused_projections(model: Model) -> Model:
+    """The model itself where no projections are fused, else a copy in which they are split."""
+    if not _fused(model):
+        return model
+    twin = copy.deepcopy(model)
+    for attention in _fused(twin):
+        _split_projections(attention)
+    return twin
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether PEFT has put layers with adapters (LoRA and the like) in the place of others."""
+    return any(True for _ in _adapted_layers(model))
+
+
+def fuse_projections(model: Any) -> None:
+    """diffusers' ``fuse_qkv_projections``, which would leave adapters out of the fused weights.
+
+    Raises:
+        ValueError: the projections have adapters.
+    """
+    for _, name, _ in _adapted_layers(model):
+        if name in ("to_q", "to_k", "to_v"):
+            raise ValueError(
+                f"{name} has an adapter (LoRA or the like), which fused weights would leave out: fuse the "
+                "projections of the merged model, to_diffusers(), or before add_adapter"
+            )
+    AutoencoderKL.fuse_qkv_projections(model)
+
+
 def check_weights(model: nn.Module) -> None:
     """Raises ValueError for weights whose values are elsewhere, or that nothing here can turn into floats."""
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise ValueError(
+                f"{name} computes its weights by a parametrization, such as weight normalisation: call "
+                "torch.nn.utils.parametrize.remove_parametrizations first"
+            )
     for name, parameter in model.named_parameters():
         if (objection := _objection(parameter)) is not None:
             raise ValueError(f"the weight {name} {objection}")
@@ -77,10 +114,16 @@ def dequantise(model: nn.Module) -> list[str]:
 
 def _is_changed(model: nn.Module) -> bool:
     return (
-        any(True for _ in _adapted_layers(model))
-        or any(isinstance(module, Attention) and module.fused_projections for module in model.modules())
+        has_adapters(model)
+        or bool(_fused(model))
         or any(_can_dequantise(parameter) for parameter in model.parameters())
     )
+
+
+def _fused(model: nn.Module) -> list[Attention]:
+    return [
+        module for module in model.modules() if isinstance(module, Attention) and module.fused_projections
+    ]
 
 
 def _adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:

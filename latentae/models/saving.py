@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from latentae.models.checkpoints.metadata import embed_config
 from latentae.models.checkpoints.reading import read_checkpoint
 from latentae.models.checkpoints.tensors import check_floating
+from latentae.models.plain import has_adapters, without_fused_projections
 from latentae.models.wrappers import clean_name, clean_names
 
 
@@ -49,13 +51,20 @@ class SavingMixin:
 
     @classmethod
     def _load_pretrained_model(
-        cls, model: Any, state_dict: Any, files: Any, *args: Any, **arguments: Any
+        cls, model: Any, state_dict: Any, files: Any, place: Any, names: Any, **arguments: Any
     ) -> Any:
         """What ``from_pretrained`` fills a model with; shards have not been looked at before."""
         if state_dict is None and "quantization_config" not in model.config:
+            are_clean = clean_names(dict.fromkeys(names)).keys() == set(names)
+            shards: dict[str, Tensor] = {}
             for file in files:
-                check_floating(read_checkpoint(Path(file)).tensors, model.state_dict())
-        return super()._load_pretrained_model(model, state_dict, files, *args, **arguments)  # type: ignore[misc]
+                tensors = read_checkpoint(Path(file)).tensors
+                check_floating(tensors, model.state_dict())
+                if not are_clean:  # diffusers would look for the shards' own names
+                    shards |= tensors
+            if shards:
+                state_dict, names = shards, list(shards)
+        return super()._load_pretrained_model(model, state_dict, files, place, names, **arguments)  # type: ignore[misc]
 
     def save_pretrained(
         self,
@@ -67,8 +76,19 @@ class SavingMixin:
         """diffusers' ``save_pretrained``, which also writes the config into the metadata of the weights.
 
         So a file of weights that is renamed, or lies elsewhere, still says what its tensors do not show.
+        Fused projections are written as those they were made of. Adapters are written as they are, with a
+        warning.
         """
-        super().save_pretrained(save_directory, is_main_process, *args, **arguments)  # type: ignore[misc]
+        if has_adapters(self):  # type: ignore[arg-type]
+            warnings.warn(
+                "the model is saved with its adapters (LoRA or the like) as separate tensors, which "
+                "load_autoencoder and from_pretrained cannot open: export_autoencoder and to_diffusers merge "
+                "them, and save_lora_adapter writes them alone",
+                stacklevel=2,
+            )
+        model: Any = without_fused_projections(self)  # type: ignore[type-var]
+        own: Any = super(SavingMixin, model)
+        own.save_pretrained(save_directory, is_main_process, *args, **arguments)
         if is_main_process and Path(save_directory).is_dir():
             embed_config(Path(save_directory))
 

@@ -205,8 +205,12 @@ class PiecewiseMixin:
                 stacklevel=2,
             )
             return self._with_tiling(lambda: self.encode(x, return_dict=return_dict))
-        self._check_images(x)
-        return self._with_tiling(lambda: self._encode_in_pieces(self._encode_whole, self._pad(x)))
+        return self._encode_tiled(x)
+
+    @apply_forward_hook
+    def _encode_tiled(self, images: Tensor) -> Tensor:
+        self._check_images(images)
+        return self._with_tiling(lambda: self._encode_in_pieces(self._encode_whole, self._pad(images)))
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> Any:
         """``decode`` with tiling on, whether it is or not."""

@@ -161,6 +161,12 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         self._check_normalisation()
         self.tile_latent_min_size = self.tile_sample_min_size // self.downsampling_factor
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """diffusers' own, without its warning of ``block_out_channels``, which the constructor derives."""
+        told = {name: value for name, value in config_dict.items() if name != "block_out_channels"}
+        return super().extract_init_dict(told, **kwargs)
+
     @property
     def last_layer(self) -> nn.Conv2d:
         """The decoder's last convolution."""

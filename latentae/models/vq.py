@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from latentae.devices import to_float64_on_cpu
 from latentae.models.backbone_2017 import Decoder2017, Encoder2017
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PointDistribution
-from latentae.models.plain import plain
+from latentae.models.plain import fuse_projections, plain
 from latentae.models.tokens import TokenMixin
 from latentae.quantizers import (
     QUANTIZERS,
@@ -76,7 +76,7 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
 
     # AttentionMixin has no fusion for the attention class that autoencoders are built of.
     set_default_attn_processor = AutoencoderKL.set_default_attn_processor
-    fuse_qkv_projections = AutoencoderKL.fuse_qkv_projections
+    fuse_qkv_projections = fuse_projections
     unfuse_qkv_projections = AutoencoderKL.unfuse_qkv_projections
 
     @register_to_config
@@ -198,11 +198,11 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
         Raises:
             ValueError: latents of another shape, channel count or dtype, or an index outside the codebook.
         """
-        commit_loss = torch.zeros((), device=h.device)
         if force_not_quantize and self.config.lookup_from_codebook:
             h = self.codes_to_latents(h if shape is None else self._as_maps(h, shape))
         else:
             self._check_latents(h, self.quantize.code_dim)
+        commit_loss = torch.zeros((), device=h.device)
         if not force_not_quantize:
             quantized = self.quantize(h)
             commit_loss = quantized.loss

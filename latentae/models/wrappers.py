@@ -56,6 +56,25 @@ def unwrap(model: nn.Module) -> None:
                 setattr(parent, name, inner)
 
 
+def remove_offloading(model: nn.Module) -> None:
+    """Takes off, in place, what accelerate does before and after a call, such as moving weights to a GPU."""
+    for module in model.modules():
+        module.__dict__.pop("_hf_hook", None)
+        if "_old_forward" in module.__dict__:
+            module.forward = module.__dict__.pop("_old_forward")
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Raises ValueError for hooks of diffusers, which a copy of the model cannot be freed from."""
+    for module in model.modules():
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        if hooks:
+            raise ValueError(
+                f"the model runs with diffusers' hook {next(iter(hooks))!r}: use it as it was before "
+                "enable_group_offload, enable_layerwise_casting or the like"
+            )
+
+
 def _wrapped(module: nn.Module) -> nn.Module | None:
     """The module that a wrapper holds; None where ``module`` is no wrapper."""
     if isinstance(module, DataParallel | DistributedDataParallel):

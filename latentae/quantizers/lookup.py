@@ -13,6 +13,7 @@ from torch._decomp import register_decomposition
 
 from latentae.devices import has_float64
 from latentae.quantizers.lookup_chunked import nearest_code_chunked
+from latentae.tracing import is_traced
 
 Lookup = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,7 +55,7 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
             f"latents are on {latents.device} and the codebook is on {codebook.device}; move one to the other"
         )
     # Of torch's two exporters to ONNX the tracing one knows no decompositions.
-    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
+    if is_traced() and torch.onnx.is_in_onnx_export():
         return nearest_code_plain(latents, codebook)
     return torch.ops.latentae.nearest_code(latents.detach(), codebook.detach())
 

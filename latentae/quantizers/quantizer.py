@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from latentae import distributed
 from latentae.quantizers.result import FlatOutput, QuantizerOutput
 from latentae.quantizers.whitening import LatentMap, whitening
+from latentae.tracing import values_are_readable
 
 # Histograms of more codes than this are no longer small beside a batch.
 MOST_CODES = 1 << 20
@@ -91,7 +92,7 @@ class Quantizer(nn.Module):
         batch, _, height, width = latents.shape
         with torch.autocast(latents.device.type, enabled=False):
             flat = _rows(latents)
-            if not self.training and _values_are_readable():
+            if not self.training and values_are_readable(flat):
                 _check_finite(flat)
             output = self.quantize(flat)
             if self.training and not self.frozen:
@@ -123,7 +124,7 @@ class Quantizer(nn.Module):
         batch, _, height, width = latents.shape
         with torch.autocast(latents.device.type, enabled=False):
             flat = _rows(latents)
-            if _values_are_readable():
+            if values_are_readable(flat):
                 _check_finite(flat)
             return self._as_maps(self.quantize(flat).indices, batch, height, width)
 
@@ -244,7 +245,7 @@ class Quantizer(nn.Module):
             raise ValueError(f"indices are [B, h, w]; got {list(indices.shape)}")
         if self.depth is not None and (indices.ndim != 4 or not self._fits_depth(indices.shape[1])):
             raise ValueError(f"indices are [B, {self.depth}, h, w]; got {list(indices.shape)}")
-        if not (_values_are_readable() and indices.numel()):
+        if not (values_are_readable(indices) and indices.numel()):
             return
         lowest, highest = (int(index) for index in torch.aminmax(indices))
         if lowest < 0 or highest >= self.num_codes:
@@ -303,11 +304,6 @@ def precise(values: Tensor) -> Tensor:
 def _rows(latents: Tensor) -> Tensor:
     """[N, d], precise."""
     return precise(rearrange(latents, "b d h w -> (b h w) d"))
-
-
-def _values_are_readable() -> bool:
-    """Whether Python may look at values: not where a compiler, a tracer or an export follows the code."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
 def _check_finite(flat: Tensor) -> None:

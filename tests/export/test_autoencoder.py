@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
 
 from latentae import load_autoencoder
 from latentae.export import autoencoder, export_autoencoder
@@ -152,3 +153,22 @@ def test_bad_arguments(tmp_path, arguments, says):
 def test_only_autoencoders_of_ours():
     with pytest.raises(ValueError, match="model is a Linear"):
         export_autoencoder(torch.nn.Linear(1, 1), "model", format="ldm")
+
+
+def test_a_model_that_accelerate_moves_to_another_device(tmp_path):
+    model = make_kl()
+    cpu_offload_with_hook(model, execution_device=torch.device("meta"))
+    assert export_autoencoder(model, tmp_path / "a", format="diffusers").max_error < 1e-5
+    assert model._hf_hook is not None  # it is left as it is
+
+
+@pytest.mark.parametrize("hook", ["group_offloading", "layerwise_casting"])
+def test_hooks_that_no_copy_can_be_freed_from_are_named(hook, tmp_path):
+    model = make_kl()
+    if hook == "group_offloading":
+        cpu = torch.device("cpu")
+        model.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    else:
+        model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"diffusers' hook '{hook}'"):
+        export_autoencoder(model, tmp_path / "a", format="diffusers")

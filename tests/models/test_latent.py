@@ -1,6 +1,7 @@
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
@@ -46,10 +47,12 @@ def autoencoder(request):
         (torch.zeros(1, 3, 1, 16), "1x16 pixels are smaller than one latent"),
         (torch.zeros(1, 3, 16, 16).double(), r"images are float64 and the \w+ is float32.*\.to\(\)"),
         (torch.tensor([0.0, 255.0]).expand(1, 3, 16, 2), r"\[-1, 1\]; these run from 0 to 255.*/ 127\.5 - 1"),
-        (torch.full((1, 3, 16, 16), -30.0), r"these run from -30 to -30"),
+        (torch.full((1, 3, 16, 16), -30.0), r"these run from -30 to -30$"),
         (torch.tensor([0.0, 11.0]).expand(1, 3, 16, 2), r"these run from 0 to 11"),
-        (torch.full((1, 3, 16, 16), float("inf")), "these run from inf"),
-        (torch.full((1, 3, 16, 16), float("nan")), "these run from nan"),
+        (torch.full((1, 3, 16, 16), float("inf")), "these run from inf to inf$"),
+        (torch.full((1, 3, 16, 16), float("nan")), "these run from nan to nan$"),
+        (np.zeros((1, 3, 16, 16), dtype=np.float32), r"\[B, 3, H, W\].*got a ndarray$"),
+        (None, r"\[B, 3, H, W\].*got a NoneType$"),
     ],
 )
 def test_images_that_cannot_be_encoded(autoencoder, images, message):
@@ -161,6 +164,7 @@ def test_no_images_at_all():
             torch.zeros(1, 3, 8, 8),
             r"decodes floating-point latents \[B, 4, h, w\]; got float32 \[1, 3, 8, 8\]",
         ),
+        (None, "got a NoneType"),
         (torch.zeros(4, 8, 8), r"got float32 \[4, 8, 8\]"),
         (torch.zeros(1, 4, 8, 8, dtype=torch.int64), r"got int64 \[1, 4, 8, 8\]"),
         (torch.zeros(1, 4, 8, 8).half(), r"latents are float16 and the \w+ is float32"),

@@ -79,6 +79,18 @@ def test_the_weights_of_a_folder_come_with_its_config(tmp_path):
     assert (alone.config.norm_num_groups, alone.config.scaling_factor) == (2, 0.5)
 
 
+@pytest.mark.parametrize("variant", [None, "ema-2"])
+def test_any_file_of_a_models_folder_opens_the_folder(variant, tmp_path):
+    model = build(block_out_channels=(8, 16), norm_num_groups=2, scaling_factor=0.5)
+    model.save_pretrained(tmp_path, variant=variant, max_shard_size="50KB")
+    files = sorted(tmp_path.iterdir())
+    assert len(files) > 3
+    for file in files:
+        loaded = load_autoencoder(file, variant=variant if file.name == "config.json" else None)
+        assert loaded.config.norm_num_groups == 2
+        assert torch.equal(loaded.decoder.conv_out.weight, model.decoder.conv_out.weight)
+
+
 def test_dtype_and_its_older_name(kl, tmp_path):
     kl.save_pretrained(tmp_path / "model")
     save_file(kl.state_dict(), tmp_path / "vae.safetensors")

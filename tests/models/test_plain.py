@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from latentae import load_autoencoder
 from latentae.models.plain import check_weights, dequantise, make_plain, plain
 from tests.export.conftest import make_kl, make_vq
 
@@ -57,6 +58,38 @@ def test_fused_projections_are_split(make, in_use):
     torch.testing.assert_close(reconstruct(model.to_diffusers()), before, rtol=0, atol=1e-5)
 
 
+def test_fused_projections_are_saved_as_those_they_were_made_of(tmp_path):
+    model = make_kl()
+    model.fuse_qkv_projections()
+    with torch.no_grad():
+        model.decoder.mid_block.attentions[0].to_qkv.weight.mul_(3)
+    model.save_pretrained(tmp_path / "a")
+    model.half().save_pretrained(tmp_path / "b", variant="fp16")
+    (tmp_path / "b" / "diffusion_pytorch_model.fp16.safetensors").rename(tmp_path / "alone.safetensors")
+    model.float()
+    torch.testing.assert_close(
+        reconstruct(load_autoencoder(tmp_path / "a")), reconstruct(model), rtol=0, atol=1e-2
+    )
+    torch.testing.assert_close(
+        reconstruct(load_autoencoder(tmp_path / "alone.safetensors")), reconstruct(model), rtol=0, atol=1e-2
+    )
+    assert model.decoder.mid_block.attentions[0].fused_projections  # it is left as it is
+
+
+def test_saving_a_model_with_adapters_warns(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = make_kl()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
+    with pytest.warns(UserWarning, match="export_autoencoder and to_diffusers merge"):
+        model.save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").rename(tmp_path / "alone.safetensors")
+    with pytest.raises(ValueError, match=r"lacks \d+ tensors.*adapters"):
+        load_autoencoder(tmp_path / "alone.safetensors")
+    (tmp_path / "alone.safetensors").rename(tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match=r"lack \d+ tensors.*adapters"):
+        load_autoencoder(tmp_path)
+
+
 @pytest.mark.parametrize("state", ["on", "merged", "off"])
 def test_adapters_are_merged(state):
     peft = pytest.importorskip("peft")
@@ -108,3 +141,21 @@ def test_weights_that_cannot_be_read_are_named(weight, says):
     for use in (check_weights, plain):
         with pytest.raises(ValueError, match=says):
             use(model)
+
+
+def test_parametrized_weights_are_refused_by_name():
+    model = make_kl()
+    nn.utils.parametrizations.weight_norm(model.decoder.conv_in)
+    with pytest.raises(ValueError, match=r"^decoder\.conv_in computes .*remove_parametrizations"):
+        model.to_diffusers()
+
+
+@pytest.mark.parametrize("make", [make_kl, make_vq])
+def test_projections_with_adapters_are_not_fused(make):
+    peft = pytest.importorskip("peft")
+    model = make()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_v"], init_lora_weights=False))
+    names = set(model.state_dict())
+    with pytest.raises(ValueError, match="to_v has an adapter"):
+        model.fuse_qkv_projections()
+    assert set(model.state_dict()) == names

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
+from latentae.export import export_autoencoder
 from latentae.models import AutoencoderOutput, TinyAutoencoder
 
 
@@ -63,3 +64,15 @@ def test_tiles_by_height_and_width():
     assert not torch.equal(tiles, whole)
     model.disable_tiling()
     assert torch.equal(model.tiled_encode(images), tiles)
+
+
+def test_no_warning_of_what_the_constructor_derives(model, tmp_path, caplog):
+    model.save_pretrained(tmp_path)
+    assert "block_out_channels" in json.loads((tmp_path / "config.json").read_text())
+    assert "block_out_channels" in TinyAutoencoder.from_pretrained(tmp_path).config
+    assert "block_out_channels" not in caplog.text
+
+
+def test_an_export_names_the_way_to_write_it(model, tmp_path):
+    with pytest.raises(ValueError, match=r"save_pretrained\(folder\)"):
+        export_autoencoder(model, tmp_path / "a", format="diffusers")

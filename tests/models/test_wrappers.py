@@ -1,8 +1,10 @@
 import copy
+import json
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -94,6 +96,31 @@ def test_weights_go_in_with_and_without_the_names_of_wrappers(wrapper):
                 target.state_dict()[f"{prefix}encoder.conv_in.weight"], state["encoder.conv_in.weight"]
             )
     assert list(nn.ModuleDict({"vae": model}).state_dict()) == [f"vae.{name}" for name in plain.state_dict()]
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_shards_with_the_names_of_wrappers_are_opened(parallel, tmp_path, monkeypatch):
+    def wrapped(name):
+        return name.replace("decoder.", "decoder._orig_mod.")
+
+    model = make(VQGAN)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = list(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    for shard in shards:
+        save_file(
+            {wrapped(name): tensor for name, tensor in load_file(shard).items()}, shard, {"format": "pt"}
+        )
+    (index,) = tmp_path.glob("*.index.json")
+    told = json.loads(index.read_text())
+    told["weight_map"] = {wrapped(name): file for name, file in told["weight_map"].items()}
+    index.write_text(json.dumps(told))
+    monkeypatch.setattr("diffusers.models.modeling_utils.HF_ENABLE_PARALLEL_LOADING", parallel)
+    for dtype in (torch.float32, torch.float16):
+        opened = load_autoencoder(tmp_path, dtype=dtype)
+        assert opened.dtype == dtype
+        state = opened.state_dict()
+        assert all(torch.equal(state[n], tensor.to(dtype)) for n, tensor in model.state_dict().items())
 
 
 def test_a_state_that_does_not_fit_is_still_refused():

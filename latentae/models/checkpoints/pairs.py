@@ -30,9 +30,8 @@ def find_other_half(path: Path, side: str) -> Path:
         )
     if named.name == path.name:
         raise ValueError(f"holds the {side} of a TAESD, and its name says that it is the {other}: rename it")
-    for suffix in (path.suffix, *WEIGHTS):
-        if (place := named.with_suffix(suffix)).is_file():
-            return place
+    if (place := _in_any_format(named)) is not None:
+        return place
     raise ValueError(f"holds the {side} of a TAESD: its {other} must lie beside it, as {named.name}")
 
 
@@ -47,7 +46,7 @@ def find_pair(folder: Path) -> Path | None:
         for path in sorted(folder.glob(f"*{suffix}")):
             word = _WORD.search(path.stem)
             decoder = _named(path, DECODER)
-            if word and word[1].lower() == ENCODER and decoder is not None and decoder.is_file():
+            if word and word[1].lower() == ENCODER and decoder is not None and _in_any_format(decoder):
                 pairs.setdefault(path.stem, path)
     if len(pairs) > 1:
         names = sorted(path.name for path in pairs.values())
@@ -56,6 +55,12 @@ def find_pair(folder: Path) -> Path | None:
             f"{', '.join(names[:3])}"
         )
     return next(iter(pairs.values()), None)
+
+
+def _in_any_format(path: Path) -> Path | None:
+    """The file of that name, or of that name with another suffix of weights; None where there is none."""
+    places = (path.with_suffix(suffix) for suffix in (path.suffix, *WEIGHTS))
+    return next((place for place in places if place.is_file()), None)
 
 
 def _named(path: Path, side: str) -> Path | None:

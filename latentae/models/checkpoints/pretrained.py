@@ -13,6 +13,7 @@ from latentae.models.checkpoints.classes import CLASSES, Autoencoder, meaning_of
 from latentae.models.checkpoints.families import Normalisation, check_family
 from latentae.models.checkpoints.folders import CONFIG, PIPELINE_PARTS, check_weights
 from latentae.models.checkpoints.recognise import shorten
+from latentae.models.checkpoints.tensors import adapter_remedy
 from latentae.models.kl import KLVAE
 from latentae.models.tiny import TinyAutoencoder
 
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 _FETCHING = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 _PLACING = ("device_map", "disable_mmap", "low_cpu_mem_usage", "max_memory", "offload_folder")
 _OPTIONS = (*_FETCHING, *_PLACING, "dtype", "subfolder", "torch_dtype", "use_safetensors", "variant")
+
+# What the constructors of torch and diffusers raise for values that they do not check, such as 0 groups.
+_OF_BAD_VALUES = (ArithmeticError, AttributeError, LookupError, TypeError)
 
 
 def load_pretrained(
@@ -52,14 +56,17 @@ def load_pretrained(
     try:
         with _without_lists_of_names():
             model, report = cls.from_pretrained(place, output_loading_info=True, **{**changes, **arguments})
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, *_OF_BAD_VALUES) as error:
         if Path(place).is_dir():  # then it can be said better
             check_weights(Path(place), arguments.get("variant"))
         raise ValueError(f"the model in {place} cannot be loaded: {_first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         there = sorted(report["unexpected_keys"])
         others = f", and hold {len(there)} others, such as {shorten(there[0])}" if there else ""
-        raise ValueError(f"the weights in {place} lack {len(missing)} tensors, such as {missing[0]}{others}")
+        raise ValueError(
+            f"the weights in {place} lack {len(missing)} tensors, such as {missing[0]}{others}"
+            f"{adapter_remedy(there)}"
+        )
     if unexpected := sorted(report["unexpected_keys"]):
         logger.warning(
             "The weights in %s hold %d tensors that a %s has no place for, such as %s; they are left out.",

@@ -23,7 +23,7 @@ from latentae.models.checkpoints.pairs import find_other_half
 from latentae.models.checkpoints.reading import Checkpoint, read_checkpoint
 from latentae.models.checkpoints.recognise import shorten
 from latentae.models.checkpoints.taesd import DECODER, ENCODER, find_halves, taesd_arguments
-from latentae.models.checkpoints.tensors import check_floating
+from latentae.models.checkpoints.tensors import adapter_remedy, check_floating
 from latentae.models.kl import KLVAE
 from latentae.models.tiny import TinyAutoencoder
 from latentae.models.vq import VQGAN
@@ -209,7 +209,7 @@ def _objection(model: Module, state: Mapping[str, Tensor]) -> str | None:
     """Why these are not the tensors of a model, as what a file does; None where they are."""
     own, cls = model.state_dict(), type(model).__name__
     if missing := sorted(own.keys() - state.keys()):
-        return f"lacks {len(missing)} tensors of a {cls}, such as {missing[0]}"
+        return f"lacks {len(missing)} tensors of a {cls}, such as {missing[0]}{adapter_remedy(state)}"
     if unexpected := sorted(state.keys() - own.keys()):
         return (
             f"holds {len(unexpected)} tensors that a {cls} has no place for, such as {shorten(unexpected[0])}"

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
+
+
+def adapter_remedy(names: Collection[str]) -> str:
+    """What to do about tensors of these names that hold adapters beside the weights; empty where none do."""
+    if not any(".base_layer." in name for name in names):
+        return ""
+    return (
+        ": adapters (LoRA or the like) were saved beside the weights. Merge them before saving, with "
+        "export_autoencoder or to_diffusers"
+    )
 
 
 def check_floating(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -138,3 +138,14 @@ def test_a_repository_that_is_not_there(tmp_path):
     options = _cache(tmp_path, "unet")
     with pytest.raises(ValueError, match=r"'owner/name' is no path here, and no .* hub cannot be reached"):
         fetch_config("owner/name", None, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("norm_num_groups", 0), ("block_out_channels", 32), ("layers_per_block", "2"), ("act_fn", None)],
+)
+def test_a_config_whose_values_cannot_be_a_models(name, value, tmp_path):
+    build(**SMALL).save_pretrained(tmp_path)
+    _edit(tmp_path, **{name: value})
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        _load(tmp_path)

@@ -94,6 +94,10 @@ def test_pairs_by_name(tmp_path):
     save_file(halves[1].state_dict(), tmp_path / "other_decoder.safetensors")
     torch.save(halves[0].state_dict(), tmp_path / "other_encoder.pth")
     assert _is_that(load_autoencoder(tmp_path / "other_encoder.pth"), halves)
+    for name in ("TAESD", "small"):
+        for path in tmp_path.glob(f"{name}_*"):
+            path.unlink()
+    assert _is_that(load_autoencoder(tmp_path), halves)  # the pair in one format each
 
 
 def test_half_a_taesd(tmp_path):
