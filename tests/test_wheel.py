@@ -54,9 +54,9 @@ def test_wheel_holds_the_package_its_configs_and_nothing_else(release: Release) 
     assert "latentae/configs/quickstart.yaml" in configs
     files = {name for name in release.wheel_names if ".dist-info/" not in name}
     assets = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "latentae/evaluation/report/assets").iterdir()
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "latentae/report/templates").iterdir()
     }
-    assert len(assets) == 2
+    assert {"latentae/report/templates/report.css", "latentae/report/templates/base.html"} <= assets
     assert files == code | configs | assets | {"latentae/py.typed"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in release.wheel_names)
 

@@ -89,6 +89,8 @@ class StopSignals:
         self._finished.set()
         if self._voter is not None and kind is None:
             self._voter.join()
+        if self._vote is not None and (self._voter is None or not self._voter.is_alive()):
+            self._vote.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -204,6 +206,11 @@ class _Vote:
         number = 0 if reason is None else _REASONS.index(reason) + 1
         self._numbers = torch.tensor([number, int(not finished)])
         self._work = dist.all_reduce(self._numbers, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def close(self) -> None:
+        """Takes the group down, unless a vote is under way, or all groups have been taken down already."""
+        if self._work is None and dist.is_initialized():
+            dist.destroy_process_group(self._group)
 
     def answer(self) -> str | None:
         """The last of `_REASONS` that any rank has cast; None if no rank has, or no vote is under way."""

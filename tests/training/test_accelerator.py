@@ -101,6 +101,7 @@ accelerator = create_accelerator(load_config("vqgan", sys.argv[1:]))
 group = dist.distributed_c10d._get_default_group()._get_backend(accelerator.device)
 words = f"{accelerator.num_processes} {group.options._timeout}"
 Path(f"{sys.argv[0]}.{accelerator.process_index}").write_text(words)
+dist.destroy_process_group()
 """
 
 

@@ -26,3 +26,4 @@ if __name__ == "__main__":
         trainer.fit()
         torch.save(states_of(trainer), Path(config.output_dir) / f"rank_{distributed.rank()}.pt")
         AcceleratorState._reset_state()
+    torch.distributed.destroy_process_group()
