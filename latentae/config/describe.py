@@ -99,7 +99,7 @@ def walk(
         path = f"{prefix}{name}"
         if name == choice:
             members = {member_name(section): section for section in sections}
-            docs = "; ".join(f"{member}: {_one_line(section.__doc__)}" for member, section in members.items())
+            docs = " ".join(f"{member}: {_one_line(section.__doc__)}" for member, section in members.items())
             yield Key(path, one_of(list(members)), None, docs, only_with, is_section=False, is_text=True)
             continue
         for field, owners in variants:
@@ -175,7 +175,7 @@ def _is_text(annotation: Any) -> bool:
 
 
 def _one_line(doc: str | None) -> str:
-    return " ".join((doc or "").split()).removesuffix(".")
+    return " ".join((doc or "").split())
 
 
 _NOUNS = {int: ("an integer", "integers"), float: ("a number", "numbers")}

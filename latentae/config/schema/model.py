@@ -46,8 +46,8 @@ class _NearestCode(_Table):
     """Gradient from codes to latents. straight_through: copied unchanged. rotation: rotated and scaled by the
     transform that maps the latent to its code (rotation trick, arXiv 2410.06424)."""
     revive_after: Count | None = None
-    """Every this many steps, replace the codes that were unused since the last time by random latents; null:
-    never."""
+    """Steps between two checks for unused codes. A code that was not used since the last check is replaced by
+    a random latent. null: never."""
 
 
 class VectorQuantizerConfig(_NearestCode):
@@ -248,8 +248,8 @@ class _BackboneConfig(Section):
     pretrained: Text | None = None
     """Model whose weights the run starts from: the folder of a run or of a diffusers model, a single file, or
     a hub id; null: random weights. Architecture keys that this section leaves out, or only has from a base,
-    are taken from that model. Where numbers of channels or codes differ, the weights that fit are kept. To
-    resume a run the model is no longer needed."""
+    are taken from that model. Where numbers of channels or codes differ, the weights that fit are kept. A
+    resumed run does not need that model again."""
 
     @property
     def downsampling_factor(self) -> int:

@@ -39,8 +39,9 @@ class _Adam(Section):
     epsilon: Positive = 1e-8
     """Added to the denominator of the update."""
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
-    """Learning rate after the warmup. constant. cosine: half a cosine that ends at `max_steps`. wsd:
-    warmup-stable-decay (arXiv 2404.06395), constant and then 1 - sqrt over the last `decay_share`."""
+    """Learning rate after the warmup. constant: stays the same. cosine: half a cosine that ends at
+    `max_steps`. wsd: warmup-stable-decay (arXiv 2404.06395), constant and then 1 - sqrt over the last
+    `decay_share`."""
     warmup_steps: CountOrZero = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     decay_share: Share = 0.2
@@ -75,8 +76,8 @@ class R1Config(Section):
     the images. For a PatchGAN this quantity is about 1, so a weight of 0.1 already has an effect. StyleGAN2
     uses 10 with one logit."""
     every: Count = 16
-    """Apply the penalty in one of this many updates of the discriminator, multiplied by the same number.
-    `max_grad_norm` clips these updates too, and the penalty with them; 1 avoids that, but costs time."""
+    """Updates of the discriminator per penalty. Each penalty is multiplied by this number. `max_grad_norm`
+    clips these updates too, and the penalty with them; 1 avoids that, but takes more time."""
 
 
 class PatchGANConfig(Section):
@@ -92,7 +93,7 @@ class PatchGANConfig(Section):
     optimizer: OptimizerConfig
     """The discriminator's own optimizer."""
     update_every: Count = 1
-    """Update the discriminator only in every this many-th optimizer step. More than 1 weakens one that is too
+    """Optimizer steps per update of the discriminator. More than 1 weakens a discriminator that is too
     strong."""
     augment: Annotated[tuple[Literal["color", "translation", "cutout"], ...], FROM_LIST] = ()
     """Random augmentations, in this order, of the images and reconstructions that the discriminator sees
