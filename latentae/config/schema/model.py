@@ -123,7 +123,7 @@ class FSQConfig(Section):
     """Number of levels of each channel. The number of codes is their product. The paper uses [8, 6, 5] (240
     codes), [8, 5, 5, 5] (1000), [7, 5, 5, 5, 5] (4375), [8, 8, 8, 6, 5] (15360)."""
     init: Literal["none", "data"] = "data"
-    """data: before the first step, rescale the convolution in front of the quantizer so that the first
+    """data: before the first step, change the convolution in front of the quantizer so that the first
     latents have mean 0 and covariance I and cover the whole grid. none: leave it as initialised."""
     spread_weight: PositiveOrZero = 0.1
     """Weight of a penalty on channels that duplicate each other or stay at their outermost levels; 0: none,
