@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from latentae import VQGAN
-from latentae.config.reflect import known_keys
+from latentae.config.describe import known_keys
 from latentae.export import export_diffusers
 
 ROOT = Path(__file__).resolve().parents[1]

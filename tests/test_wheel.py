@@ -53,9 +53,7 @@ def test_wheel_holds_the_package_its_configs_and_nothing_else(release: Release) 
     configs = {f"latentae/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     assert "latentae/configs/quickstart.yaml" in configs
     files = {name for name in release.wheel_names if ".dist-info/" not in name}
-    assets = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "latentae/report/templates").iterdir()
-    }
+    assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "latentae/report/templates").iterdir()}
     assert {"latentae/report/templates/report.css", "latentae/report/templates/base.html"} <= assets
     assert files == code | configs | assets | {"latentae/py.typed"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in release.wheel_names)

@@ -1,9 +1,10 @@
-"""Typed run configs: YAML files and `key=value` overrides in, validated frozen `RunConfig` out.
+"""Typed run configs: reads YAML files and `key=value` overrides into a validated, frozen `RunConfig`.
 
-Knows the standard library, pydantic and yaml only, so that `--help` and a misspelt key are answered before
+Imports only the standard library, pydantic and yaml, so that `--help` and a misspelt key are answered before
 torch is imported.
 """
 
+from latentae.config.command_line import help_text, load_config
 from latentae.config.compare import (
     BRANCH_FIXED_KEYS,
     DATA_SPELLING_KEYS,
@@ -12,44 +13,45 @@ from latentae.config.compare import (
     refused_changes,
     refused_in_branch,
 )
-from latentae.config.errors import ConfigError
-from latentae.config.families import FAMILIES
-from latentae.config.help import help_text
-from latentae.config.load import config_from_mapping, dump_config, load_config, read_config
-from latentae.config.schema import (
-    AdamW8bitConfig,
-    AdamWConfig,
+from latentae.config.files import FAMILIES, config_from_mapping, dump_config, read_config, shipped_configs
+from latentae.config.schema import RunConfig
+from latentae.config.schema.checks import config_warnings
+from latentae.config.schema.data import DataConfig
+from latentae.config.schema.loss import (
     AdversarialConfig,
+    KLConfig,
+    LeCAMConfig,
+    LikelihoodConfig,
+    LossConfig,
+    PerceptualConfig,
+    ReconstructionConfig,
+)
+from latentae.config.schema.model import (
     BSQConfig,
     CosineQuantizerConfig,
-    DataConfig,
-    DiscriminatorConfig,
     EMAQuantizerConfig,
     FSQConfig,
     GroupedQuantizerConfig,
     IBQConfig,
-    KLConfig,
     KLVAEConfig,
-    LeCAMConfig,
     LFQConfig,
-    LikelihoodConfig,
-    LossConfig,
     ModelConfig,
-    OptimizerConfig,
-    PatchGANConfig,
-    PerceptualConfig,
     QuantizerConfig,
-    R1Config,
-    ReconstructionConfig,
     ResidualQuantizerConfig,
-    RunConfig,
     SimVQConfig,
     VectorQuantizerConfig,
     VQGANConfig,
     VQVAEConfig,
 )
-from latentae.config.schema.checks import config_warnings
-from latentae.config.shipped import shipped_configs
+from latentae.config.schema.run import (
+    AdamW8bitConfig,
+    AdamWConfig,
+    DiscriminatorConfig,
+    OptimizerConfig,
+    PatchGANConfig,
+    R1Config,
+)
+from latentae.config.yaml_text import ConfigError
 
 __all__ = [
     "BRANCH_FIXED_KEYS",

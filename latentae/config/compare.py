@@ -1,9 +1,10 @@
-"""What differs between two configs, and which differences a run may be continued over."""
+"""Differences between two configs, and which of them allow a run to be resumed or branched off."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from latentae.config.schema import LikelihoodConfig, RunConfig
+from latentae.config.schema import RunConfig
+from latentae.config.schema.loss import LikelihoodConfig
 from latentae.config.yaml_text import show
 
 RESUMABLE_KEYS = frozenset(
@@ -11,7 +12,7 @@ RESUMABLE_KEYS = frozenset(
         "output_dir",
         "max_steps",
         "resume",
-        "batch_size",  # as long as batch size x processes stays, which the checkpoint is asked for
+        "batch_size",  # if batch size x processes stays the same, which is checked against the checkpoint
         "performance",
         "channels_last",
         "compile",
@@ -33,12 +34,12 @@ RESUMABLE_KEYS = frozenset(
         "data.cache_megabytes",
     }
 )
-"""Keys that may change when a run continues: none of them changes what was learned up to its checkpoint."""
+"""Keys that may change when a run is resumed: none of them affects what it learned up to its checkpoint."""
 
 BRANCH_FIXED_KEYS = frozenset(
     {
         "freeze_encoder",
-        "mixed_precision",  # only a change to fp16, whose loss scale other checkpoints do not hold
+        "mixed_precision",  # only a change to fp16, because other checkpoints have no loss scale
         "model.class",
         "model.in_channels",
         "model.out_channels",
@@ -48,7 +49,7 @@ BRANCH_FIXED_KEYS = frozenset(
         "model.latent_channels",
         "model.attention_levels",
         "model.mid_block_attention",
-        "model.pretrained",  # the start of the first run, as `init` is
+        "model.pretrained",  # only counts at the first step, as does `init`
         "model.use_quant_conv",
         "model.backbone",
         "model.quantizer.type",
@@ -67,7 +68,7 @@ BRANCH_FIXED_KEYS = frozenset(
         "loss.reconstruction.log_scale",
         "loss.alignment",  # with or without
         "loss.alignment.network",
-        "loss.spectral",  # with or without, where it changes the names of the weights
+        "loss.spectral",  # with or without, if that changes the names of the weights
         "loss.adversarial",  # with or without
         "discriminator",  # with or without
         "discriminator.type",
@@ -77,21 +78,21 @@ BRANCH_FIXED_KEYS = frozenset(
         "discriminator.optimizer.type",
     }
 )
-"""Keys that a checkpoint also settles for a run that branches off from it: its tensors depend on them, or
-they only count at the first step. All other keys take effect from the branch on."""
+"""Keys that a run cannot change when it branches off from a checkpoint: the tensors there depend on them,
+or they only count at the first step. All other keys take effect from the branch on."""
 
 DATA_SPELLING_KEYS = frozenset({"data.name", "data.split", "data.dataset_config", "data.image_column"})
-"""Keys that only say where the images are: another spelling of them may stand for the same images."""
+"""Keys that only say where the images are. Different values may mean the same images."""
 
 _STREAM_KEYS = frozenset({"batch_size", "data.num_workers"})
-"""Keys among them that a stream is divided by: where each process goes on follows from them and the step."""
+"""Resumable keys that may not change with streaming, because they divide the stream among processes."""
 
 NOT_SET = "(not set)"
-"""Stands for the value of a key that one of two configs lacks, its section being of another type or null."""
+"""The value of a key that one of two configs lacks because its section has another type or is null."""
 
 
 def changed_keys(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys whose values differ, each with its old and its new value as plain YAML values."""
+    """Returns the dotted keys whose values differ, with their old and new values as plain YAML values."""
     before, after = (_flatten(config.model_dump(mode="json", by_alias=True)) for config in (old, new))
     return {
         key: (before.get(key, NOT_SET), after.get(key, NOT_SET))
@@ -101,13 +102,13 @@ def changed_keys(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
 
 
 def refused_changes(old: RunConfig, new: RunConfig, allowed: frozenset[str] = frozenset()) -> list[str]:
-    """The changes that a run cannot be continued over, as lines `data.image_size: 64 → 128`; empty: none.
+    """Returns the changes that prevent a resume, as lines `data.image_size: 64 → 128`.
 
     Args:
-        allowed: further keys that may change.
+        allowed: additional keys that may change.
     """
     resumable = RESUMABLE_KEYS - _STREAM_KEYS if new.data.streaming else RESUMABLE_KEYS
-    if old.mixed_precision is None:  # written before runs recorded what their launcher had decided
+    if old.mixed_precision is None:  # written before runs recorded the setting of their launcher
         allowed |= {"mixed_precision"}
     if _both_pretrained(old, new):
         allowed |= {"model.pretrained"}
@@ -115,7 +116,7 @@ def refused_changes(old: RunConfig, new: RunConfig, allowed: frozenset[str] = fr
 
 
 def refused_in_branch(old: RunConfig, new: RunConfig) -> list[str]:
-    """The changes that a run cannot make when it branches off from a checkpoint of another; as above."""
+    """Returns the changes that prevent branching off from another run's checkpoint, as lines like above."""
     fixed = BRANCH_FIXED_KEYS
     if new.mixed_precision != "fp16" or old.mixed_precision is None:
         fixed -= {"mixed_precision"}
@@ -132,7 +133,7 @@ def _lines(old: RunConfig, new: RunConfig, refused: Callable[[str], bool]) -> li
     lines = []
     for key, values in changed_keys(old, new).items():
         if refused(key):
-            # Where a section stands against null, its own keys have the values.
+            # If a section was null before or after, show it as {...}: its keys have lines of their own.
             before, after = (
                 "{...}" if None in values and value == NOT_SET else show(value) for value in values
             )
@@ -146,13 +147,13 @@ def _both_pretrained(old: RunConfig, new: RunConfig) -> bool:
 
 
 def _learns_scale(config: RunConfig) -> bool:
-    """Whether the loss has a parameter of its own."""
+    """Whether the loss has a learned parameter."""
     likelihood = config.loss.reconstruction
     return isinstance(likelihood, LikelihoodConfig) and likelihood.learned
 
 
 def _wraps(config: RunConfig) -> bool:
-    """Whether the autoencoder's weights have names that say they are part of a larger module."""
+    """Whether the autoencoder is wrapped in a larger module, which changes the names of its weights."""
     return _learns_scale(config) or config.loss.alignment is not None or config.loss.spectral is not None
 
 

@@ -3,25 +3,24 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from latentae.config.architecture import Inherited, is_architecture, suits
-from latentae.config.errors import ConfigError
-from latentae.config.families import FAMILIES, Family
-from latentae.config.merge import merge
-from latentae.config.reflect import fields, member_name, sections_at
+from latentae.config.describe import fields, member_name, sections_at
+from latentae.config.files import FAMILIES, Family
+from latentae.config.merge import Inherited, is_architecture, merge, suits
+from latentae.config.yaml_text import ConfigError
 
 Describe = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""From a run's plain values, whose `model.pretrained` is set, to the model section that this model has.
-Raises ValueError where it cannot be had."""
+"""Returns the model section of the pretrained model, given a run's plain values with `model.pretrained` set.
+Raises ValueError if the model cannot be read."""
 
 
 def fill_in(data: Mapping[str, Any], describe: Describe) -> dict[str, Any]:
-    """`data` with the keys that its model section leaves out taken from its pretrained model, if it has one.
+    """Returns `data` with the missing keys of its model section filled in from its pretrained model, if any.
 
-    Keys that are there stay. Where none is missing, as in a run's own config.yaml, nobody is asked.
+    Existing keys stay. If none is missing, as in a run's own config.yaml, `describe` is not called.
 
     Args:
         data: a run's plain values, not yet validated.
-        describe: asked at most once.
+        describe: called at most once.
 
     Raises:
         ConfigError: the pretrained model cannot be used, or is of another family.
@@ -43,7 +42,7 @@ def fill_in(data: Mapping[str, Any], describe: Describe) -> dict[str, Any]:
 
 
 def _lacks(model: Mapping[str, Any]) -> bool:
-    """Whether a key that describes the model's tensors is left out."""
+    """Whether an architecture key is missing."""
     chosen = [section for section in sections_at(("model",)) if member_name(section) == model.get("class")]
     if not chosen:
         return "class" not in model
@@ -65,12 +64,12 @@ def _lacks_in_quantizer(quantizer: Any) -> bool:
 
 
 def _check_family(place: str, chosen: Any, found: str) -> None:
-    """Raises ConfigError where the pretrained model is a KL-VAE and the run's is not, or the reverse."""
+    """Raises ConfigError if only one of the pretrained model and the run's model is a KL-VAE."""
     families = {name: family for family in FAMILIES.values() for name in family.classes}
     if chosen in families and _is_kl(families[chosen]) != _is_kl(families[found]):
         scripts = [family.script for family in FAMILIES.values() if _is_kl(family) == _is_kl(families[found])]
         raise ConfigError(
-            f"`model.class` is {chosen}, and `model.pretrained` ({place}) holds a {found}; name another "
+            f"`model.class` is {chosen}, but `model.pretrained` ({place}) holds a {found}; name another "
             f"model there, or use {' or '.join(scripts)}"
         )
 

@@ -1,4 +1,4 @@
-"""YAML as configs use it: YAML 1.2's numbers and booleans, no key twice, errors that name the line."""
+"""YAML for configs: the numbers and booleans of YAML 1.2, no duplicate keys, errors that name the line."""
 
 import re
 from collections.abc import Callable, Hashable
@@ -6,13 +6,11 @@ from typing import Any
 
 import yaml
 
-from latentae.config.errors import ConfigError
-
 _TAG = "tag:yaml.org,2002:"
 
-# PyYAML speaks YAML 1.1, where `no` is false (and mixed_precision has a value `no`), 1e-4 is text, 010 is
-# eight and 2024-01-01 a date. YAML 1.2's core schema has none of these. Its hexadecimal, octal, .inf and .nan
-# are left out: no key wants them, so they stay text and get the error that text gets.
+# PyYAML reads YAML 1.1, in which `no` is false (but `no` is a value of mixed_precision), 1e-4 is text, 010 is
+# eight and 2024-01-01 is a date. The core schema of YAML 1.2 has none of these. Its hexadecimal and octal
+# numbers, .inf and .nan are left out because no key accepts them: they stay text and are reported as such.
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -22,16 +20,20 @@ _SCALARS = {
 
 NULLS = ("~", "null", "Null", "NULL")
 _NO_TEXT = tuple(f"{_TAG}{name}" for name in ("int", "float", "bool"))
-_DEEPEST = 16  # an alias may hold itself
+_DEEPEST = 16  # levels to visit, because an alias may contain itself
+
+
+class ConfigError(ValueError):
+    """A config or command line is wrong. The text is for people, one problem per line."""
 
 
 class ConfigLoader(yaml.SafeLoader):
-    """`yaml.SafeLoader` with YAML 1.2's scalars, whose keys are text and appear once."""
+    """`yaml.SafeLoader` with the scalars of YAML 1.2. Keys must be text, and unique."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's attribute, filled below)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        """The mapping of a node; `ConstructorError` if a key appears twice or is no text."""
+        """Returns the mapping of a node; raises ConstructorError if a key appears twice or is not text."""
         seen = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = (key_node.tag, repr(key_node.value))
@@ -42,13 +44,13 @@ class ConfigLoader(yaml.SafeLoader):
         mapping = super().construct_mapping(node, deep)
         for name in mapping:
             if not isinstance(name, str):
-                problem = f"the key `{show(name)}` is no text"
+                problem = f"the key `{show(name)}` is not text"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return mapping
 
 
 class ConfigDumper(yaml.SafeDumper):
-    """`yaml.SafeDumper` with lists on one line, and quotes around what either YAML would not read as text."""
+    """`yaml.SafeDumper` with lists on one line, and quotes around text that YAML 1.1 or 1.2 would misread."""
 
 
 def _construct_int(loader: Any, node: Any) -> int:
@@ -79,11 +81,11 @@ def parse_yaml(
     is_text: Callable[[str], bool] = lambda path: False,
     path: str = "",
 ) -> Any:
-    """The value of a YAML text, or `ConfigError` with `source`, the line (of a file) and the reason.
+    """Returns the value of a YAML text; raises ConfigError with `source`, the line and the reason.
 
     Args:
-        is_text: whether the key at a dotted path holds text, so that 001, 1e3 and true are text there, too.
-        path: of the key that the value is of; empty for a whole config.
+        is_text: whether the key at a dotted path holds text, so that 001, 1e3 and true are text there too.
+        path: dotted path of the key that the value belongs to; empty for a whole config.
     """
     loader = ConfigLoader(text)
     try:
@@ -101,7 +103,7 @@ def parse_yaml(
 
 
 def _mark_text(node: Any, path: str, is_text: Callable[[str], bool]) -> None:
-    """Has values that YAML takes for numbers or booleans read as text where a key holds text."""
+    """Marks numbers and booleans as text where the key holds text."""
     if isinstance(node, yaml.MappingNode) and path.count(".") < _DEEPEST:
         for key_node, value_node in node.value:
             _mark_text(value_node, f"{path}.{key_node.value}".removeprefix("."), is_text)
@@ -110,7 +112,7 @@ def _mark_text(node: Any, path: str, is_text: Callable[[str], bool]) -> None:
 
 
 def show(value: Any) -> str:
-    """A value as YAML on one line, as it would be written in a config."""
+    """Returns a value as YAML on one line, as it would be written in a config."""
     if not isinstance(value, str | int | float | list | tuple | dict | None):
         return str(value)
     text = yaml.dump(

@@ -3,7 +3,9 @@
 import copy
 from typing import Any
 
-from latentae.config import RunConfig, config_from_mapping
+import pytest
+
+from latentae.config import ConfigError, RunConfig, config_from_mapping
 
 _EXAMPLE = {
     "max_steps": 100,
@@ -51,3 +53,20 @@ def config(changes: dict[str, Any] | None = None) -> RunConfig:
 
 VQVAE = {"model.class": "VQVAE", "loss.adversarial": None, "discriminator": None}
 """Changes that make the example a VQVAE."""
+
+KLVAE = {"model.class": "KLVAE", "model.quantizer": REMOVED, "loss.adversarial": None, "discriminator": None}
+"""Changes that make the example a KLVAE."""
+
+
+def problems(changes: dict[str, Any]) -> list[str]:
+    """The lines of the error that the changed example raises."""
+    with pytest.raises(ConfigError) as caught:
+        config(changes)
+    return str(caught.value).splitlines()
+
+
+def one_problem(changes: dict[str, Any], key: str, *parts: Any) -> None:
+    """The changed example has one problem; it starts with the key and names all these values and keys."""
+    (line,) = problems(changes)
+    assert line.startswith(f"`{key}`"), line
+    assert [part for part in parts if str(part) not in line] == [], line

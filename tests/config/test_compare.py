@@ -9,7 +9,7 @@ from latentae.config import (
     refused_in_branch,
 )
 from latentae.config.compare import NOT_SET
-from latentae.config.reflect import known_keys
+from latentae.config.describe import known_keys
 from tests.config.example import VQVAE, config
 
 

@@ -101,7 +101,7 @@ def test_another_family_says_which_script() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("kl_vae", ["model.pretrained=some/model"], Describe(VQ))
     assert str(caught.value) == (
-        "`model.class` is KLVAE, and `model.pretrained` (some/model) holds a VQGAN; name another model "
+        "`model.class` is KLVAE, but `model.pretrained` (some/model) holds a VQGAN; name another model "
         "there, or use train_vq_vae.py or train_vqgan.py"
     )
     with pytest.raises(

@@ -39,7 +39,7 @@ def test_scalars_are_yaml_1_2(text: str, value: Any) -> None:
     ("text", "message"),
     [
         ("a: 1\nb:\n  c: 1\n  c: 2", "f, line 4: the key `c` appears twice"),
-        ("a: 1\n2: 3", "f, line 1: the key `2` is no text"),
+        ("a: 1\n2: 3", "f, line 1: the key `2` is not text"),
         ("? [1]\n: 2", "f, line 1: found unhashable key"),
         ("a: !!int x", "f: invalid literal for int() with base 10: 'x'"),
         ("a: !!int [1]", "f, line 1: expected a scalar node, but found sequence"),

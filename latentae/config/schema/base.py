@@ -1,4 +1,4 @@
-"""What every section of a config has in common, and the value types they share."""
+"""The base class of all sections, and the value types that they share."""
 
 from typing import Annotated, Any
 
@@ -6,10 +6,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A group of keys: typed strictly, closed to unknown keys, frozen, each key documented by its docstring.
+    """A group of keys. It is strictly typed, frozen, and refuses unknown keys; docstrings document the keys.
 
-    Strict means that `"8"` is no integer and `true` no number; an integer does where a number is asked for. A
-    section with a `type` (or `class`) key is one of several that may stand in its place, now or later.
+    Strict means that `"8"` is not an integer and `true` is not a number; an integer is accepted as a number.
+    A section with a `type` (or `class`) key is one of several alternatives, now or later.
     """
 
     model_config = ConfigDict(
@@ -32,7 +32,7 @@ def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-# YAML has lists; a section that is frozen all the way down needs tuples.
+# YAML has lists, but a section whose values are all immutable needs tuples.
 FROM_LIST = BeforeValidator(_list_to_tuple)
 Widths = Annotated[tuple[Count, ...], FROM_LIST, Field(min_length=1)]
 Switches = Annotated[tuple[bool, ...], FROM_LIST, Field(min_length=1)]

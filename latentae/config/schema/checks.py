@@ -1,4 +1,7 @@
-"""What one section of a config demands of another: errors, and warnings about what is legal but unlikely."""
+"""Contradictions between keys (errors), and combinations that are allowed but unlikely (warnings).
+
+Every line names the key, its value and a remedy, or, in a warning, the consequence.
+"""
 
 from __future__ import annotations
 
@@ -6,52 +9,149 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from latentae.config.schema.checks_adversarial import adversarial_problems, adversarial_warnings
-from latentae.config.schema.checks_checkpoint import checkpoint_problems
-from latentae.config.schema.checks_compile import compile_problems
-from latentae.config.schema.checks_data import data_problems
-from latentae.config.schema.checks_latent_losses import latent_loss_problems, latent_loss_warnings
-from latentae.config.schema.checks_loss import loss_problems, loss_warnings
-from latentae.config.schema.checks_pretrained import pretrained_problems
-from latentae.config.schema.checks_quantizer import quantizer_problems
-from latentae.config.schema.model import KLVAEConfig, VQGANConfig, VQVAEConfig
+from latentae.config.schema.loss import LikelihoodConfig, LinearScheduleConfig
+from latentae.config.schema.model import (
+    MOST_CODES,
+    FSQConfig,
+    GroupedQuantizerConfig,
+    KLVAEConfig,
+    ResidualQuantizerConfig,
+    VQGANConfig,
+    VQVAEConfig,
+)
 from latentae.config.yaml_text import show
 
 if TYPE_CHECKING:
     from latentae.config.schema.run import RunConfig
 
+SMALLEST_IMAGE = {
+    "alex": 31,  # an 11x11 convolution of stride 4, then two 3x3 max-pools of stride 2, leave one pixel
+    "vgg": 16,  # four max-pools of stride 2 leave one pixel
+}
+"""Smallest image side, in pixels, on which the deepest layer of each perceptual trunk can be computed."""
+
+SMALLEST_MEASURED = max(11, SMALLEST_IMAGE["alex"])
+"""Smallest image side, in pixels, that can be measured: SSIM needs 11, LPIPS needs AlexNet's."""
+
 
 def find_problems(config: RunConfig) -> list[str]:
-    """Every contradiction between sections, one line each: field, value, remedy. Empty when there is none."""
-    return [
-        *checkpoint_problems(config),
-        *compile_problems(config),
-        *data_problems(config),
-        *_norm_groups(config),
-        *_attention_levels(config),
-        *_kl(config),
-        *_adversarial(config),
-        *_discriminator(config),
-        *adversarial_problems(config),
-        *loss_problems(config),
-        *latent_loss_problems(config),
-        *pretrained_problems(config),
-        *quantizer_problems(config),
-    ]
+    """Returns every contradiction between keys, one line each; empty when there is none."""
+    checks = (
+        _best_checkpoint,
+        _compile,
+        _image_sizes,
+        _image_ranges,
+        _model,
+        _kl,
+        _adversarial,
+        _discriminator,
+        _scaled_perceptual,
+        _latent_losses,
+        _equivariance_sizes,
+        _spectral_sizes,
+        _frozen_encoder,
+        _quantizer,
+    )
+    return [problem for check in checks for problem in check(config)]
 
 
 def config_warnings(config: RunConfig) -> list[str]:
-    """What is allowed but probably not meant, one line each: field, value and consequence."""
-    warnings = [*adversarial_warnings(config)]
-    if config.optimizer.warmup_steps >= config.max_steps:
-        warnings.append(
-            f"`optimizer.warmup_steps` is {config.optimizer.warmup_steps} and `max_steps` "
-            f"{config.max_steps}: the learning rate never reaches `optimizer.learning_rate`"
+    """Returns what is allowed but probably not meant, one line each."""
+    checks = (_adversarial_warnings, _warmup_warnings, _kl_schedule_warnings, _equivariance_warnings)
+    return [warning for check in checks for warning in check(config)]
+
+
+def _best_checkpoint(config: RunConfig) -> Iterator[str]:
+    """The best checkpoint can only be chosen among checkpoints that are measured."""
+    if config.best_metric is None:
+        return
+    validate, save = config.validate_every, config.checkpoint_every
+    if validate is None:
+        yield (
+            f"`best_metric` is {config.best_metric}, but `validate_every` is null, so nothing measures it; "
+            f"set `validate_every: {save}`, the value of `checkpoint_every`"
         )
-    return [*warnings, *loss_warnings(config), *latent_loss_warnings(config)]
+    elif validate % save and save % validate:
+        yield (
+            f"`best_metric` is {config.best_metric}, but neither of `validate_every: {validate}` and "
+            f"`checkpoint_every: {save}` is a multiple of the other, so few checkpoints would be measured; "
+            f"set `validate_every: {save}`"
+        )
 
 
-def _norm_groups(config: RunConfig) -> Iterator[str]:
+def _compile(config: RunConfig) -> Iterator[str]:
+    """Networks are compiled separately for every size of images and latents."""
+    if not config.compile:
+        return
+    sizes = len(set(config.data.training_sizes))
+    if sizes > 1:
+        yield (
+            f"`compile` is true, but `data.resolutions` has {sizes} sizes, and compiling takes minutes for "
+            "each; set `compile: false` or `data.resolutions: null`"
+        )
+    equivariance = config.loss.equivariance
+    if equivariance is not None and equivariance.min_scale < 1:
+        yield (
+            f"`compile` is true, but `loss.equivariance.min_scale: {equivariance.min_scale}` changes the "
+            "sizes from step to step, and compiling takes minutes for each; set `compile: false` or "
+            "`loss.equivariance.min_scale: 1`"
+        )
+
+
+def _image_sizes(config: RunConfig) -> Iterator[str]:
+    size = config.data.image_size
+    yield from _image_size(config, "data.image_size", config.data.height_and_width, isinstance(size, int))
+    for sides in config.data.resolutions or ():
+        yield from _image_size(config, "data.resolutions", sides, is_number=False)
+
+
+def _image_size(config: RunConfig, key: str, sides: tuple[int, int], is_number: bool) -> Iterator[str]:
+    """Checks one size against the measurements, the perceptual loss and the model, in this order."""
+    factor = config.model.downsampling_factor
+    shown = sides[0] if is_number else list(sides)
+    verb = "is" if key == "data.image_size" else "has"
+    perceptual = config.loss.perceptual
+    # Every run is measured at its end, at this size only.
+    measured = SMALLEST_MEASURED if key == "data.image_size" else 1
+    least = math.ceil(measured / factor) * factor
+    if min(sides) < measured:
+        yield (
+            f"`{key}` {verb} {shown}, too small to measure: the measurement at the end of a run needs "
+            f"{measured} pixels per side (SSIM 11, LPIPS {SMALLEST_IMAGE['alex']}); use {least} or more"
+        )
+    elif perceptual is not None and min(sides) < SMALLEST_IMAGE[perceptual.trunk]:
+        smallest = math.ceil(SMALLEST_IMAGE[perceptual.trunk] / factor) * factor
+        yield (
+            f"`{key}` {verb} {shown}, too small for the perceptual loss with `loss.perceptual.trunk: "
+            f"{perceptual.trunk}`; use {smallest} or more, or loss.perceptual=null"
+        )
+    elif any(side % factor for side in sides):
+        below = [max(side // factor * factor, least) for side in sides]
+        above = [math.ceil(side / factor) * factor for side in sides]
+        nearest = [sizes[0] if is_number else sizes for sizes in (below, above)]
+        remedy = f"{nearest[0]} or {nearest[1]}" if nearest[0] != nearest[1] else f"{nearest[0]}"
+        yield (
+            f"`{key}` {verb} {shown}, not a multiple of {factor}, the downsampling factor of a model with "
+            f"{len(config.model.block_out_channels)} levels in `model.block_out_channels`; use {remedy}"
+        )
+
+
+def _image_ranges(config: RunConfig) -> Iterator[str]:
+    """Ranges must be given as [low, high]."""
+    downscale, values = config.data.downscale, config.data.value_range
+    if downscale is not None and downscale[0] > downscale[1]:
+        low, high = downscale
+        yield f"`data.downscale` is [{low}, {high}], but it must be [low, high]; use [{high}, {low}]"
+    if values is not None and values[0] >= values[1]:
+        low, high = values
+        yield (
+            f"`data.value_range` is [{low}, {high}]; it must be [low, high] with low < high, the numbers "
+            "that stand for black and white"
+        )
+
+
+def _model(config: RunConfig) -> Iterator[str]:
+    """Group norms need widths that the number of groups divides; attention needs one value per level."""
     groups, widths = config.model.norm_num_groups, config.model.block_out_channels
     offending = sorted({width for width in widths if width % groups})
     if offending:
@@ -61,49 +161,226 @@ def _norm_groups(config: RunConfig) -> Iterator[str]:
             f"`model.norm_num_groups` is {groups}, which does not divide {' and '.join(map(str, offending))} "
             f"in `model.block_out_channels`; {remedy} divides every width there"
         )
-
-
-def _attention_levels(config: RunConfig) -> Iterator[str]:
-    switches, levels = config.model.attention_levels, len(config.model.block_out_channels)
-    if switches is not None and len(switches) != levels:
+    switches = config.model.attention_levels
+    if switches is not None and len(switches) != len(widths):
         yield (
             f"`model.attention_levels` is {show(switches)}; it needs one true or false for each of the "
-            f"{levels} levels of `model.block_out_channels`"
+            f"{len(widths)} levels of `model.block_out_channels`"
         )
 
 
 def _kl(config: RunConfig) -> Iterator[str]:
     if config.loss.kl is not None and not isinstance(config.model, KLVAEConfig):
         yield (
-            f"`loss.kl` is set, and `model.class: {config.model.class_}` has no posterior to measure; set it "
-            "to null or use `model.class: KLVAE`"
+            f"`loss.kl` is set, but `model.class: {config.model.class_}` has no posterior; set it to null or "
+            "use `model.class: KLVAE`"
         )
 
 
 def _adversarial(config: RunConfig) -> Iterator[str]:
+    """A VQVAE has no adversarial loss, a VQGAN has one, and the discriminator's warmup comes before it."""
     adversarial = config.loss.adversarial
     if isinstance(config.model, VQVAEConfig) and adversarial is not None:
         yield (
-            "`loss.adversarial` is set, and `model.class: VQVAE` is trained without one; set it to null "
+            "`loss.adversarial` is set, but `model.class: VQVAE` is trained without one; set it to null "
             "or use `model.class: VQGAN`"
         )
     if isinstance(config.model, VQGANConfig) and adversarial is None:
         yield (
-            "`loss.adversarial` is null, and `model.class: VQGAN` is trained with one; give it its keys "
+            "`loss.adversarial` is null, but `model.class: VQGAN` is trained with one; set its keys "
             "(`type: hinge`, `start_step`) or use `model.class: VQVAE`"
         )
     if adversarial is not None and adversarial.discriminator_warmup_steps > adversarial.start_step:
         yield (
             "`loss.adversarial.discriminator_warmup_steps` is "
             f"{adversarial.discriminator_warmup_steps}, more than the {adversarial.start_step} steps before "
-            "`loss.adversarial.start_step`; lower the one or raise the other"
+            "`loss.adversarial.start_step`; lower the former or raise the latter"
         )
 
 
 def _discriminator(config: RunConfig) -> Iterator[str]:
-    if config.loss.adversarial is not None and config.discriminator is None:
-        yield "`discriminator` is null, and `loss.adversarial` needs one; give it `type` and `optimizer`"
-    # with a VQGAN it is the missing loss that is wrong, which `_adversarial` says
-    untrained = config.loss.adversarial is None and not isinstance(config.model, VQGANConfig)
-    if untrained and config.discriminator is not None:
-        yield "`discriminator` is set, and without `loss.adversarial` nothing trains it; set it to null"
+    """The adversarial loss and the discriminator need each other."""
+    adversarial, discriminator = config.loss.adversarial, config.discriminator
+    if adversarial is not None and discriminator is None:
+        yield "`discriminator` is null, but `loss.adversarial` needs one; set its `type` and `optimizer`"
+    # With a VQGAN it is the missing loss that is wrong, which `_adversarial` reports.
+    untrained = adversarial is None and not isinstance(config.model, VQGANConfig)
+    if untrained and discriminator is not None:
+        yield "`discriminator` is set, but without `loss.adversarial` nothing trains it; set it to null"
+    if adversarial is not None and adversarial.min_adaptive_weight > adversarial.max_adaptive_weight:
+        yield (
+            f"`loss.adversarial.min_adaptive_weight` is {adversarial.min_adaptive_weight:g}, more than "
+            f"`loss.adversarial.max_adaptive_weight`, {adversarial.max_adaptive_weight:g}; lower the former "
+            "or raise the latter"
+        )
+    if discriminator is not None and len(set(discriminator.augment)) < len(discriminator.augment):
+        once = list(dict.fromkeys(discriminator.augment))
+        yield (
+            f"`discriminator.augment` is {show(list(discriminator.augment))}, but may name each augmentation "
+            f"only once; use {show(once)}"
+        )
+
+
+def _scaled_perceptual(config: RunConfig) -> Iterator[str]:
+    reconstruction = config.loss.reconstruction
+    scaled = isinstance(reconstruction, LikelihoodConfig) and reconstruction.scale_perceptual
+    if scaled and config.loss.perceptual is None:
+        yield (
+            "`loss.reconstruction.scale_perceptual` is true, but `loss.perceptual` is null; set its keys "
+            "(`type: lpips`) or use loss.reconstruction.scale_perceptual=false"
+        )
+
+
+def _latent_losses(config: RunConfig) -> Iterator[str]:
+    """Losses of the latents need an encoder that learns, something to transform, and RGB images."""
+    loss = config.loss
+    for name in ("equivariance", "alignment", "spectral") if config.freeze_encoder else ():
+        if getattr(loss, name) is not None:
+            yield (
+                f"`loss.{name}` is set, but `freeze_encoder` is true: this loss changes the latents, and a "
+                f"frozen encoder cannot change them; use loss.{name}=null or freeze_encoder=false"
+            )
+    if loss.equivariance is not None and loss.equivariance.min_scale == 1 and not loss.equivariance.rotate:
+        yield (
+            "`loss.equivariance.min_scale` is 1 and `loss.equivariance.rotate` is false, so there is "
+            "nothing to transform; lower the former, turn on the latter, or use loss.equivariance=null"
+        )
+    if loss.alignment is not None and config.model.in_channels != 3:
+        yield (
+            f"`loss.alignment` is set, but `model.in_channels` is {config.model.in_channels}, and its "
+            "networks need RGB images; use loss.alignment=null"
+        )
+
+
+def _equivariance_sizes(config: RunConfig) -> Iterator[str]:
+    """The smallest images that equivariance decodes must be large enough for the other losses."""
+    loss, factor = config.loss, config.model.downsampling_factor
+    if loss.equivariance is None:
+        return
+    shortest = _shortest_side(config)
+    needed = _perceptual_side(config)
+    if loss.adversarial is not None and config.discriminator is not None:
+        # After the halving layers, two 4x4 convolutions remove one pixel each, and one must remain.
+        needed = max(needed, 3 * 2**config.discriminator.num_layers)
+    least = max(1, round(loss.equivariance.min_scale * (shortest // factor))) * factor
+    if least < needed:
+        yield (
+            f"`loss.equivariance.min_scale` is {loss.equivariance.min_scale:g}, which shrinks images of "
+            f"{shortest} pixels to {least}, but the other losses need {needed}; raise it or "
+            "`data.image_size`"
+        )
+
+
+def _spectral_sizes(config: RunConfig) -> Iterator[str]:
+    """The smallest images that the spectral loss decodes must be large enough for the perceptual loss."""
+    if config.loss.spectral is None:
+        return
+    shortest, factor = _shortest_side(config), config.model.downsampling_factor
+    divisor = max(config.loss.spectral.factors)
+    least = max(1, round(shortest // factor / divisor)) * factor
+    if divisor > shortest // factor:
+        yield (
+            f"`loss.spectral.factors` has {divisor}, but images of {shortest} pixels have only "
+            f"{shortest // factor} latents per side; use smaller factors or raise `data.image_size`"
+        )
+    elif least < _perceptual_side(config):
+        yield (
+            f"`loss.spectral.factors` has {divisor}, which shrinks images of {shortest} pixels to {least}, "
+            f"but the perceptual loss needs {_perceptual_side(config)}; use smaller factors or raise "
+            "`data.image_size`"
+        )
+
+
+def _shortest_side(config: RunConfig) -> int:
+    return min(min(size) for size in config.data.training_sizes)
+
+
+def _perceptual_side(config: RunConfig) -> int:
+    """Returns the image side that the perceptual loss needs; 1 without one."""
+    return 1 if config.loss.perceptual is None else SMALLEST_IMAGE[config.loss.perceptual.trunk]
+
+
+def _frozen_encoder(config: RunConfig) -> Iterator[str]:
+    if config.freeze_encoder and config.model.pretrained is None:
+        yield (
+            "`freeze_encoder` is true, but `model.pretrained` is null, so the encoder would keep its random "
+            "initial weights; set `model.pretrained` to a trained model, or use freeze_encoder=false"
+        )
+
+
+def _quantizer(config: RunConfig) -> Iterator[str]:
+    if isinstance(config.model, KLVAEConfig):
+        return
+    quantizer, path = config.model.quantizer, "model.quantizer"
+    # Without a code_dim of its own, each group of channels needs the same number of latent channels.
+    if isinstance(quantizer, GroupedQuantizerConfig):
+        has_free_dim = getattr(quantizer.member, "code_dim", 0) is None
+        if has_free_dim and config.model.latent_channels % quantizer.groups:
+            yield (
+                f"`model.quantizer.groups` is {quantizer.groups}, which does not divide "
+                f"`model.latent_channels` ({config.model.latent_channels}); set "
+                "`model.quantizer.member.code_dim`, or change one of them"
+            )
+    # There is a limit to the number of codes whose use can be counted.
+    if isinstance(quantizer, ResidualQuantizerConfig | GroupedQuantizerConfig):
+        quantizer, path = quantizer.member, f"{path}.member"
+    if isinstance(quantizer, FSQConfig) and math.prod(quantizer.levels) > MOST_CODES:
+        yield (
+            f"`{path}.levels` is {show(quantizer.levels)}, which makes {math.prod(quantizer.levels)} codes, "
+            f"more than the limit of {MOST_CODES}; use fewer levels, or `model.quantizer.type: grouped`"
+        )
+
+
+def _adversarial_warnings(config: RunConfig) -> Iterator[str]:
+    adversarial = config.loss.adversarial
+    if adversarial is None:
+        return
+    if adversarial.start_step >= config.max_steps:
+        yield (
+            f"`loss.adversarial.start_step` is {adversarial.start_step} and `max_steps` is "
+            f"{config.max_steps}: the adversarial loss never starts"
+        )
+    elif adversarial.start_step + adversarial.ramp_steps > config.max_steps:
+        yield (
+            f"`loss.adversarial.ramp_steps` is {adversarial.ramp_steps}, from step {adversarial.start_step} "
+            f"on, and `max_steps` is {config.max_steps}: the adversarial loss never reaches its full weight"
+        )
+    if adversarial.min_adaptive_weight > 0 and not adversarial.adaptive:
+        yield (
+            f"`loss.adversarial.min_adaptive_weight` is {adversarial.min_adaptive_weight:g}, but "
+            "`loss.adversarial.adaptive` is false: there is no adaptive weight to limit"
+        )
+
+
+def _warmup_warnings(config: RunConfig) -> Iterator[str]:
+    if config.optimizer.warmup_steps >= config.max_steps:
+        yield (
+            f"`optimizer.warmup_steps` is {config.optimizer.warmup_steps} and `max_steps` is "
+            f"{config.max_steps}: the learning rate never reaches `optimizer.learning_rate`"
+        )
+
+
+def _kl_schedule_warnings(config: RunConfig) -> Iterator[str]:
+    schedule = None if config.loss.kl is None else config.loss.kl.schedule
+    if schedule is None:
+        return
+    if isinstance(schedule, LinearScheduleConfig):
+        if schedule.warmup_steps >= config.max_steps:
+            yield (
+                f"`loss.kl.schedule.warmup_steps` is {schedule.warmup_steps} and `max_steps` is "
+                f"{config.max_steps}: the divergence never reaches its full weight, `loss.kl.weight`"
+            )
+    elif schedule.cycle_steps * schedule.cycles > config.max_steps:
+        yield (
+            f"`loss.kl.schedule` has {schedule.cycles} cycles of {schedule.cycle_steps} steps and "
+            f"`max_steps` is {config.max_steps}: the run ends within a cycle"
+        )
+
+
+def _equivariance_warnings(config: RunConfig) -> Iterator[str]:
+    reconstruction = config.loss.reconstruction
+    if config.loss.equivariance is not None and isinstance(reconstruction, LikelihoodConfig):
+        yield (
+            f"`loss.equivariance` is set and `loss.reconstruction.type` is {reconstruction.type}: "
+            "`elbo_nats` and `bits_per_dimension` in the log include transformed images, so they are no bound"
+        )

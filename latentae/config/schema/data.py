@@ -1,4 +1,4 @@
-"""Where images come from and what is done to them."""
+"""Where the training images come from, and how they are cropped, held out, checked and cached."""
 
 from typing import Annotated
 
@@ -11,51 +11,53 @@ class DataConfig(Section):
     """The training images."""
 
     name: Text = "photos"
-    """`photos` (a few built-in photographs), a folder of images, tar, parquet or arrow files (one, a folder
-    of them, or a pattern such as `shards/{000..099}.tar`), or the name of a dataset on the hub."""
+    """`photos` (a few built-in photographs), a folder of images, tar, parquet or arrow files (one file, a
+    folder of them, or a pattern such as `shards/{000..099}.tar`), or the name of a dataset on the hub."""
     split: Text = "train"
     """Split of the dataset to train on."""
     dataset_config: Text | None = None
     """Configuration of a hub dataset that has several; null: its default."""
     image_column: Text | None = None
-    """Column that holds the images; null: the only image column there is. In tar files the extension of the
-    images; null: one image of each sample."""
+    """Column that holds the images; null: the only image column. For tar files, the file extension of the
+    images; null: the one image of each sample."""
     streaming: bool = False
-    """Read tar files, tables and hub datasets front to back as they come, without an index or a copy of them
-    here; false: any image in any order, which takes an index or a copy first."""
+    """true: read tar files, tables and hub datasets sequentially, without an index or a local copy. false:
+    read images in random order, which first builds an index or downloads a copy."""
     shuffle_block: Count = 512
-    """With streaming, images that are shuffled together; each worker keeps as many in memory, undecoded."""
+    """With streaming, the number of images that are shuffled together. Each worker keeps this many in memory,
+    still encoded."""
     value_range: Range | None = None
-    """Stored numbers [low, high] that stand for black and white in images of more than 8 bits and arrays;
-    null: 0 and 65535 for 16 bits, 0 and 1 for floats."""
+    """Stored numbers [low, high] that stand for black and white, in arrays and in images with more than 8
+    bits; null: 0 and 65535 for 16 bits, 0 and 1 for floats."""
     max_pixels: Count = 200_000_000
-    """Pixels of the largest picture that is decoded, since a small file may unpack to more than the memory
-    holds; larger ones count as unreadable. Arrays have no limit."""
+    """Largest image that is decoded, in pixels, because a small file can unpack to more than the memory
+    holds. Larger images count as unreadable. Arrays have no limit."""
     image_size: Count | Size
-    """Side of the square training images in pixels, or [height, width]; a multiple of the model's factor, and
-    31 or more, which the measurement at the end needs."""
+    """Side of the square training images in pixels, or [height, width]. It must be a multiple of the model's
+    downsampling factor, and at least 31 for the measurement at the end."""
     resolutions: Sizes | None = None
-    """Sizes [height, width] of the training images, of which each batch has one at random; null: all have
-    `image_size`, which in any case is what is measured on."""
+    """Sizes [height, width] of the training images; each batch uses one of them at random. null: always
+    `image_size`. Measurements use `image_size` in either case."""
     downscale: Downscale | None = None
-    """Source pixels per training pixel, drawn from this range [low, high] before the crop; null: the
-    largest crop that fits."""
+    """Range [low, high] of source pixels per training pixel along a side. Each crop draws a value and is
+    scaled down by it. null: the largest crop that fits."""
     random_flip: bool = False
-    """Mirror half of the images left to right."""
+    """Mirror half of the images left to right, at random."""
     num_workers: CountOrZero = 2
-    """Processes that load images, per training process; 0: the training process itself."""
+    """Processes per training process that load images; 0: the training process loads them itself."""
     holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.05
-    """Share of the images kept out of training, to measure on, where the dataset has no split for that."""
+    """Share of the images that is kept out of training for measurements, where the dataset has no validation
+    split."""
     max_validation: Count = 2000
-    """Images that are measured on at most."""
+    """Largest number of images that are measured on."""
     max_broken: CountOrZero = 100
-    """Unreadable images that are skipped before the run is stopped."""
+    """Number of unreadable images to skip before the run stops."""
     check_images: CountOrZero = 256
-    """Images that are opened before training starts, to report broken ones early: so many to train on (with
-    streaming: none), and as many to measure on; 0: none."""
+    """Number of images to open before training starts, so that broken ones are reported early: this many
+    training images (none with streaming) and as many validation images; 0: none."""
     cache_megabytes: CountOrZero = 1024
-    """Memory for decoded images on each machine, in MiB, for all processes there together; a quarter of it is
-    for the images that are measured on; 0: none are kept."""
+    """Memory for decoded images in MiB, per machine and shared by all its processes. A quarter of it is for
+    validation images. 0: no cache."""
 
     @property
     def height_and_width(self) -> tuple[int, int]:

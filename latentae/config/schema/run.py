@@ -1,21 +1,124 @@
-"""A whole training run: the top of the schema."""
+"""A whole training run: the top of the schema, with the optimizers, the discriminator and the guard.
 
-from typing import Annotated, Literal, Self
+A new optimizer is a section here and its name in the union `OptimizerConfig`.
+"""
+
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from latentae.config.schema.base import FROM_LIST, Count, CountOrZero, Positive, Section, ShareBelowOne, Text
+from latentae.config.schema.base import (
+    FROM_LIST,
+    Betas,
+    Count,
+    CountOrZero,
+    Positive,
+    PositiveOrZero,
+    Section,
+    Share,
+    ShareBelowOne,
+    Text,
+)
 from latentae.config.schema.checks import find_problems
 from latentae.config.schema.data import DataConfig
-from latentae.config.schema.discriminator import DiscriminatorConfig
-from latentae.config.schema.guard import GuardConfig
 from latentae.config.schema.loss import LossConfig
 from latentae.config.schema.model import ModelConfig
-from latentae.config.schema.optimizer import OptimizerConfig
+
+
+class _Adam(Section):
+    """The keys of Adam and its variants, and of the learning rate schedule."""
+
+    type: str
+    learning_rate: Positive
+    """Learning rate after the warmup. It is used as given, not multiplied by the batch size."""
+    betas: Betas = (0.5, 0.9)
+    """Decay of the moving averages of the gradient and of its square (taming-transformers: 0.5, 0.9)."""
+    weight_decay: PositiveOrZero = 0.0
+    """Each step reduces every weight, norms and biases included, by this share times the learning rate
+    (taming-transformers: 0)."""
+    epsilon: Positive = 1e-8
+    """Added to the denominator of the update."""
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """Learning rate after the warmup. constant: stays the same. cosine: half a cosine that ends at
+    `max_steps`. wsd: warmup-stable-decay (arXiv 2404.06395), constant and then 1 - sqrt over the last
+    `decay_share`."""
+    warmup_steps: CountOrZero = 0
+    """Optimizer steps over which the learning rate rises linearly from zero."""
+    decay_share: Share = 0.2
+    """Share of the steps after the warmup over which the wsd schedule decays. The part before it does not
+    depend on `max_steps`, so a run can be continued for longer."""
+    final_scale: Share = 0.0
+    """Share of the learning rate that remains at the end of the cosine and wsd schedules."""
+
+
+class AdamWConfig(_Adam):
+    """Adam with decoupled weight decay (arXiv 1711.05101) and a learning rate schedule."""
+
+    type: Literal["adamw"]
+
+
+class AdamW8bitConfig(_Adam):
+    """AdamW whose two moving averages take one byte each instead of four (arXiv 2110.02861); needs
+    bitsandbytes."""
+
+    type: Literal["adamw8bit"]
+
+
+OptimizerConfig: TypeAlias = Annotated[AdamWConfig | AdamW8bitConfig, Field(discriminator="type")]
+
+
+class R1Config(Section):
+    """A penalty on the gradient of the discriminator's logits at real images (R1, arXiv 1801.04406), applied
+    lazily as in StyleGAN2."""
+
+    weight: Positive
+    """Weight of |gradient of the sum of an image's logits|^2 / (2 x number of these logits), averaged over
+    the images. For a PatchGAN this quantity is about 1, so a weight of 0.1 already has an effect. StyleGAN2
+    uses 10 with one logit."""
+    every: Count = 16
+    """Updates of the discriminator per penalty. Each penalty is multiplied by this number. `max_grad_norm`
+    clips these updates too, and the penalty with them; 1 avoids that, but takes more time."""
+
+
+class PatchGANConfig(Section):
+    """A convolutional network with one logit per image patch (arXiv 1611.07004)."""
+
+    type: Literal["patchgan"]
+    base_channels: Count = 64
+    """Channels of the first layer. Each later layer doubles them, up to eight times this number."""
+    num_layers: Count = 3
+    """Layers that halve height and width. With 3, each logit sees 70x70 pixels."""
+    norm: Literal["group", "spectral", "none"] = "group"
+    """Normalisation of the inner layers."""
+    optimizer: OptimizerConfig
+    """The discriminator's own optimizer."""
+    update_every: Count = 1
+    """Optimizer steps per update of the discriminator. More than 1 weakens a discriminator that is too
+    strong."""
+    augment: Annotated[tuple[Literal["color", "translation", "cutout"], ...], FROM_LIST] = ()
+    """Random augmentations, in this order, of the images and reconstructions that the discriminator sees
+    (DiffAug, arXiv 2006.10738). Use them with few images, which it would otherwise memorise. []: none."""
+    r1: R1Config | None = None
+    """R1 gradient penalty; null: none."""
+
+
+DiscriminatorConfig: TypeAlias = PatchGANConfig
+"""The networks that may stand in the section `discriminator`. A second one makes this a union."""
+
+
+class GuardConfig(Section):
+    """Updates from losses or gradients that are not finite are skipped; too many in a row end the run."""
+
+    max_consecutive: Count = 10
+    """Number of skipped updates in a row after which the run stops and saves its state."""
+    min_codebook_usage: Share | None = 0.5
+    """Warn once if less than this share of the codes is used over an epoch, and name remedies. Below 0.5 a
+    codebook of half the size would do. For a codebook too large to be used fully within an epoch, the share
+    is relative to what even use would reach. null: no warning."""
 
 
 class RunConfig(Section):
-    """Everything a training run is told.
+    """All settings of a training run.
 
     Built from a file with `load_config` or `read_config`, whose errors are written for people; built by hand
     it raises pydantic's `ValidationError`, a `ValueError`.
@@ -24,7 +127,7 @@ class RunConfig(Section):
     output_dir: Text = "run"
     """Folder the run writes to: config.yaml, metrics.jsonl, samples/, checkpoints/, model/."""
     seed: CountOrZero = 0
-    """Start of everything random."""
+    """Seed of all random numbers."""
     max_steps: Count
     """Optimizer steps of the whole run, resumed parts included."""
     batch_size: Count
@@ -32,65 +135,66 @@ class RunConfig(Section):
     gradient_accumulation_steps: Count = 1
     """Forward passes per optimizer step."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    """Number format of the forward pass; null: what `accelerate launch` was told."""
+    """Number format of the forward pass; null: the setting of `accelerate launch`."""
     deterministic: bool = False
-    """Use deterministic kernels only: bit-equal repeats on CUDA too, at some cost in speed."""
+    """Use only deterministic kernels: repeated runs are bit-equal on CUDA too, but slower."""
     performance: Literal["auto", "memory", "off"] = "auto"
-    """auto: what was measured to make training faster or to take less memory on this kind of device, at the
-    same losses but for rounding; the choice is told at the start. memory: the least memory at about a tenth
-    more time, on any device. off: stock blocks and whole batches."""
+    """auto: use the optimisations that were measured to save time or memory on this kind of device; results
+    differ only by rounding, and the choice is printed at start-up. memory: use the least memory, for about a
+    tenth more time, on any device. off: diffusers' own blocks and whole batches."""
     float32_precision: Literal["highest", "high"] | None = None
-    """On CUDA, what float32 is computed in, the run's own measurements too. high: TensorFloat-32, 10 bits of
-    mantissa, in matrix products and convolutions; highest: in neither; null: torch's own choice,
-    TensorFloat-32 in convolutions alone. The look-up of codes is exact with any of them."""
+    """How CUDA computes float32, in the run's own measurements too. high: TensorFloat-32 (10 bits of
+    mantissa) in matrix products and convolutions. highest: TensorFloat-32 in neither. null: torch's default,
+    TensorFloat-32 in convolutions only. The look-up of codes is exact in all cases."""
     channels_last: bool = False
-    """Keep weights in the memory order channels last, which the matrix units of GPUs want with
-    `mixed_precision`. Not measured on a GPU here; makes training slower on a CPU."""
+    """Store weights in the channels-last memory format, which the matrix units of GPUs prefer with
+    `mixed_precision`. Not measured on a GPU yet; slows down training on a CPU."""
     compile: bool = False
-    """torch.compile, with static shapes, of the blocks of encoder, decoder, discriminator (but with `r1`) and
-    LPIPS; needs torch 2.15. The first steps take minutes. Not measured on a GPU here."""
+    """Compile the blocks of encoder, decoder, LPIPS and (without `r1`) the discriminator with torch.compile,
+    for static shapes. Needs torch 2.15. The first steps take minutes. Not measured on a GPU yet."""
     cpu_threads: Count | None = None
-    """Threads a process computes with on a CPU; null: the machine's cores, shared among its processes."""
+    """CPU threads per process; null: the machine's cores, divided among its processes."""
     process_group_timeout_hours: Annotated[float, Field(gt=0, le=8760)] = 24.0
-    """Hours that a process waits for the others before the run fails, at most a year. Long, since the first
-    process downloads weights and indexes the data while the others wait; a process that dies ends the run at
-    once anyway, where torchrun or `accelerate launch` started it."""
+    """Hours that a process waits for the others before the run fails, at most a year. It is long because the
+    first process downloads weights and indexes the data while the others wait. If a process dies, torchrun
+    and `accelerate launch` end the run at once in any case."""
     resume: Text = "auto"
-    """auto: continue from the newest checkpoint in `output_dir` if there is one; never: start at step 0; or
+    """auto: continue from the newest checkpoint in `output_dir` if there is one. never: start at step 0. Or
     the path of a checkpoint to continue from."""
     checkpoint_every: Count = 1000
     """Optimizer steps between checkpoints."""
     keep_checkpoints: Count = 2
-    """Newest checkpoints kept; older ones are deleted."""
+    """Number of newest checkpoints to keep; older ones are deleted."""
     best_metric: Literal["validation_psnr", "validation_ssim", "validation_lpips"] | None = None
-    """Keep the best checkpoint, too: by this metric, as measured at its very step (`validate_every`). It is
-    named in checkpoints/best.json. null: the newest alone are kept."""
+    """Also keep the best checkpoint by this metric, among those measured at the step they were saved (see
+    `validate_every`). checkpoints/best.json names it. null: keep only the newest."""
     sample_every: Count = 500
     """Optimizer steps between sample images."""
     log_every: Count = 50
     """Optimizer steps between lines of metrics.jsonl."""
     validate_every: Count | None = None
     """Optimizer steps between measurements of the averaged weights on the validation images, logged as
-    validation_psnr, validation_ssim and validation_lpips; null: only the finished run is measured."""
+    validation_psnr, validation_ssim and validation_lpips; null: only measure at the end of the run."""
     ema_decay: ShareBelowOne | None = None
-    """Decay per step of the weights' exponential moving average, which is then what is exported; null: no
-    average."""
+    """Decay per step of the exponential moving average of the weights. With it, the averaged weights are
+    exported. null: no average."""
     max_grad_norm: Positive | None = None
-    """Gradients are scaled down to this L2 norm, the discriminator's likewise; null: they are left alone."""
+    """Gradients are clipped to this L2 norm, separately for autoencoder and discriminator; null: no
+    clipping."""
     guard: GuardConfig = GuardConfig()
-    """What happens to updates from numbers that are not finite."""
+    """What to do about updates that are not finite and about unused codes."""
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], FROM_LIST] = ("tensorboard",)
-    """Where metrics go besides metrics.jsonl; []: nowhere."""
+    """Where to log metrics besides metrics.jsonl; []: nowhere else."""
     model: ModelConfig
     """The autoencoder."""
     freeze_encoder: bool = False
-    """Train the decoder of `model.pretrained` alone: the encoder, and a VQ model's codebook, stay as they
-    are, so that latents, their scale and denoisers of them stay valid. KL and VQ losses drop out; a KLVAE's
-    decoder learns from samples of the posterior."""
+    """Train only the decoder of `model.pretrained`. The encoder and a VQ model's codebook stay unchanged, so
+    that existing latents, their scale and denoisers trained on them stay valid. The KL and VQ losses are left
+    out. A KLVAE's decoder learns from samples of the posterior."""
     loss: LossConfig
-    """What the autoencoder is trained on."""
+    """The losses that train the autoencoder."""
     discriminator: DiscriminatorConfig | None = None
-    """The adversarial loss's network; null where there is no adversarial loss."""
+    """Discriminator for the adversarial loss; null if there is no adversarial loss."""
     optimizer: OptimizerConfig
     """The autoencoder's optimizer."""
     data: DataConfig

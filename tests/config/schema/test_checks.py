@@ -2,15 +2,64 @@ from typing import Any
 
 import pytest
 
-from latentae.config import ConfigError, config_warnings
-from latentae.config.schema.checks_data import SMALLEST_IMAGE
-from tests.config.example import VQVAE, config
+from latentae.config import config_warnings
+from latentae.config.schema.checks import SMALLEST_IMAGE, SMALLEST_MEASURED
+from latentae.evaluation import metrics
+from latentae.losses import perceptual
+from latentae.training import trainer
+from tests.config.example import KLVAE, VQVAE, config, one_problem, problems
+
+FROZEN = {**KLVAE, "freeze_encoder": True, "model.pretrained": "model", "data.image_size": 256}
 
 
-def problems(changes: dict[str, Any]) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        config(changes)
-    return str(caught.value).splitlines()
+def one_warning(changes: dict[str, Any], *parts: Any) -> None:
+    (line,) = config_warnings(config(changes))
+    assert [part for part in parts if str(part) not in line] == [], line
+
+
+def test_all_contradictions_are_reported_together() -> None:
+    found = problems({"data.image_size": 66, "model.norm_num_groups": 48, "discriminator": None})
+    assert [line.split("`")[1] for line in found] == [
+        "data.image_size",
+        "model.norm_num_groups",
+        "discriminator",
+    ]
+
+
+# Checkpoints and compiled networks
+
+
+@pytest.mark.parametrize(("validate", "save"), [(100, 100), (50, 100), (300, 100)])
+def test_the_best_checkpoint_is_among_the_measured_ones(validate: int, save: int) -> None:
+    keys = {"best_metric": "validation_psnr", "validate_every": validate, "checkpoint_every": save}
+    assert config(keys).best_metric == "validation_psnr"
+
+
+@pytest.mark.parametrize("validate", [None, 150])
+def test_a_best_checkpoint_that_is_not_measured(validate: int | None) -> None:
+    keys = {"checkpoint_every": 100, "validate_every": validate}
+    assert config(keys).best_metric is None
+    best = {**keys, "best_metric": "validation_psnr"}
+    one_problem(best, "best_metric", "validation_psnr", "checkpoint_every", "set `validate_every: 100`")
+
+
+def test_sizes_that_change_are_not_compiled() -> None:
+    resolutions = {"data.resolutions": [[64, 64], [64, 96]]}
+    assert config(resolutions).compile is False
+    one_problem({"compile": True, **resolutions}, "compile", "has 2 sizes", "`data.resolutions: null`")
+    scaled = {"compile": True, "loss.equivariance": {"min_scale": 0.5}}
+    one_problem(scaled, "compile", "min_scale: 0.5", "`loss.equivariance.min_scale: 1`")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"data.resolutions": [[64, 96], [64, 96]]}, {"loss.equivariance": {"min_scale": 1}}],
+)
+def test_one_size_is_compiled(changes: dict[str, Any]) -> None:
+    assert config({"compile": True, **changes}).compile
+
+
+# Images
 
 
 @pytest.mark.parametrize(
@@ -23,28 +72,34 @@ def problems(changes: dict[str, Any]) -> list[str]:
     ],
 )
 def test_image_size_must_be_a_multiple_of_the_factor(size: Any, remedy: str) -> None:
-    assert problems({"data.image_size": size}) == [
-        f"`data.image_size` is {size}, not a multiple of 4, by which a model with 3 "
-        f"`model.block_out_channels` shrinks it; {remedy}"
-    ]
+    changes = {"data.image_size": size}
+    one_problem(changes, "data.image_size", size, "multiple of 4", "model.block_out_channels", remedy)
 
 
-def test_image_smaller_than_the_factor() -> None:
-    (problem,) = problems({"data.resolutions": [[3, 3]], "loss.perceptual": None})
-    assert problem.endswith("; use [4, 4]")
+def test_every_resolution_is_a_multiple_of_the_factor() -> None:
+    sizes = {"data.resolutions": [[64, 64], [64, 66]]}
+    one_problem(sizes, "data.resolutions", "[64, 66]", "multiple of 4", "use [64, 64] or [64, 68]")
+    small = {"data.resolutions": [[3, 3]], "loss.perceptual": None}
+    one_problem(small, "data.resolutions", "use [4, 4]")
+    assert config({"data.resolutions": [[32, 64], [64, 32]]}).data.resolutions == ((32, 64), (64, 32))
 
 
 @pytest.mark.parametrize(("trunk", "too_small", "fits"), [("alex", 28, 32), ("vgg", 12, 16)])
 def test_resolutions_must_suit_the_perceptual_trunk(trunk: str, too_small: int, fits: int) -> None:
-    perceptual = {"type": "lpips", "trunk": trunk}
-    sizes = {"data.resolutions": [[too_small, too_small]]}
-    (problem,) = problems({**sizes, "loss.perceptual": perceptual})
-    assert problem == (
-        f"`data.resolutions` has [{too_small}, {too_small}], too small for the perceptual loss with "
-        f"`loss.perceptual.trunk: {trunk}`; use {fits} or more, or loss.perceptual=null"
-    )
-    config({"data.resolutions": [[fits, 64]], "loss.perceptual": perceptual})
+    lpips = {"type": "lpips", "trunk": trunk}
+    sizes = {"data.resolutions": [[too_small, 64]]}
+    changes = {**sizes, "loss.perceptual": lpips}
+    one_problem(changes, "data.resolutions", f"[{too_small}, 64]", f"trunk: {trunk}", f"use {fits} or more")
+    config({"data.resolutions": [[fits, 64]], "loss.perceptual": lpips})
     config({**sizes, "loss.perceptual": None})
+
+
+@pytest.mark.parametrize("trunk", [None, "vgg", "alex"])
+@pytest.mark.parametrize("size", [8, 28, [64, 28]])
+def test_images_too_small_to_measure_are_refused_at_the_start(size: Any, trunk: str | None) -> None:
+    loss = {"loss.perceptual": trunk and {"type": "lpips", "trunk": trunk}}
+    one_problem({"data.image_size": size, **loss}, "data.image_size", size, "31", "use 32 or more")
+    assert config({"data.image_size": 32, **loss}).data.image_size == 32
 
 
 def test_smallest_images_are_those_the_trunks_can_be_computed_on() -> None:
@@ -55,6 +110,22 @@ def test_smallest_images_are_those_the_trunks_can_be_computed_on() -> None:
 
     assert (alex(SMALLEST_IMAGE["alex"]), alex(SMALLEST_IMAGE["alex"] - 1)) == (1, 0)
     assert (SMALLEST_IMAGE["vgg"] // 2**4, (SMALLEST_IMAGE["vgg"] - 1) // 2**4) == (1, 0)
+
+
+def test_the_smallest_image_is_what_the_measures_ask_for() -> None:
+    needed = metrics._WINDOW_SIZE, perceptual._MINIMUM_SIZE[trainer._VALIDATION_TRUNK]
+    assert (needed, max(needed)) == ((11, 31), SMALLEST_MEASURED)
+
+
+def test_ranges_are_low_and_high() -> None:
+    one_problem({"data.downscale": [3, 1]}, "data.downscale", "[3.0, 1.0]", "use [1.0, 3.0]")
+    assert config({"data.downscale": [2, 2]}).data.downscale == (2.0, 2.0)
+    for low in (5.0, 6.0):
+        one_problem({"data.value_range": [low, 5]}, "data.value_range", f"[{low}, 5.0]", "low < high")
+    assert config({"data.value_range": [-1, 1]}).data.value_range == (-1.0, 1.0)
+
+
+# Model and quantizer
 
 
 @pytest.mark.parametrize(
@@ -70,73 +141,174 @@ def test_norm_groups_must_divide_every_width(
     groups: int, widths: list[int], offending: str, remedy: int
 ) -> None:
     changes = {"model.norm_num_groups": groups, "model.block_out_channels": widths}
-    assert problems(changes) == [
-        f"`model.norm_num_groups` is {groups}, which does not divide {offending} in "
-        f"`model.block_out_channels`; {remedy} divides every width there"
-    ]
+    parts = (f"is {groups}", f"divide {offending} in", f"{remedy} divides every width")
+    one_problem(changes, "model.norm_num_groups", *parts)
     assert config(changes | {"model.norm_num_groups": remedy}).model.norm_num_groups == remedy
 
 
 def test_attention_has_a_value_per_level() -> None:
-    assert problems({"model.attention_levels": [True, False]}) == [
-        "`model.attention_levels` is [true, false]; it needs one true or false for each of the 3 levels of "
-        "`model.block_out_channels`"
-    ]
+    switches = {"model.attention_levels": [True, False]}
+    one_problem(switches, "model.attention_levels", "[true, false]", "3 levels", "model.block_out_channels")
+
+
+def test_a_frozen_encoder_must_have_learned_something() -> None:
+    one_problem({"freeze_encoder": True}, "freeze_encoder", "model.pretrained", "freeze_encoder=false")
+    assert config({"freeze_encoder": True, "model.pretrained": "some/model"}).freeze_encoder
+
+
+def test_more_codes_than_can_be_counted() -> None:
+    levels = [16, 16, 16, 16, 16, 2]
+    fsq = {"type": "fsq", "levels": levels}
+    parts = (levels, 2097152, 1048576, "`model.quantizer.type: grouped`")
+    one_problem({"model.quantizer": fsq}, "model.quantizer.levels", *parts)
+    grouped = {"type": "grouped", "groups": 2, "member": fsq}
+    one_problem({"model.quantizer": grouped}, "model.quantizer.member.levels", *parts)
+    config({"model.quantizer": {"type": "fsq", "levels": levels[:-1]}})
+
+
+def test_groups_that_cannot_share_the_five_channels() -> None:
+    ema: dict[str, Any] = {"type": "ema", "num_codes": 4}
+    grouped = {"type": "grouped", "groups": 2, "member": ema}
+    parts = ("is 2", "`model.latent_channels` (5)", "`model.quantizer.member.code_dim`")
+    one_problem({"model.quantizer": grouped}, "model.quantizer.groups", *parts)
+    config({"model.quantizer": {**grouped, "member": {**ema, "code_dim": 3}}})
+    config({"model.quantizer": {**grouped, "groups": 5}})
+    config({"model.quantizer": {**grouped, "member": {"type": "lfq", "bits": 3}}})
+
+
+# Adversarial loss and discriminator
 
 
 def test_vqgan_needs_an_adversarial_loss_and_vqvae_none() -> None:
-    (problem,) = problems({"loss.adversarial": None})
-    assert problem.startswith("`loss.adversarial` is null, and `model.class: VQGAN` is trained with one")
-    (problem,) = problems({"model.class": "VQVAE"})
-    assert problem.startswith("`loss.adversarial` is set, and `model.class: VQVAE` is trained without one")
-    assert problem.endswith("or use `model.class: VQGAN`")
+    one_problem({"loss.adversarial": None}, "loss.adversarial", "is null", "`model.class: VQVAE`")
+    one_problem({"model.class": "VQVAE"}, "loss.adversarial", "is set", "`model.class: VQGAN`")
 
 
 def test_discriminator_goes_with_the_adversarial_loss() -> None:
-    (problem,) = problems({"discriminator": None})
-    assert problem.startswith("`discriminator` is null, and `loss.adversarial` needs one")
-    (problem,) = problems({"model.class": "VQVAE", "loss.adversarial": None})
-    assert problem.startswith("`discriminator` is set, and without `loss.adversarial` nothing trains it")
+    one_problem({"discriminator": None}, "discriminator", "is null", "`loss.adversarial` needs one")
+    without = {"model.class": "VQVAE", "loss.adversarial": None}
+    one_problem(without, "discriminator", "is set", "without `loss.adversarial`")
     assert config(VQVAE).discriminator is None
 
 
 def test_discriminator_warmup_fits_before_the_start() -> None:
-    assert config({"loss.adversarial.discriminator_warmup_steps": 10}).max_steps == 100
-    (problem,) = problems({"loss.adversarial.discriminator_warmup_steps": 11})
-    assert problem.startswith(
-        "`loss.adversarial.discriminator_warmup_steps` is 11, more than the 10 steps before"
-    )
+    key = "loss.adversarial.discriminator_warmup_steps"
+    assert config({key: 10}).max_steps == 100
+    one_problem({key: 11}, key, "is 11", "10 steps", "`loss.adversarial.start_step`")
 
 
-def test_downscale_range_is_not_turned_round() -> None:
-    (problem,) = problems({"data.downscale": [3, 1]})
-    assert problem.endswith("use [1.0, 3.0]")
-    assert config({"data.downscale": [2, 2]}).data.downscale == (2.0, 2.0)
+def test_floor_is_not_above_the_ceiling() -> None:
+    low, high = "loss.adversarial.min_adaptive_weight", "loss.adversarial.max_adaptive_weight"
+    one_problem({low: 5.0, high: 4.0}, low, "is 5", f"`{high}`, 4")
+    assert config({low: 5.0, high: 5.0}).loss.adversarial is not None
 
 
-def test_all_contradictions_are_reported_together() -> None:
-    found = problems({"data.image_size": 66, "model.norm_num_groups": 48, "discriminator": None})
-    assert [line.split("`")[1] for line in found] == [
-        "data.image_size",
-        "model.norm_num_groups",
-        "discriminator",
-    ]
+def test_each_augmentation_once() -> None:
+    changes = {"discriminator.augment": ["color", "cutout", "color"]}
+    one_problem(changes, "discriminator.augment", "[color, cutout, color]", "use [color, cutout]")
 
 
-def test_warnings() -> None:
-    assert config_warnings(config()) == []
-    assert config_warnings(config(VQVAE)) == []
-    assert config_warnings(config({"loss.adversarial.start_step": 100, "optimizer.warmup_steps": 100})) == [
-        "`loss.adversarial.start_step` is 100 and `max_steps` 100: the adversarial loss never starts",
-        "`optimizer.warmup_steps` is 100 and `max_steps` 100: the learning rate never reaches "
-        "`optimizer.learning_rate`",
-    ]
-    assert config_warnings(config({"loss.adversarial.start_step": 99, "optimizer.warmup_steps": 99})) == []
+# Losses
 
 
 def test_only_a_posterior_has_a_divergence() -> None:
-    (problem,) = problems({"loss.kl": {"weight": 1e-6}})
-    assert problem == (
-        "`loss.kl` is set, and `model.class: VQGAN` has no posterior to measure; set it to null or use "
-        "`model.class: KLVAE`"
-    )
+    one_problem({"loss.kl": {"weight": 1e-6}}, "loss.kl", "`model.class: VQGAN`", "`model.class: KLVAE`")
+
+
+def test_a_scaled_perceptual_loss_needs_one() -> None:
+    changes: dict[str, Any] = {"loss.reconstruction": {"type": "laplace", "scale_perceptual": True}}
+    assert config(changes).loss.perceptual is not None
+    key = "loss.reconstruction.scale_perceptual"
+    one_problem({**changes, "loss.perceptual": None}, key, "`loss.perceptual` is null", f"{key}=false")
+
+
+@pytest.mark.parametrize("name", ["equivariance", "alignment", "spectral"])
+def test_a_frozen_encoder_cannot_learn_from_losses_of_the_latents(name: str) -> None:
+    changes = {**FROZEN, f"loss.{name}": {}}
+    one_problem(changes, f"loss.{name}", "freeze_encoder", f"loss.{name}=null or freeze_encoder=false")
+    assert config({**FROZEN, "loss.latent_noise": {"scale": 0.1}}).loss.latent_noise is not None
+
+
+def test_nothing_to_transform() -> None:
+    nothing = {"loss.equivariance": {"min_scale": 1.0, "rotate": False}}
+    one_problem(nothing, "loss.equivariance.min_scale", "is 1", "rotate", "loss.equivariance=null")
+    assert config({"loss.equivariance": {"min_scale": 1.0}}).loss.equivariance is not None
+
+
+def test_alignment_needs_rgb() -> None:
+    changes = {**KLVAE, "loss.alignment": {}, "model.in_channels": 4}
+    one_problem(changes, "loss.alignment", "`model.in_channels` is 4", "RGB", "loss.alignment=null")
+
+
+def test_images_must_stay_large_enough_for_the_losses() -> None:
+    """The example's discriminator has 3 halving layers and its trunk is VGG16."""
+    sizes = {"data.image_size": 64, "loss.perceptual.trunk": "vgg"}
+    equivariance = {**sizes, "loss.equivariance": {}}
+    one_problem(equivariance, "loss.equivariance.min_scale", "is 0.25", "64 pixels to 16", "need 24")
+    assert config({**sizes, "loss.equivariance": {"min_scale": 0.375}}).loss.equivariance is not None
+    assert config({**KLVAE, **equivariance}).loss.equivariance is not None
+    spectral = {**KLVAE, **sizes, "loss.spectral": {"factors": [2, 8]}}
+    one_problem(spectral, "loss.spectral.factors", "has 8", "64 pixels to 8", "needs 16")
+    # The discriminator does not see them.
+    assert config({**sizes, "loss.spectral": {"factors": [2, 4]}}).loss.spectral is not None
+
+
+def test_a_factor_is_at_most_the_number_of_latents() -> None:
+    without = {**KLVAE, "loss.perceptual": None, "data.image_size": 32}
+    spectral = {**without, "loss.spectral": {"factors": [2, 16]}}
+    one_problem(spectral, "loss.spectral.factors", "has 16", "32 pixels", "8 latents")
+    assert config({**without, "loss.spectral": {"factors": [8]}}).loss.spectral is not None
+
+
+def test_the_smallest_of_several_sizes_counts() -> None:
+    sizes = {"data.image_size": 128, "data.resolutions": [[128, 128], [64, 192]]}
+    changes = {**sizes, "loss.perceptual.trunk": "vgg", "loss.equivariance": {}}
+    one_problem(changes, "loss.equivariance.min_scale", "64 pixels to 16")
+
+
+# Warnings
+
+
+def test_nothing_to_warn_of() -> None:
+    assert config_warnings(config()) == []
+    assert config_warnings(config(VQVAE)) == []
+    assert config_warnings(config({"loss.adversarial.start_step": 99, "optimizer.warmup_steps": 99})) == []
+    assert config_warnings(config({"loss.adversarial.ramp_steps": 90})) == []
+
+
+def test_steps_that_the_run_does_not_reach() -> None:
+    both = config({"loss.adversarial.start_step": 100, "optimizer.warmup_steps": 100})
+    keys = [line.split("`")[1] for line in config_warnings(both)]
+    assert keys == ["loss.adversarial.start_step", "optimizer.warmup_steps"]
+    ramp, warmup = {"loss.adversarial.ramp_steps": 91}, {"optimizer.warmup_steps": 100}
+    one_warning(ramp, "`loss.adversarial.ramp_steps` is 91", "step 10", "`max_steps` is 100")
+    one_warning(warmup, "`optimizer.warmup_steps` is 100", "`max_steps` is 100", "learning_rate")
+
+
+def test_a_limit_of_an_adaptive_weight_that_is_off() -> None:
+    changes = {"loss.adversarial.min_adaptive_weight": 0.1, "loss.adversarial.adaptive": False}
+    one_warning(changes, "`loss.adversarial.min_adaptive_weight` is 0.1", "`loss.adversarial.adaptive`")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "parts"),
+    [
+        (None, None),
+        ({"type": "linear", "warmup_steps": 99}, None),
+        ({"type": "linear", "warmup_steps": 100}, ("warmup_steps` is 100", "`max_steps` is 100")),
+        ({"type": "cyclical", "cycle_steps": 25}, None),
+        ({"type": "cyclical", "cycle_steps": 26}, ("4 cycles of 26 steps", "`max_steps` is 100")),
+    ],
+)
+def test_kl_schedules_that_the_run_does_not_finish(schedule: Any, parts: tuple[str, ...] | None) -> None:
+    changes = {**KLVAE, "loss.kl": {"schedule": schedule}}
+    if parts is None:
+        assert config_warnings(config(changes)) == []
+    else:
+        one_warning(changes, "`loss.kl.schedule", *parts)
+
+
+def test_an_elbo_of_transformed_images_is_none() -> None:
+    likelihood = {"loss.reconstruction": {"type": "laplace"}, "loss.kl": {}}
+    changes = {**KLVAE, **likelihood, "loss.equivariance": {}, "data.image_size": 128}
+    one_warning(changes, "`loss.equivariance`", "laplace", "`elbo_nats`", "`bits_per_dimension`")

@@ -1,8 +1,9 @@
 import pytest
 
-from latentae.config import ConfigError
-from latentae.config.arguments import Arguments, parse_arguments
-from latentae.config.reflect import known_keys, takes_text
+from latentae.config import FAMILIES, ConfigError, VQGANConfig, VQVAEConfig, help_text, load_config
+from latentae.config.command_line import Arguments, parse_arguments
+from latentae.config.describe import known_keys, takes_text, walk
+from latentae.config.schema.run import AdamWConfig
 
 
 def problems(*argv: str) -> list[str]:
@@ -81,8 +82,8 @@ def test_every_wrong_argument_is_reported() -> None:
 
 
 def test_config_without_its_flag() -> None:
-    assert problems("quickstart") == ["`quickstart`: a config is named as --config quickstart"]
-    assert problems("mine.yaml") == ["`mine.yaml`: a config is named as --config mine.yaml"]
+    assert problems("quickstart") == ["`quickstart`: to use a config, write --config quickstart"]
+    assert problems("mine.yaml") == ["`mine.yaml`: to use a config, write --config mine.yaml"]
     assert problems("--confg", "mine") == ["`--confg mine`: did you mean --config?"]
     assert problems("--dry_run") == ["`--dry_run`: did you mean --dry-run?"]
 
@@ -95,7 +96,7 @@ def test_config_flag_needs_one_name() -> None:
 
 def test_override_without_value() -> None:
     assert problems("max_grad_norm=") == [
-        "`max_grad_norm=` has no value after the =; for none at all write max_grad_norm=null"
+        "`max_grad_norm=` has no value after the =; for no value write max_grad_norm=null"
     ]
 
 
@@ -172,3 +173,104 @@ def test_overrides_that_contradict_each_other() -> None:
     assert problems("loss.adversarial.weight=1", "loss.adversarial=null") == [
         "`loss.adversarial=null` contradicts the overrides of keys in `loss.adversarial`; drop one of them"
     ]
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_key_has_a_line_with_type_and_default(family: str) -> None:
+    lines = help_text(family, width=200).splitlines()
+    entries = dict(line.split(maxsplit=1) for line in lines if line.startswith("  ") and line[2] != " ")
+    assert {key.path for key in walk(classes=FAMILIES[family].classes)} <= set(entries)
+    assert entries["max_steps"] == "an integer >= 1; required"
+    assert entries["optimizer.betas"] == "a list of two numbers in [0, 1); default [0.5, 0.9]"
+    if family != "kl_vae":
+        assert entries["model.quantizer.decay"] == "a number in (0, 1); default 0.99 (only with type: ema)"
+    assert entries["loss.perceptual"] == "section or null; default null"
+
+
+def test_every_key_has_a_doc() -> None:
+    assert [key.path for key in walk() if len(key.doc) < 10] == []
+
+
+def test_model_class_is_the_family_s() -> None:
+    assert "VQGAN; required" in help_text("vqgan", width=200)
+    assert "one of KLVAE, VQVAE, VQGAN; required" not in help_text("vqgan", width=200)
+
+
+def test_shipped_configs_come_with_their_first_comment() -> None:
+    (line,) = [
+        line for line in help_text("vqgan", width=200).splitlines() if line.startswith("  quickstart ")
+    ]
+    assert len(line.split()) > 6
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_lines_keep_to_the_width_and_columns(width: int) -> None:
+    lines = help_text("vqgan", width).splitlines()
+    column = max(map(len, known_keys())) + 4
+    assert max(map(len, lines)) <= max(width, column + 18)
+    keys = lines[lines.index("Keys:") + 1 :]
+    for line in keys:
+        indent = len(line) - len(line.lstrip())
+        assert indent in (0, 2, 6, column), line
+        if indent == 2:
+            assert line[column - 1] == " "
+            assert line[column] != " "
+
+
+def test_help_can_be_printed_anywhere() -> None:
+    assert help_text("vqgan").isascii()
+
+
+def test_docs_come_from_the_schema() -> None:
+    doc = AdamWConfig.model_fields["epsilon"].description
+    assert doc is not None
+    assert doc.removesuffix(".") in help_text("vqgan", width=200)
+
+
+def load_error(family: str, *argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(family, argv)
+    return str(caught.value)
+
+
+def test_default_config_with_overrides() -> None:
+    run = load_config("vqgan", ["data.image_size=128", "optimizer.learning_rate=1e-4", "mixed_precision=no"])
+    assert isinstance(run.model, VQGANConfig)
+    assert (run.data.image_size, run.optimizer.learning_rate, run.mixed_precision) == (128, 1e-4, "no")
+    assert run.model == load_config("vqgan", ["--config", "quickstart"]).model
+
+
+def test_other_type_keeps_the_keys_that_both_have() -> None:
+    before = load_config("vqgan", []).model.quantizer
+    after = load_config("vqgan", ["model.quantizer.type=ema"]).model.quantizer
+    assert (after.type, after.num_codes, after.revive_after) == ("ema", before.num_codes, before.revive_after)
+
+
+def test_one_family_s_config_becomes_another_s() -> None:
+    argv = ["--config", "quickstart", "model.class=VQVAE", "loss.adversarial=null", "discriminator=null"]
+    run = load_config("vq_vae", argv)
+    assert isinstance(run.model, VQVAEConfig)
+    assert run.model.block_out_channels == load_config("vqgan", []).model.block_out_channels
+
+
+def test_class_of_another_family_says_which_script() -> None:
+    assert load_error("vq_vae", "--config", "quickstart") == (
+        "`model.class` is VQGAN, which train_vq_vae.py does not train (it trains VQVAE); use train_vqgan.py"
+    )
+    assert (
+        load_error("vqgan", "model.class=Foo")
+        == '`model.class` is "Foo"; it must be one of KLVAE, VQVAE, VQGAN'
+    )
+
+
+def test_every_family_has_a_config_of_its_own() -> None:
+    for name, family in FAMILIES.items():
+        assert load_config(name, []).model.class_ in family.classes
+    assert load_error("vqwhat") == "unknown family `vqwhat`; there are kl_vae, vq_vae, vqgan"
+
+
+def test_help_prints_and_exits(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_config("vqgan", ["--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: train_vqgan.py ")

@@ -3,15 +3,10 @@ from typing import Any
 import pytest
 
 from latentae.config import ConfigError, config_from_mapping
-from tests.config.example import REMOVED, config, mapping
+from latentae.config.messages import closest_keys, unknown_key
+from tests.config.example import REMOVED, mapping, problems
 
 QUANTIZERS = "vector, ema, cosine, simvq, ibq, fsq, lfq, bsq, residual, grouped"
-
-
-def problems(changes: dict[str, Any]) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        config(changes)
-    return str(caught.value).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -123,3 +118,40 @@ def test_no_pydantic_jargon() -> None:
         "discriminator'",
     ):
         assert jargon not in found
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("data.image_szie", ["data.image_size"]),
+        ("data.image-size", ["data.image_size"]),
+        ("image_size", ["data.image_size"]),
+        ("lr", ["optimizer.learning_rate", "discriminator.optimizer.learning_rate"]),
+        ("n_steps", ["max_steps"]),
+        ("num_code", ["model.quantizer.num_codes", "model.quantizer.member.num_codes"]),
+        ("num_codes", ["model.quantizer.num_codes", "model.quantizer.member.num_codes"]),
+        ("learning_rate", ["optimizer.learning_rate", "discriminator.optimizer.learning_rate"]),
+        ("optimizer.lr", ["optimizer.learning_rate"]),
+        ("optimiser", ["optimizer"]),
+        ("model.type", ["model.class"]),
+        ("model.quantizer.class", ["model.quantizer.type"]),
+        ("modle.class", ["model.class"]),
+        ("nothing_like_it", []),
+    ],
+)
+def test_closest_keys(written: str, meant: list[str]) -> None:
+    assert closest_keys(written) == meant
+
+
+def test_unknown_key_names_what_was_meant_or_the_keys_there() -> None:
+    assert unknown_key("image_size").endswith("did you mean `data.image_size`?")
+    either = "did you mean `optimizer.learning_rate` or `discriminator.optimizer.learning_rate`?"
+    assert unknown_key("lr").endswith(either)
+    assert unknown_key("loss.qq").endswith(
+        "the keys of `loss` are reconstruction, perceptual, kl, equivariance, latent_noise, alignment, "
+        "spectral, adversarial"
+    )
+    assert "the keys of `data` are name, split, " in unknown_key("data.image.size")
+    for key in ("qq", "qq.ww"):
+        assert f"unknown key `{key}`; the top-level keys are output_dir, seed, max_steps," in unknown_key(key)
+    assert unknown_key("model.quantizer.decay").endswith("it exists only with `type: ema`")

@@ -1,27 +1,36 @@
-"""From what pydantic finds wrong to sentences that name the key, its value and what is expected there."""
+"""Error messages: pydantic's findings as sentences, and which key somebody meant."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from latentae.config.reflect import describe_field, fields, member_name, section_classes, selector
+from latentae.config.describe import (
+    SELECTORS,
+    describe,
+    describe_field,
+    element_of,
+    fields,
+    known_keys,
+    member_name,
+    one_of,
+    section_classes,
+    selector,
+)
 from latentae.config.schema import RunConfig, Section
-from latentae.config.suggest import unknown_key
-from latentae.config.wording import describe, element_of, one_of
 from latentae.config.yaml_text import show
 
 _LONGEST_VALUE = 60
-"""Characters of a value that a message repeats."""
+"""Characters after which a message cuts off a value."""
 
 
 def explain(error: ValidationError, data: Mapping[str, Any]) -> list[str]:
-    """The findings of `RunConfig.model_validate(data)`, one sentence each, none twice."""
+    """Returns the errors of `RunConfig.model_validate(data)` as sentences, each once."""
     sentences: list[str] = []
     for finding in error.errors(include_url=False):
         if finding["type"] == "value_error":
@@ -38,7 +47,7 @@ def _explain_one(kind: str, location: Sequence[int | str], data: Mapping[str, An
         return _extra_key(dotted, str(path[-1]))
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         return _wrong_choice(dotted, sections, _value_at(data, path))
-    if kind == "missing" and isinstance(path[-1], int):  # a list that is too short: it is named, not its gap
+    if kind == "missing" and isinstance(path[-1], int):  # an item of a list: report the list as too short
         return _explain_one("too_short", location[:-1], data)
     if kind == "missing":
         return f"`{dotted}` is missing; it must be {expected}"
@@ -52,10 +61,10 @@ def _explain_one(kind: str, location: Sequence[int | str], data: Mapping[str, An
 
 
 def _follow(location: Sequence[int | str]) -> tuple[list[int | str], tuple[type[Section], ...], str]:
-    """Walk pydantic's location through the schema.
+    """Follows pydantic's location through the schema.
 
-    A location also names the member of a union that was tried, which is no part of the path. The answer is
-    the path, the sections that may stand there, and what is expected there in words.
+    Returns the path, the sections that may stand there, and a description of what is expected there. A
+    location also names the member of a union that was tried, which is not part of the path.
     """
     path: list[int | str] = []
     sections: tuple[type[Section], ...] = (RunConfig,)
@@ -74,7 +83,7 @@ def _follow(location: Sequence[int | str]) -> tuple[list[int | str], tuple[type[
         elif isinstance(part, int) and (element := element_of(annotation)) is not None:
             path.append(part)
             annotation, expected = element, describe(element)
-        else:  # a value of several types: pydantic goes on per type, the sentence names them all
+        else:  # a value of several types: the location continues per type, but `expected` names all types
             break
     return path, sections, expected
 
@@ -109,7 +118,7 @@ def _shown(value: Any) -> str:
 
 
 def _quoting(dotted: str, value: Any, expected: str) -> str:
-    """The remedy where only quotes are wrong: a number given as text, or text that reads as a number."""
+    """Returns the remedy where only quotes are wrong: a number given as text, or text read as a number."""
     if isinstance(value, str):
         try:
             unquoted = float(value)
@@ -120,3 +129,50 @@ def _quoting(dotted: str, value: Any, expected: str) -> str:
     if isinstance(value, int | float) and expected.startswith("text"):
         return f"""; put it in quotes: '{dotted}="{show(value)}"'"""
     return ""
+
+
+def closest_keys(path: str) -> list[str]:
+    """Returns the known keys that a misspelt or misplaced dotted key most likely stands for, at most three.
+
+    Its siblings are searched first, then the last names of all keys. A name matches if its spelling is close,
+    or if it is the initials of a key (`lr`). `class` and `type` stand for each other.
+    """
+    path = path.replace("-", "_").strip()
+    parent, _, name = path.rpartition(".")
+    by_name: dict[str, list[str]] = {}
+    for known in sorted(known_keys(), key=lambda known: known.count(".")):
+        by_name.setdefault(known.rpartition(".")[2], []).append(known)
+    siblings = _siblings(parent)
+    if name in SELECTORS and (selectors := [siblings[word] for word in SELECTORS if word in siblings]):
+        return selectors
+    if sibling := _closest(name, siblings, cutoff=0.7):
+        return [siblings[sibling]]
+    elsewhere = _closest(name, by_name, cutoff=0.8)
+    return by_name[elsewhere][:3] if elsewhere else []
+
+
+def _siblings(parent: str) -> dict[str, str]:
+    """Returns the keys directly below `parent` by their last names."""
+    paths = (known.rpartition(".") for known in known_keys())
+    return {name: f"{above}{dot}{name}" for above, dot, name in paths if above == parent}
+
+
+def _closest(name: str, words: Iterable[str], cutoff: float) -> str | None:
+    words = list(words)
+    close = difflib.get_close_matches(name, words, n=1, cutoff=cutoff)
+    by_initials = (word for word in words if "_" in word and name == "".join(p[0] for p in word.split("_")))
+    return close[0] if close else next(by_initials, None)
+
+
+def unknown_key(path: str) -> str:
+    """Returns the message for a dotted key that the schema lacks, at all or with the chosen types."""
+    if path in known_keys():
+        choices = " or ".join(dict.fromkeys(f"`{key.only_with}`" for key in known_keys()[path]))
+        return f"unknown key `{path}`: it exists only with {choices}"
+    if meant := closest_keys(path):
+        return f"unknown key `{path}`; did you mean {' or '.join(f'`{key}`' for key in meant)}?"
+    parent = path.rpartition(".")[0]
+    while not (siblings := _siblings(parent)):
+        parent = parent.rpartition(".")[0]
+    where = f"the keys of `{parent}` are" if parent else "the top-level keys are"
+    return f"unknown key `{path}`; {where} {', '.join(siblings)}"
