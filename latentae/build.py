@@ -40,13 +40,13 @@ from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
 from latentae.losses.alignment import Alignment
 from latentae.losses.divergences import DIVERGENCES
 from latentae.losses.elbo import PosteriorReport
-from latentae.losses.equivariance import Equivariance
 from latentae.losses.feature_maps import FeatureMaps, VGG16Maps, ViTMaps
 from latentae.losses.free_bits import FreeBits
 from latentae.losses.gradient_penalty import R1
 from latentae.losses.kl import KLRegulariser
 from latentae.losses.kl_schedule import KL_SCHEDULES, KLSchedule, constant
 from latentae.losses.latent_noise import LatentNoise
+from latentae.losses.latents import Equivariance
 from latentae.losses.lecam import LeCAM
 from latentae.losses.likelihood import LIKELIHOODS
 from latentae.losses.objective import ReconstructionObjective

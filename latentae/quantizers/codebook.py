@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from latentae import distributed
 from latentae.devices import to_float64_on_cpu
 from latentae.quantizers.gradient import GRADIENTS, check_gradient
-from latentae.quantizers.kmeans import k_means
 from latentae.quantizers.lookup import nearest_code
 from latentae.quantizers.quantizer import Quantizer, Weights, check_counts, check_init, table_of
 from latentae.quantizers.result import FlatOutput
+from latentae.quantizers.start import k_means
 
 _LATENTS_PER_CODE = 4
 

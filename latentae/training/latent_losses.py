@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from latentae import distributed
 from latentae.losses.adaptive import adaptive_weight, last_layer_gradient
 from latentae.losses.alignment import Alignment
-from latentae.losses.equivariance import Draw, Equivariance
 from latentae.losses.feature_maps import FeatureMaps
 from latentae.losses.latent_noise import LatentNoise
+from latentae.losses.latents import Draw, Equivariance
 from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.spectral import Spectral, low_pass
 from latentae.training.passage import Passage

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentae.quantizers.kmeans import k_means
+from latentae.quantizers.start import k_means
 from tests.quantizers.conftest import draw, generator
 
 

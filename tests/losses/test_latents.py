@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 import torch
 
-from latentae.losses.equivariance import Equivariance, Transform
+from latentae.losses.latents import Equivariance, Transform
 
 
 def draws(equivariance, count=4000):
