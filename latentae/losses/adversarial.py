@@ -1,12 +1,15 @@
-"""Adversarial losses, and when and how strongly they enter."""
+"""Adversarial losses, their schedule and adaptive weight, and the regularisers LeCAM and R1."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from latentae import distributed
 
 
 def hinge_generator(fake: Tensor) -> Tensor:
@@ -110,3 +113,169 @@ class AdversarialTerms:
         if step < self.start_step:
             return 0.0
         return self.weight * min(1.0, (step - self.start_step + 1) / max(1, self.ramp_steps))
+
+
+def last_layer_gradient(layer: nn.Conv2d, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+    """Gradient of a loss with respect to a convolution's weight, without a backward pass to it.
+
+    Args:
+        layer: the decoder's last convolution.
+        inputs: [B, C, H, W] what the layer was given.
+        output_gradient: the loss's gradient at the layer's output; where the output was cropped afterwards at
+            its right and bottom, the gradient at the crop.
+
+    Returns:
+        a tensor of the weight's shape, in the dtype of the output's gradient.
+    """
+    height, width = inputs.shape[-2:]
+    missing = (0, width - output_gradient.shape[-1], 0, height - output_gradient.shape[-2])
+    if any(missing):
+        output_gradient = F.pad(output_gradient, missing)
+    inputs = inputs.to(output_gradient.dtype)
+    _, gradient, _ = torch.ops.aten.convolution_backward(
+        output_gradient,
+        inputs,
+        layer.weight.to(output_gradient.dtype),
+        None,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        False,
+        [0, 0],
+        layer.groups,
+        [False, True, False],
+    )
+    return gradient
+
+
+def adaptive_weight(
+    reconstruction_gradient: Tensor, adversarial_gradient: Tensor, minimum: float = 0.0, maximum: float = 1e4
+) -> Tensor:
+    """λ = clamp(‖∇ nll‖ / (‖∇ g‖ + 1e-4), minimum, maximum).
+
+    Args:
+        reconstruction_gradient, adversarial_gradient: the two losses' gradients at the decoder's last layer;
+            with several ranks, averaged over them.
+        minimum: a floor keeps the adversarial loss alive where the others are nearly at rest.
+        maximum: a ceiling keeps it finite where its own gradient vanishes.
+
+    Returns:
+        a scalar without a gradient.
+    """
+    ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-4)
+    return ratio.clamp(minimum, maximum).detach()
+
+
+class LeCAM(nn.Module):
+    """E relu(D(x) − ā(x̂))² + E relu(ā(x) − D(x̂))², where ā are moving averages of mean logits.
+
+    A discriminator that learns a small data set by heart drives the two sets of logits apart without end;
+    this term, added to its loss, holds them. The averages follow once per optimizer step the mean over its
+    micro-batches and ranks, all of the same size: ā ← γ ā + (1 − γ) E D. The first step starts them, and is
+    itself without the term.
+
+    Args:
+        weight: the term's factor in the discriminator's loss.
+        decay: γ, in [0, 1).
+
+    Raises:
+        ValueError: a decay outside [0, 1).
+    """
+
+    averages: Tensor  # [2] of real and of fake logits
+    started: Tensor
+    pending: Tensor  # [3] sums of both means over the micro-batches of this step, and how many these are
+
+    def __init__(self, weight: float, decay: float = 0.999) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}, but must be at least 0 and less than 1")
+        self.weight = weight
+        self.decay = decay
+        self.register_buffer("averages", torch.zeros(2))
+        self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("pending", torch.zeros(3), persistent=False)
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The unweighted term, a scalar, from logits of any shape; 0 before the first ``commit``."""
+        average_real, average_fake = self.averages
+        term = F.relu(real - average_fake).square().mean() + F.relu(average_real - fake).square().mean()
+        return torch.where(self.started, term, 0.0)
+
+    @torch.no_grad()
+    def observe(self, real: Tensor, fake: Tensor) -> None:
+        """Takes the logits of a micro-batch, for the next ``commit``."""
+        means = torch.stack([real.mean(), fake.mean(), torch.ones_like(real.mean())])
+        self.pending += means.to(self.pending)
+
+    @torch.no_grad()
+    def commit(self, accepted: Tensor | bool = True) -> None:
+        """The averages follow what was observed since the last call; every rank must call it.
+
+        Args:
+            accepted: whether the step was made; what was seen in one that was not is forgotten. A boolean
+                scalar on the device, or a bool, the same on every rank.
+        """
+        *sums, count = distributed.all_reduce_sum(self.pending)
+        self.pending.zero_()
+        latest = torch.stack(sums) / count.clamp(min=1)
+        followed = torch.where(self.started, self.averages.lerp(latest, 1 - self.decay), latest)
+        # Chosen, not multiplied: what is not accepted may be NaN.
+        taken = (count > 0) & accepted
+        self.averages.copy_(torch.where(taken, followed, self.averages))
+        self.started.logical_or_(taken)
+
+
+def squared_slope(
+    logits: Tensor, images: Tensor, loss_scale: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """E ‖∇ₓ Σₚ Dₚ(x)‖² / P, with P the logits of an image: a scalar that can be differentiated again.
+
+    With one logit per image this is E ‖∇ₓ D(x)‖². A patch discriminator is one of patches: where these do not
+    overlap it is the mean over patches of each one's own squared slope, so that a weight means the same at
+    every image size.
+
+    Args:
+        logits: [B, ...], computed from ``images`` by a network that can be differentiated twice.
+        images: [B, C, H, W], with ``requires_grad``.
+        loss_scale: multiplies a scalar by the loss scale of float16 training, as ``GradScaler.scale`` does;
+            None without one. The gradient is then that of the mean logit times the scale, as in any loss, and
+            divided by both afterwards. Where it overflows, a lower scale helps.
+
+    Returns:
+        the mean over images, in float32 at least, whatever autocast made of the logits.
+    """
+    if loss_scale is None:
+        (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    else:
+        factor = loss_scale(torch.ones((), device=logits.device)) / logits.numel()
+        (gradient,) = torch.autograd.grad(logits.to(factor.dtype).sum() * factor, images, create_graph=True)
+        gradient = gradient.to(factor.dtype) / factor
+    return gradient.square().sum() / logits.numel()
+
+
+@dataclass(frozen=True)
+class R1:
+    """γ/2 times the squared slope, in every k-th update only and then k times as strong.
+
+    The average over updates is that of the whole penalty at a fraction of its cost (StyleGAN2, Karras et al.
+    2020, arXiv 1912.04958, section 3.1). The paper's changed Adam parameters do not apply: they make up for
+    the updates that its separate penalty steps add, and here the penalty is part of the discriminator's loss.
+
+    Attributes:
+        weight: γ.
+        every: k.
+    """
+
+    weight: float
+    every: int = 16
+
+    def due(self, update: int) -> bool:
+        """Whether the update with this number, from 0, has the penalty."""
+        return update % self.every == 0
+
+    @property
+    def factor(self) -> float:
+        """What multiplies the squared slope in an update that has it."""
+        return 0.5 * self.weight * self.every

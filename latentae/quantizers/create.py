@@ -6,15 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from latentae.quantizers.bsq import BinarySphericalQuantizer
+from latentae.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
+from latentae.quantizers.composition import GroupedQuantizer, ResidualQuantizer
 from latentae.quantizers.cosine import CosineQuantizer
 from latentae.quantizers.ema import EMAQuantizer
 from latentae.quantizers.fsq import FiniteScalarQuantizer, check_levels
-from latentae.quantizers.grouped import GroupedQuantizer
 from latentae.quantizers.ibq import IBQuantizer
-from latentae.quantizers.lfq import LookupFreeQuantizer
 from latentae.quantizers.quantizer import Quantizer, check_counts
-from latentae.quantizers.residual import ResidualQuantizer
 from latentae.quantizers.simvq import SimVQuantizer
 from latentae.quantizers.vector import VectorQuantizer
 

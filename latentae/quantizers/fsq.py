@@ -11,11 +11,11 @@ from torch import Tensor
 
 from latentae.quantizers.entropy import mean_over_ranks
 from latentae.quantizers.gradient import straight_through
-from latentae.quantizers.quantizer import Quantizer, check_init, check_weights
-from latentae.quantizers.result import FlatOutput
+from latentae.quantizers.quantizer import FlatOutput, Quantizer, check_init, check_weights
 
 # The outermost levels must be reached, and tanh never reaches 1 (the paper's appendix A.1).
 _MARGIN = 1e-3
+_FEW_LEVELS = 5  # the paper's advice
 _LATENTS_TO_START = 4096  # a covariance of a few channels is then known to about a fiftieth
 
 
@@ -101,6 +101,17 @@ class FiniteScalarQuantizer(Quantizer):
         offset = torch.where(levels % 2 == 0, 0.5, 0.0).to(flat)
         unit = torch.tanh(flat + torch.atanh(offset / half))
         return unit, unit * half - offset
+
+    def remedies(self) -> list[str]:
+        found = [] if self.init == "data" else ["init=data"]
+        found.append(f"spread_weight={0.1 if self.spread_weight == 0 else 2 * self.spread_weight:g}")
+        levels = [int(level) for level in self._levels]
+        most = levels.index(max(levels))
+        # There are no codes to revive: a smaller grid helps, or one of fewer channels with more levels.
+        if levels[most] > 2:
+            levels[most] -= 1
+            return [*found, f"levels={levels}"]
+        return [*found, f"levels={[_FEW_LEVELS] * max(1, len(levels) // 2)}"]
 
 
 def check_levels(levels: Sequence[int]) -> None:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from latentae.quantizers.entropy import softmax_entropies
 from latentae.quantizers.gradient import straight_through
-from latentae.quantizers.products import precise_product
-from latentae.quantizers.quantizer import Quantizer, check_weights, table_of
-from latentae.quantizers.result import FlatOutput
+from latentae.quantizers.lookup import precise_product
+from latentae.quantizers.quantizer import FlatOutput, Quantizer, check_weights, table_of
 
 
 class IBQuantizer(Quantizer):
@@ -76,3 +75,7 @@ class IBQuantizer(Quantizer):
 
     def look_up(self, indices: Tensor) -> Tensor:
         return self.embedding(indices)
+
+    def remedies(self) -> list[str]:
+        heavier = 0.05 if self.entropy_weight == 0 else 2 * self.entropy_weight
+        return [f"entropy_weight={heavier:g}", "type=ema", "type=simvq"]

@@ -1,19 +1,68 @@
-"""What all quantizers share: maps to rows and back, checks, and the hooks of training."""
+"""What all quantizers share: their output, maps to rows and back, checks, and the hooks of training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from latentae import distributed
-from latentae.quantizers.result import FlatOutput, QuantizerOutput
-from latentae.quantizers.whitening import LatentMap, whitening
+from latentae.quantizers.health import CodebookHealth, code_counts, codebook_health
+from latentae.quantizers.start import LatentMap, whitening
+
+
+class FlatOutput(NamedTuple):
+    """Latents [N, d] quantized, before they are laid out as maps.
+
+    Attributes:
+        quantized: [N, d], whose gradient reaches the latents.
+        indices: [N] int64, or [N, depth] of a composition.
+        losses: as in ``QuantizerOutput``.
+    """
+
+    quantized: Tensor
+    indices: Tensor
+    losses: dict[str, Tensor]
+
+
+@dataclass
+class QuantizerOutput:
+    """A batch of quantized latents.
+
+    Attributes:
+        quantized: [B, d, h, w], in the dtype of the latents; its gradient reaches the encoder.
+        indices: [B, h, w] int64, which code stands at each position; [B, depth, h, w] of a composition.
+        losses: name to scalar, already weighted; their sum is what the quantizer adds to the training loss.
+        num_codes: K, how many codes each table has.
+    """
+
+    quantized: Tensor
+    indices: Tensor
+    losses: dict[str, Tensor]
+    num_codes: int
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the losses; 0 where there are none."""
+        if not self.losses:
+            return torch.zeros((), device=self.quantized.device)
+        return torch.stack(list(self.losses.values())).sum()
+
+    @property
+    def health(self) -> CodebookHealth:
+        """Usage and perplexity of this batch alone; waits for the device."""
+        return codebook_health(code_counts(self.indices, self.num_codes))
+
+    def __getitem__(self, index: int) -> Any:
+        """The tuple that diffusers' VectorQuantizer returns: codes, loss, (None, None, flat indices)."""
+        return (self.quantized, self.loss, (None, None, self.indices.flatten()))[index]
+
 
 # Histograms of more codes than this are no longer small beside a batch.
 MOST_CODES = 1 << 20
@@ -221,7 +270,14 @@ class Quantizer(nn.Module):
         return None
 
     def weights_changed(self) -> None:
-        """To be called after weights were set from outside: state that follows them begins anew."""
+        """Restarts the state that follows the weights. Call it after weights were set from outside."""
+
+    def remedies(self) -> list[str]:
+        """Returns changes of its arguments that bring unused codes into use, the likeliest first.
+
+        Each is ``name=value``; those of a composition are its members', as ``member.name=value``.
+        """
+        return []
 
     # Checks
 

@@ -1,11 +1,14 @@
-"""Codes placed by k-means, with the seeding of k-means++ (Arthur and Vassilvitskii 2007)."""
+"""How quantizers start from data: k-means places codes, or whitening moves latents to fixed codes."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentae.devices import to_float64, to_float64_on_cpu
 from latentae.quantizers.lookup import nearest_code
 
 _ROUNDS = 8
@@ -31,7 +34,7 @@ def k_means(points: Tensor, count: int, generator: torch.Generator, *, spherical
     centres = _seeds(points, count, generator)
     for _ in range(_ROUNDS):
         centres = F.normalize(centres, dim=1) if spherical else centres
-        nearest = nearest_code(points, centres)
+        nearest = _nearest(points, centres)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
         counts = points.new_zeros(count).index_add_(0, nearest, points.new_ones(len(points)))[:, None]
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
@@ -51,7 +54,7 @@ def _seeds(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
         new = clocks.topk(number, largest=False).indices
         repeated = torch.cat([repeated, squares[new] == 0])
         picks = torch.cat([picks, new])
-        nearest = points[new][nearest_code(points, points[new])]
+        nearest = points[new][_nearest(points, points[new])]
         squares = torch.minimum(squares, (points - nearest).square().sum(dim=1))
     missing = count - most
     again = torch.randint(len(points), (missing,), generator=generator).to(points.device)
@@ -61,7 +64,49 @@ def _seeds(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return seeds + _NOISE * repeated[:, None] * noise
 
 
+def _nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """Returns the index of each point's nearest centre. In float64, since repeated centres are very close."""
+    return nearest_code(to_float64(points), to_float64(centres)).to(points.device)
+
+
 def _spread(points: Tensor) -> Tensor:
     """[d] the standard deviation; of points that are all the same, their magnitude."""
     deviation = points.std(dim=0, correction=0)
     return torch.where(deviation > 0, deviation, points.abs().mean(dim=0))
+
+
+# Directions of less than this share of the largest variance are rounding, and are left as they are.
+_LEAST_VARIANCE = 1e-8
+
+
+class LatentMap(NamedTuple):
+    """z' = A z + b, for what comes before a quantizer to take in.
+
+    Attributes:
+        matrix: A, [d, d].
+        shift: b, [d].
+    """
+
+    matrix: Tensor
+    shift: Tensor
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        """A z + b of latents [N, d]."""
+        return flat @ self.matrix.to(flat).T + self.shift.to(flat)
+
+
+@torch.no_grad()
+def whitening(flat: Tensor) -> LatentMap:
+    """What gives latents [N, d] mean 0 and covariance I, turning them as little as can be.
+
+    A = C^(−1/2) and b = −A μ, in float64 on the CPU, with μ and C the mean and covariance of the latents.
+    Directions in which there is no variance stay as they are.
+    """
+    values = to_float64_on_cpu(flat.detach())
+    mean = values.mean(dim=0)
+    centred = values - mean
+    variances, directions = torch.linalg.eigh(centred.T @ centred / len(values))
+    varied = variances > _LEAST_VARIANCE * variances[-1].clamp(min=torch.finfo(torch.float64).tiny)
+    factors = torch.where(varied, variances.clamp(min=torch.finfo(torch.float64).tiny).rsqrt(), 1.0)
+    matrix = directions * factors @ directions.T
+    return LatentMap(matrix, -matrix @ mean)
