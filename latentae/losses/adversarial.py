@@ -75,7 +75,7 @@ class AdversarialTerms:
         adaptive: whether the ratio of gradient norms at the last layer multiplies ``weight``.
         min_adaptive_weight, max_adaptive_weight: what that ratio is clamped to.
         start_step: the step at which the autoencoder first sees the discriminator.
-        ramp_steps: over how many steps from there on the weight rises linearly; 0 has it whole at once.
+        ramp_steps: the number of steps from there over which the weight rises linearly; 0: no ramp.
         discriminator_warmup_steps: how many steps earlier the discriminator starts to learn.
         update_every: the discriminator learns at its first step and every so many steps after it.
     """
@@ -101,7 +101,7 @@ class AdversarialTerms:
         return since >= 0 and since % self.update_every == 0
 
     def discriminator_updates(self, step: int) -> int:
-        """How many steps before ``step`` have trained the discriminator."""
+        """Returns how many steps before ``step`` have trained the discriminator."""
         return max(0, -(-(step - self.first_discriminator_step) // self.update_every))
 
     def autoencoder_learns(self, step: int) -> bool:
@@ -109,20 +109,20 @@ class AdversarialTerms:
         return step >= self.start_step
 
     def weight_at(self, step: int) -> float:
-        """The configured weight at ``step``: 1/n of it at the first of n ramp steps, all from the n-th on."""
+        """Returns the weight at ``step``: 1/n of it at the first of n ramp steps, all from the n-th on."""
         if step < self.start_step:
             return 0.0
         return self.weight * min(1.0, (step - self.start_step + 1) / max(1, self.ramp_steps))
 
 
 def last_layer_gradient(layer: nn.Conv2d, inputs: Tensor, output_gradient: Tensor) -> Tensor:
-    """Gradient of a loss with respect to a convolution's weight, without a backward pass to it.
+    """Returns the gradient of a loss with respect to a convolution's weight, without a backward pass.
 
     Args:
         layer: the decoder's last convolution.
-        inputs: [B, C, H, W] what the layer was given.
-        output_gradient: the loss's gradient at the layer's output; where the output was cropped afterwards at
-            its right and bottom, the gradient at the crop.
+        inputs: [B, C, H, W], the layer's input.
+        output_gradient: the loss's gradient at the layer's output. If the output was cropped at its right and
+            bottom afterwards, the gradient at the crop.
 
     Returns:
         a tensor of the weight's shape, in the dtype of the output's gradient.
@@ -151,13 +151,15 @@ def last_layer_gradient(layer: nn.Conv2d, inputs: Tensor, output_gradient: Tenso
 def adaptive_weight(
     reconstruction_gradient: Tensor, adversarial_gradient: Tensor, minimum: float = 0.0, maximum: float = 1e4
 ) -> Tensor:
-    """λ = clamp(‖∇ nll‖ / (‖∇ g‖ + 1e-4), minimum, maximum).
+    """Returns λ = clamp(‖∇ nll‖ / (‖∇ g‖ + 1e-4), minimum, maximum) (VQGAN, Esser et al. 2021, equation 7).
+
+    λ balances the adversarial loss against the reconstruction loss.
 
     Args:
         reconstruction_gradient, adversarial_gradient: the two losses' gradients at the decoder's last layer;
             with several ranks, averaged over them.
-        minimum: a floor keeps the adversarial loss alive where the others are nearly at rest.
-        maximum: a ceiling keeps it finite where its own gradient vanishes.
+        minimum: keeps the adversarial loss active when the gradients of the others are small.
+        maximum: keeps λ finite when the adversarial gradient vanishes.
 
     Returns:
         a scalar without a gradient.
@@ -167,12 +169,12 @@ def adaptive_weight(
 
 
 class LeCAM(nn.Module):
-    """E relu(D(x) − ā(x̂))² + E relu(ā(x) − D(x̂))², where ā are moving averages of mean logits.
+    """LeCAM: E relu(D(x) − ā(x̂))² + E relu(ā(x) − D(x̂))² (Tseng et al. 2021, arXiv 2104.03310).
 
-    A discriminator that learns a small data set by heart drives the two sets of logits apart without end;
-    this term, added to its loss, holds them. The averages follow once per optimizer step the mean over its
-    micro-batches and ranks, all of the same size: ā ← γ ā + (1 − γ) E D. The first step starts them, and is
-    itself without the term.
+    ā are moving averages of mean logits. A discriminator that memorises a small data set drives the two sets
+    of logits apart without limit. This term, added to its loss, keeps them close. Once per optimizer step the
+    averages follow the mean over its micro-batches and ranks, all of the same size: ā ← γ ā + (1 − γ) E D.
+    The first step only initialises them and does not have the term.
 
     Args:
         weight: the term's factor in the discriminator's loss.
@@ -204,17 +206,17 @@ class LeCAM(nn.Module):
 
     @torch.no_grad()
     def observe(self, real: Tensor, fake: Tensor) -> None:
-        """Takes the logits of a micro-batch, for the next ``commit``."""
+        """Adds the logits of a micro-batch to what the next ``commit`` takes in."""
         means = torch.stack([real.mean(), fake.mean(), torch.ones_like(real.mean())])
         self.pending += means.to(self.pending)
 
     @torch.no_grad()
     def commit(self, accepted: Tensor | bool = True) -> None:
-        """The averages follow what was observed since the last call; every rank must call it.
+        """Updates the averages from what was observed since the last call. Every rank must call it.
 
         Args:
-            accepted: whether the step was made; what was seen in one that was not is forgotten. A boolean
-                scalar on the device, or a bool, the same on every rank.
+            accepted: whether the step was made. If not, what was observed is dropped. A boolean scalar on the
+                device, or a bool, the same on every rank.
         """
         *sums, count = distributed.all_reduce_sum(self.pending)
         self.pending.zero_()
@@ -229,21 +231,21 @@ class LeCAM(nn.Module):
 def squared_slope(
     logits: Tensor, images: Tensor, loss_scale: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """E ‖∇ₓ Σₚ Dₚ(x)‖² / P, with P the logits of an image: a scalar that can be differentiated again.
+    """Returns E ‖∇ₓ Σₚ Dₚ(x)‖² / P, with P logits per image. It can be differentiated again.
 
-    With one logit per image this is E ‖∇ₓ D(x)‖². A patch discriminator is one of patches: where these do not
-    overlap it is the mean over patches of each one's own squared slope, so that a weight means the same at
-    every image size.
+    With one logit per image this is E ‖∇ₓ D(x)‖². For a patch discriminator with patches that do not overlap
+    it is the mean over patches of each patch's squared gradient norm, so a weight means the same at every
+    image size.
 
     Args:
         logits: [B, ...], computed from ``images`` by a network that can be differentiated twice.
         images: [B, C, H, W], with ``requires_grad``.
         loss_scale: multiplies a scalar by the loss scale of float16 training, as ``GradScaler.scale`` does;
             None without one. The gradient is then that of the mean logit times the scale, as in any loss, and
-            divided by both afterwards. Where it overflows, a lower scale helps.
+            divided by both afterwards. If it overflows, a lower scale helps.
 
     Returns:
-        the mean over images, in float32 at least, whatever autocast made of the logits.
+        the mean over images, in float32 at least, whatever the dtype of the logits.
     """
     if loss_scale is None:
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
@@ -257,11 +259,12 @@ def squared_slope(
 
 @dataclass(frozen=True)
 class R1:
-    """γ/2 times the squared slope, in every k-th update only and then k times as strong.
+    """R1 (Mescheder et al. 2018, arXiv 1801.04406): γ/2 times the discriminator's squared gradient at images.
 
-    The average over updates is that of the whole penalty at a fraction of its cost (StyleGAN2, Karras et al.
-    2020, arXiv 1912.04958, section 3.1). The paper's changed Adam parameters do not apply: they make up for
-    the updates that its separate penalty steps add, and here the penalty is part of the discriminator's loss.
+    It is applied in every k-th update only, and k times as strong. The average over updates is that of the
+    whole penalty at a fraction of its cost (StyleGAN2, Karras et al. 2020, arXiv 1912.04958, section 3.1).
+    The paper's changed Adam parameters do not apply: they compensate for separate penalty steps, and here the
+    penalty is part of the discriminator's loss.
 
     Attributes:
         weight: γ.
@@ -272,10 +275,10 @@ class R1:
     every: int = 16
 
     def due(self, update: int) -> bool:
-        """Whether the update with this number, from 0, has the penalty."""
+        """Returns whether the update with this number, from 0, has the penalty."""
         return update % self.every == 0
 
     @property
     def factor(self) -> float:
-        """What multiplies the squared slope in an update that has it."""
+        """The factor of the squared gradient in an update that has the penalty."""
         return 0.5 * self.weight * self.every

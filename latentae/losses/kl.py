@@ -25,7 +25,7 @@ def forward_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def reverse_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(p ‖ q) = ½ ((1 + μ²)/σ² − 1 + log σ²): grows without limit as the posterior gets certain."""
+    """KL(p ‖ q) = ½ ((1 + μ²)/σ² − 1 + log σ²). It grows without limit as σ² goes to 0."""
     mean, log_variance = _prepare(mean, log_variance)
     negative = -log_variance
     return 0.5 * (mean.square() * negative.exp() + negative.expm1() + log_variance)
@@ -48,26 +48,27 @@ DIVERGENCES: dict[str, Divergence] = {"forward": forward_kl, "reverse": reverse_
 class FreeBits:
     """Σ_j max(λ, E D_j) over groups j of latents, E the mean over the batch of all ranks.
 
-    A group below λ has no gradient, so that the posterior may keep that much information for nothing. Whether
-    it is below is decided for all ranks alike: their gradients' mean is that of one rank with their batches.
+    Free bits (Kingma et al. 2016, arXiv 1606.04934): a group below λ has no gradient, so the posterior may
+    keep that much information at no cost. The decision is the same on all ranks, so the mean of their
+    gradients equals that of one rank with all their images.
 
     Attributes:
         nats: λ, of each group and image.
-        per: the groups: ``channel``, each summed over its h·w positions as in the paper, or ``image``, one
-            group of all latents.
+        per: what forms a group: ``channel``, each summed over its h·w positions as in the paper, or
+            ``image``, all latents of an image.
     """
 
     nats: float
     per: Literal["channel", "image"] = "channel"
 
     def __call__(self, divergence: Tensor) -> Tensor:
-        """What is paid for a divergence [B, c, h, w], in nats per image: a scalar. Every rank calls it."""
+        """Returns the cost of a divergence [B, c, h, w], a scalar in nats per image. Every rank calls it."""
         groups = self._groups(divergence)
         return torch.where(self._is_free(groups), self.nats, groups).sum()
 
     @torch.no_grad()
     def count_free(self, divergence: Tensor) -> Tensor:
-        """How many groups of a divergence [B, c, h, w] cost nothing: a scalar. Every rank calls it."""
+        """Returns how many groups of a divergence [B, c, h, w] cost nothing. Every rank calls it."""
         return self._is_free(self._groups(divergence)).sum().to(divergence.dtype)
 
     def _groups(self, divergence: Tensor) -> Tensor:
@@ -83,13 +84,13 @@ KLSchedule = Callable[[int], float]
 
 
 def constant(step: int) -> float:
-    """1 throughout."""
+    """Returns 1 at every step."""
     return 1.0
 
 
 @dataclass(frozen=True)
 class LinearWarmup:
-    """A straight line from 0 at step 0 to 1 at ``warmup_steps``, and 1 from there on (arXiv 1511.06349)."""
+    """Rises linearly from 0 at step 0 to 1 at ``warmup_steps`` and stays 1 (arXiv 1511.06349)."""
 
     warmup_steps: int
 
@@ -121,7 +122,7 @@ KL_SCHEDULES: dict[str, Callable[..., KLSchedule]] = {"linear": LinearWarmup, "c
 
 
 class KLRegulariser:
-    """weight · divergence / (C·H·W), the mean over a batch: in the units of losses that are means per value.
+    """The KL term, weight · divergence / (C·H·W), a mean over the batch, in units of losses per image value.
 
     Latent diffusion weighs a KL summed over latents against a reconstruction loss summed over the image;
     divided by the number of the image's values, both sides keep that balance. (A mean reconstruction loss
@@ -132,7 +133,7 @@ class KLRegulariser:
             sum the negative ELBO per value.
         schedule: the share of the weight at each step.
         divergence: of the posterior and N(0, I); the ELBO has KL(q ‖ p).
-        free_bits: the divergence that costs nothing; None: there is none.
+        free_bits: the divergence that costs nothing; None: all of it counts.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class KLRegulariser:
         return self.weight * self.schedule(step)
 
     def __call__(self, output: Any, step: int = 0) -> dict[str, Tensor]:
-        """``kl``, a scalar, of an output with ``mean``, ``log_variance`` and ``sample`` [B, C, H, W]."""
+        """Returns ``kl``, a scalar, given an output with ``mean``, ``log_variance`` and ``sample``."""
         divergence = self.divergence(output.mean, output.log_variance)
         if self.free_bits is None:
             nats = divergence.sum(dim=(1, 2, 3)).mean()
@@ -167,12 +168,12 @@ EIGHT_BIT_STEP = 2 / 255
 
 
 class PosteriorReport:
-    """What the log says of the posterior and, under a likelihood, of the ELBO; nothing here has a gradient.
+    """Logs the KL divergence of the posterior and, with a likelihood, the ELBO. Nothing here has a gradient.
 
-    ELBO = E_q log p(x|z) − KL(q ‖ p), with one sample of z an image, whatever weight, divergence or free bits
-    the training has: a lower bound of log p(x), in nats per image. It exists where the reconstruction loss is
-    a likelihood. (L2 under a KL weight of λ has the gradients, times λ, of a Gaussian likelihood of the fixed
-    variance λ/2 under a KL weight of 1: choose that to have its ELBO.)
+    ELBO = E_q log p(x|z) − KL(q ‖ p), with one sample of z per image, whatever weight, divergence or free
+    bits are used in training. It is a lower bound of log p(x), in nats per image, and exists if the
+    reconstruction loss is a likelihood. (L2 with a KL weight of λ has the gradients, times λ, of a Gaussian
+    likelihood of the fixed variance λ/2 with a KL weight of 1: choose that to have its ELBO.)
 
     Args:
         regulariser: the KL term that is trained on.
@@ -185,7 +186,7 @@ class PosteriorReport:
 
     @torch.no_grad()
     def __call__(self, output: Any, terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Scalars by name, means over the batch. With free bits every rank calls it.
+        """Returns scalars by name, means over the batch. With free bits every rank must call it.
 
         Args:
             output: with ``mean``, ``log_variance`` [B, c, h, w] and ``sample`` [B, C, H, W].
@@ -193,8 +194,8 @@ class PosteriorReport:
             step: optimizer steps done so far.
 
         Returns:
-            ``kl_nats``, the unweighted KL(q ‖ p) of an image, and ``kl_nats_per_latent``; ``kl_weight`` of
-            this step; with free bits ``kl_free_groups``, how many channels (images: 0 or 1) cost nothing;
+            ``kl_nats``, the unweighted KL(q ‖ p) per image, and ``kl_nats_per_latent``; ``kl_weight`` of
+            this step; with free bits ``kl_free_groups``, how many channels (per image: 0 or 1) cost nothing;
             with a likelihood ``elbo_nats`` and ``bits_per_dimension``.
         """
         divergence = forward_kl(output.mean, output.log_variance)
@@ -216,11 +217,11 @@ class PosteriorReport:
 
 
 def bits_per_dimension(elbo: Tensor, dimensions: int, bin_width: float = EIGHT_BIT_STEP) -> Tensor:
-    """Bits that 8-bit values take on average: −ELBO / (n log 2) − log₂ Δ.
+    """Returns the average number of bits per 8-bit value: −ELBO / (n log 2) − log₂ Δ.
 
-    A value's probability is its density times the distance Δ to the next value, which is right as long as
-    the density changes little over Δ. Where the likelihood's scale comes near to Δ it promises too few bits
-    (it can even be negative), since nothing spreads the images' values over their bins.
+    The probability of a value is taken as its density times the distance Δ to the next value. This holds as
+    long as the density changes little over Δ. If the likelihood's scale comes near Δ, the result is too small
+    (it can even be negative), since the images' values are not spread over their bins.
 
     Args:
         elbo: in nats per image, of continuous values.

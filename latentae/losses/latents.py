@@ -17,22 +17,22 @@ from latentae.losses.resizing import resize
 
 @dataclass(frozen=True)
 class Transform:
-    """τ: a change of scale, then quarter turns.
+    """τ of EQ-VAE: a change of scale, then quarter turns.
 
     Attributes:
         scale: of both sides, in (0, 1]; sides are rounded to whole latents, of which at least one stays.
-        quarter_turns: how often it is turned by 90 degrees, 0 to 3.
+        quarter_turns: how many times it rotates by 90 degrees, 0 to 3.
     """
 
     scale: float
     quarter_turns: int = 0
 
     def latents(self, latents: Tensor) -> Tensor:
-        """τ of latents [B, c, h, w]."""
+        """Applies τ to latents [B, c, h, w]."""
         return self._apply(latents, 1)
 
     def images(self, images: Tensor, factor: int) -> Tensor:
-        """τ of images [B, C, H, W], as large as what the transformed latents are decoded to.
+        """Applies τ to images [B, C, H, W]. The size is that of the decoded transformed latents.
 
         Args:
             factor: pixels per latent along each side; divides height and width.
@@ -46,12 +46,12 @@ class Transform:
 
 @dataclass(frozen=True)
 class Draw:
-    """What a step does.
+    """What one step transforms.
 
     Attributes:
         transform: τ.
-        before_encoding: whether it is the images that are transformed and then encoded, which asks nothing of
-            the latents but keeps small images in what the model knows; else the latents are.
+        before_encoding: transform the images before they are encoded. This asks nothing of the latents, but
+            keeps training the model on small images. False: transform the latents.
     """
 
     transform: Transform
@@ -60,18 +60,19 @@ class Draw:
 
 @dataclass(frozen=True)
 class Equivariance:
-    """In some steps the losses compare decode(τ z) with τ x instead of decode(z) with x.
+    """EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509): latents that scale and rotate as the images do.
 
-    One τ serves a whole step and all its losses, the adversarial one too. Nothing is decoded twice, and what
-    is decoded is at most as large as without, so that a step takes less time and no more memory. In some of
-    the other steps the images are made smaller before they are encoded (in the authors' program, their "prior
-    preservation" at low resolution). Their program resizes without antialiasing; here both sides have it.
+    In some steps the losses compare decode(τ z) with τ x instead of decode(z) with x. One τ serves a whole
+    step and all its losses, including the adversarial one. Nothing is decoded twice, and τ z is at most as
+    large as z, so a step takes less time and no more memory. In some of the other steps the images are made
+    smaller before they are encoded (the authors' "prior preservation" at low resolution). The authors' code
+    resizes without antialiasing; here both sides are antialiased.
 
     Args:
         probability: of a step with transformed latents.
         min_scale: scales are drawn evenly from here to 1.
-        rotate: whether latents are also turned, by one to three quarters.
-        low_resolution_probability: of smaller images, in a step that has no transformed latents.
+        rotate: whether latents are also rotated, by one to three quarter turns.
+        low_resolution_probability: of smaller images, in a step without transformed latents.
     """
 
     probability: float = 0.5
@@ -80,7 +81,7 @@ class Equivariance:
     low_resolution_probability: float = 0.25
 
     def draw(self, generator: torch.Generator) -> Draw | None:
-        """What a step does, or None where it is one like any other.
+        """Draws what a step transforms; None: nothing.
 
         Args:
             generator: on the CPU, in the same state on every rank.
@@ -96,12 +97,12 @@ class Equivariance:
 
 @dataclass(frozen=True)
 class LatentNoise:
-    """Decodes z + σ s n, n ~ N(0, I), with σ ~ |N(0, scale²)| for each image: noise-augmented decoding.
+    """Noise-augmented decoding: decodes z + σ s n, with n ~ N(0, I) and σ ~ |N(0, scale²)| per image.
 
-    A denoiser's samples are never exactly what an encoder gives, and a decoder that has seen noise forgives
-    it. In the paper the latents are normalised and the encoder is frozen. An encoder that learns could make
-    its latents large, and so any noise small: s, the standard deviation of the latents of the whole batch,
-    without a gradient, takes that way out. It costs no time and memory worth the name.
+    It trains the decoder to tolerate imperfect latents, such as a denoiser's samples (RAE, Zheng et al. 2025,
+    arXiv 2510.11690). In the paper the latents are normalised and the encoder is frozen. An encoder that
+    learns could make its latents large, and any noise small in comparison. So the noise is multiplied by s,
+    the standard deviation of the latents of the whole batch, without a gradient. The cost is negligible.
 
     Args:
         scale: in units of the latents' standard deviation.
@@ -110,12 +111,12 @@ class LatentNoise:
     scale: float
 
     def __call__(self, latents: Tensor, noise: Tensor, strength: Tensor) -> Tensor:
-        """Noisy latents; every rank calls it.
+        """Returns latents with noise. Every rank must call it.
 
         Args:
             latents: [B, c, h, w].
             noise: [B, c, h, w] standard normal numbers.
-            strength: [B] standard normal numbers, σ is ``scale`` times their size.
+            strength: [B] standard normal numbers. σ is ``scale`` times their absolute value.
         """
         sigma = self.scale * strength.abs().to(latents.dtype) * deviation(latents).to(latents.dtype)
         return latents + sigma[:, None, None, None] * noise.to(latents.dtype)
@@ -123,7 +124,7 @@ class LatentNoise:
 
 @torch.no_grad()
 def deviation(latents: Tensor) -> Tensor:
-    """The root mean square, over channels, of each channel's standard deviation in all ranks' latents."""
+    """Returns the root mean square over channels of the channels' standard deviations, over all ranks."""
     values = latents.detach().to(torch.promote_types(latents.dtype, torch.float32))
     moments = torch.stack([values.mean(dim=(0, 2, 3)), values.square().mean(dim=(0, 2, 3))])
     mean, square = distributed.all_reduce_mean(moments)
@@ -131,16 +132,17 @@ def deviation(latents: Tensor) -> Tensor:
 
 
 class Spectral:
-    """Scale equivariance as a further term: weight · d(decode(z̃), x̃), with z̃ and x̃ made smaller.
+    """Scale equivariance as an extra term (Skorokhodov et al. 2025, arXiv 2502.14831).
 
-    d is the reconstruction and perceptual loss. Resizing takes away the upper part of the spectrum, so that
-    the decoder cannot keep the coarse structure of an image in fine structure of its latents, which a
-    denoiser would get wrong. Unlike EQ-VAE it leaves the ordinary reconstruction in every step. The decoder
-    and the losses run a second time, on a quarter of the pixels or fewer.
+    The term is weight · d(decode(z̃), x̃), where z̃ and x̃ are made smaller and d is the reconstruction and
+    perceptual loss. Resizing removes the upper part of the spectrum. So the decoder cannot store coarse image
+    structure in fine latent structure, which a denoiser would get wrong. Unlike EQ-VAE it keeps the ordinary
+    reconstruction in every step. The decoder and the losses run a second time, on at most a quarter of the
+    pixels.
 
     Args:
         weight: of the term.
-        factors: by how much the sides are divided; a step takes one of them, drawn evenly.
+        factors: what the sides are divided by. Each step draws one of them uniformly.
 
     Raises:
         ValueError: no factor, or one below 2.
@@ -153,16 +155,15 @@ class Spectral:
         self.factors = tuple(factors)
 
     def draw(self, generator: torch.Generator) -> int:
-        """The factor of a step; the generator is on the CPU, in the same state on every rank."""
+        """Draws a step's factor. The generator is on the CPU, in the same state on every rank."""
         return self.factors[int(torch.randint(len(self.factors), (), generator=generator))]
 
 
 def low_pass(values: Tensor, factor: int, unit: int = 1) -> Tensor:
-    """Latents or images [B, C, H, W] with sides ``factor`` times smaller, rounded to whole units.
+    """Resizes latents or images [B, C, H, W] to sides ``factor`` times smaller, rounded to whole units.
 
     Args:
-        unit: 1 for latents, pixels per latent for images, which are then as large as their low-passed latents
-            are decoded to.
+        unit: 1 for latents. Pixels per latent for images, so that they match the decoded low-passed latents.
     """
     height, width = (max(1, round(side // unit / factor)) * unit for side in values.shape[-2:])
     return resize(values, (height, width))
@@ -174,7 +175,7 @@ _BLOCK = 2**22
 
 @dataclass(frozen=True)
 class Alignment:
-    """The two terms of the VF loss, their margins and their weight.
+    """The VF loss of VA-VAE (arXiv 2501.01423): latents that resemble a frozen network's features.
 
     With latents z projected by a learned 1×1 convolution, features f, positions i and j of an image:
 
@@ -195,7 +196,7 @@ class Alignment:
     similarity_margin: float = 0.25
 
     def __call__(self, projected: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The cosine and the similarity term, scalars, unweighted.
+        """Returns the cosine and the similarity term, unweighted scalars.
 
         Args:
             projected: [B, d, h, w] projected latents.
@@ -215,8 +216,8 @@ class _Similarity(torch.autograd.Function):
     """mean relu(|zᵢ·zⱼ − fᵢ·fⱼ| − m) over the positions i and j of each image, in blocks of rows.
 
     The matrices zᵀz and fᵀf of an image have (h·w)² numbers, too many to hold for large latents. Each block
-    of their difference D gives its part of the value and, where one is wanted, of the gradient: with
-    G = ∂/∂D, which is symmetric as D is, ∂/∂z = 2 z G. A block is computed once and then dropped.
+    of their difference D adds its part to the value and, if needed, to the gradient: with G = ∂/∂D, which is
+    symmetric like D, ∂/∂z = 2 z G. Each block is computed once and then dropped.
     """
 
     @staticmethod

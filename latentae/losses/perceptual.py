@@ -27,19 +27,19 @@ class LPIPS(nn.Module):
     gradient, except where all of a pixel's features are zero: there `lpips` differentiates √0 and yields NaN,
     this yields zero.
 
-    The module is frozen and stays in evaluation mode: `train()` does not switch it. It computes in float32
-    (in float64 after `.double()`), whatever the inputs' type and also under autocast. It holds no gradient
-    back: call it under `torch.no_grad()` to measure, without to train. It can be differentiated once.
+    The module is frozen and always in evaluation mode. It computes in float32 (in float64 after `.double()`),
+    whatever the inputs' type, also under autocast. Call it under `torch.no_grad()` to measure. It can be
+    differentiated once.
 
     Args:
         trunk: the classifier's convolutions under torchvision's names (`features.i.weight`,
             `features.i.bias`), as `latentae.weights.load_trunk` returns them.
         net: the classifier: `alex` (the usual choice for measuring) or `vgg` (the usual choice for training).
-        chunk: RGB images taken through the network at a time; None takes all. Values and gradients are the
-            same, since images do not mix, and the memory is that of a chunk: where a gradient will be wanted
-            it is computed with the value, and nothing else is kept.
-        precision: what the classifier computes in; the distance between its features is float32. `bfloat16`
-            is for training alone: its gradient has rounding in it, and its values are not to be compared.
+        chunk: RGB images per pass through the network; None: all. Values and gradients are the same, since
+            images do not mix. The memory is that of one chunk: if a gradient is needed, it is computed with
+            the value, and nothing else is kept.
+        precision: what the classifier computes in. The distance between its features is float32. Use
+            `bfloat16` for training only: it rounds gradients, and its values cannot be compared with others.
 
     Raises:
         ValueError: no such `net` or `precision`, `trunk` is not the weights of that network, or `chunk` is
@@ -77,11 +77,11 @@ class LPIPS(nn.Module):
             self.slices.to(_PRECISIONS[precision]).to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, whatever `mode`: the network is a fixed measure."""
+        """Stays in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     def compile_passes(self, **options: Any) -> None:
-        """Has the pass that measures, and that which differentiates as well, compiled when first called.
+        """Compiles the pass that measures and the pass that also differentiates, each at its first call.
 
         Args:
             options: of `torch.compile`.
@@ -90,16 +90,16 @@ class LPIPS(nn.Module):
         self._passes = (torch.compile(measure, **options), torch.compile(differentiate, **options))
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """The distance of each image of a batch.
+        """Returns the distance of each image of a batch.
 
-        One channel is taken as grey and repeated to three; two are two grey images; three are RGB; of C > 3
-        the ⌈C/3⌉ evenly spaced, where need be overlapping triples of neighbouring channels are each taken as
-        RGB. The distance is the mean over these images and costs as much as they do: one image up to three
-        channels (two for two), ⌈C/3⌉ beyond.
+        One channel is grey and is repeated to three; two channels are two grey images; three are RGB. More
+        channels are split into ⌈C/3⌉ evenly spaced triples of neighbouring channels, which may overlap; each
+        is treated as RGB. The distance is the mean over these images, and the cost is proportional to their
+        number.
 
         Args:
-            reconstruction: [B, C, H, W] in [-1, 1]. Values outside are used as they are, since clamping them
-                would take their gradient away; clamp before measuring.
+            reconstruction: [B, C, H, W] in [-1, 1]. Values outside are used as they are, since clamping would
+                remove their gradient. Clamp before measuring.
             target: as `reconstruction`. Its features are computed without a gradient.
 
         Returns:
@@ -145,7 +145,7 @@ class LPIPS(nn.Module):
 
 
 class _Distance(torch.autograd.Function):
-    """The distance [B] of a few images at a time, each time with its gradient where one will be wanted."""
+    """Computes the distance [B] chunk by chunk, with its gradient if one is needed."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, target: Tensor, lpips: LPIPS) -> Tensor:
@@ -234,11 +234,11 @@ def distance(slices: Slices, heads: Sequence[Tensor], images: Tensor, target: Te
 def distance_and_gradient(
     slices: Slices, heads: Sequence[Tensor], images: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`distance` and its gradient in the images, [B] and [B, 3, H, W]. It takes no part in autograd.
+    """Returns `distance` and its gradient in the images, [B] and [B, 3, H, W]. Autograd does not record it.
 
-    What the derivative is in the features is known as soon as they were measured, and takes their place. Of a
-    convolution with frozen weights the way back needs no input, and of a ReLU before a pooling no more than
-    where the pooled values are positive.
+    The derivative in the features is known as soon as they are compared, and is stored in their place. The
+    backward pass of a convolution with frozen weights needs no input. That of a ReLU before a pooling needs
+    only where the pooled values are positive.
     """
     directions = _directions(slices, target)
     hidden, total = _as_weights(slices, images), torch.zeros_like(images[:, 0, 0, 0])
@@ -264,10 +264,10 @@ def distance_and_gradient(
 def feature_distance(
     features: Tensor, direction: Tensor, head: Tensor
 ) -> tuple[Tensor, Callable[[], Tensor]]:
-    """d = 1/(HW) Σ_hw Σ_c w_c (f_c/(|f| + ε) − y_c)² of each image, [B], and what then gives ∂d/∂f.
+    """Returns d = 1/(HW) Σ_hw Σ_c w_c (f_c/(|f| + ε) − y_c)² of each image, [B], and a function for ∂d/∂f.
 
-    The derivative is finite at f = 0, and 0 where f is not positive: that is what a ReLU has put out, whose
-    own derivative is so in it.
+    The derivative is finite at f = 0. It is 0 where f is not positive: f is the output of a ReLU, whose own
+    derivative is included.
 
     Args:
         features: f, [B, C, H, W].
@@ -306,7 +306,7 @@ def _inverse_norm(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _as_weights(slices: Slices, values: Tensor) -> Tensor:
-    """Values in the type of the network's weights, and then in their memory order."""
+    """Casts values to the type of the network's weights; a cast also sets channels-last order."""
     weight = next(slices[0].parameters())
     if values.dtype == weight.dtype:
         return values
@@ -314,12 +314,12 @@ def _as_weights(slices: Slices, values: Tensor) -> Tensor:
 
 
 def _forward(layer: nn.Module, values: Tensor, following: nn.Module | None) -> tuple[Tensor, _Backward]:
-    """What a layer puts out, and the way back through it; a ReLU writes over its values."""
+    """Returns a layer's output and its backward function. A ReLU works in place."""
     if isinstance(layer, nn.Conv2d):
         return layer(values), partial(_through_convolution, layer, values.shape)
     if isinstance(layer, nn.ReLU):
         output = F.relu_(values)
-        # Without a layer that could mix them, gradients come back to features that were positive alone.
+        # If no layer in between mixes them, only features that were positive receive gradients.
         kept = output if isinstance(following, nn.Conv2d) else None
         return output, partial(_through_relu, kept)
     if not isinstance(layer, nn.MaxPool2d):
@@ -354,5 +354,5 @@ def _through_pooling(
 
 
 def _where_positive(gradient: Tensor, values: Tensor) -> Tensor:
-    """The gradient with zeros where values are not positive, in place."""
+    """Zeroes the gradient, in place, where values are not positive."""
     return torch.ops.aten.threshold_backward.grad_input(gradient, values, 0, grad_input=gradient)

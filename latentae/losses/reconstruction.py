@@ -19,20 +19,20 @@ ReconstructionLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def l1(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute difference of each image: [B] from two [B, C, H, W]."""
+    """Returns the mean absolute difference of each image: [B] from two [B, C, H, W]."""
     return (reconstruction - images).abs().mean(dim=(1, 2, 3))
 
 
 def l2(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Mean squared difference of each image: [B] from two [B, C, H, W]."""
+    """Returns the mean squared difference of each image: [B] from two [B, C, H, W]."""
     return (reconstruction - images).square().mean(dim=(1, 2, 3))
 
 
 def charbonnier(reconstruction: Tensor, images: Tensor, epsilon: float = 1e-3) -> Tensor:
-    """Mean of √((x − x̂)² + ε²) of each image: [B] from two [B, C, H, W].
+    """Returns the mean of √((x − x̂)² + ε²) of each image: [B] from two [B, C, H, W].
 
-    The absolute difference with its corner rounded off over a width of ε (Charbonnier et al. 1994; as a loss
-    on images with ε = 1e-3: LapSRN, arXiv 1710.01992). A perfect reconstruction has ε.
+    It is the absolute difference, smoothed over a width of ε (Charbonnier et al. 1994; as a loss on images
+    with ε = 1e-3: LapSRN, arXiv 1710.01992). A perfect reconstruction has a loss of ε.
     """
     return ((reconstruction - images).square() + epsilon**2).sqrt().mean(dim=(1, 2, 3))
 
@@ -44,8 +44,8 @@ class Likelihood(nn.Module, ABC):
     """−log p(x|x̂) per value, in nats, as an affine function of a distance between x and x̂.
 
     Args:
-        log_dispersion: logarithm of what the distance is divided by, at the start or for good.
-        learned: whether it is trained.
+        log_dispersion: logarithm of what the distance is divided by, at the start of training.
+        learned: whether it is trained; otherwise it is constant.
     """
 
     scale_name: ClassVar[str]
@@ -57,11 +57,11 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def distance(self, reconstruction: Tensor, images: Tensor) -> Tensor:
-        """Mean per value of each image: [B] from two [B, C, H, W]."""
+        """Returns the mean per value of each image: [B] from two [B, C, H, W]."""
 
     @abstractmethod
     def precision(self) -> Tensor:
-        """What the distance is multiplied by, a positive scalar."""
+        """Returns the positive scalar that multiplies the distance."""
 
     @abstractmethod
     def nll(self, distance: Tensor) -> Tensor:
@@ -126,14 +126,12 @@ class ReconstructionObjective(nn.Module):
         reconstruction_weight: its weight.
         perceptual: a module that does the same, such as ``LPIPS``; None leaves the term out.
         perceptual_weight: its weight.
-        scale_perceptual: whether a likelihood takes the weighted perceptual loss for a part of its distance
-            d, so that its precision multiplies both. In latent diffusion it does: (|x − x̂| + LPIPS)/e^s + s.
-            The learned scale then answers to their sum. Without, the perceptual weight stays what it is while
-            the scale falls.
+        scale_perceptual: add the weighted perceptual loss to the likelihood's distance d, so that its
+            precision multiplies both, as in latent diffusion: (|x − x̂| + LPIPS)/e^s + s. The learned scale
+            then depends on their sum. Otherwise the perceptual weight is constant while the scale falls.
 
     Raises:
-        ValueError: ``scale_perceptual`` where the reconstruction loss is no likelihood or there is no
-            perceptual loss.
+        ValueError: ``scale_perceptual`` without a likelihood or without a perceptual loss.
     """
 
     def __init__(
@@ -158,7 +156,7 @@ class ReconstructionObjective(nn.Module):
         self.scale_perceptual = scale_perceptual
 
     def forward(self, reconstruction: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, a scalar with a gradient, and its unweighted terms by name, scalars without one.
+        """Returns the loss, a scalar with a gradient, and its unweighted terms by name, without gradients.
 
         Returns:
             ``reconstruction`` and ``perceptual``; of a likelihood also its distance (``squared_error`` or

@@ -1,4 +1,4 @@
-"""Quantizers: from continuous latents to the codes of a finite table, one paper a file."""
+"""Quantizers: map continuous latents to codes of a finite table. One paper per file."""
 
 from latentae.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from latentae.quantizers.codebook import CodebookQuantizer

@@ -16,13 +16,13 @@ _MOST_BITS = 20
 
 
 class BinaryQuantizer(Quantizer):
-    """Each channel becomes ±m by its sign; the corners of that cube are the codebook, and nothing is learned.
+    """Maps each channel to ±m by its sign. The codebook is the corners of that cube, and nothing is learned.
 
     The index of a code is Σ_i 2^i [z_i > 0]: the first channel is the lowest bit, as in both papers.
 
     The losses are β times the squared distance to the code, a mean over values, and
-    w (E[H(p)] − γ H(E[p])), in nats, with p the choice among all codes that ``binary_entropies`` describes:
-    each choice shall be sure, and all of them together evenly spread.
+    w (E[H(p)] − γ H(E[p])), in nats, where p is the distribution over all codes that ``binary_entropies``
+    describes. It makes each choice certain, and all of them together evenly spread.
 
     Args:
         bits: channels; there are 2^bits codes.
@@ -69,7 +69,7 @@ class BinaryQuantizer(Quantizer):
         self.entropy_group_size = entropy_group_size
 
     def prepare(self, flat: Tensor) -> Tensor:
-        """What of latents [N, d] is compared with the codes."""
+        """Maps latents [N, d] to what is compared with the codes."""
         return flat
 
     def quantize(self, flat: Tensor) -> FlatOutput:
@@ -112,7 +112,7 @@ class BinaryQuantizer(Quantizer):
 
 
 class LookupFreeQuantizer(BinaryQuantizer):
-    """Codes are the signs of the latents, {−1, 1}^bits.
+    """LFQ: codes are the signs of the latents, {−1, 1}^bits.
 
     Args:
         bits, commitment_weight, entropy_weight, diversity_weight, temperature, entropy_group_size: as in
@@ -144,12 +144,12 @@ class LookupFreeQuantizer(BinaryQuantizer):
 
 
 class BinarySphericalQuantizer(BinaryQuantizer):
-    """Latents are scaled to unit length, and codes are the signs over √bits, which lie on the same sphere.
+    """BSQ: latents are scaled to unit length, and codes are signs / √bits, on the same sphere.
 
     Args:
         bits, commitment_weight, entropy_weight, diversity_weight, temperature, entropy_group_size: as in
-            ``BinaryQuantizer``. On the sphere a latent is never far from its code, so that the commitment
-            term may be left out.
+            ``BinaryQuantizer``. On the sphere a latent is never far from its code, so the commitment term may
+            be left out.
 
     Raises:
         ValueError: as ``BinaryQuantizer``.

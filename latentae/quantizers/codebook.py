@@ -79,7 +79,7 @@ class CodebookQuantizer(Quantizer):
         self.latents_to_start = _LATENTS_PER_CODE * num_codes if init == "data" else 0
         self.embedding = nn.Embedding(num_codes, code_dim)
         self.initialise()
-        # The upkeep is state of the run, not of the model: it goes into checkpoints, never into exports.
+        # The upkeep is state of the run, not of the model: it is in checkpoints, never in exports.
         self.register_first_values()
         self.recent_latents: Tensor | None = None
 
@@ -147,7 +147,7 @@ class CodebookQuantizer(Quantizer):
             return
         codes = k_means(self.prepare(flat), self.num_codes, generator, spherical=self.spherical)
         every = torch.ones(self.num_codes, dtype=torch.bool, device=codes.device)
-        # Sums on a GPU are not the same to the last bit each time; those of the first rank hold for all.
+        # Sums on a GPU differ in the last bits from run to run, so all ranks take those of the first.
         self.replace(every, distributed.broadcast_from_main(codes))
 
     @torch.no_grad()

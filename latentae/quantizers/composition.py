@@ -16,13 +16,13 @@ from latentae.quantizers.quantizer import FlatOutput, Quantizer, Weights, precis
 
 
 class ComposedQuantizer(Quantizer):
-    """Holds members with tables of equal size; indices are [B, depth, h, w], a table after the other.
+    """Holds members with tables of equal size. Indices are [B, depth, h, w], table by table.
 
-    A member may be a composition itself, and then stands for as many tables as it has.
+    A member may be a composition itself, and then counts as several tables.
 
     Args:
         members: quantizers of equal ``num_codes``.
-        code_dim: d, the length of what they put out together.
+        code_dim: d, the length of their joint output.
 
     Raises:
         ValueError: no members, or members whose numbers of codes differ.
@@ -41,7 +41,7 @@ class ComposedQuantizer(Quantizer):
         self.whitens = any(member.whitens for member in members)
 
     def each(self) -> Iterator[tuple[Quantizer, slice]]:
-        """The members, each with the columns of indices [N, depth] that are its own."""
+        """Yields the members, each with its columns of indices [N, depth]."""
         first = 0
         for member in self.members:
             assert isinstance(member, Quantizer)
@@ -71,34 +71,34 @@ class ComposedQuantizer(Quantizer):
 
 
 def own_indices(member: Quantizer, indices: Tensor, columns: slice) -> Tensor:
-    """Indices as the member knows them, [N] or [N, its depth], of those of the whole composition."""
+    """Returns a member's indices, [N] or [N, its depth], from those of the whole composition."""
     own = indices[:, columns]
     return own[:, 0] if member.depth is None else own
 
 
 def all_indices(parts: Sequence[Tensor]) -> Tensor:
-    """Indices [N, depth] of the members' own, [N] or [N, depth]."""
+    """Joins the members' indices, [N] or [N, depth] each, to [N, depth]."""
     return torch.cat([part[:, None] if part.ndim == 1 else part for part in parts], dim=1)
 
 
 class ResidualQuantizer(ComposedQuantizer):
     """The sum of codes q_0 + q_1 + …, where q_i is the code of z − q_0 − … − q_(i−1).
 
-    One gradient passes from the sum to the latents, whatever the members' own: chained, each would pass it
-    once more. Losses are the members', averaged.
+    The gradient passes once from the sum to the latents, whatever the members' own gradient is: a chain of
+    members would pass it once per member. The losses are the means over the members.
 
-    With dropout, in training, a step may do with the first n quantizers (the paper's quantizer dropout, by
-    which one model serves several bit rates). n is drawn in ``start`` and ``commit`` for the step that
-    follows, from the generator given there: the same on every rank and for all micro-batches, and part of the
-    upkeep, so that a resumed run goes on with it. ``indices`` are those of all quantizers in any case, and
-    ``codes`` takes the first few as well.
+    With dropout, a training step may use the first n quantizers only (the paper's quantizer dropout, which
+    lets one model serve several bit rates). ``start`` and ``commit`` draw n for the next step from their
+    generator. It is the same on every rank and for all micro-batches, and part of the upkeep, so a resumed
+    run continues with it. ``indices`` are always those of all quantizers. ``codes`` also accepts those of the
+    first few.
 
     Args:
         members: from coarse to fine, of equal code length and number of codes.
         dropout: probability that a step draws n from {1, …, depth}; otherwise n is the depth.
         gradient: ``straight_through`` or ``rotation``.
-        scale: member i sees what is left divided by scale^i. For members whose codes have a fixed range, such
-            as 0.5 for LFQ; 1 for those that learn theirs.
+        scale: member i sees the remainder divided by scale^i. Use it for members whose codes have a fixed
+            range, such as 0.5 for LFQ; 1 for those that learn their codes.
 
     Raises:
         ValueError: no members, members of different sizes, a member that is a composition, a dropout outside
@@ -146,7 +146,7 @@ class ResidualQuantizer(ComposedQuantizer):
             part = member.quantize(left / self.scale**number)
             codes = part.quantized.detach() * self.scale**number
             left = left - codes
-            # Masked, not skipped: every rank's graph reaches every parameter, and no shape or branch changes.
+            # Masked, not skipped: the graph reaches every parameter on every rank, and no shape changes.
             total = total + (codes.where(self._keeps(number), 0) if dropping else codes)
             indices.append(part.indices)
             losses.append(part.losses)
@@ -160,7 +160,7 @@ class ResidualQuantizer(ComposedQuantizer):
             if number < indices.shape[1]:
                 codes = member.look_up(own_indices(member, indices, columns))
                 dtype = codes.dtype
-                # In the order and precision of ``quantize``: the sums are the same to the last bit.
+                # The order and precision of ``quantize``, so that the sums are bit-equal.
                 total = total + precise(codes) * self.scale**number
         return total.to(dtype)
 
@@ -199,7 +199,7 @@ class ResidualQuantizer(ComposedQuantizer):
         return 1 <= tables <= len(self.members)
 
     def _keeps(self, number: int) -> Tensor:
-        """Whether member ``number`` takes part in this step, on the device."""
+        """Returns whether member ``number`` takes part in this step, on the device."""
         return self.active > number
 
     def _draw(self, generator: torch.Generator) -> None:
@@ -211,7 +211,7 @@ class ResidualQuantizer(ComposedQuantizer):
             self.active.fill_(fewer if drops else depth)
 
     def _mean(self, losses: list[dict[str, Tensor]], dropping: bool) -> dict[str, Tensor]:
-        """The mean of each loss over the members that take part."""
+        """Returns the mean of each loss over the members that take part."""
         if not dropping:
             return {name: torch.stack([own[name] for own in losses]).mean() for name in losses[0]}
         kept = {
@@ -222,12 +222,12 @@ class ResidualQuantizer(ComposedQuantizer):
 
 
 class GroupedQuantizer(ComposedQuantizer):
-    """The channels are cut into as many slices as there are members, in order, each quantized by its own.
+    """Splits the channels into slices, in order, and quantizes each with its own member.
 
-    ``depth`` tables of K codes stand for K^depth codes. Losses are the members', averaged.
+    ``depth`` tables of K codes represent K^depth codes. The losses are the means over the members.
 
     Args:
-        members: of equal number of codes; the latents have as many channels as their codes together.
+        members: quantizers with equal numbers of codes. The lengths of their codes add up to the channels.
 
     Raises:
         ValueError: no members, or members whose numbers of codes differ.
@@ -268,5 +268,5 @@ class GroupedQuantizer(ComposedQuantizer):
         return moved
 
     def _slices(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Each member's share of the last axis."""
+        """Returns each member's slice of the last axis."""
         return values.split([member.code_dim for member, _ in self.each()], dim=-1)

@@ -11,7 +11,7 @@ from latentae.quantizers.quantizer import Weights, precise
 
 
 class CosineQuantizer(CodebookQuantizer):
-    """Latents and codes are divided by their length, and the code of the smallest angle is chosen.
+    """Scales latents and codes to unit length and chooses the code with the smallest angle.
 
     The losses are between unit vectors, and the output is codes of unit length. The papers look up in few
     dimensions (LlamaGen: 8), to which the convolution in front of the quantizer projects.

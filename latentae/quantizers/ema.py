@@ -16,13 +16,13 @@ from latentae.quantizers.quantizer import check_weights
 class EMAQuantizer(CodebookQuantizer):
     """Each code is the moving average of the latents that chose it; only the commitment term is a loss.
 
-    N ← γ N + (1 − γ) n and m ← γ m + (1 − γ) Σ z, with e = m / N and N smoothed by Laplace's rule; once per
-    optimizer step, with n and Σ z summed over its micro-batches and over all ranks.
+    N ← γ N + (1 − γ) n and m ← γ m + (1 − γ) Σ z, with e = m / N and Laplace smoothing of N. This happens
+    once per optimizer step, with n and Σ z summed over its micro-batches and over all ranks.
 
     Args:
         num_codes, code_dim, commitment_weight, gradient, init, revive_after: as in ``CodebookQuantizer``.
         decay: γ, in (0, 1).
-        epsilon: the count every code is given by the smoothing.
+        epsilon: the count that the smoothing adds to every code.
 
     Raises:
         ValueError: as ``CodebookQuantizer``; a decay outside (0, 1), a weight below zero.
@@ -89,7 +89,7 @@ class EMAQuantizer(CodebookQuantizer):
         super()._commit_counts(counts, accepted)
         sums = distributed.all_reduce_sum(self.pending_sums)
         self.pending_sums.zero_()
-        # A step that was not accepted may have seen NaN, which no factor of 0 removes.
+        # A refused step may contain NaN, which multiplying by 0 does not remove.
         accepted = torch.as_tensor(accepted, device=sums.device)
         for average, latest in ((self.average_counts, counts), (self.average_sums, sums)):
             average.copy_(torch.where(accepted, average.lerp(latest, 1 - self.decay), average))

@@ -13,14 +13,14 @@ from latentae.quantizers.quantizer import FlatOutput, Quantizer, check_weights, 
 
 
 class IBQuantizer(Quantizer):
-    """Chooses the code with the largest product z·e, and passes the gradient through the whole choice.
+    """IBQ: chooses the code with the largest product z·e. The gradient passes through the whole softmax.
 
     With p = softmax(z Eᵀ) and the one-hot choice o, zq = (o + p − sg[p]) E has the value of the code, and a
     gradient to the latents and to all codes. The losses are
     ‖zq − z‖² + ‖sg[zq'] − z‖² + β ‖zq' − sg[z]‖², where zq' = o E, each a mean over values, and, where
     weighted, the entropy penalty E[H(p_τ)] − H(E[p_τ]) with p_τ = softmax(z Eᵀ / τ).
 
-    The products of all latents with all codes are held for the gradient: N × K numbers.
+    The products of all latents with all codes are stored for the gradient: N × K numbers.
 
     Args:
         num_codes: K. code_dim: d.

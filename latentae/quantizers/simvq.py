@@ -32,7 +32,7 @@ class SimVQuantizer(CodebookQuantizer):
 
     def table(self, device: torch.device) -> Tensor:
         frozen, weight, bias = super().table(device), self.projection.weight, self.projection.bias
-        if weight.device != device:  # offloaded, and brought here by a call of its module alone
+        if weight.device != device:  # offloaded: only a call of its module moves it
             with torch.autocast(device.type, enabled=False):
                 return self.projection(frozen)
         return precise_product(precise(frozen), precise(weight).T) + precise(bias)

@@ -12,22 +12,22 @@ from latentae.devices import to_float64, to_float64_on_cpu
 from latentae.quantizers.lookup import nearest_code
 
 _ROUNDS = 8
-# One more seed is drawn at a time for so many there are: each then knows of almost all others, and thousands
-# take hundreds of rounds and not thousands (as k-means|| does, Bahmani et al. 2012).
+# The number of seeds drawn at a time is the number there are divided by this. Each draw then knows of almost
+# all other seeds, and thousands of seeds take hundreds of draws (as in k-means||, Bahmani et al. 2012).
 _SEEDS_PER_DRAW = 64
 _NOISE = 1e-3
 
 
 @torch.no_grad()
 def k_means(points: Tensor, count: int, generator: torch.Generator, *, spherical: bool = False) -> Tensor:
-    """Centres [count, d] of points [N, d].
+    """Returns centres [count, d] of points [N, d], seeded by k-means++ (Arthur and Vassilvitskii 2007).
 
-    Where there are fewer different points than centres, the rest are points again, told apart by noise of a
-    thousandth of their deviation.
+    If there are fewer distinct points than centres, the other centres are repeated points plus noise of a
+    thousandth of their standard deviation.
 
     Args:
-        points: finite, N ≥ 1; of unit length where ``spherical``.
-        count: how many centres, also more than N.
+        points: finite, N ≥ 1; of unit length if ``spherical``.
+        count: the number of centres. It may exceed N.
         generator: on the CPU; the same state gives the same centres.
         spherical: keep the centres at unit length.
     """
@@ -42,14 +42,15 @@ def k_means(points: Tensor, count: int, generator: torch.Generator, *, spherical
 
 
 def _seeds(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Points [count, d], each drawn in proportion to its squared distance from those drawn before."""
+    """Draws points [count, d], each in proportion to its squared distance from those drawn before."""
     most = min(count, len(points))
     picks = torch.randint(len(points), (1,), generator=generator).to(points.device)
     squares = (points - points[picks]).square().sum(dim=1)
     repeated = torch.zeros(1, dtype=torch.bool, device=points.device)
     while len(picks) < most:
         number = min(max(1, len(picks) // _SEEDS_PER_DRAW), most - len(picks))
-        # Clocks that ring at rates in proportion to the squares: the first ones are a draw without return.
+        # The smallest of exponential variables with rates in proportion to the squares: draws without
+        # replacement.
         clocks = -torch.log1p(-torch.rand(len(points), generator=generator)).to(points.device) / squares
         new = clocks.topk(number, largest=False).indices
         repeated = torch.cat([repeated, squares[new] == 0])
@@ -70,17 +71,17 @@ def _nearest(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def _spread(points: Tensor) -> Tensor:
-    """[d] the standard deviation; of points that are all the same, their magnitude."""
+    """Returns the standard deviation [d]; for points that are all equal, their magnitude."""
     deviation = points.std(dim=0, correction=0)
     return torch.where(deviation > 0, deviation, points.abs().mean(dim=0))
 
 
-# Directions of less than this share of the largest variance are rounding, and are left as they are.
+# Directions with less than this share of the largest variance are rounding errors, and stay as they are.
 _LEAST_VARIANCE = 1e-8
 
 
 class LatentMap(NamedTuple):
-    """z' = A z + b, for what comes before a quantizer to take in.
+    """z' = A z + b, a change of latents that the layer before a quantizer takes in.
 
     Attributes:
         matrix: A, [d, d].
@@ -91,16 +92,16 @@ class LatentMap(NamedTuple):
     shift: Tensor
 
     def __call__(self, flat: Tensor) -> Tensor:
-        """A z + b of latents [N, d]."""
+        """Returns A z + b for latents [N, d]."""
         return flat @ self.matrix.to(flat).T + self.shift.to(flat)
 
 
 @torch.no_grad()
 def whitening(flat: Tensor) -> LatentMap:
-    """What gives latents [N, d] mean 0 and covariance I, turning them as little as can be.
+    """Returns the map that gives latents [N, d] mean 0 and covariance I with the least change (ZCA).
 
-    A = C^(−1/2) and b = −A μ, in float64 on the CPU, with μ and C the mean and covariance of the latents.
-    Directions in which there is no variance stay as they are.
+    A = C^(−1/2) and b = −A μ, in float64 on the CPU, where μ and C are the mean and covariance of the
+    latents. Directions without variance stay as they are.
     """
     values = to_float64_on_cpu(flat.detach())
     mean = values.mean(dim=0)
