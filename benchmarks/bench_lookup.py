@@ -1,10 +1,10 @@
-"""The nearest-code look-up against its usual forms: time, memory and right answers, in one run.
+"""Compares the nearest-code look-up with its usual forms: time, memory and wrong answers, in one run.
 
 `python benchmarks/bench_lookup.py [--rows N] [--codes K] [--dims D ...] [--mean M --deviation S]` prints two
-tables. The methods take turns on the same latents and codes; ratios are medians over the rounds of process
-time against process time (wall time on a GPU, after synchronisation), with their range. For memory each
-method runs once in a process of its own, and what it takes is the rise of the process's peak over what it
-held before. A method that would take several GB is left out.
+tables. The methods take turns on the same latents and codes. Ratios are medians over the rounds of process
+time against process time (wall time on a GPU, after synchronisation), with their range. An answer is wrong if
+float64 finds a nearer code. For memory each method runs once in a process of its own: its memory is the rise
+of the process's peak over what it held before. A method that would take several GB is left out.
 """
 
 from __future__ import annotations
@@ -108,11 +108,12 @@ def _print_times(dim: int, data: list[Tensor], rounds: int) -> None:
     methods = _methods(*data)
     answers = {name: method(*data) for name, method in methods.items()}
     turns = [{name: _seconds(method, data) for name, method in methods.items()} for _ in range(rounds)]
+    nearest = nearest_code(*(values.double() for values in data))
     for name in methods:
         ratios = sorted(turn[name] / turn[OURS] for turn in turns)
         milliseconds = 1e3 * statistics.median(turn[name] for turn in turns)
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        wrong = _farther(*data, answers[name], answers[OURS])
+        wrong = _farther(*data, answers[name], nearest)
         print(f"| {dim} | {name} | {milliseconds:.1f} | {spread if name != OURS else '1'} | {wrong:.3%} |")
 
 
@@ -130,7 +131,7 @@ def _seconds(method: Lookup, data: list[Tensor]) -> float:
 
 
 def _farther(latents: Tensor, codebook: Tensor, indices: Tensor, others: Tensor) -> float:
-    """Share of the rows for which float64 puts the code at indices farther than the one at others."""
+    """Returns the share of the rows whose code at indices is farther, in float64, than the one at others."""
     squares = [(latents.double() - codebook[chosen].double()).square().sum(1) for chosen in (indices, others)]
     return (squares[0] > squares[1]).double().mean().item()
 

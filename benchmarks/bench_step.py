@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from latentae import build
 from latentae.config import RunConfig, load_config
-from latentae.losses.objective import ReconstructionObjective
+from latentae.losses.reconstruction import ReconstructionObjective
 from latentae.models.lean import make_lean
 from latentae.training.adversary import Adversary
 from latentae.training.randomness import StepRandomness

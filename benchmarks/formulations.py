@@ -17,8 +17,8 @@ from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.perceptual import LPIPS
+from latentae.losses.reconstruction import ReconstructionObjective
 
 _ADVERSARIAL_WEIGHT = 0.8
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latentae.losses.adversarial import AdversarialTerms
-from latentae.losses.objective import ReconstructionObjective
+from latentae.losses.reconstruction import ReconstructionObjective
 
 
 @dataclass

@@ -36,23 +36,25 @@ from latentae.data import (
     take_evenly,
 )
 from latentae.discriminators import DiffAugment, PatchGAN
-from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
-from latentae.losses.alignment import Alignment
-from latentae.losses.divergences import DIVERGENCES
-from latentae.losses.elbo import PosteriorReport
-from latentae.losses.equivariance import Equivariance
+from latentae.losses.adversarial import ADVERSARIAL_LOSSES, R1, AdversarialTerms, LeCAM
 from latentae.losses.feature_maps import FeatureMaps, VGG16Maps, ViTMaps
-from latentae.losses.free_bits import FreeBits
-from latentae.losses.gradient_penalty import R1
-from latentae.losses.kl import KLRegulariser
-from latentae.losses.kl_schedule import KL_SCHEDULES, KLSchedule, constant
-from latentae.losses.latent_noise import LatentNoise
-from latentae.losses.lecam import LeCAM
-from latentae.losses.likelihood import LIKELIHOODS
-from latentae.losses.objective import ReconstructionObjective
+from latentae.losses.kl import (
+    DIVERGENCES,
+    KL_SCHEDULES,
+    FreeBits,
+    KLRegulariser,
+    KLSchedule,
+    PosteriorReport,
+    constant,
+)
+from latentae.losses.latents import Alignment, Equivariance, LatentNoise, Spectral
 from latentae.losses.perceptual import LPIPS
-from latentae.losses.reconstruction import RECONSTRUCTION_LOSSES, ReconstructionLoss
-from latentae.losses.spectral import Spectral
+from latentae.losses.reconstruction import (
+    LIKELIHOODS,
+    RECONSTRUCTION_LOSSES,
+    ReconstructionLoss,
+    ReconstructionObjective,
+)
 from latentae.models import KLVAE, VQGAN, VQVAE, load_autoencoder
 from latentae.models.architecture import describe_architecture
 from latentae.models.loading import is_single_file

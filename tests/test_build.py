@@ -10,11 +10,9 @@ from transformers import Dinov2Config, Dinov2Model
 from latentae import VQGAN, VQVAE, build
 from latentae.config import config_from_mapping, load_config
 from latentae.data import BrokenImageError, ImageStream, training_loader
-from latentae.losses.adversarial import ADVERSARIAL_LOSSES
-from latentae.losses.alignment import Alignment
-from latentae.losses.divergences import forward_kl, jeffreys
-from latentae.losses.free_bits import FreeBits
-from latentae.losses.gradient_penalty import R1
+from latentae.losses.adversarial import ADVERSARIAL_LOSSES, R1
+from latentae.losses.kl import FreeBits, forward_kl, jeffreys
+from latentae.losses.latents import Alignment
 from latentae.losses.perceptual import LPIPS
 from latentae.quantizers import QUANTIZERS, EMAQuantizer, VectorQuantizer
 from tests.data.pictures import png_bytes, write_shards, write_tar

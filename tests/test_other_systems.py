@@ -30,8 +30,7 @@ from latentae import cli
 from latentae.latents import calibration
 
 for module in pkgutil.walk_packages(latentae.__path__, "latentae."):
-    if module.name != "latentae.quantizers.lookup_triton":  # for Linux alone
-        importlib.import_module(module.name)
+    importlib.import_module(module.name)
 calibration.FEWEST_VIEWS = 16
 sys.exit(cli.main(["train", "vqgan", *sys.argv[1:]]))
 """

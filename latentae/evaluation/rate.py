@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentae.devices import to_float64
-from latentae.losses.divergences import forward_kl
+from latentae.losses.kl import forward_kl
 
 
 def kl_bits_per_pixel(mean: Tensor, log_variance: Tensor, height: int, width: int) -> Tensor:

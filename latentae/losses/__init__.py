@@ -1,1 +1,1 @@
-"""Losses: each a plain function or module, and the objective that sums them."""
+"""Losses: plain functions and modules, and the objective that sums them."""

@@ -1,4 +1,4 @@
-"""Frozen networks that give images a map of features, for latents to be aligned with."""
+"""Frozen networks that map images to features, which latents are aligned with."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512
 
 
 class FeatureMaps(nn.Module):
-    """What both networks share: frozen, in evaluation mode whatever ``train`` says.
+    """The base of both networks. They are frozen and always in evaluation mode.
 
     Attributes:
         channels: d, the length of a position's features.
-        precision: ``float32``, or ``bfloat16``: what autocast casts computes in it, and the rest in float32.
+        precision: ``float32``, or ``bfloat16`` under autocast, which keeps sensitive operations in float32.
     """
 
     channels: int
@@ -37,17 +37,17 @@ class FeatureMaps(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Features [B, d, *size], in the images' type, of RGB images [B, 3, H, W] in [−1, 1]."""
+        """Returns features [B, d, *size], in the images' type, of RGB images [B, 3, H, W] in [−1, 1]."""
         dtype = _PRECISIONS[self.precision]
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             features = self.features(images, size).to(images.dtype)
         return resize(features, size)
 
     def freeze(self) -> None:
-        """Stops learning, for good; a subclass calls it once it has its network.
+        """Freezes the weights. A subclass calls it after it has built its network.
 
-        Weights of layers that compute in a lower precision are kept in it. Autocast would come to the same
-        numbers, and would cast frozen weights again at each call.
+        Weights of layers that compute in a lower precision are stored in it. Autocast gives the same numbers,
+        but would cast the frozen weights at each call.
         """
         self.requires_grad_(False).eval()
         if self.precision != "float32":
@@ -56,11 +56,11 @@ class FeatureMaps(nn.Module):
                     layer.to(_PRECISIONS[self.precision])
 
     def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Features in a grid that suits the network, near ``size``."""
+        """Returns features in a grid that suits the network, near ``size``."""
         raise NotImplementedError
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images as networks trained on ImageNet expect them."""
+        """Normalises images as networks trained on ImageNet expect."""
         return ((images + 1) / 2 - self.mean) / self.std
 
     def train(self, mode: bool = True) -> FeatureMaps:
@@ -71,8 +71,8 @@ class FeatureMaps(nn.Module):
 class VGG16Maps(FeatureMaps):
     """The deepest of VGG16's five stages whose positions are not larger than a latent.
 
-    At hand wherever the perceptual loss is. A classifier of 2014 is no substitute for DINOv2, which the paper
-    measured; it shows that a run works.
+    It needs no download beyond the perceptual loss's. A classifier of 2014 is no substitute for DINOv2, which
+    the paper measured, but it shows that a run works.
 
     Args:
         trunk: the convolutions, as ``latentae.weights.load_trunk("vgg")`` returns them.
@@ -97,12 +97,12 @@ class VGG16Maps(FeatureMaps):
         self.freeze()
 
     def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Of the images as they are."""
+        """Returns the features of the images at their own size."""
         return self.layers(self.normalised(images))
 
 
 class ViTMaps(FeatureMaps):
-    """The last layer's patch tokens of a vision transformer such as DINOv2, one patch a latent.
+    """The last layer's patch tokens of a vision transformer such as DINOv2, one patch per latent.
 
     Images are resized so that patches and latents coincide, in a grid of at most 16 along the longer side
     (224 pixels with patches of 14, as in VA-VAE's program); beyond that the features are interpolated.
@@ -131,7 +131,7 @@ class ViTMaps(FeatureMaps):
         self.freeze()
 
     def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Of images resized to whole patches."""
+        """Returns the features of images resized to whole patches."""
         shrink = min(1.0, self.longest_side / max(size))
         height, width = (max(1, round(side * shrink)) for side in size)
         resized = resize(images, (height * self.patch, width * self.patch))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
-from latentae.losses.feature_distance import Slices, distance, distance_and_gradient
+from torch.nn.grad import conv2d_input
 
 # The smallest images that the trunk's strides and poolings leave something of.
 _MINIMUM_SIZE = {"alex": 31, "vgg": 16}
@@ -25,19 +27,19 @@ class LPIPS(nn.Module):
     gradient, except where all of a pixel's features are zero: there `lpips` differentiates √0 and yields NaN,
     this yields zero.
 
-    The module is frozen and stays in evaluation mode: `train()` does not switch it. It computes in float32
-    (in float64 after `.double()`), whatever the inputs' type and also under autocast. It holds no gradient
-    back: call it under `torch.no_grad()` to measure, without to train. It can be differentiated once.
+    The module is frozen and always in evaluation mode. It computes in float32 (in float64 after `.double()`),
+    whatever the inputs' type, also under autocast. Call it under `torch.no_grad()` to measure. It can be
+    differentiated once.
 
     Args:
         trunk: the classifier's convolutions under torchvision's names (`features.i.weight`,
             `features.i.bias`), as `latentae.weights.load_trunk` returns them.
         net: the classifier: `alex` (the usual choice for measuring) or `vgg` (the usual choice for training).
-        chunk: RGB images taken through the network at a time; None takes all. Values and gradients are the
-            same, since images do not mix, and the memory is that of a chunk: where a gradient will be wanted
-            it is computed with the value, and nothing else is kept.
-        precision: what the classifier computes in; the distance between its features is float32. `bfloat16`
-            is for training alone: its gradient has rounding in it, and its values are not to be compared.
+        chunk: RGB images per pass through the network; None: all. Values and gradients are the same, since
+            images do not mix. The memory is that of one chunk: if a gradient is needed, it is computed with
+            the value, and nothing else is kept.
+        precision: what the classifier computes in. The distance between its features is float32. Use
+            `bfloat16` for training only: it rounds gradients, and its values cannot be compared with others.
 
     Raises:
         ValueError: no such `net` or `precision`, `trunk` is not the weights of that network, or `chunk` is
@@ -75,11 +77,11 @@ class LPIPS(nn.Module):
             self.slices.to(_PRECISIONS[precision]).to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, whatever `mode`: the network is a fixed measure."""
+        """Stays in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     def compile_passes(self, **options: Any) -> None:
-        """Has the pass that measures, and that which differentiates as well, compiled when first called.
+        """Compiles the pass that measures and the pass that also differentiates, each at its first call.
 
         Args:
             options: of `torch.compile`.
@@ -88,16 +90,16 @@ class LPIPS(nn.Module):
         self._passes = (torch.compile(measure, **options), torch.compile(differentiate, **options))
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """The distance of each image of a batch.
+        """Returns the distance of each image of a batch.
 
-        One channel is taken as grey and repeated to three; two are two grey images; three are RGB; of C > 3
-        the ⌈C/3⌉ evenly spaced, where need be overlapping triples of neighbouring channels are each taken as
-        RGB. The distance is the mean over these images and costs as much as they do: one image up to three
-        channels (two for two), ⌈C/3⌉ beyond.
+        One channel is grey and is repeated to three; two channels are two grey images; three are RGB. More
+        channels are split into ⌈C/3⌉ evenly spaced triples of neighbouring channels, which may overlap; each
+        is treated as RGB. The distance is the mean over these images, and the cost is proportional to their
+        number.
 
         Args:
-            reconstruction: [B, C, H, W] in [-1, 1]. Values outside are used as they are, since clamping them
-                would take their gradient away; clamp before measuring.
+            reconstruction: [B, C, H, W] in [-1, 1]. Values outside are used as they are, since clamping would
+                remove their gradient. Clamp before measuring.
             target: as `reconstruction`. Its features are computed without a gradient.
 
         Returns:
@@ -143,7 +145,7 @@ class LPIPS(nn.Module):
 
 
 class _Distance(torch.autograd.Function):
-    """The distance [B] of a few images at a time, each time with its gradient where one will be wanted."""
+    """Computes the distance [B] chunk by chunk, with its gradient if one is needed."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, target: Tensor, lpips: LPIPS) -> Tensor:
@@ -200,3 +202,157 @@ def _load_reference(trunk: dict[str, Tensor], net: str) -> Any:
     reference.load_state_dict(state, strict=False, assign=True)
     assert not any(parameter.is_meta for parameter in reference.parameters())
     return reference
+
+
+_EPSILON = 1e-10  # of the `lpips` package's normalisation
+
+Slices = Sequence[nn.Sequential]
+"""Of convolutions, ReLUs and max-poolings. A ReLU is the last of each: what it puts out are the features."""
+_Backward = Callable[[Tensor], Tensor]
+
+
+def distance(slices: Slices, heads: Sequence[Tensor], images: Tensor, target: Tensor) -> Tensor:
+    """d = Σ_l 1/(H_l W_l) Σ_hw Σ_c w_lc (ŷ_lchw − y_lchw)² of each image, [B].
+
+    ŷ_l and y_l are the unit-normalised features of slice l. The slices compute in their weights' type, all
+    else in the images'.
+
+    Args:
+        slices: the network.
+        heads: w_l, [C_l] for each slice, not negative.
+        images: [B, 3, H, W], as the first convolution takes them.
+        target: as ``images``.
+    """
+    directions = _directions(slices, target)
+    hidden, total = _as_weights(slices, images), torch.zeros_like(images[:, 0, 0, 0])
+    for layers, head in zip(slices, heads, strict=True):
+        hidden = layers(hidden)
+        total += feature_distance(hidden.to(images.dtype), directions.pop(), head)[0]
+    return total
+
+
+def distance_and_gradient(
+    slices: Slices, heads: Sequence[Tensor], images: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns `distance` and its gradient in the images, [B] and [B, 3, H, W]. Autograd does not record it.
+
+    The derivative in the features is known as soon as they are compared, and is stored in their place. The
+    backward pass of a convolution with frozen weights needs no input. That of a ReLU before a pooling needs
+    only where the pooled values are positive.
+    """
+    directions = _directions(slices, target)
+    hidden, total = _as_weights(slices, images), torch.zeros_like(images[:, 0, 0, 0])
+    tape: list[_Backward] = []
+    layers = [layer for slice_ in slices for layer in slice_]
+    ends, heads = {slice_[-1] for slice_ in slices}, [*heads][::-1]
+    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+        hidden, backward = _forward(layer, hidden, following)
+        tape.append(backward)
+        if layer in ends:
+            features = hidden.to(images.dtype)
+            value, differentiate = feature_distance(features, directions.pop(), heads.pop())
+            total += value
+            tape.append(_as_weights(slices, differentiate()).add_)
+            del features, differentiate
+    gradient = torch.zeros_like(hidden[0, 0, 0, 0])
+    del hidden
+    while tape:
+        gradient = tape.pop()(gradient)
+    return total, gradient.to(images.dtype)
+
+
+def feature_distance(
+    features: Tensor, direction: Tensor, head: Tensor
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Returns d = 1/(HW) Σ_hw Σ_c w_c (f_c/(|f| + ε) − y_c)² of each image, [B], and a function for ∂d/∂f.
+
+    The derivative is finite at f = 0. It is 0 where f is not positive: f is the output of a ReLU, whose own
+    derivative is included.
+
+    Args:
+        features: f, [B, C, H, W].
+        direction: unit vectors y, as ``features``. Difference and derivative are written over it.
+        head: w, [C].
+    """
+    norm, inverse = _inverse_norm(features)
+    difference = direction.sub_(features * inverse)
+    # Summing over space before weighting the channels reads the large tensor once.
+    squares = torch.linalg.vector_norm(difference, dim=(2, 3)).square()
+    weights = head / (features.shape[2] * features.shape[3])
+
+    def differentiate() -> Tensor:
+        # g = ∂d/∂(f·r) with r = 1/(|f| + ε); then ∂d/∂f = r g − (r²/|f|) (g·f) f
+        gradient = difference.mul_(-2 * weights[:, None, None])
+        projection = (gradient * features).sum(dim=1, keepdim=True)
+        along = projection * inverse * inverse / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        return _where_positive(gradient.mul_(inverse).addcmul_(features, along, value=-1), features)
+
+    return squares @ weights, differentiate
+
+
+def _directions(slices: Slices, images: Tensor) -> list[Tensor]:
+    """The unit-normalised features of all slices, in the images' type, the last slice's first."""
+    hidden, directions = _as_weights(slices, images), []
+    for layers in slices:
+        hidden = layers(hidden)
+        directions.append(hidden.to(images.dtype))
+    return [features.mul_(_inverse_norm(features)[1]) for features in directions[::-1]]
+
+
+def _inverse_norm(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The length s of each pixel's feature vector and 1/(s + ε): [B, 1, H, W] each."""
+    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return norm, (norm + _EPSILON).reciprocal()
+
+
+def _as_weights(slices: Slices, values: Tensor) -> Tensor:
+    """Casts values to the type of the network's weights; a cast also sets channels-last order."""
+    weight = next(slices[0].parameters())
+    if values.dtype == weight.dtype:
+        return values
+    return values.to(weight.dtype, memory_format=torch.channels_last)
+
+
+def _forward(layer: nn.Module, values: Tensor, following: nn.Module | None) -> tuple[Tensor, _Backward]:
+    """Returns a layer's output and its backward function. A ReLU works in place."""
+    if isinstance(layer, nn.Conv2d):
+        return layer(values), partial(_through_convolution, layer, values.shape)
+    if isinstance(layer, nn.ReLU):
+        output = F.relu_(values)
+        # If no layer in between mixes them, only features that were positive receive gradients.
+        kept = output if isinstance(following, nn.Conv2d) else None
+        return output, partial(_through_relu, kept)
+    if not isinstance(layer, nn.MaxPool2d):
+        raise TypeError(
+            f"the network has a {type(layer).__name__}: give convolutions, ReLUs and max-poolings"
+        )
+    window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode)
+    output, indices = F.max_pool2d(values, *window, return_indices=True)
+    shape = torch.empty_like(values, device="meta")  # and the memory order
+    return output, partial(_through_pooling, window, shape, indices, output > 0)
+
+
+def _through_convolution(layer: nn.Conv2d, shape: torch.Size, gradient: Tensor) -> Tensor:
+    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return conv2d_input(shape, layer.weight, gradient, *geometry)
+
+
+def _through_relu(output: Tensor | None, gradient: Tensor) -> Tensor:
+    return gradient if output is None else _where_positive(gradient, output)
+
+
+def _through_pooling(
+    window: tuple[Any, ...], shape: Tensor, indices: Tensor, positive: Tensor, gradient: Tensor
+) -> Tensor:
+    *numbers, ceil_mode = window
+    lists = [[value, value] if isinstance(value, int) else [*value] for value in numbers]
+    # Of the input the shape and the memory order are read, not its values.
+    inputs = torch.empty_like(shape, device=gradient.device)
+    return torch.ops.aten.max_pool2d_with_indices_backward(
+        gradient.mul_(positive), inputs, *lists, ceil_mode, indices
+    )
+
+
+def _where_positive(gradient: Tensor, values: Tensor) -> Tensor:
+    """Zeroes the gradient, in place, where values are not positive."""
+    return torch.ops.aten.threshold_backward.grad_input(gradient, values, 0, grad_input=gradient)

@@ -1,4 +1,4 @@
-"""Resizing by an antialiased triangle filter, as two matrix products."""
+"""Antialiased bilinear resizing as two matrix products."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images or latents [B, C, H, W] at another height and width.
+    """Resizes images or latents [B, C, H, W] to another height and width.
 
-    The values of ``F.interpolate(mode="bilinear", antialias=True)``, whose gradient has no deterministic
-    kernel on CUDA; matrix products have one. What is made smaller is low-passed first, so that nothing
-    aliases.
+    The values are those of ``F.interpolate(mode="bilinear", antialias=True)``. Its gradient has no
+    deterministic kernel on CUDA, but matrix products have one. Downsampling applies a low-pass filter, so
+    nothing aliases.
 
     Args:
         images: of any floating-point type; calculated in float32 or better, returned in theirs.
@@ -29,7 +29,7 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _weights(before: int, after: int, like: Tensor) -> Tensor:
-    """[after, before]: what each old position gives to each new one; rows sum to 1."""
+    """Returns [after, before]: the weight of each old position in each new one. Rows sum to 1."""
     places = torch.arange(max(before, after), dtype=like.dtype, device=like.device) + 0.5
     ratio = before / after
     distance = places[:before] - places[:after, None] * ratio

@@ -1,13 +1,12 @@
-"""Quantizers: from continuous latents to the codes of a finite table, one paper a file."""
+"""Quantizers: map continuous latents to codes of a finite table. One paper per file."""
 
-from latentae.quantizers.bsq import BinarySphericalQuantizer
+from latentae.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from latentae.quantizers.codebook import CodebookQuantizer
-from latentae.quantizers.composition import ComposedQuantizer
+from latentae.quantizers.composition import ComposedQuantizer, GroupedQuantizer, ResidualQuantizer
 from latentae.quantizers.cosine import CosineQuantizer
 from latentae.quantizers.create import QUANTIZERS, create_quantizer, own_size, quantizer_size
 from latentae.quantizers.ema import EMAQuantizer
 from latentae.quantizers.fsq import FiniteScalarQuantizer
-from latentae.quantizers.grouped import GroupedQuantizer
 from latentae.quantizers.health import (
     CodebookHealth,
     code_counts,
@@ -17,15 +16,11 @@ from latentae.quantizers.health import (
     usage_deciles,
 )
 from latentae.quantizers.ibq import IBQuantizer
-from latentae.quantizers.lfq import LookupFreeQuantizer
 from latentae.quantizers.lookup import nearest_code
-from latentae.quantizers.quantizer import Quantizer
-from latentae.quantizers.remedies import remedies
-from latentae.quantizers.residual import ResidualQuantizer
-from latentae.quantizers.result import QuantizerOutput
+from latentae.quantizers.quantizer import Quantizer, QuantizerOutput
 from latentae.quantizers.simvq import SimVQuantizer
+from latentae.quantizers.start import LatentMap
 from latentae.quantizers.vector import VectorQuantizer, plain_quantizer
-from latentae.quantizers.whitening import LatentMap
 
 __all__ = [
     "QUANTIZERS",
@@ -53,7 +48,6 @@ __all__ = [
     "plain_quantizer",
     "quantizer_size",
     "reachable_usage",
-    "remedies",
     "table_healths",
     "usage_deciles",
 ]

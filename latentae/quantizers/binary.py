@@ -1,4 +1,6 @@
-"""One bit a channel: what LFQ and BSQ share."""
+"""One bit per channel: LFQ (Yu et al. 2023, MAGVIT-v2, arXiv 2310.05737) and BSQ (Zhao et al. 2024, arXiv
+2406.07548).
+"""
 
 from __future__ import annotations
 
@@ -8,20 +10,19 @@ from torch import Tensor
 
 from latentae.quantizers.entropy import binary_entropies
 from latentae.quantizers.gradient import straight_through
-from latentae.quantizers.quantizer import Quantizer, check_counts, check_weights
-from latentae.quantizers.result import FlatOutput
+from latentae.quantizers.quantizer import FlatOutput, Quantizer, check_counts, check_weights
 
 _MOST_BITS = 20
 
 
 class BinaryQuantizer(Quantizer):
-    """Each channel becomes ±m by its sign; the corners of that cube are the codebook, and nothing is learned.
+    """Maps each channel to ±m by its sign. The codebook is the corners of that cube, and nothing is learned.
 
     The index of a code is Σ_i 2^i [z_i > 0]: the first channel is the lowest bit, as in both papers.
 
     The losses are β times the squared distance to the code, a mean over values, and
-    w (E[H(p)] − γ H(E[p])), in nats, with p the choice among all codes that ``binary_entropies`` describes:
-    each choice shall be sure, and all of them together evenly spread.
+    w (E[H(p)] − γ H(E[p])), in nats, where p is the distribution over all codes that ``binary_entropies``
+    describes. It makes each choice certain, and all of them together evenly spread.
 
     Args:
         bits: channels; there are 2^bits codes.
@@ -68,7 +69,7 @@ class BinaryQuantizer(Quantizer):
         self.entropy_group_size = entropy_group_size
 
     def prepare(self, flat: Tensor) -> Tensor:
-        """What of latents [N, d] is compared with the codes."""
+        """Maps latents [N, d] to what is compared with the codes."""
         return flat
 
     def quantize(self, flat: Tensor) -> FlatOutput:
@@ -100,3 +101,79 @@ class BinaryQuantizer(Quantizer):
             )
             losses["entropy"] = self.entropy_weight * (each - self.diversity_weight * together)
         return losses
+
+    def remedies(self) -> list[str]:
+        found = [f"entropy_weight={0.1 if self.entropy_weight == 0 else 2 * self.entropy_weight:g}"]
+        if self.diversity_weight < 1:
+            found.append("diversity_weight=1")
+        if self.code_dim > 1:
+            found.append(f"bits={self.code_dim - 1}")
+        return [*found, "type=fsq"]
+
+
+class LookupFreeQuantizer(BinaryQuantizer):
+    """LFQ: codes are the signs of the latents, {−1, 1}^bits.
+
+    Args:
+        bits, commitment_weight, entropy_weight, diversity_weight, temperature, entropy_group_size: as in
+            ``BinaryQuantizer``.
+
+    Raises:
+        ValueError: as ``BinaryQuantizer``.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        commitment_weight: float = 0.25,
+        entropy_weight: float = 0.1,
+        diversity_weight: float = 1.0,
+        temperature: float = 0.01,
+        entropy_group_size: int = 10,
+    ) -> None:
+        super().__init__(
+            bits,
+            1.0,
+            commitment_weight=commitment_weight,
+            entropy_weight=entropy_weight,
+            diversity_weight=diversity_weight,
+            temperature=temperature,
+            entropy_group_size=entropy_group_size,
+        )
+
+
+class BinarySphericalQuantizer(BinaryQuantizer):
+    """BSQ: latents are scaled to unit length, and codes are signs / √bits, on the same sphere.
+
+    Args:
+        bits, commitment_weight, entropy_weight, diversity_weight, temperature, entropy_group_size: as in
+            ``BinaryQuantizer``. On the sphere a latent is never far from its code, so the commitment term may
+            be left out.
+
+    Raises:
+        ValueError: as ``BinaryQuantizer``.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        commitment_weight: float = 0.0,
+        entropy_weight: float = 0.1,
+        diversity_weight: float = 1.0,
+        temperature: float = 0.01,
+        entropy_group_size: int = 10,
+    ) -> None:
+        super().__init__(
+            bits,
+            max(bits, 1) ** -0.5,
+            commitment_weight=commitment_weight,
+            entropy_weight=entropy_weight,
+            diversity_weight=diversity_weight,
+            temperature=temperature,
+            entropy_group_size=entropy_group_size,
+        )
+
+    def prepare(self, flat: Tensor) -> Tensor:
+        return F.normalize(flat, dim=1)

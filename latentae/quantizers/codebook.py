@@ -1,4 +1,4 @@
-"""A table of codes in Euclidean space: look-up, start from data, and upkeep between steps."""
+"""What quantizers with a table of codes share: nearest-code look-up, losses, start from data, upkeep."""
 
 from __future__ import annotations
 
@@ -9,32 +9,43 @@ from torch import Tensor, nn
 from latentae import distributed
 from latentae.devices import to_float64_on_cpu
 from latentae.quantizers.gradient import GRADIENTS, check_gradient
-from latentae.quantizers.kmeans import k_means
 from latentae.quantizers.lookup import nearest_code
-from latentae.quantizers.quantizer import Quantizer, Weights, check_counts, check_init, table_of
-from latentae.quantizers.result import FlatOutput
+from latentae.quantizers.quantizer import (
+    FlatOutput,
+    Quantizer,
+    Weights,
+    check_counts,
+    check_init,
+    check_weights,
+    table_of,
+)
+from latentae.quantizers.start import k_means
 
 _LATENTS_PER_CODE = 4
+_REVIVE_AFTER = 20  # the quickstart's; with it ema, cosine and simvq reached all of 1,024 codes
+_FEW_DIMENSIONS = 32  # ViT-VQGAN and LlamaGen: far more codes are in use with 8 to 32 than with 256
 
 
 class CodebookQuantizer(Quantizer):
-    """What quantizers that choose the nearest code share; a member defines ``losses``.
+    """Chooses the nearest code of a table. The base of ``vector``, ``ema``, ``cosine`` and ``simvq``.
 
-    A member whose table is not its weight itself, or that compares something else than the latents, also
-    defines ``table`` or ``prepare``.
+    A subclass defines ``table`` if its codes are not the weight itself, ``prepare`` if it compares something
+    other than the latents, and ``initialise`` if its weights start elsewhere.
 
     Args:
         num_codes: K, the number of codes.
         code_dim: d, the length of a code.
+        commitment_weight: β, weight of the term that pulls latents to their codes.
+        codebook_weight: weight of the term that pulls codes to their latents.
         gradient: how it passes from codes to latents: ``straight_through``, or ``rotation`` (arXiv
             2410.06424).
-        init: where codes start: ``data`` leaves them to ``start``, which runs k-means; any other of
-            ``starts`` is the member's own.
-        revive_after: every this many steps, codes unused since the last time move to latents of the current
-            batch; None leaves unused codes where they are.
+        init: where codes start, one of ``starts``: ``data`` leaves them to ``start``, which runs k-means;
+            ``uniform`` draws them from U(−1/K, 1/K), as VQModel does.
+        revive_after: every this many steps, codes that were not used since the last time move to latents of
+            the current batch. None leaves unused codes where they are.
 
     Raises:
-        ValueError: a number below one, an unknown ``init`` or ``gradient``.
+        ValueError: a number below one, an unknown ``init`` or ``gradient``, a weight below zero.
     """
 
     recent_counts: Tensor
@@ -42,12 +53,15 @@ class CodebookQuantizer(Quantizer):
     starts: tuple[str, ...] = ("uniform", "data")
     is_euclidean = True
     spherical = False  # whether codes and prepared latents have unit length
+    alternatives: tuple[str, ...] = ("fsq",)  # types that leave fewer codes unused
 
     def __init__(
         self,
         num_codes: int,
         code_dim: int,
         *,
+        commitment_weight: float = 0.25,
+        codebook_weight: float = 1.0,
         gradient: str = "straight_through",
         init: str = "data",
         revive_after: int | None = None,
@@ -56,15 +70,22 @@ class CodebookQuantizer(Quantizer):
         check_counts(revive_after=revive_after)
         check_gradient(gradient)
         check_init(init, self.starts)
+        check_weights(commitment_weight=commitment_weight, codebook_weight=codebook_weight)
+        self.commitment_weight = commitment_weight
+        self.codebook_weight = codebook_weight
         self.gradient = gradient
         self.init = init
         self.revive_after = revive_after
         self.latents_to_start = _LATENTS_PER_CODE * num_codes if init == "data" else 0
         self.embedding = nn.Embedding(num_codes, code_dim)
-        nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
-        # The upkeep is state of the run, not of the model: it goes into checkpoints, never into exports.
+        self.initialise()
+        # The upkeep is state of the run, not of the model: it is in checkpoints, never in exports.
         self.register_first_values()
         self.recent_latents: Tensor | None = None
+
+    def initialise(self) -> None:
+        """Draws the weights a quantizer has before ``start`` or training."""
+        nn.init.uniform_(self.embedding.weight, -1 / self.num_codes, 1 / self.num_codes)
 
     def first_values(self) -> dict[str, Tensor]:
         return {
@@ -73,15 +94,21 @@ class CodebookQuantizer(Quantizer):
         }
 
     def losses(self, flat: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """Weighted losses of prepared latents [N, d] and the codes [N, d] they were given."""
-        raise NotImplementedError
+        """Returns the weighted losses of prepared latents [N, d] and the codes [N, d] they were given.
+
+        They pull codes to their latents, and latents to codes (arXiv 1711.00937, equation 3).
+        """
+        return {
+            "codebook": self.codebook_weight * F.mse_loss(codes, flat.detach()),
+            "commitment": self.commitment_weight * F.mse_loss(flat, codes.detach()),
+        }
 
     def table(self, device: torch.device) -> Tensor:
-        """The codes [K, d], with their gradient."""
-        return self._weight(device)
+        """Returns the codes [K, d], with their gradient."""
+        return table_of(self.embedding, device)
 
     def prepare(self, flat: Tensor) -> Tensor:
-        """What of latents [N, d] is compared with the codes."""
+        """Maps latents [N, d] to what is compared with the codes."""
         return flat
 
     def quantize(self, flat: Tensor) -> FlatOutput:
@@ -120,7 +147,7 @@ class CodebookQuantizer(Quantizer):
             return
         codes = k_means(self.prepare(flat), self.num_codes, generator, spherical=self.spherical)
         every = torch.ones(self.num_codes, dtype=torch.bool, device=codes.device)
-        # Sums on a GPU are not the same to the last bit each time; those of the first rank hold for all.
+        # Sums on a GPU differ in the last bits from run to run, so all ranks take those of the first.
         self.replace(every, distributed.broadcast_from_main(codes))
 
     @torch.no_grad()
@@ -137,7 +164,7 @@ class CodebookQuantizer(Quantizer):
         self.recent_latents = None
 
     def _commit_counts(self, counts: Tensor, accepted: Tensor | bool) -> None:
-        """Takes in how often each code [K] occurred in the step, on all ranks together."""
+        """Adds how often each code [K] occurred in the step, on all ranks together."""
         self.recent_counts += counts * accepted
 
     @torch.no_grad()
@@ -146,10 +173,10 @@ class CodebookQuantizer(Quantizer):
         self.embedding.weight.copy_(torch.where(mask[:, None], codes, self.embedding.weight))
 
     def _draw_latents(self, generator: torch.Generator) -> Tensor:
-        """K latents of the global batch: each rank fills in the rows it holds, and a sum joins them.
+        """Draws K latents of the global batch: each rank fills in the rows it holds, and a sum joins them.
 
-        One is drawn from each of K parts of the batch, in random order. So none is drawn twice where there
-        are K, and the cost of a draw does not grow with the ranks.
+        One is drawn from each of K parts of the batch, in random order. So none is drawn twice if there are
+        at least K, and the cost of a draw does not grow with the ranks.
         """
         assert self.recent_latents is not None
         local = self.recent_latents
@@ -163,15 +190,14 @@ class CodebookQuantizer(Quantizer):
         rows = local[picks.clamp(0, len(local) - 1)] * held[:, None]
         return distributed.all_reduce_sum(rows)
 
-    def _weight(self, device: torch.device) -> Tensor:
-        return table_of(self.embedding, device)
-
-
-def two_way_losses(
-    flat: Tensor, codes: Tensor, *, codebook_weight: float, commitment_weight: float
-) -> dict[str, Tensor]:
-    """Pulls codes [N, d] to their latents [N, d], and latents to codes (arXiv 1711.00937, equation 3)."""
-    return {
-        "codebook": codebook_weight * F.mse_loss(codes, flat.detach()),
-        "commitment": commitment_weight * F.mse_loss(flat, codes.detach()),
-    }
+    def remedies(self) -> list[str]:
+        found = []
+        if self.init != "data":
+            found.append("init=data")
+        if self.revive_after is None or self.revive_after > _REVIVE_AFTER:
+            found.append(f"revive_after={_REVIVE_AFTER}")
+        if self.gradient != "rotation":
+            found.append("gradient=rotation")
+        if self.code_dim > _FEW_DIMENSIONS:
+            found.append("code_dim=8")
+        return [*found, *(f"type={name}" for name in self.alternatives)]

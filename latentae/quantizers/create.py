@@ -1,4 +1,4 @@
-"""Quantizers by name."""
+"""Creates quantizers by name, and tells their sizes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from latentae.quantizers.bsq import BinarySphericalQuantizer
+from latentae.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
+from latentae.quantizers.composition import GroupedQuantizer, ResidualQuantizer
 from latentae.quantizers.cosine import CosineQuantizer
 from latentae.quantizers.ema import EMAQuantizer
 from latentae.quantizers.fsq import FiniteScalarQuantizer, check_levels
-from latentae.quantizers.grouped import GroupedQuantizer
 from latentae.quantizers.ibq import IBQuantizer
-from latentae.quantizers.lfq import LookupFreeQuantizer
 from latentae.quantizers.quantizer import Quantizer, check_counts
-from latentae.quantizers.residual import ResidualQuantizer
 from latentae.quantizers.simvq import SimVQuantizer
 from latentae.quantizers.vector import VectorQuantizer
 
@@ -26,13 +24,13 @@ TABLES: dict[str, type[Quantizer]] = {
     "simvq": SimVQuantizer,
     "ibq": IBQuantizer,
 }
-# Those whose other arguments say how many codes there are, and of what length.
+# Those whose other arguments determine the number of codes and their length.
 LOOKUP_FREE: dict[str, type[Quantizer]] = {
     "fsq": FiniteScalarQuantizer,
     "lfq": LookupFreeQuantizer,
     "bsq": BinarySphericalQuantizer,
 }
-# Those made of several of the above, and what their number is called.
+# Those made of several of the above, and the argument that says how many.
 COMPOSITIONS: dict[str, type[ResidualQuantizer | GroupedQuantizer]] = {
     "residual": ResidualQuantizer,
     "grouped": GroupedQuantizer,
@@ -44,15 +42,15 @@ QUANTIZERS: dict[str, type[Quantizer]] = {**TABLES, **LOOKUP_FREE, **COMPOSITION
 def create_quantizer(
     type: str, *, num_codes: int | None = None, code_dim: int | None = None, **arguments: Any
 ) -> Quantizer:
-    """The quantizer called ``type``, built with its class's arguments.
+    """Creates the quantizer named ``type`` from the arguments of its class.
 
-    A composition takes ``member``, the ``type`` and arguments of what it repeats, and how many: ``depth`` for
-    ``residual``, ``groups`` for ``grouped``.
+    A composition takes ``member``, the ``type`` and arguments of what it repeats, and the number of members:
+    ``depth`` for ``residual``, ``groups`` for ``grouped``.
 
     Args:
         type: one of ``QUANTIZERS``.
-        num_codes, code_dim: codes of each table, and length of what is quantized. ``fsq``, ``lfq`` and
-            ``bsq`` know theirs; where given, these must agree.
+        num_codes, code_dim: number of codes of each table, and length of what is quantized. The arguments of
+            ``fsq``, ``lfq`` and ``bsq`` determine both; if given, they must agree.
         arguments: the class's.
 
     Raises:
@@ -72,7 +70,7 @@ def create_quantizer(
 def quantizer_size(
     type: str, *, num_codes: int | None = None, code_dim: int | None = None, **arguments: Any
 ) -> tuple[int, int]:
-    """``num_codes`` and ``code_dim`` of the quantizer that ``create_quantizer`` would build.
+    """Returns ``num_codes`` and ``code_dim`` of the quantizer that ``create_quantizer`` would build.
 
     Raises:
         ValueError: no such quantizer, sizes that are missing or do not fit its other arguments.
@@ -94,10 +92,10 @@ def quantizer_size(
 
 
 def own_size(type: str, **arguments: Any) -> tuple[int, int] | None:
-    """``num_codes`` and ``code_dim`` where the quantizer's arguments tell them; None: they must be given.
+    """Returns ``num_codes`` and ``code_dim`` if the other arguments determine them; None: they must be given.
 
     Raises:
-        ValueError: no such quantizer, or arguments that tell no size.
+        ValueError: no such quantizer, or invalid arguments.
     """
     if type not in QUANTIZERS:
         raise ValueError(f"quantizer type is {type!r}, but must be one of {', '.join(QUANTIZERS)}")
@@ -118,7 +116,7 @@ def own_size(type: str, **arguments: Any) -> tuple[int, int] | None:
 
 
 def _repeated(type: str, arguments: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """How many members a composition has, and what each is."""
+    """Returns the number of members of a composition, and the arguments of each."""
     name, member = _NUMBERS[type], arguments.get("member")
     check_counts(**{name: arguments.get(name, 0)})
     if not isinstance(member, Mapping) or "type" not in member:

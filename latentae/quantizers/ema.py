@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,14 +16,13 @@ from latentae.quantizers.quantizer import check_weights
 class EMAQuantizer(CodebookQuantizer):
     """Each code is the moving average of the latents that chose it; only the commitment term is a loss.
 
-    N ← γ N + (1 − γ) n and m ← γ m + (1 − γ) Σ z, with e = m / N and N smoothed by Laplace's rule; once per
-    optimizer step, with n and Σ z summed over its micro-batches and over all ranks.
+    N ← γ N + (1 − γ) n and m ← γ m + (1 − γ) Σ z, with e = m / N and Laplace smoothing of N. This happens
+    once per optimizer step, with n and Σ z summed over its micro-batches and over all ranks.
 
     Args:
-        num_codes, code_dim, gradient, init, revive_after: as in ``CodebookQuantizer``.
-        commitment_weight: β, what pulls the latents to their codes.
+        num_codes, code_dim, commitment_weight, gradient, init, revive_after: as in ``CodebookQuantizer``.
         decay: γ, in (0, 1).
-        epsilon: the count every code is given by the smoothing.
+        epsilon: the count that the smoothing adds to every code.
 
     Raises:
         ValueError: as ``CodebookQuantizer``; a decay outside (0, 1), a weight below zero.
@@ -36,18 +37,14 @@ class EMAQuantizer(CodebookQuantizer):
         num_codes: int,
         code_dim: int,
         *,
-        commitment_weight: float = 0.25,
         decay: float = 0.99,
         epsilon: float = 1e-5,
-        gradient: str = "straight_through",
-        init: str = "data",
-        revive_after: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(num_codes, code_dim, gradient=gradient, init=init, revive_after=revive_after)
-        check_weights(commitment_weight=commitment_weight, epsilon=epsilon)
+        super().__init__(num_codes, code_dim, codebook_weight=0.0, **options)  # codes are averages
+        check_weights(epsilon=epsilon)
         if not 0 < decay < 1:
             raise ValueError(f"decay is {decay}, but must lie between 0 and 1")
-        self.commitment_weight = commitment_weight
         self.decay = decay
         self.epsilon = epsilon
         self.embedding.requires_grad_(False)
@@ -57,7 +54,7 @@ class EMAQuantizer(CodebookQuantizer):
         return {
             **super().first_values(),
             "average_counts": torch.ones(self.num_codes),
-            # Weights that are still to be loaded have no values: then ``start`` sets the averages.
+            # Weights on the meta device have no values: then ``start`` sets the averages.
             "average_sums": torch.zeros(weight.shape) if weight.is_meta else weight.clone(),
             "pending_sums": torch.zeros(weight.shape),
         }
@@ -84,7 +81,7 @@ class EMAQuantizer(CodebookQuantizer):
 
     @torch.no_grad()
     def weights_changed(self) -> None:
-        # The averages begin at the codes there are, drawn, placed or loaded.
+        # The averages start at the current codes, whether drawn, placed or loaded.
         self.average_counts.fill_(1.0)
         self.average_sums.copy_(self.embedding.weight)
 
@@ -92,7 +89,7 @@ class EMAQuantizer(CodebookQuantizer):
         super()._commit_counts(counts, accepted)
         sums = distributed.all_reduce_sum(self.pending_sums)
         self.pending_sums.zero_()
-        # A step that was not accepted may have seen NaN, which no factor of 0 removes.
+        # A refused step may contain NaN, which multiplying by 0 does not remove.
         accepted = torch.as_tensor(accepted, device=sums.device)
         for average, latest in ((self.average_counts, counts), (self.average_sums, sums)):
             average.copy_(torch.where(accepted, average.lerp(latest, 1 - self.decay), average))

@@ -1,4 +1,4 @@
-"""How sure each choice of a code is, and how evenly the choices are spread: MAGVIT-v2's entropy penalty."""
+"""The two terms of MAGVIT-v2's entropy penalty: certainty of each choice, and even use of all codes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from latentae import distributed
 
 
 def softmax_entropies(logits: Tensor, *, across_ranks: bool) -> tuple[Tensor, Tensor]:
-    """Mean entropy of each latent's choice, and entropy of the mean choice, in nats.
+    """Returns the mean entropy of each latent's choice, and the entropy of the mean choice, in nats.
 
     Args:
         logits: [N, K].
@@ -24,7 +24,7 @@ def softmax_entropies(logits: Tensor, *, across_ranks: bool) -> tuple[Tensor, Te
 def binary_entropies(
     latents: Tensor, magnitude: float, temperature: float, group_size: int, *, across_ranks: bool
 ) -> tuple[Tensor, Tensor]:
-    """The same of choices among all codes {−m, m}^d, with p(c | z) ∝ exp(−‖z − c‖² / τ), without a table.
+    """Returns the same for choices among all codes {−m, m}^d, with p(c | z) ∝ exp(−‖z − c‖² / τ).
 
     The bits of such a choice are independent, each with P(+) = σ(4 m z / τ), so the entropy of each choice is
     the sum of its bits'. That of the mean choice is computed over groups of bits and summed, as BSQ does
@@ -58,11 +58,11 @@ def _joint(negative: Tensor, positive: Tensor) -> Tensor:
 
 
 def mean_over_ranks(own: Tensor, *, across_ranks: bool = True) -> Tensor:
-    """The mean over ranks of a mean over this rank's batch, for losses that are not linear in it.
+    """Returns the mean over ranks of a mean over this rank's batch, for losses that are not linear in it.
 
     Args:
         own: any shape, the same on every rank.
-        across_ranks: whether to take it at all; every rank must call this then.
+        across_ranks: false: returns ``own``. True: every rank must call this.
     """
     if not across_ranks or distributed.world_size() == 1:
         return own
@@ -72,7 +72,7 @@ def mean_over_ranks(own: Tensor, *, across_ranks: bool = True) -> Tensor:
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    """Of one distribution [K], in nats."""
-    # The slope of x log x at 0 is −∞: a probability that underflowed is held at the smallest number.
+    """Returns the entropy of one distribution [K], in nats."""
+    # The slope of x log x at 0 is −∞: probabilities that underflowed are clamped.
     smallest = torch.finfo(probabilities.dtype).tiny
     return -(probabilities * probabilities.clamp(min=smallest).log()).sum()

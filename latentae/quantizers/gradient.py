@@ -1,4 +1,4 @@
-"""How a gradient passes a quantizer, whose own derivative is zero almost everywhere."""
+"""Gradient estimators of quantizers, whose own derivative is zero almost everywhere."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Lengths below this are taken for it, so that a zero vector has a direction, and a finite ratio of lengths.
+# Shorter lengths are replaced by this, so that zero vectors have finite directions and ratios of lengths.
 _SHORTEST = 1e-6
 
 
 def straight_through(latents: Tensor, codes: Tensor) -> Tensor:
-    """The codes, with the gradient of the latents (Bengio et al. 2013, arXiv 1308.3432).
+    """Returns the codes, with the gradient of the latents (Bengio et al. 2013, arXiv 1308.3432).
 
     Args:
         latents, codes: [N, d].
@@ -23,10 +23,10 @@ def straight_through(latents: Tensor, codes: Tensor) -> Tensor:
 
 
 def rotation(latents: Tensor, codes: Tensor) -> Tensor:
-    """The codes, with the gradient of λ R z: the rotation trick (Fifty et al. 2024, arXiv 2410.06424).
+    """Returns the codes, with the gradient of λ R z: rotation trick (Fifty et al. 2024, arXiv 2410.06424).
 
-    R is the rotation that takes the direction of a latent z to that of its code q, within the plane that both
-    span, and λ = ‖q‖ / ‖z‖; both are held constant. By equation 4 of the paper
+    R rotates the direction of a latent z to that of its code q, in the plane that both span, and
+    λ = ‖q‖ / ‖z‖. Both are held constant. By equation 4 of the paper
     R z = z − 2 r (rᵀz) + 2 q̂ (ẑᵀz) with r the unit vector along ẑ + q̂.
 
     Args:

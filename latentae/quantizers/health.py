@@ -1,4 +1,4 @@
-"""How much of a table of codes is in use, in numbers."""
+"""Usage statistics of codebooks: usage, perplexity, deciles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CodebookHealth:
 
 
 def code_counts(indices: Tensor, num_codes: int) -> Tensor:
-    """How often each code occurs.
+    """Counts how often each code occurs.
 
     Args:
         indices: [B, h, w], or [B, depth, h, w] of as many tables; each in [0, num_codes).
@@ -42,11 +42,11 @@ def code_counts(indices: Tensor, num_codes: int) -> Tensor:
 
 
 def codebook_health(counts: Tensor) -> CodebookHealth:
-    """Usage and perplexity from how often each code occurred.
+    """Returns usage and perplexity from how often each code occurred.
 
     Args:
-        counts: [K], or [depth, K] of as many tables: the usage is then the share of all their codes, and the
-            perplexity the mean of theirs. Already summed over ranks where there are several.
+        counts: [K], or [depth, K] for several tables: the usage is then the share of all their codes, and the
+            perplexity the mean over tables. Counts must already be summed over ranks.
     """
     tables = table_healths(counts)
     return CodebookHealth(
@@ -56,7 +56,7 @@ def codebook_health(counts: Tensor) -> CodebookHealth:
 
 
 def table_healths(counts: Tensor) -> list[CodebookHealth]:
-    """``codebook_health`` of each table on its own; waits for the device once.
+    """Returns ``codebook_health`` of each table. The host waits for the device once.
 
     Args:
         counts: [K], or [depth, K].
@@ -69,16 +69,16 @@ def table_healths(counts: Tensor) -> list[CodebookHealth]:
 
 
 def usage_deciles(counts: Tensor) -> list[float]:
-    """What share of all choices fell on the most used tenth of the codes, on the next tenth, and so on.
+    """Returns the share of all choices on the most used tenth of the codes, the next tenth, and so on.
 
-    A codebook that is used evenly has 0.1 ten times; zeros at the end are codes that never occur. Of a number
-    of codes that ten does not divide, a code on a border counts for both sides in proportion.
+    A codebook that is used evenly has 0.1 ten times. Zeros at the end are codes that never occur. If ten does
+    not divide the number of codes, a code on a border counts for both sides in proportion.
 
     Args:
         counts: [K].
 
     Returns:
-        10 numbers that fall and sum to 1; all 0 where nothing was counted.
+        10 decreasing numbers that sum to 1; all 0 if nothing was counted.
     """
     codes, counts = counts.shape[0], to_float64_on_cpu(counts)
     total = counts.sum().clamp(min=1)
@@ -91,7 +91,7 @@ def usage_deciles(counts: Tensor) -> list[float]:
 
 
 def reachable_usage(num_codes: int, positions: int) -> float:
-    """The usage to be expected of codes that are all equally likely: 1 − (1 − 1/K)^N.
+    """Returns the expected usage of codes that are all equally likely: 1 − (1 − 1/K)^N.
 
     Args:
         num_codes: K.

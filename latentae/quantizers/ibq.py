@@ -8,20 +8,19 @@ from torch import Tensor, nn
 
 from latentae.quantizers.entropy import softmax_entropies
 from latentae.quantizers.gradient import straight_through
-from latentae.quantizers.products import precise_product
-from latentae.quantizers.quantizer import Quantizer, check_weights, table_of
-from latentae.quantizers.result import FlatOutput
+from latentae.quantizers.lookup import precise_product
+from latentae.quantizers.quantizer import FlatOutput, Quantizer, check_weights, table_of
 
 
 class IBQuantizer(Quantizer):
-    """Chooses the code with the largest product z·e, and passes the gradient through the whole choice.
+    """IBQ: chooses the code with the largest product z·e. The gradient passes through the whole softmax.
 
     With p = softmax(z Eᵀ) and the one-hot choice o, zq = (o + p − sg[p]) E has the value of the code, and a
     gradient to the latents and to all codes. The losses are
     ‖zq − z‖² + ‖sg[zq'] − z‖² + β ‖zq' − sg[z]‖², where zq' = o E, each a mean over values, and, where
     weighted, the entropy penalty E[H(p_τ)] − H(E[p_τ]) with p_τ = softmax(z Eᵀ / τ).
 
-    The products of all latents with all codes are held for the gradient: N × K numbers.
+    The products of all latents with all codes are stored for the gradient: N × K numbers.
 
     Args:
         num_codes: K. code_dim: d.
@@ -76,3 +75,7 @@ class IBQuantizer(Quantizer):
 
     def look_up(self, indices: Tensor) -> Tensor:
         return self.embedding(indices)
+
+    def remedies(self) -> list[str]:
+        heavier = 0.05 if self.entropy_weight == 0 else 2 * self.entropy_weight
+        return [f"entropy_weight={heavier:g}", "type=ema", "type=simvq"]

@@ -1,20 +1,69 @@
-"""What all quantizers share: maps to rows and back, checks, and the hooks of training."""
+"""What all quantizers share: their output, maps to rows and back, checks, and the hooks of training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from latentae import distributed
-from latentae.quantizers.result import FlatOutput, QuantizerOutput
-from latentae.quantizers.whitening import LatentMap, whitening
+from latentae.quantizers.health import CodebookHealth, code_counts, codebook_health
+from latentae.quantizers.start import LatentMap, whitening
 from latentae.tracing import values_are_readable
+
+
+class FlatOutput(NamedTuple):
+    """Quantized latents [N, d], before they become maps.
+
+    Attributes:
+        quantized: [N, d], whose gradient reaches the latents.
+        indices: [N] int64, or [N, depth] of a composition.
+        losses: as in ``QuantizerOutput``.
+    """
+
+    quantized: Tensor
+    indices: Tensor
+    losses: dict[str, Tensor]
+
+
+@dataclass
+class QuantizerOutput:
+    """A batch of quantized latents.
+
+    Attributes:
+        quantized: [B, d, h, w], in the dtype of the latents; its gradient reaches the encoder.
+        indices: [B, h, w] int64, the code of each position; [B, depth, h, w] of a composition.
+        losses: name to scalar, already weighted. The training loss contains their sum.
+        num_codes: K, the number of codes of each table.
+    """
+
+    quantized: Tensor
+    indices: Tensor
+    losses: dict[str, Tensor]
+    num_codes: int
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the losses; 0 if there are none."""
+        if not self.losses:
+            return torch.zeros((), device=self.quantized.device)
+        return torch.stack(list(self.losses.values())).sum()
+
+    @property
+    def health(self) -> CodebookHealth:
+        """Usage and perplexity of this batch alone. The host waits for the device."""
+        return codebook_health(code_counts(self.indices, self.num_codes))
+
+    def __getitem__(self, index: int) -> Any:
+        """Indexes the tuple of diffusers' VectorQuantizer: codes, loss, (None, None, flat indices)."""
+        return (self.quantized, self.loss, (None, None, self.indices.flatten()))[index]
+
 
 # Histograms of more codes than this are no longer small beside a batch.
 MOST_CODES = 1 << 20
@@ -25,24 +74,24 @@ Weights = list[tuple[Tensor, Tensor]]
 class Quantizer(nn.Module):
     """Maps each position of continuous latents to a code of a finite table.
 
-    Nothing changes inside ``forward`` but sums that are pending until the step is over: the trainer calls
-    ``start`` once with the latents of the first batches and ``commit`` after each optimizer step, and both do
-    the same on every rank. A member defines ``quantize`` and ``look_up``, and ``observe``, ``place`` and
-    ``commit`` where it keeps state.
+    ``forward`` changes nothing but sums that are pending until the step is over. The trainer calls ``start``
+    once with the latents of the first batches and ``commit`` after each optimizer step. Both do the same on
+    every rank. A subclass defines ``quantize`` and ``look_up``, and ``observe``, ``place`` and ``commit`` if
+    it keeps state.
 
-    Latents that are not finite: in training NaN goes through to ``quantized``, so that the step can be
-    refused without waiting for the device; in eval mode they are an error.
+    Latents that are not finite: in training, NaN passes through to ``quantized``, so the step can be refused
+    without waiting for the device. In eval mode they are an error.
 
     Attributes:
-        frozen: whether training is to leave it as it is: then nothing is observed, and who trains calls
-            neither ``start`` nor ``commit``.
-        num_codes: K, the codes of each table.
+        frozen: whether training leaves it unchanged. Then nothing is observed, and the trainer calls neither
+            ``start`` nor ``commit``.
+        num_codes: K, the number of codes of each table.
         code_dim: d, the length of a code.
-        depth: how many tables a position has an index of; None for a plain quantizer, which has one and
-            indices without that axis.
-        is_euclidean: whether there is a table [K, d] in which the nearest code is the one that is given, as
-            diffusers' VQModel has: ``euclidean_codebook``.
-        latents_to_start: how many latents ``start`` is well served by, over all ranks; 0 where it needs none.
+        depth: the number of tables, and so of indices per position. None for a plain quantizer, which has one
+            table and indices without that axis.
+        is_euclidean: whether there is a table [K, d] in which the nearest code is the chosen one, as in
+            diffusers' VQModel: ``euclidean_codebook``.
+        latents_to_start: how many latents (over all ranks) ``start`` should see; 0 if it needs none.
         whitens: whether ``start`` asks for latents of mean 0 and covariance I.
     """
 
@@ -67,14 +116,14 @@ class Quantizer(nn.Module):
     # Buffers that are not saved
 
     def first_values(self) -> dict[str, Tensor]:
-        """The first values of the buffers that are not saved, by name."""
+        """Returns the initial values of the buffers that are not saved, by name."""
         return {}
 
     def register_first_values(self) -> None:
-        """Registers the buffers of ``first_values``, for a constructor to call when these can be computed.
+        """Registers the buffers of ``first_values``. A constructor calls it once these can be computed.
 
-        A module that is built on the meta device has no values. Saved tensors get theirs by loading; these
-        buffers get them at the end of the first ``load_state_dict``.
+        A module built on the meta device has no values. Saved tensors get theirs by loading. These buffers
+        get theirs at the end of the first ``load_state_dict``.
         """
         values = self.first_values()
         for name, value in values.items():
@@ -110,12 +159,12 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def look_up(self, indices: Tensor) -> Tensor:
-        """Codes [N, d] of indices [N], or [N, n] of a composition."""
+        """Returns codes [N, d] of indices [N], or [N, n] of a composition."""
         raise NotImplementedError
 
     @torch.no_grad()
     def indices(self, latents: Tensor) -> Tensor:
-        """Indices of latents [B, d, h, w], as ``forward`` gives them, but for counting nothing.
+        """Returns the indices of latents [B, d, h, w], as ``forward`` does, but counts nothing.
 
         Raises:
             ValueError: another shape, an empty batch, or values that are not finite, also in training mode.
@@ -129,7 +178,7 @@ class Quantizer(nn.Module):
             return self._as_maps(self.quantize(flat).indices, batch, height, width)
 
     def codes(self, indices: Tensor) -> Tensor:
-        """Codes [B, d, h, w] of indices [B, h, w], or [B, n, h, w] of a composition.
+        """Returns codes [B, d, h, w] of indices [B, h, w], or [B, n, h, w] of a composition.
 
         Raises:
             ValueError: another shape or dtype, or an index outside [0, num_codes).
@@ -141,7 +190,7 @@ class Quantizer(nn.Module):
         return rearrange(flat, "(b h w) d -> b d h w", h=indices.shape[1], w=indices.shape[2])
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-        """``codes`` as diffusers' pipelines ask for them: indices of any shape, and (B, h, w, d)."""
+        """Returns ``codes`` by diffusers' interface: indices of any shape, and (B, h, w, d)."""
         batch, height, width = shape[:3]
         tables = () if self.depth is None else (-1,)
         return self.codes(indices.reshape(batch, *tables, height, width))
@@ -153,22 +202,22 @@ class Quantizer(nn.Module):
     # Training
 
     def observe(self, flat: Tensor, indices: Tensor, keep: Tensor | None = None) -> None:
-        """Sees the latents [N, d] and indices of a training batch, as something pending until ``commit``.
+        """Records the latents [N, d] and indices of a training batch. They are pending until ``commit``.
 
-        ``keep`` is a boolean scalar on the device; false where the batch is not to count.
+        ``keep`` is a boolean scalar on the device; false: the batch does not count.
         """
 
     @torch.no_grad()
     def start(self, latents: Tensor | Sequence[Tensor], generator: torch.Generator) -> LatentMap | None:
-        """Called once before the first step, by every rank.
+        """Initialises from data. Every rank calls it once before the first step.
 
         Args:
             latents: [B, d, h, w] of this rank's first batch, or a sequence of several batches.
             generator: a CPU generator in the same state on every rank.
 
         Returns:
-            how what comes before the quantizer is to change the latents, where codes lie fixed and latents
-            elsewhere; the same on every rank. None where they are well as they are.
+            how the layer before the quantizer must change the latents to suit fixed codes, the same on every
+            rank; None: no change.
 
         Raises:
             ValueError: latents of another shape, none, or values that are not finite.
@@ -176,44 +225,44 @@ class Quantizer(nn.Module):
         batches = [latents] if isinstance(latents, Tensor) else list(latents)
         for batch in batches:
             self._check_latents(batch)
-        # Batch by batch: N ranks then see them in the order in which one rank does.
+        # Batch by batch, so that N ranks see them in the same order as one rank.
         flat = torch.cat([distributed.all_gather_concat(_rows(batch)) for batch in batches])
         _check_finite(flat)
         change = None
         if self.whitens:
             own = whitening(flat)
-            # Sums on a GPU are not the same to the last bit each time; those of the first rank hold for all.
+            # Sums on a GPU differ in the last bits from run to run, so all ranks take those of the first.
             change = LatentMap(*(distributed.broadcast_from_main(part) for part in own))
             flat = change(flat)
         self.place(flat, generator)
         return change
 
     def place(self, flat: Tensor, generator: torch.Generator) -> None:
-        """Places codes among latents [N, d] of all ranks, where the quantizer starts from data."""
+        """Places codes among the latents [N, d] of all ranks, if the quantizer starts from data."""
 
     def commit(self, step: int, generator: torch.Generator, accepted: Tensor | bool = True) -> None:
-        """Upkeep after an optimizer step, called by every rank.
+        """Updates the state after an optimizer step. Every rank calls it.
 
         Args:
             step: the optimizer step, counted from 1.
             generator: as in ``start``.
-            accepted: whether the step was made, on every rank alike; what was seen in one that was not is
-                forgotten. A boolean scalar on the device, or a bool.
+            accepted: whether the step was made, the same on every rank. If not, what was observed is dropped.
+                A boolean scalar on the device, or a bool.
         """
 
     @property
     def upkeep(self) -> dict[str, Tensor]:
-        """The buffers that a resumed run needs besides the weights, by name; a caller may copy into them."""
+        """The buffers a resumed run needs besides the weights, by name. A caller may copy into them."""
         return {}
 
     # What a table of codes allows
 
     def euclidean_codebook(self) -> Tensor:
-        """The table [K, d], in the dtype of the weights, of a quantizer that ``is_euclidean``."""
+        """Returns the table [K, d], in the dtype of the weights, if the quantizer ``is_euclidean``."""
         raise NotImplementedError
 
     def moved_weights(self, shift: Tensor, scale: Tensor) -> Weights | None:
-        """Weights and their values in float64 were the latents (z − shift) · scale; None: codes cannot move.
+        """Returns weights and their float64 values for latents (z − shift) · scale; None: codes cannot move.
 
         Args:
             shift: [d] float64, on the CPU.
@@ -222,7 +271,14 @@ class Quantizer(nn.Module):
         return None
 
     def weights_changed(self) -> None:
-        """To be called after weights were set from outside: state that follows them begins anew."""
+        """Restarts the state that follows the weights. Call it after weights were set from outside."""
+
+    def remedies(self) -> list[str]:
+        """Returns changes of its arguments that bring unused codes into use, the likeliest first.
+
+        Each is ``name=value``; those of a composition are its members', as ``member.name=value``.
+        """
+        return []
 
     # Checks
 
@@ -259,26 +315,26 @@ class Quantizer(nn.Module):
 
 
 def _fill_buffers(quantizer: Quantizer, _: Any) -> None:
-    """Gives the buffers of a quantizer that was built on the meta device their first values, once."""
+    """Sets the initial values of the buffers of a quantizer that was built on the meta device, once."""
     if not quantizer._lacks_values:
         return
     for name, value in quantizer.first_values().items():
         device = quantizer.get_buffer(name).device
-        if device.type == "meta":  # as where the loaded tensors took the places of the weights
+        if device.type == "meta":  # load_state_dict(assign=True) replaced the weights, not the buffers
             device = next((weight.device for weight in quantizer.parameters()), value.device)
         setattr(quantizer, name, value.to(device))
     quantizer._lacks_values = False
 
 
 def check_counts(**values: int | None) -> None:
-    """Raises ValueError for a named number that is no integer of one or more; None is let through."""
+    """Raises ValueError for a named number that is not an integer of at least 1; None is allowed."""
     for name, value in values.items():
         if value is not None and not (isinstance(value, Integral) and value >= 1):
             raise ValueError(f"{name} is {value!r}, but must be an integer of at least 1")
 
 
 def check_init(init: str, starts: Sequence[str]) -> None:
-    """Raises ValueError for a start that is none of ``starts``."""
+    """Raises ValueError if ``init`` is not one of ``starts``."""
     if init not in starts:
         raise ValueError(f"init is {init!r}, but must be one of {', '.join(starts)}")
 
@@ -291,13 +347,13 @@ def check_weights(**values: float) -> None:
 
 
 def table_of(embedding: nn.Embedding, device: torch.device) -> Tensor:
-    """The weight [K, d]; where weights are offloaded, only a call of their module brings them here."""
+    """Returns the weight [K, d] on a device. Offloaded weights are only moved by a call of their module."""
     weight = embedding.weight
     return weight if weight.device == device else embedding(torch.arange(len(weight), device=device))
 
 
 def precise(values: Tensor) -> Tensor:
-    """In float32, or in float64 where the values are."""
+    """Casts to float32; float64 values stay."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch.nn.functional as F
 from torch import Tensor
 
-from latentae.quantizers.codebook import CodebookQuantizer, two_way_losses
-from latentae.quantizers.quantizer import Quantizer, check_weights
+from latentae.quantizers.codebook import CodebookQuantizer
+from latentae.quantizers.quantizer import Quantizer
 
 
 class VectorQuantizer(CodebookQuantizer):
@@ -14,45 +17,35 @@ class VectorQuantizer(CodebookQuantizer):
     Both terms are means over the values of the latents.
 
     Args:
-        num_codes, code_dim, gradient, init, revive_after: as in ``CodebookQuantizer``; ``init="uniform"``
-            draws codes from U(−1/K, 1/K) as VQModel does.
-        commitment_weight: β, what pulls the latents to their codes.
-        codebook_weight: weight of the term that pulls the codes to their latents.
-        legacy_loss_order: put either weight on the other term, so that β stands on the codebook term. That is
-            how the first VQGANs and all that kept their default were trained (``legacy=True`` in
-            taming-transformers and diffusers): for continuing those.
+        num_codes, code_dim, gradient, init, revive_after: as in ``CodebookQuantizer``.
+        commitment_weight, codebook_weight: as in ``CodebookQuantizer``.
+        legacy_loss_order: put each weight on the other term, so that β stands on the codebook term. The first
+            VQGANs and all that kept their default were trained so (``legacy=True`` in taming-transformers and
+            diffusers). Use it to continue their training.
 
     Raises:
-        ValueError: as ``CodebookQuantizer``; a weight below zero.
+        ValueError: as ``CodebookQuantizer``.
     """
 
+    alternatives = ("ema", "simvq", "fsq")
+
     def __init__(
-        self,
-        num_codes: int,
-        code_dim: int,
-        *,
-        commitment_weight: float = 0.25,
-        codebook_weight: float = 1.0,
-        legacy_loss_order: bool = False,
-        gradient: str = "straight_through",
-        init: str = "data",
-        revive_after: int | None = None,
+        self, num_codes: int, code_dim: int, *, legacy_loss_order: bool = False, **options: Any
     ) -> None:
-        super().__init__(num_codes, code_dim, gradient=gradient, init=init, revive_after=revive_after)
-        check_weights(commitment_weight=commitment_weight, codebook_weight=codebook_weight)
-        self.commitment_weight = commitment_weight
-        self.codebook_weight = codebook_weight
+        super().__init__(num_codes, code_dim, **options)
         self.legacy_loss_order = legacy_loss_order
 
     def losses(self, flat: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        codebook, commitment = self.codebook_weight, self.commitment_weight
-        if self.legacy_loss_order:
-            codebook, commitment = commitment, codebook
-        return two_way_losses(flat, codes, codebook_weight=codebook, commitment_weight=commitment)
+        if not self.legacy_loss_order:
+            return super().losses(flat, codes)
+        return {
+            "codebook": self.commitment_weight * F.mse_loss(codes, flat.detach()),
+            "commitment": self.codebook_weight * F.mse_loss(flat, codes.detach()),
+        }
 
 
 def plain_quantizer(quantizer: Quantizer) -> VectorQuantizer:
-    """A table written out that gives every latent the code which ``quantizer`` gives it.
+    """Returns a plain codebook that gives every latent the same code as ``quantizer``.
 
     Raises:
         ValueError: there is no such table.

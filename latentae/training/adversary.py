@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latentae.discriminators import DiffAugment
-from latentae.losses.adversarial import AdversarialTerms
-from latentae.losses.gradient_penalty import R1, squared_slope
-from latentae.losses.lecam import LeCAM
+from latentae.losses.adversarial import R1, AdversarialTerms, LeCAM, squared_slope
 from latentae.training.randomness import StepRandomness
 
 GRADIENT_LOSSES = frozenset({"r1"})

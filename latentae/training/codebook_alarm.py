@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from latentae.quantizers import Quantizer, reachable_usage, remedies, table_healths
+from latentae.quantizers import Quantizer, reachable_usage, table_healths
 
 # Fewer choices than this a code tell little of the codes: of 1,024 that are all alike 37 % are missed by
 # 1,024 choices, and one in 22,000 by ten times as many.
@@ -58,7 +58,7 @@ class CodebookAlarm:
         if self.quantizer.depth is not None:
             codes += f" of table {table}"
         limit = "" if reachable > 0.995 else f" (where {reachable:.1%} is within reach)"
-        changes = ", ".join(f"model.quantizer.{remedy}" for remedy in remedies(self.quantizer))
+        changes = ", ".join(f"model.quantizer.{remedy}" for remedy in self.quantizer.remedies())
         return (
             f"many codes are not used: {usage:.1%} of the {codes} occur in {positions:,} choices{limit}, "
             f"perplexity {perplexity:.3g}, less than guard.min_codebook_usage={self.least_usage:g} asks for; "

@@ -12,13 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from latentae import distributed
-from latentae.losses.adaptive import adaptive_weight, last_layer_gradient
-from latentae.losses.alignment import Alignment
-from latentae.losses.equivariance import Draw, Equivariance
+from latentae.losses.adversarial import adaptive_weight, last_layer_gradient
 from latentae.losses.feature_maps import FeatureMaps
-from latentae.losses.latent_noise import LatentNoise
-from latentae.losses.objective import ReconstructionObjective
-from latentae.losses.spectral import Spectral, low_pass
+from latentae.losses.latents import Alignment, Draw, Equivariance, LatentNoise, Spectral, low_pass
+from latentae.losses.reconstruction import ReconstructionObjective
 from latentae.training.passage import Passage
 from latentae.training.randomness import StepRandomness
 

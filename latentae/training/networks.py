@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latentae import build, distributed
 from latentae.config import DiscriminatorConfig, LikelihoodConfig, OptimizerConfig, RunConfig
 from latentae.losses.feature_maps import FeatureMaps
-from latentae.losses.objective import ReconstructionObjective
+from latentae.losses.reconstruction import ReconstructionObjective
 from latentae.models import KLVAE, VQVAE
 from latentae.quantizers import Quantizer
 from latentae.training.accelerator import Accelerator

@@ -11,8 +11,8 @@ from typing import Literal, Self
 import torch
 from torch import nn
 
-from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.perceptual import LPIPS
+from latentae.losses.reconstruction import ReconstructionObjective
 from latentae.models.lean import make_lean
 
 # A device that is not named keeps the stock blocks: nothing was measured there.

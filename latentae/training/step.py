@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from latentae import distributed
-from latentae.losses.adaptive import adaptive_weight, last_layer_gradient
-from latentae.losses.adversarial import AdversarialTerms
-from latentae.losses.objective import ReconstructionObjective
+from latentae.losses.adversarial import AdversarialTerms, adaptive_weight, last_layer_gradient
+from latentae.losses.reconstruction import ReconstructionObjective
 from latentae.training.adversary import Adversary
 from latentae.training.latent_losses import LatentLosses
 from latentae.training.passage import Passage

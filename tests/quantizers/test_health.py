@@ -4,12 +4,16 @@ import pytest
 import torch
 
 from latentae.quantizers import (
+    QUANTIZERS,
     code_counts,
     codebook_health,
+    create_quantizer,
+    own_size,
     reachable_usage,
     table_healths,
     usage_deciles,
 )
+from tests.quantizers.conftest import CASES, make
 
 
 def test_health_by_hand():
@@ -71,3 +75,61 @@ def test_a_count_of_even_draws_reaches_what_it_should():
     draws = torch.randint(1000, (1, 40, 50), generator=torch.Generator().manual_seed(0))
     usage = codebook_health(code_counts(draws, 1000)).usage
     assert usage == pytest.approx(reachable_usage(1000, 2000), abs=0.02)
+
+
+TABLE = {"num_codes": 16, "code_dim": 4}
+
+
+def remedies_of(kind, **arguments):
+    return create_quantizer(kind, **{**TABLE, **arguments}).remedies()
+
+
+def test_a_bare_table_is_told_all():
+    assert remedies_of("vector", init="uniform") == [
+        "init=data",
+        "revive_after=20",
+        "gradient=rotation",
+        "type=ema",
+        "type=simvq",
+        "type=fsq",
+    ]
+
+
+def test_what_is_set_already_is_not_named():
+    assert remedies_of("ema", init="data", revive_after=10, gradient="rotation") == ["type=fsq"]
+    assert "revive_after=20" in remedies_of("cosine", revive_after=500)
+    assert "code_dim=8" in remedies_of("cosine", code_dim=256)
+
+
+def test_of_those_without_a_table_that_could_be_revived():
+    assert remedies_of("ibq") == ["entropy_weight=0.05", "type=ema", "type=simvq"]
+    assert remedies_of("ibq", entropy_weight=0.1)[0] == "entropy_weight=0.2"
+
+
+def test_of_those_that_learn_no_codes():
+    signs = create_quantizer("lfq", bits=10, entropy_weight=0.0, diversity_weight=0.5).remedies()
+    assert signs == ["entropy_weight=0.1", "diversity_weight=1", "bits=9", "type=fsq"]
+    assert create_quantizer("bsq", bits=1).remedies()[0] == "entropy_weight=0.2"
+
+
+def test_of_compositions():
+    assert "member.revive_after=20" in remedies_of(
+        "grouped", groups=2, member={"type": "vector", "init": "data"}
+    )
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_every_type_has_some(kind):
+    found = make(kind).remedies()
+    assert found
+    types = [remedy.split("=")[1] for remedy in found if remedy.split(".")[-1].startswith("type=")]
+    assert all(name in QUANTIZERS for name in types)
+    assert kind in CASES
+
+
+def test_levels_that_are_named_can_be_built():
+    remedy = create_quantizer("fsq", levels=[2, 2]).remedies()[-1]
+    levels = [int(level) for level in remedy.removeprefix("levels=").strip("[]").split(",")]
+    assert own_size("fsq", levels=levels) == (5, 1)
+    larger = create_quantizer("fsq", levels=[8, 8, 4, 4], init="none", spread_weight=0.0)
+    assert larger.remedies() == ["init=data", "spread_weight=0.1", "levels=[7, 8, 4, 4]"]

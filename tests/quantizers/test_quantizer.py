@@ -1,12 +1,39 @@
-"""What holds for every quantizer."""
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentae.quantizers import VectorQuantizer
+from latentae.quantizers import QuantizerOutput, VectorQuantizer
 from latentae.quantizers.quantizer import Quantizer, check_counts, check_weights, precise
-from tests.quantizers.conftest import draw, generator, make
+from tests.quantizers.conftest import NoWaiting, draw, generator, make
+
+
+def output(**losses):
+    return QuantizerOutput(
+        quantized=torch.ones(1, 2, 1, 3),
+        indices=torch.tensor([[[4, 5, 5]]]),
+        losses={name: torch.tensor(value) for name, value in losses.items()},
+        num_codes=8,
+    )
+
+
+def test_by_position_it_is_diffusers_tuple():
+    result = output(codebook=1.0, commitment=0.25)
+    quantized, loss, (perplexity, encodings, indices) = result
+    assert quantized is result.quantized
+    assert loss.item() == result.loss.item() == 1.25
+    assert (perplexity, encodings) == (None, None)
+    assert indices.tolist() == result[2][2].tolist() == [4, 5, 5]
+    with pytest.raises(IndexError):
+        result[3]
+
+
+def test_no_losses_are_zero():
+    assert output().loss.item() == 0.0
+
+
+def test_health_is_of_this_batch():
+    health = output().health
+    assert health.usage == 2 / 8
+    assert health.perplexity == pytest.approx(3 / 4 ** (1 / 3))  # of frequencies 1/3 and 2/3
 
 
 def test_codes_of_indices_are_what_was_put_out(kind):
@@ -178,21 +205,7 @@ def test_indices_that_stand_for_nothing(kind):
         quantizer.codes(indices - 1)
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses what a GPU's host would have to wait for: values, and shapes that depend on values."""
-
-    refused = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "bincount")
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        assert not any(name in function.name() for name in self.refused), function.name()
-        return function(*arguments, **(options or {}))
-
-
-def test_a_training_step_never_waits_for_the_device(kind, monkeypatch):
-    def brute_force(latents, codebook):  # the look-up has a test of its own
-        return torch.cdist(latents, codebook).argmin(dim=1)
-
-    monkeypatch.setattr("latentae.quantizers.codebook.nearest_code", brute_force)
+def test_a_training_step_never_waits_for_the_device(kind):
     changes = {"dropout": 0.0} if kind == "residual" else {}  # which draws on the host
     quantizer = make(kind, **changes).train()
     latents = draw(2, 4, 4, 4).requires_grad_()

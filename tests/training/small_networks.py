@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from latentae.discriminators import PatchGAN
-from latentae.losses.objective import ReconstructionObjective
-from latentae.losses.reconstruction import l1
+from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.models import VQGAN
 
 

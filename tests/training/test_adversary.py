@@ -9,9 +9,7 @@ from torch import nn
 
 from benchmarks.textbook import Extras, textbook_step
 from latentae.discriminators import DiffAugment
-from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
-from latentae.losses.gradient_penalty import R1
-from latentae.losses.lecam import LeCAM
+from latentae.losses.adversarial import ADVERSARIAL_LOSSES, R1, AdversarialTerms, LeCAM
 from latentae.training.adversary import GRADIENT_LOSSES, Adversary
 from latentae.training.guard import Guard
 from latentae.training.learner import Learner, update

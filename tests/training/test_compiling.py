@@ -5,9 +5,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from latentae.losses.adversarial import AdversarialTerms
-from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.perceptual import LPIPS
-from latentae.losses.reconstruction import l1
+from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.models.lean import make_lean
 from latentae.training import compiling
 from latentae.training.accelerator import create_accelerator

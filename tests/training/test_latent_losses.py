@@ -9,14 +9,10 @@ from torch import nn
 
 from latentae.discriminators import PatchGAN
 from latentae.losses.adversarial import AdversarialTerms
-from latentae.losses.alignment import Alignment
-from latentae.losses.equivariance import Equivariance
 from latentae.losses.feature_maps import FeatureMaps
 from latentae.losses.kl import KLRegulariser
-from latentae.losses.latent_noise import LatentNoise
-from latentae.losses.objective import ReconstructionObjective
-from latentae.losses.reconstruction import l1
-from latentae.losses.spectral import Spectral, low_pass
+from latentae.losses.latents import Alignment, Equivariance, LatentNoise, Spectral, low_pass
+from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.models import KLVAE
 from latentae.models.lean import make_lean
 from latentae.training.adversary import Adversary

@@ -2,8 +2,7 @@ import pytest
 import torch
 from torchvision.models import vgg16
 
-from latentae.losses.objective import ReconstructionObjective
-from latentae.losses.reconstruction import l1
+from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.training.accelerator import create_accelerator
 from latentae.training.networks import build_networks
 from latentae.training.trainer import Trainer

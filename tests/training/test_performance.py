@@ -3,9 +3,8 @@ import torch
 from safetensors.torch import load_file
 from torchvision.models import vgg16
 
-from latentae.losses.objective import ReconstructionObjective
 from latentae.losses.perceptual import LPIPS
-from latentae.losses.reconstruction import l1
+from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.models.lean import make_lean
 from latentae.training.accelerator import create_accelerator
 from latentae.training.adversary import Adversary

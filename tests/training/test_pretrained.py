@@ -8,8 +8,7 @@ from diffusers import AutoencoderTiny
 
 from latentae import KLVAE, VQGAN, VQVAE
 from latentae.config import ConfigError
-from latentae.losses.objective import ReconstructionObjective
-from latentae.losses.reconstruction import l1
+from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.training.accelerator import create_accelerator
 from latentae.training.dry_run import dry_run
 from latentae.training.networks import build_networks

@@ -9,10 +9,8 @@ from torch import nn
 
 from benchmarks.textbook import textbook_step
 from latentae.discriminators import DiffAugment
-from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
-from latentae.losses.gradient_penalty import R1
+from latentae.losses.adversarial import ADVERSARIAL_LOSSES, R1, AdversarialTerms, LeCAM
 from latentae.losses.kl import KLRegulariser
-from latentae.losses.lecam import LeCAM
 from latentae.models import KLVAE
 from latentae.training.adversary import Adversary
 from latentae.training.randomness import StepRandomness

@@ -6,13 +6,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from latentae.config import load_config
-from latentae.losses.divergences import jeffreys
-from latentae.losses.elbo import PosteriorReport
-from latentae.losses.free_bits import FreeBits
-from latentae.losses.kl import KLRegulariser
-from latentae.losses.kl_schedule import LinearWarmup
-from latentae.losses.likelihood import GaussianLikelihood, LaplaceLikelihood
-from latentae.losses.objective import ReconstructionObjective
+from latentae.losses.kl import FreeBits, KLRegulariser, LinearWarmup, PosteriorReport, jeffreys
+from latentae.losses.reconstruction import GaussianLikelihood, LaplaceLikelihood, ReconstructionObjective
 from latentae.models import KLVAE
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep

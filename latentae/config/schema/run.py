@@ -145,7 +145,7 @@ class RunConfig(Section):
     float32_precision: Literal["highest", "high"] | None = None
     """How CUDA computes float32, in the run's own measurements too. high: TensorFloat-32 (10 bits of
     mantissa) in matrix products and convolutions. highest: TensorFloat-32 in neither. null: torch's default,
-    TensorFloat-32 in convolutions only. The look-up of codes is exact in all cases."""
+    TensorFloat-32 in convolutions only. The look-up of codes does not depend on it."""
     channels_last: bool = False
     """Store weights in the channels-last memory format, which the matrix units of GPUs prefer with
     `mixed_precision`. Not measured on a GPU yet; slows down training on a CPU."""
