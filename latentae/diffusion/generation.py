@@ -20,7 +20,7 @@ from latentae.diffusion.request import ProbeRequest
 from latentae.diffusion.sampling import decode_latents, picture_noise, sample_images
 from latentae.evaluation.blocks import ImageBlocks, to_images
 from latentae.evaluation.features import FeatureExtractor
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.models import Subject
 from latentae.report.grids import picture_grid, save_png
 
 DISTANCES = {"vgg16": "fd_vgg16", "inception": "fid"}

@@ -21,7 +21,7 @@ from latentae.diffusion.request import ProbeRequest
 from latentae.diffusion.results import ModelResult
 from latentae.diffusion.training import DenoiserTraining, TrainingSettings
 from latentae.diffusion.validation import FlowValidation
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.models import Subject
 
 _STRIDE = 20  # steps between two looks at the clock
 _SAVE_EVERY = 60.0  # seconds between two writings of a training's state

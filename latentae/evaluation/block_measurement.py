@@ -17,8 +17,8 @@ from latentae.evaluation.features import FeatureExtractor, to_rgb
 from latentae.evaluation.latent_moments import LatentMoments
 from latentae.evaluation.measures import Measures
 from latentae.evaluation.metrics import l1, psnr, ssim, ssim_and_ms_ssim, to_uint8
+from latentae.evaluation.models import Subject
 from latentae.evaluation.rate import CodeMeter, kl_bits_per_pixel
-from latentae.evaluation.subject import Subject
 
 # Pixels a side that a metric needs.
 _SSIM_MINIMUM, _MS_SSIM_MINIMUM = 11, 176

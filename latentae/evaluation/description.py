@@ -13,8 +13,8 @@ from latentae import __version__, distributed
 from latentae.evaluation.assembly import Assembled, percentiles
 from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.measures import Measures
+from latentae.evaluation.models import Subject, factor_of
 from latentae.evaluation.request import Request
-from latentae.evaluation.subject import Subject, factor_of
 from latentae.report.results import ModelDetails
 
 _PERCENTILE_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")

@@ -13,13 +13,13 @@ from latentae import distributed
 from latentae.data import describe_source
 from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.description import describe_model, describe_protocol
-from latentae.evaluation.engine import Evaluation
 from latentae.evaluation.images import open_images
 from latentae.evaluation.measures import open_measures
+from latentae.evaluation.measuring import Evaluation
+from latentae.evaluation.models import channels_of, factor_of, open_subjects
 from latentae.evaluation.protocol import protocol_called
 from latentae.evaluation.request import RESULTS, WORK, Request
-from latentae.evaluation.shown import choose_pictures, save_pictures
-from latentae.evaluation.subject import channels_of, factor_of, open_subjects
+from latentae.evaluation.worst import choose_pictures, save_pictures
 from latentae.models import load_autoencoder
 from latentae.report.evaluation import write_report
 from latentae.report.results import Results

@@ -10,7 +10,7 @@ import torch
 
 from latentae.evaluation.features import FeatureExtractor, VGG16Features
 from latentae.evaluation.inception import InceptionFeatures
-from latentae.evaluation.subject import weights_sha256
+from latentae.evaluation.models import weights_sha256
 from latentae.losses.perceptual import LPIPS
 from latentae.weights import WeightsNotFoundError, load_trunk
 

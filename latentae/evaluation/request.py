@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from latentae.evaluation.models import PRECISIONS, name_models
 from latentae.evaluation.protocol import protocol_called
 from latentae.evaluation.settings import Settings
-from latentae.evaluation.subject import PRECISIONS, name_models
 
 RESULTS = "results.json"
 """What marks a folder as that of a finished report."""

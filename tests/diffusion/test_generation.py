@@ -9,7 +9,7 @@ from latentae.diffusion.generation import Judge, draw_labels
 from latentae.diffusion.images import open_images
 from latentae.diffusion.pipeline import build_pipeline, pipeline_autoencoder
 from latentae.diffusion.request import ProbeRequest
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.models import Subject
 from tests.diffusion.conftest import tiny_model
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from latentae.diffusion.images import open_images
 from latentae.diffusion.model_probe import ModelProbe
 from latentae.diffusion.pipeline import pipeline_autoencoder
 from latentae.diffusion.request import ProbeRequest
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.models import Subject
 from tests.diffusion.conftest import tiny_model
 
 CPU = torch.device("cpu")

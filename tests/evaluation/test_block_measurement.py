@@ -4,7 +4,7 @@ import torch
 from latentae.evaluation.block_measurement import Drift, measure_block, reference_features
 from latentae.evaluation.blocks import Block, to_images
 from latentae.evaluation.metrics import l1, psnr, to_uint8
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.models import Subject
 
 CPU = torch.device("cpu")
 

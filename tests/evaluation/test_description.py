@@ -8,9 +8,9 @@ from latentae.evaluation import description
 from latentae.evaluation.assembly import Assembled
 from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.description import describe_model, describe_protocol, hardware
+from latentae.evaluation.models import Subject
 from latentae.evaluation.protocol import PROTOCOLS
 from latentae.evaluation.request import Request
-from latentae.evaluation.subject import Subject
 from latentae.report.results import Value
 
 

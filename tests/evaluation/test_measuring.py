@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from latentae.evaluation.blocks import ImageBlocks
-from latentae.evaluation.engine import Evaluation
+from latentae.evaluation.measuring import Evaluation
 from latentae.evaluation.metrics import psnr
+from latentae.evaluation.models import Subject
 from latentae.evaluation.protocol import PROTOCOLS
 from latentae.evaluation.settings import Settings
-from latentae.evaluation.subject import Subject
 
 
 @pytest.fixture

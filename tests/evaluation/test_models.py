@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentae.evaluation.subject import (
+from latentae.evaluation.models import (
     Subject,
     channels_of,
     choose_families,

@@ -16,10 +16,10 @@ from latentae.evaluation.assembly import Assembled, assemble
 from latentae.evaluation.block_measurement import Drift, measure_block, reference_features
 from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader, to_images
 from latentae.evaluation.measures import Measures
+from latentae.evaluation.models import Subject
 from latentae.evaluation.progress import Progress
 from latentae.evaluation.settings import Settings
 from latentae.evaluation.shards import Shards, content_sha256, from_text, reference_cache, to_text
-from latentae.evaluation.subject import Subject
 
 # Raised when what a shard holds changes its meaning: shards of another version are not read.
 _VERSION = 2

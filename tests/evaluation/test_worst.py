@@ -5,9 +5,9 @@ from PIL import Image
 
 from latentae.evaluation.assembly import Assembled
 from latentae.evaluation.blocks import ImageBlocks
+from latentae.evaluation.models import Subject
 from latentae.evaluation.protocol import PROTOCOLS
-from latentae.evaluation.shown import choose_pictures, save_pictures
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.worst import choose_pictures, save_pictures
 
 
 def assembled(**values):
