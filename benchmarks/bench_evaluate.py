@@ -34,17 +34,13 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from latentae.evaluation.block_measurement import reference_features
-from latentae.evaluation.blocks import ImageBlocks, block_loader, to_images
-from latentae.evaluation.description import commit, hardware
+from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks, block_loader
 from latentae.evaluation.distances import FeatureFile, feature_distances
-from latentae.evaluation.inception import InceptionFeatures
-from latentae.evaluation.measures import Measures
-from latentae.evaluation.measuring import Evaluation
-from latentae.evaluation.metrics import to_uint8
+from latentae.evaluation.evaluate import commit, hardware
+from latentae.evaluation.features import InceptionFeatures, Measures
+from latentae.evaluation.measuring import Evaluation, Settings, reference_features
+from latentae.evaluation.metrics import to_images, to_uint8
 from latentae.evaluation.models import Subject
-from latentae.evaluation.protocol import PROTOCOLS
-from latentae.evaluation.settings import Settings
 from latentae.losses.perceptual import LPIPS
 from latentae.weights import load_trunk
 

@@ -18,8 +18,9 @@ from latentae.diffusion.memorisation import Nearest, memorisation, nearest
 from latentae.diffusion.randomness import generator
 from latentae.diffusion.request import ProbeRequest
 from latentae.diffusion.sampling import decode_latents, picture_noise, sample_images
-from latentae.evaluation.blocks import ImageBlocks, to_images
+from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.features import FeatureExtractor
+from latentae.evaluation.metrics import to_images
 from latentae.evaluation.models import Subject
 from latentae.report.grids import picture_grid, save_png
 

@@ -21,10 +21,9 @@ from latentae.diffusion.reference import reference_features
 from latentae.diffusion.report import write_report
 from latentae.diffusion.request import ProbeRequest
 from latentae.diffusion.results import ModelResult, ProbeResults
-from latentae.evaluation.measures import Measures, open_measures
-from latentae.evaluation.measuring import Evaluation
+from latentae.evaluation.features import Measures, open_measures
+from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.models import Subject, channels_of, factor_of, open_subjects
-from latentae.evaluation.settings import Settings
 from latentae.models import load_autoencoder
 from latentae.report.results import Value
 

@@ -1,8 +1,9 @@
-"""From the shards of a model to its numbers, always in the order of the images."""
+"""What has been measured so far, on disk: an interrupted evaluation goes on from there."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,19 +11,126 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from latentae.evaluation.bootstrap import bootstrap_interval
+from latentae.devices import to_float64_on_cpu
+from latentae.evaluation.blocks import Block
 from latentae.evaluation.distances import FeatureFile, feature_distances
-from latentae.evaluation.latent_moments import LatentMoments
-from latentae.evaluation.rate import CodeMeter
-from latentae.evaluation.shards import to_text
+from latentae.evaluation.rate import CodeMeter, LatentMoments
+from latentae.files import write_aside
 from latentae.report.metrics import METRICS
 from latentae.report.results import Value
 
+_DRAWS_AT_A_TIME = 1 << 22
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-
 Shard = dict[str, Tensor]
+
+
+class Shards:
+    """One file a block, in a folder that only equal measurements share.
+
+    Args:
+        root: where such folders lie.
+        name: for people.
+        fingerprint: everything that the numbers depend on; another fingerprint is another folder.
+    """
+
+    def __init__(self, root: Path, name: str, fingerprint: str) -> None:
+        self.folder = (
+            root / f"{name}-{hashlib.sha256(fingerprint.encode(errors='surrogateescape')).hexdigest()[:16]}"
+        )
+
+    def path(self, number: int | str) -> Path:
+        """The file of a block."""
+        return self.folder / f"{number if isinstance(number, str) else f'{number:06d}'}.safetensors"
+
+    def has(self, number: int | str) -> bool:
+        """Whether a block is there, whole."""
+        return self.load(number) is not None
+
+    def load(self, number: int | str) -> dict[str, Tensor] | None:
+        """A block's tensors; None where it is missing or damaged."""
+        try:
+            with safe_open(self.path(number), framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        except (OSError, SafetensorError):
+            return None
+
+    def store(self, number: int | str, tensors: dict[str, Tensor]) -> None:
+        """Writes a block aside and renames it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        write_aside(self.path(number), content)
+
+
+def content_sha256(block: Block) -> str:
+    """A hash of a block's pixels."""
+    digest = hashlib.sha256()
+    for image in block.images:
+        digest.update(f"{list(image.shape)}".encode())
+        digest.update(image.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def from_text(text: str) -> Tensor:
+    """[n] uint8, the only thing that a shard can hold."""
+    return torch.from_numpy(np.frombuffer(text.encode(errors="surrogateescape"), np.uint8).copy())
+
+
+def to_text(tensor: Tensor) -> str:
+    """What ``from_text`` was given."""
+    return tensor.numpy().tobytes().decode(errors="surrogateescape")
+
+
+def reference_cache() -> Path:
+    """The folder in which all evaluations keep the features of originals."""
+    root = (
+        os.environ.get("LATENTAE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "latentae"
+    )
+    return Path(root).expanduser() / "reference_features"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval: [low, high]."""
+
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    values: Tensor, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """The percentile bootstrap interval of the mean (Efron & Tibshirani 1993, chapter 13).
+
+    It says how much the mean depends on which images were drawn, not how well they stand for other data.
+
+    Args:
+        values: [N], one an image; finite.
+        confidence: the share of resampled means inside, in (0, 1).
+        resamples: how many sets of N images are drawn with replacement.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no values, or a confidence outside (0, 1).
+    """
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"values are [N] with N of 1 or more; got {list(values.shape)}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, but must lie between 0 and 1")
+    numbers = to_float64_on_cpu(values).numpy()
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    chunk = max(1, _DRAWS_AT_A_TIME // len(numbers))
+    for start in range(0, resamples, chunk):
+        stop = min(start + chunk, resamples)
+        draws = generator.integers(len(numbers), size=(stop - start, len(numbers)))
+        means[start:stop] = numbers[draws].mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(low), float(high))
 
 
 @dataclass

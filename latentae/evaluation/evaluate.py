@@ -1,28 +1,110 @@
-"""Models side by side on the same images, as a report: what ``latentae evaluate`` does."""
+"""What is asked of an evaluation, and whether it can be done."""
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from latentae import distributed
+from latentae import __version__, distributed
 from latentae.data import describe_source
-from latentae.evaluation.blocks import ImageBlocks
-from latentae.evaluation.description import describe_model, describe_protocol
-from latentae.evaluation.images import open_images
-from latentae.evaluation.measures import open_measures
-from latentae.evaluation.measuring import Evaluation
-from latentae.evaluation.models import channels_of, factor_of, open_subjects
-from latentae.evaluation.protocol import protocol_called
-from latentae.evaluation.request import RESULTS, WORK, Request
+from latentae.evaluation.assembly import Assembled, percentiles
+from latentae.evaluation.blocks import ImageBlocks, open_images, protocol_called
+from latentae.evaluation.features import Measures, open_measures
+from latentae.evaluation.measuring import Evaluation, Settings
+from latentae.evaluation.models import PRECISIONS, Subject, channels_of, factor_of, name_models, open_subjects
 from latentae.evaluation.worst import choose_pictures, save_pictures
 from latentae.models import load_autoencoder
 from latentae.report.evaluation import write_report
-from latentae.report.results import Results
+from latentae.report.results import ModelDetails, Results
+
+RESULTS = "results.json"
+"""What marks a folder as that of a finished report."""
+WORK = ".measured"
+"""What is measured so far, inside of the report's folder while it is not finished."""
+_PERCENTILE_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate, on what, and where to write it.
+
+    Attributes:
+        models: what ``load_autoencoder`` opens, each perhaps with a name before it: ``name=path``.
+        data: the name of the data: ``photos``, a path, or a dataset of the hub.
+        out: folder of the report.
+        split: of the data; None takes the validation split, else the test split, else all there is.
+        image_column, dataset_config, value_range, max_pixels: how to read the data, as ``open_source`` takes
+            them.
+        protocol: its name.
+        limit: images at most, spread evenly; None measures all.
+        precision: of the models' forward passes; metrics stay as they are.
+        inception: file of Inception's weights; None looks for them.
+        features: whether distances between feature distributions are measured.
+        overwrite: whether a report that is there is replaced.
+        settings: how it runs.
+    """
+
+    models: Sequence[str]
+    data: str
+    out: Path
+    split: str | None = None
+    image_column: str | None = None
+    dataset_config: str | None = None
+    value_range: tuple[float, float] | None = None
+    max_pixels: int | None = None
+    protocol: str = "imagenet-256"
+    limit: int | None = None
+    precision: str = "float32"
+    inception: Path | None = None
+    features: bool = True
+    overwrite: bool = False
+    settings: Settings = field(default_factory=Settings)
+
+    def check(self) -> None:
+        """What can be known without opening models or data; nothing is written.
+
+        Raises:
+            ValueError: one of them cannot be, or a report is there already.
+        """
+        name_models(self.models)
+        protocol_called(self.protocol)
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}, but must be one of {', '.join(PRECISIONS)}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}, but at least one image must be measured")
+        if self.inception is not None and not self.inception.is_file():
+            raise ValueError(f"inception is {self.inception}, but there is no such file")
+        check_folder(self.out, self.overwrite)
+
+
+def check_folder(out: Path, overwrite: bool) -> None:
+    """Whether a report may be written to ``out``: a folder that is new, empty, or a report's.
+
+    Raises:
+        ValueError: it may not.
+    """
+    if (out / RESULTS).exists():
+        if not overwrite:
+            raise ValueError(
+                f"{out} holds a report already: choose another --out, or replace it by --overwrite"
+            )
+    elif out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
+        raise ValueError(f"{out} holds other files than a report: choose a new or an empty folder for --out")
+    place = out
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"{out} cannot be a folder: {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{out} cannot be written: there is no permission to write in {place}")
 
 
 def evaluate(
@@ -102,3 +184,91 @@ def _remove_pictures(out: Path) -> None:
     """Those of an earlier report, and nothing else that someone may have put there."""
     for file in (out / "pictures").glob("[0-9]*.png"):
         file.unlink()
+
+
+def describe_protocol(
+    request: Request,
+    split: str,
+    blocks: ImageBlocks,
+    measures: Measures,
+    result: Assembled,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Every choice that numbers depend on, with hashes; two reports of equal ones can be compared.
+
+    Args:
+        result: of any of the models; all were measured on the same images.
+    """
+    return {
+        **blocks.protocol.describe(),
+        "images": len(result.indices),
+        "unreadable": result.unreadable,
+        "data": {
+            "name": request.data,
+            "split": split,
+            "limit": request.limit,
+            "value_range": request.value_range,
+            "list_sha256": blocks.list_sha256,
+            "pixels_sha256": result.pixels_sha256,
+        },
+        "channels": blocks.channels,
+        "precision": request.precision,
+        "networks": measures.identities,
+        "cycle_images": min(request.settings.cycle_images, len(blocks.indices)),
+        "code": {"latentae": __version__, "commit": commit(), "torch": torch.__version__},
+        "hardware": f"{distributed.world_size()} x {hardware(device)}",
+        "batch_size": request.settings.batch_size,
+    }
+
+
+def describe_model(subject: Subject, result: Assembled, measures: Measures) -> ModelDetails:
+    """What else than its metrics is known of a model."""
+    model: Any = subject.model
+    drift = {
+        int(name.removeprefix("cycle_psnr_")): row.nanmean().item()
+        for name, row in result.values.items()
+        if name.startswith("cycle_psnr_")
+    }
+    remarks = [*measures.remarks, *result.remarks]
+    if result.unreadable:
+        lost, first = len(result.unreadable), result.unreadable[0]
+        total = lost + len(result.indices)
+        remarks.append(f"{lost} of {total} images could not be measured and count nowhere, such as {first}")
+    return ModelDetails(
+        class_name=type(model).__name__,
+        path=subject.path,
+        sha256=subject.sha256,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        downsampling_factor=factor_of(subject),
+        latent_channels=model.latents_channels,
+        latents=result.latents,
+        percentiles={
+            name: percentiles(result.values[name]) for name in _PERCENTILE_METRICS if name in result.metrics
+        },
+        cycle_psnr={str(rounds): drift[rounds] for rounds in sorted(drift)},
+        remarks=remarks,
+    )
+
+
+def hardware(device: torch.device) -> str:
+    """The name of the device, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "CPU"
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this package lies in; None for an installed one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

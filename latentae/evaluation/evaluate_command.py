@@ -40,9 +40,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     import torch
 
     from latentae import distributed
-    from latentae.evaluation.evaluate import evaluate
-    from latentae.evaluation.request import Request
-    from latentae.evaluation.settings import Settings
+    from latentae.evaluation.evaluate import Request, evaluate
+    from latentae.evaluation.measuring import Settings
     from latentae.report.tables import caveats, render_terminal
 
     given = vars(options)

@@ -4,6 +4,11 @@ Reconstructions are judged as the images they would be saved as: clamped to [-1,
 with a data range of 255. Everything after that is computed in float64.
 """
 
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,6 +44,11 @@ def to_uint8(images: Tensor) -> Tensor:
     # Half precision cannot hold all 256 levels with their halves.
     exact = images if images.dtype == torch.float64 else images.float()
     return ((exact.clamp(-1, 1) + 1) * (_DATA_RANGE / 2)).round().to(torch.uint8)
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Returns 8-bit images as float32 in [-1, 1]; `to_uint8` is the inverse."""
+    return pixels.float() / 127.5 - 1
 
 
 def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -198,3 +208,38 @@ def _validate(reconstruction: Tensor, target: Tensor) -> None:
             f"reconstruction and target have shapes {shape} and {tuple(target.shape)}: "
             "give two non-empty batches of the same shape [B, C, H, W]"
         )
+
+
+@torch.no_grad()
+def cycle_drift(
+    reconstruct: Callable[[Tensor], Tensor],
+    images: Tensor,
+    rounds: Sequence[int] = (1, 2, 5, 10),
+    first: Tensor | None = None,
+) -> dict[int, Tensor]:
+    """PSNR against the original after some rounds of encoding and decoding, as repeated editing goes through.
+
+    Between rounds the picture is rounded to 8 bits, as pipelines do that hand on pictures.
+
+    Args:
+        reconstruct: maps images [B, C, H, W] in [−1, 1] to reconstructions.
+        images: the originals.
+        rounds: after how many rounds to measure; 1 or more, rising.
+        first: the reconstruction of the first round where it is there already.
+
+    Returns:
+        for each of ``rounds``, [B] float64 in dB.
+
+    Raises:
+        ValueError: rounds that do not rise, or begin below 1.
+    """
+    if not rounds or rounds[0] < 1 or any(a >= b for a, b in itertools.pairwise(rounds)):
+        raise ValueError(f"rounds are {list(rounds)}, but must be 1 or more and rise")
+    current = images
+    drift = {}
+    for done in range(1, rounds[-1] + 1):
+        output = first if done == 1 and first is not None else reconstruct(current)
+        current = to_images(to_uint8(output)).to(images.dtype)
+        if done in rounds:
+            drift[done] = psnr(current, images)
+    return drift

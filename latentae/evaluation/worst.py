@@ -11,8 +11,8 @@ from torch import Tensor
 
 from latentae.data.names import printable_name
 from latentae.evaluation.assembly import Assembled
-from latentae.evaluation.blocks import ImageBlocks, to_images
-from latentae.evaluation.metrics import to_uint8
+from latentae.evaluation.blocks import ImageBlocks
+from latentae.evaluation.metrics import to_images, to_uint8
 from latentae.evaluation.models import Subject
 from latentae.report.grids import picture_grid, save_png
 from latentae.report.results import Picture

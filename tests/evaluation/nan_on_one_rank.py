@@ -8,12 +8,10 @@ from torch import nn
 
 from latentae import distributed
 from latentae.data.folder import FolderSource
-from latentae.evaluation.blocks import ImageBlocks
-from latentae.evaluation.measures import Measures
-from latentae.evaluation.measuring import Evaluation, MeasuringError
+from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks
+from latentae.evaluation.features import Measures
+from latentae.evaluation.measuring import Evaluation, MeasuringError, Settings
 from latentae.evaluation.models import Subject
-from latentae.evaluation.protocol import PROTOCOLS
-from latentae.evaluation.settings import Settings
 from latentae.models import AutoencoderOutput
 
 

@@ -4,9 +4,8 @@ import torch
 from PIL import Image
 
 from latentae.evaluation.assembly import Assembled
-from latentae.evaluation.blocks import ImageBlocks
+from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks
 from latentae.evaluation.models import Subject
-from latentae.evaluation.protocol import PROTOCOLS
 from latentae.evaluation.worst import choose_pictures, save_pictures
 
 
