@@ -1,11 +1,10 @@
-"""The Fréchet distance between two sets of features (Heusel et al. 2017, arXiv 1706.08500)."""
+"""Distances between two distributions of features: Fréchet (arXiv 1706.08500), kernel (arXiv 1801.01401)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from latentae.report.metrics import METRICS
 from latentae.report.results import Value
 
 _FRECHET = {"inception": "rfid", "vgg16": "fd_vgg16"}
-# Images above which a Fréchet distance of 2048 features is commonly quoted: with fewer its bias shows.
+# Number of images below which the bias of a Fréchet distance of 2048 features shows.
 _SMALL_SAMPLE = 5000
 _ROWS = 1024
 
@@ -25,14 +24,14 @@ _ROWS = 1024
 class GaussianStatistics:
     """Mean and covariance of features, in float64, streamed and mergeable.
 
-    Sums of squares are kept about the running mean (Chan et al. 1983), so that nothing cancels however far
-    the features lie from the origin. The order of ``add`` and ``merge`` matters to the last bits only.
+    Sums of squares are taken about the running mean (Chan et al. 1983), so that nothing cancels however far
+    the features lie from the origin. The order of ``add`` and ``merge`` changes only the last bits.
 
     Args:
         dimensions: d, the length of a feature.
 
     Attributes:
-        count: features seen.
+        count: number of features.
         mean: [d] float64.
         scatter: [d, d] float64, Σ (x − mean)(x − mean)ᵀ.
     """
@@ -55,10 +54,10 @@ class GaussianStatistics:
 
     @torch.no_grad()
     def add(self, features: Tensor) -> None:
-        """Takes features [B, d] of any floating dtype, from any device.
+        """Adds features [B, d] of any floating dtype, from any device.
 
         Raises:
-            ValueError: another shape, or values that are not finite.
+            ValueError: the shape is another one, or a value is not finite.
         """
         dimensions = len(self.mean)
         if features.ndim != 2 or features.shape[1] != dimensions:
@@ -76,7 +75,7 @@ class GaussianStatistics:
         self.merge(batch)
 
     def merge(self, other: GaussianStatistics) -> None:
-        """Takes in what another one has seen."""
+        """Adds the features of another one."""
         total = self.count + other.count
         if not other.count:
             return
@@ -85,18 +84,6 @@ class GaussianStatistics:
         self.scatter = self.scatter + other.scatter + weight * torch.outer(difference, difference)
         self.mean = self.mean + difference * (other.count / total)
         self.count = total
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything as tensors, to store; ``from_state`` undoes it."""
-        return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> GaussianStatistics:
-        """What ``state`` was called on."""
-        statistics = cls(len(state["mean"]))
-        statistics.count = int(state["count"])
-        statistics.mean, statistics.scatter = state["mean"].double(), state["scatter"].double()
-        return statistics
 
 
 def frechet_distance(first: GaussianStatistics, second: GaussianStatistics) -> float:
@@ -123,27 +110,14 @@ def frechet_distance(first: GaussianStatistics, second: GaussianStatistics) -> f
     return max(0.0, distance.item())
 
 
-class Features(Protocol):
-    """Rows of numbers, which need not all be in memory: an array, or a ``FeatureFile``."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[N, d]."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
-        """The rows of these numbers."""
-
-
 @dataclass(frozen=True)
 class KernelDistance:
     """A mean over subsets, and its spread.
 
     Attributes:
-        value: may be below zero, being unbiased.
+        value: the mean; can be negative, since the estimate is unbiased.
         deviation: standard deviation over the subsets.
-        subset_size: features in each of them.
+        subset_size: number of features in each subset.
     """
 
     value: float
@@ -152,19 +126,19 @@ class KernelDistance:
 
 
 def kernel_distance(
-    first: Features,
-    second: Features,
+    first: FeatureFile | NDArray[np.float32],
+    second: FeatureFile | NDArray[np.float32],
     *,
     subsets: int = 100,
     subset_size: int = 1000,
     seed: int = 0,
 ) -> KernelDistance:
-    """Squared MMD under the kernel (xᵀy / d + 1)³, equation 4 of the paper, over random subsets.
+    """Returns the squared MMD under the kernel (xᵀy / d + 1)³, equation 4 of the paper, over random subsets.
 
     Args:
-        first, second: [N, d] and [M, d], of which only a subset's rows are read at a time.
-        subsets: how many; each draws anew from both sides, without replacement.
-        subset_size: features from each side; smaller where there are fewer.
+        first, second: [N, d] and [M, d]; the rows of one subset are read at a time.
+        subsets: number of subsets, each drawn from both sides without replacement.
+        subset_size: number of features from each side; smaller if there are fewer.
         seed: of the draws.
 
     Raises:
@@ -178,7 +152,7 @@ def kernel_distance(
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(subsets):
-        # In order, rows that lie on disk are read in one sweep.
+        # In rising order, so that rows on disk are read in one sweep.
         rows = [np.sort(generator.choice(len(x), size, replace=False)) for x in (first, second)]
         x, y = (
             torch.from_numpy(features[row]).double()
@@ -202,11 +176,11 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 class FeatureFile:
-    """Rows of float32 numbers, appended to a file and read back in parts.
+    """Rows of float32 numbers that are appended to a file and read back in parts.
 
     Args:
-        path: the file, which is made anew.
-        dimensions: numbers in a row.
+        path: the file; an existing one is replaced.
+        dimensions: numbers per row.
     """
 
     def __init__(self, path: Path, dimensions: int) -> None:
@@ -215,37 +189,38 @@ class FeatureFile:
         path.write_bytes(b"")
 
     def append(self, features: Tensor) -> None:
-        """Takes [n, dimensions]."""
+        """Appends features [n, dimensions]."""
         with self.path.open("ab") as file:
             file.write(features.float().contiguous().numpy().data)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many rows there are so far, and of how many numbers."""
+        """[N, d]: the number of rows, and of numbers per row."""
         return self.path.stat().st_size // (4 * self.dimensions), self.dimensions
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        """Some rows, in memory; a slice, or their numbers."""
+        """Returns some rows, as a slice or by their numbers, in memory."""
         if not len(self):
             return np.zeros((0, self.dimensions), np.float32)
-        # Mapped anew each time: pages of a map that stays count as memory once they were looked at.
+        # Map the file on every read: pages touched in a long-lived mapping count as this process's memory.
         return np.array(np.memmap(self.path, np.float32, "r", shape=self.shape)[rows])
 
 
 def feature_distances(
     network: str, originals: FeatureFile, reconstructions: FeatureFile
 ) -> tuple[dict[str, Value], str | None]:
-    """The Fréchet distance, and for Inception the kernel distance.
+    """Returns the Fréchet distance, for Inception also the kernel distance, and a caveat.
 
     Args:
         network: ``inception`` or ``vgg16``.
 
     Returns:
-        metric → value, and what must be said beside it; None where nothing is.
+        metric → value, and the caveat or the reason why a distance is left out; None if there is none.
     """
+    # Leave out what cannot be computed.
     metric = _FRECHET[network]
     label, (count, dimensions) = METRICS[metric].label, reconstructions.shape
     missing = sum(int(np.isnan(rows[:, 0]).sum()) for rows in _parts(reconstructions))
@@ -253,20 +228,24 @@ def feature_distances(
         return {}, f"{label} left out: {missing} of {count} images are too small for its network"
     if count < 2:
         return {}, f"{label} left out: it needs two images or more"
+
+    # The distances.
     metrics = {metric: Value(frechet_distance(_statistics(originals), _statistics(reconstructions)))}
     if network == "inception":
         kernel = kernel_distance(originals, reconstructions)
         metrics["kid"] = Value(kernel.value, kernel.value - kernel.deviation, kernel.value + kernel.deviation)
+
+    # The caveats of few images.
     if count <= dimensions:
         return metrics, (
             f"{label} is of {count} images, no more than its network has features ({dimensions}): the "
-            "covariances are singular, and the distance is far from what many images would give; compare it "
-            "between models on these very images only, never with published numbers"
+            "covariances are singular, and the distance is far from that of many images; compare it only "
+            "between models on the same images, never with published numbers"
         )
     if count < _SMALL_SAMPLE:
         return metrics, (
-            f"{label} is of {count} images only, which biases it upwards: compare it between models on these "
-            "very images, not with published numbers"
+            f"{label} is of {count} images only, which biases it upwards: compare it between models on the "
+            "same images, not with published numbers"
         )
     return metrics, None
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentae.console import add_reading_options, is_first_process
+from latentae.console import add_reading_options, is_first_process, say
 
 _DESCRIPTION = """\
 Measures how well models reconstruct the same images, and writes results.json, results.md and report.html. An
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 def _say(text: str) -> None:
     """Progress, once however many processes there are."""
     if is_first_process():
-        sys.stderr.write(f"{text}\n")
+        say(text)
 
 
 def _fail(message: str, code: int) -> int:

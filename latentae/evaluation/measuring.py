@@ -1,4 +1,8 @@
-"""How an evaluation runs."""
+"""Measures models on blocks of images, in one process or in several.
+
+``Evaluation`` deals blocks to the ranks and stores what is measured; ``measure_block`` measures one model on
+one block.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 
 from latentae import distributed
+from latentae.console import progress_bar
 from latentae.devices import to_float64_on_cpu
 from latentae.evaluation.assembly import (
     Assembled,
@@ -24,19 +29,18 @@ from latentae.evaluation.assembly import (
     reference_cache,
     to_text,
 )
-from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader
+from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader, spread_evenly
 from latentae.evaluation.features import FeatureExtractor, Measures, to_rgb
 from latentae.evaluation.metrics import cycle_drift, l1, psnr, ssim, ssim_and_ms_ssim, to_images, to_uint8
 from latentae.evaluation.models import Subject
-from latentae.evaluation.progress import Progress
 from latentae.evaluation.rate import CodeMeter, LatentMoments, kl_bits_per_pixel
 
-# Raised when what a shard holds changes its meaning: shards of another version are not read.
+# To be raised when the content of shards changes its meaning: shards of another version are not read.
 _VERSION = 2
-# Blocks after which the processes meet: none is then left behind for as long as a process group has patience,
-# and what stops one of them stops all.
+# Blocks between two meetings of the ranks. So no rank waits longer than a process group's timeout, and an
+# error in one of them stops all.
 _ROUNDS_TOGETHER = 8
-# Pixels a side that a metric needs.
+# Pixels per side that a metric needs.
 _SSIM_MINIMUM, _MS_SSIM_MINIMUM = 11, 176
 _LPIPS_MINIMUM = {"alex": 31, "vgg": 16}
 
@@ -47,9 +51,9 @@ class Settings:
 
     Attributes:
         batch_size: images of one size that go through a model together.
-        num_workers: processes that decode images, per process.
-        cycle_images: how many images go through the model again and again, spread over all of them.
-        cycle_rounds: after how many rounds their drift is measured.
+        num_workers: decoding processes per process.
+        cycle_images: number of images, evenly spread, that are encoded and decoded repeatedly.
+        cycle_rounds: the rounds after which their drift is measured.
 
     Raises:
         ValueError: a number out of its range.
@@ -67,21 +71,21 @@ class Settings:
 
 
 class MeasuringError(ValueError):
-    """What went wrong in the midst of measuring, in this process or in another."""
+    """Measuring failed, in this process or in another."""
 
 
 @dataclass
 class Evaluation:
-    """Measures subjects on blocks of images.
+    """Measures models on blocks of images.
 
     Attributes:
         blocks: the images.
-        measures: the networks that judge.
+        measures: the networks of the metrics.
         settings: how it runs.
-        work: folder for what is measured so far; all processes must see the same one.
-        data: what the images are, beside their names, such as the folder they come from.
+        work: folder of the measurements; all processes must see the same one.
+        data: identifies the images together with their names, such as the folder they come from.
         device: where models and networks run.
-        say: told of progress, on every rank.
+        say: receives messages, on every rank.
     """
 
     blocks: ImageBlocks
@@ -94,36 +98,40 @@ class Evaluation:
     _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def measure(self, subjects: Sequence[Subject]) -> None:
-        """Measures what no earlier run has, and writes it to ``work``; every rank must call it.
+        """Measures the blocks that ``work`` lacks, and writes them there; every rank must call it.
 
-        Fixed blocks of consecutive images are dealt to the ranks whole: so what is measured does not depend
-        on how many ranks there are.
+        Whole blocks of consecutive images are dealt to the ranks, so that the numbers do not depend on the
+        number of ranks.
 
         Raises:
-            MeasuringError: a model makes NaN or images of another size, or cannot take the images; on all
-                ranks, whichever has met it.
+            MeasuringError: a model makes NaN or images of another size, or cannot take the images. It is
+                raised on all ranks, whichever failed.
         """
+        # Find the blocks that are missing.
         originals, shards = self._originals(), [self._shards(subject) for subject in subjects]
         parts = [originals, *shards]
         missing = [number for number in range(len(self.blocks)) if not all(p.has(number) for p in parts)]
         if len(missing) < len(self.blocks):
             self.say(f"going on: {len(self.blocks) - len(missing)} of {len(self.blocks)} blocks are measured")
-        distributed.barrier()  # nobody writes before everybody has looked
+        distributed.barrier()  # no rank writes before all have looked
+
+        # Measure this rank's share, and meet the other ranks every few blocks.
         own = missing[distributed.rank() :: distributed.world_size()]
         measured = self._measure_in_turn(own, subjects, originals, shards)
         failure: Exception | None = None
         for turn in range(-(-len(missing) // distributed.world_size())):
             try:
                 next(measured, None)
-            except Exception as error:  # raised again where the ranks meet
+            except Exception as error:  # raised where the ranks meet
                 failure = error
             if turn % _ROUNDS_TOGETHER == _ROUNDS_TOGETHER - 1 or distributed.world_size() == 1:
                 _raise_together(failure)
         _raise_together(failure)
 
     def result(self, subject: Subject) -> Assembled:
-        """The numbers of a subject that was measured: joined in the order of the images, so the same for
-        any number of ranks.
+        """Returns the numbers of a measured model, joined in the order of the images.
+
+        They are the same for any number of ranks.
 
         Raises:
             ValueError: no image could be read.
@@ -142,22 +150,25 @@ class Evaluation:
         originals: Shards,
         shards: Sequence[Shards],
     ) -> Iterator[None]:
-        """Measures one of these blocks each time it is asked for the next."""
-        progress = Progress(len(subjects) * sum(self._size(number) for number in numbers), self.say)
-        for block in block_loader(self.blocks, numbers, self.settings.num_workers):
-            try:
-                self._measure_originals(block, originals)
-                for subject, own in zip(subjects, shards, strict=True):
-                    with _said_of(subject):
-                        self._measure_block(block, subject, own)
-                    progress.add(self._size(block.number))
-            except ValueError as error:
-                raise MeasuringError(str(error)) from error
-            yield
+        """Measures the next of these blocks each time it is advanced."""
+        total = len(subjects) * sum(self._size(number) for number in numbers)
+        with progress_bar(total, "reconstructions measured", self.say) as bar:
+            for block in block_loader(self.blocks, numbers, self.settings.num_workers):
+                try:
+                    self._measure_originals(block, originals)
+                    for subject, own in zip(subjects, shards, strict=True):
+                        with _errors_name(subject):
+                            self._measure_block(block, subject, own)
+                        bar.update(self._size(block.number))
+                except ValueError as error:
+                    raise MeasuringError(str(error)) from error
+                yield
 
     def _measure_originals(self, block: Block, shards: Shards) -> None:
-        """Which images a block holds, and the networks' features of them: from the cache of all evaluations
-        where the same images were seen before."""
+        """Stores which images a block holds, and the networks' features of them.
+
+        Features of images that an earlier evaluation has seen come from the cache that evaluations share.
+        """
         for reason in block.unreadable:
             self.say(f"left out: {reason}")
         if shards.has(block.number):
@@ -174,17 +185,17 @@ class Evaluation:
             if cached is None:
                 batch_size = self.settings.batch_size
                 cached = {"features": reference_features(block, extractor, self.device, batch_size)}
-                self._keep(cache, content, cached)
+                self._store_in_cache(cache, content, cached)
             found[f"features.{name}"] = cached["features"]
         shards.store(block.number, found)
 
-    def _keep(self, cache: Shards, content: str, features: dict[str, Tensor]) -> None:
+    def _store_in_cache(self, cache: Shards, content: str, features: dict[str, Tensor]) -> None:
         try:
             cache.store(content, features)
-        except OSError as error:  # costs the next evaluation time, and this one nothing
+        except OSError as error:  # this evaluation loses nothing, the next one time
             sentence = (
-                f"latentae's cache {cache.folder} cannot be written ({error.strerror}), so that the next "
-                "evaluation computes its features again: set LATENTAE_CACHE to a folder that can be written"
+                f"cannot write latentae's cache {cache.folder} ({error.strerror}), so the next evaluation "
+                "computes its features again: set LATENTAE_CACHE to a folder that can be written"
             )
             if sentence not in self._said:
                 self.say(sentence)
@@ -202,25 +213,24 @@ class Evaluation:
         shards.store(block.number, measured)
 
     def _drift(self) -> Drift | None:
-        count = min(self.settings.cycle_images, len(self.blocks.indices))
-        if not count or not self.settings.cycle_rounds:
+        indices = self.blocks.indices
+        chosen = spread_evenly(min(self.settings.cycle_images, len(indices)), len(indices))
+        if not chosen or not self.settings.cycle_rounds:
             return None
-        total = len(self.blocks.indices)
-        chosen = (self.blocks.indices[position * total // count] for position in range(count))
-        return Drift(self.settings.cycle_rounds, frozenset(chosen))
+        return Drift(self.settings.cycle_rounds, frozenset(indices[position] for position in chosen))
 
     def _size(self, number: int) -> int:
         return min(BLOCK_SIZE, len(self.blocks.indices) - number * BLOCK_SIZE)
 
     def _originals(self) -> Shards:
-        return Shards(self.work, "originals", json.dumps(self._what(), sort_keys=True))
+        return Shards(self.work, "originals", json.dumps(self._fingerprint(), sort_keys=True))
 
     def _shards(self, subject: Subject) -> Shards:
         drift = [self.settings.cycle_images, *self.settings.cycle_rounds]
-        what = {**self._what(), "model": subject.identity, "cycle": drift}
-        return Shards(self.work, subject.name, json.dumps(what, sort_keys=True))
+        fingerprint = {**self._fingerprint(), "model": subject.identity, "cycle": drift}
+        return Shards(self.work, subject.name, json.dumps(fingerprint, sort_keys=True))
 
-    def _what(self) -> dict[str, object]:
+    def _fingerprint(self) -> dict[str, object]:
         return {
             "version": _VERSION,
             "data": self.data,
@@ -232,8 +242,8 @@ class Evaluation:
 
 
 @contextmanager
-def _said_of(subject: Subject) -> Iterator[None]:
-    """Has every complaint name the model."""
+def _errors_name(subject: Subject) -> Iterator[None]:
+    """Puts the model's name before the message of a ValueError."""
     try:
         yield
     except ValueError as error:
@@ -244,7 +254,7 @@ def _said_of(subject: Subject) -> Iterator[None]:
 
 
 def _raise_together(failure: Exception | None) -> None:
-    """Raises on every rank what one of them has met, so that none waits for another that is gone."""
+    """Raises on every rank the error of one of them, so that none waits for a rank that has stopped."""
     own = "" if failure is None else " ".join(f"{failure or type(failure).__name__}".split()) + "\n"
     reasons = to_text(distributed.all_gather_concat(from_text(own)).cpu()).splitlines()
     if failure is not None:
@@ -264,10 +274,10 @@ def _present(shards: Shards, number: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Drift:
-    """Which images go through a model again and again, and after how many rounds they are measured.
+    """Which images are encoded and decoded repeatedly, and after how many rounds they are measured.
 
     Attributes:
-        rounds: rising, 1 or more.
+        rounds: in rising order, 1 or more.
         indices: of the images in the data.
     """
 
@@ -284,25 +294,30 @@ def measure_block(
     batch_size: int = 16,
     drift: Drift | None = None,
 ) -> dict[str, Tensor]:
-    """What a shard of a model holds: float64 values [n] as ``value.METRIC``, features [n, d] as
-    ``features.NETWORK``, the states of ``LatentMoments`` and ``CodeMeter`` as ``moments.*`` and ``codes.*``,
-    and the ``seconds`` that the model took.
+    """Measures a model on a block of images.
 
-    What an image is too small for, or was not asked for, is NaN there.
+    A value is NaN where the image is too small for the metric, or the metric was not asked for.
 
     Args:
         batch_size: images of one size that go through the model together.
-        drift: what is measured of drift; None leaves it out.
+        drift: the images whose drift is measured; None measures none.
+
+    Returns:
+        a shard: float64 values [n] as ``value.METRIC``, features [n, d] as ``features.NETWORK``, the states
+        of ``LatentMoments`` and ``CodeMeter`` as ``moments.*`` and ``codes.*``, and the model's ``seconds``.
 
     Raises:
         ValueError: the model makes images of another size, or NaN.
     """
     measured = _Measured()
     for indices, batch in _batches(block, batch_size):
+        # Reconstruct.
         images = to_images(batch.to(device))
         started = _now(device)
         output = subject(images)
         measured.seconds += _now(device) - started
+
+        # One value per image and metric.
         pixels = to_uint8(output.sample)
         rows = _pixel_values(to_images(pixels), images, measures)
         if output.mean is not None:
@@ -310,6 +325,8 @@ def measure_block(
         if drift is not None:
             rows |= _drift(drift, indices, subject, images, output.sample)
         measured.add_values(rows)
+
+        # Features, latents and codes.
         measured.add_features({name: _features(e, pixels) for name, e in measures.features.items()})
         if output.latents is not None:
             measured.add_latents(output.latents)
@@ -321,13 +338,13 @@ def measure_block(
 def reference_features(
     block: Block, extractor: FeatureExtractor, device: torch.device, batch_size: int = 16
 ) -> Tensor:
-    """Features [n, d] of the originals of a block."""
+    """Returns features [n, d] of the originals of a block."""
     parts = [_features(extractor, pixels.to(device)) for _, pixels in _batches(block, batch_size)]
     return torch.cat([*parts, torch.zeros(0, extractor.dimensions)])
 
 
 class _Measured:
-    """What is known of the batches so far."""
+    """Collects the measurements of a block's batches."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -362,6 +379,7 @@ class _Measured:
 
 
 def _pixel_values(reconstructions: Tensor, images: Tensor, measures: Measures) -> dict[str, Tensor]:
+    """Returns metric → [B] of the metrics that compare each reconstruction with its image."""
     side = min(images.shape[2:])
     rows = {"psnr": psnr(reconstructions, images), "l1": l1(reconstructions, images)}
     if side >= _MS_SSIM_MINIMUM:
@@ -378,7 +396,7 @@ def _pixel_values(reconstructions: Tensor, images: Tensor, measures: Measures) -
 
 
 def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
-    """[B, d] on the CPU; NaN for images that are too small for the network."""
+    """Returns features [B, d] on the CPU; NaN for images that are too small for the network."""
     if min(pixels.shape[2:]) < extractor.smallest_side:
         return torch.full((len(pixels), extractor.dimensions), float("nan"))
     return extractor(to_rgb(pixels)).cpu()
@@ -387,7 +405,7 @@ def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
 def _drift(
     drift: Drift, indices: Sequence[int], subject: Subject, images: Tensor, first: Tensor
 ) -> dict[str, Tensor]:
-    """Each of the rounds' PSNR [B], NaN for the images that it is not measured of."""
+    """Returns ``cycle_psnr_ROUNDS`` → [B], NaN for images whose drift is not measured."""
     rows = {f"cycle_psnr_{rounds}": _missing(len(images)) for rounds in drift.rounds}
     chosen = [position for position, index in enumerate(indices) if index in drift.indices]
     if chosen:
@@ -398,7 +416,7 @@ def _drift(
 
 
 def _batches(block: Block, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
-    """[B, C, H, W] uint8 of neighbours of one size, so that the order stays; with their indices."""
+    """Yields indices and images [B, C, H, W] uint8 of neighbours of one size, in the block's order."""
     pairs = zip(block.indices, block.images, strict=True)
     for _, group in itertools.groupby(pairs, key=lambda pair: pair[1].shape):
         alike = list(group)
