@@ -1,4 +1,4 @@
-"""What is asked of an evaluation, and whether it can be done."""
+"""Measures models side by side on the same images and writes the report: ``latentae evaluate``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from latentae.report.evaluation import write_report
 from latentae.report.results import ModelDetails, Results
 
 RESULTS = "results.json"
-"""What marks a folder as that of a finished report."""
+"""The file that marks the folder of a finished report."""
 WORK = ".measured"
-"""What is measured so far, inside of the report's folder while it is not finished."""
+"""Folder of the measurements, inside the report's folder until the report is finished."""
 _PERCENTILE_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")
 
 
@@ -37,18 +37,18 @@ class Request:
     """What to evaluate, on what, and where to write it.
 
     Attributes:
-        models: what ``load_autoencoder`` opens, each perhaps with a name before it: ``name=path``.
-        data: the name of the data: ``photos``, a path, or a dataset of the hub.
+        models: what ``load_autoencoder`` opens; ``name=path`` gives a model a name.
+        data: ``photos``, a path, or a dataset of the hub.
         out: folder of the report.
-        split: of the data; None takes the validation split, else the test split, else all there is.
+        split: of the data; None takes the validation split, else the test split, else the first.
         image_column, dataset_config, value_range, max_pixels: how to read the data, as ``open_source`` takes
             them.
         protocol: its name.
-        limit: images at most, spread evenly; None measures all.
-        precision: of the models' forward passes; metrics stay as they are.
-        inception: file of Inception's weights; None looks for them.
+        limit: number of images at most, evenly spread; None measures all.
+        precision: of the models' forward passes, not of the metrics.
+        inception: file of Inception's weights; None searches for them.
         features: whether distances between feature distributions are measured.
-        overwrite: whether a report that is there is replaced.
+        overwrite: whether an existing report is replaced.
         settings: how it runs.
     """
 
@@ -69,10 +69,10 @@ class Request:
     settings: Settings = field(default_factory=Settings)
 
     def check(self) -> None:
-        """What can be known without opening models or data; nothing is written.
+        """Checks all that can be known without opening models or data; writes nothing.
 
         Raises:
-            ValueError: one of them cannot be, or a report is there already.
+            ValueError: an option has a value that is not allowed, or the report exists already.
         """
         name_models(self.models)
         protocol_called(self.protocol)
@@ -86,11 +86,12 @@ class Request:
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
-    """Whether a report may be written to ``out``: a folder that is new, empty, or a report's.
+    """Checks that a report may be written to ``out``: a folder that is new, empty, or a report's.
 
     Raises:
         ValueError: it may not.
     """
+    # Overwrite nothing.
     if (out / RESULTS).exists():
         if not overwrite:
             raise ValueError(
@@ -98,6 +99,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
             )
     elif out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
         raise ValueError(f"{out} holds other files than a report: choose a new or an empty folder for --out")
+    # Find the nearest folder that exists: it must be writable.
     place = out
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -115,20 +117,22 @@ def evaluate(
 ) -> Results:
     """Measures the models and writes the report; every rank must call it, and each returns the results.
 
-    An evaluation that was interrupted goes on where it stopped.
+    An interrupted evaluation continues where it stopped.
 
     Args:
-        say: told of progress, on every rank.
-        open_model: gives the model of a path, to measure what ``load_autoencoder`` does not open. It must
-            have what ``LatentAutoencoder`` has of ``config``, ``downsampling_factor`` and
-            ``latents_channels``, and return an ``AutoencoderOutput``.
+        say: receives messages, on every rank.
+        open_model: opens the model of a path, to measure what ``load_autoencoder`` does not open. The model
+            must have the ``config``, ``downsampling_factor`` and ``latents_channels`` of a
+            ``LatentAutoencoder``, and return an ``AutoencoderOutput``.
 
     Raises:
-        ValueError: a model, the data or an option that cannot be used, or a report that is there already;
-            all of this before anything is measured.
+        ValueError: a model, the data or an option cannot be used, or the report exists already. All of this
+            is checked before anything is measured.
     """
     request.check()
-    distributed.barrier()  # nobody writes before everybody has looked
+    distributed.barrier()  # no rank writes before all have looked
+
+    # Open images, models and networks.
     split, source = open_images(
         request.data,
         request.split,
@@ -143,11 +147,13 @@ def evaluate(
         measures = open_measures(
             device, channels=channels, inception=request.inception, features=request.features
         )
-    # What one model cannot take is left out for all.
+    # An image that is too small for one model is left out for all.
     smallest_side = max(factor_of(subject) for subject in subjects)
     protocol = protocol_called(request.protocol)
     blocks = ImageBlocks(source, protocol, channels, request.limit, smallest_side)
     blocks.check()
+
+    # Measure.
     for remark in measures.remarks:
         say(remark)
     say(f"{len(blocks.indices)} of {len(source)} images of {request.data} ({split}), {request.protocol}")
@@ -155,6 +161,8 @@ def evaluate(
     work = request.out / WORK
     evaluation = Evaluation(blocks, measures, request.settings, work, _data(request, split), device, say)
     evaluation.measure(subjects)
+
+    # Write the report.
     if distributed.is_main():
         say("joining the numbers")
         assembled = {subject.name: evaluation.result(subject) for subject in subjects}
@@ -174,14 +182,14 @@ def evaluate(
 
 
 def _data(request: Request, split: str) -> str:
-    # What is only sometimes given stands there only then, so that earlier measurements still count.
+    """Identifies the data; newer options appear only if given, so that older measurements stay valid."""
     limit = () if request.max_pixels is None else (request.max_pixels,)
     reading = (request.image_column, request.dataset_config, request.value_range, *limit)
     return f"{request.data} {split} {reading}"
 
 
 def _remove_pictures(out: Path) -> None:
-    """Those of an earlier report, and nothing else that someone may have put there."""
+    """Removes the pictures of an earlier report, and no other file."""
     for file in (out / "pictures").glob("[0-9]*.png"):
         file.unlink()
 
@@ -194,7 +202,7 @@ def describe_protocol(
     result: Assembled,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Every choice that numbers depend on, with hashes; two reports of equal ones can be compared.
+    """Returns every choice that the numbers depend on; reports of equal protocols can be compared.
 
     Args:
         result: of any of the models; all were measured on the same images.
@@ -222,7 +230,7 @@ def describe_protocol(
 
 
 def describe_model(subject: Subject, result: Assembled, measures: Measures) -> ModelDetails:
-    """What else than its metrics is known of a model."""
+    """Returns what a report shows of a model beside its metrics."""
     model: Any = subject.model
     drift = {
         int(name.removeprefix("cycle_psnr_")): row.nanmean().item()
@@ -233,7 +241,7 @@ def describe_model(subject: Subject, result: Assembled, measures: Measures) -> M
     if result.unreadable:
         lost, first = len(result.unreadable), result.unreadable[0]
         total = lost + len(result.indices)
-        remarks.append(f"{lost} of {total} images could not be measured and count nowhere, such as {first}")
+        remarks.append(f"{lost} of {total} images could not be measured and are left out, such as {first}")
     return ModelDetails(
         class_name=type(model).__name__,
         path=subject.path,
@@ -251,7 +259,7 @@ def describe_model(subject: Subject, result: Assembled, measures: Measures) -> M
 
 
 def hardware(device: torch.device) -> str:
-    """The name of the device, or of the processor."""
+    """Returns the name of the GPU, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
@@ -261,7 +269,7 @@ def hardware(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this package lies in; None for an installed one."""
+    """Returns the commit of the checkout that holds this package; None for an installed package."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Features of images, between whose distributions Fréchet and kernel distances are taken."""
+"""The networks of an evaluation: VGG16 and Inception features, and LPIPS; never with random weights."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from latentae.weights import WeightsNotFoundError, load_trunk
 # The convolutions before which VGG16 halves its features.
 _VGG16_POOLS = (2, 4, 7, 10)
 FILE = "weights-inception-2015-12-05-6726825d.pth"
-"""torch-fidelity's name for the file; it ends in the first eight digits of its SHA-256."""
+"""torch-fidelity's name of the file; it ends in the first eight digits of its SHA-256."""
 _HASH = "6726825d"
-_SILENCE = 30.0  # seconds
-# The parts of torch-fidelity's network that an image goes through, in order.
-_STAGES = (
+_DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+# The parts of torch-fidelity's network, in the order in which an image passes them.
+_INCEPTION_STAGES = (
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1"),
     *("Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
     *("Mixed_5b", "Mixed_5c", "Mixed_5d"),
     *("Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
     *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
 )
-_SIDE = 299
+_INCEPTION_SIDE = 299
 
 
 class FeatureExtractor(Protocol):
     """Maps 8-bit images to feature vectors.
 
     Attributes:
-        name: for people, such as ``InceptionV3``.
+        name: the readable name, such as ``InceptionV3``.
         dimensions: d.
         smallest_side: pixels that the shorter side of an image must have.
-        identity: a hash of the weights and of how they are applied; equal identities, equal features.
+        identity: a hash of the weights and of how they are applied. Equal identities mean equal features.
     """
 
     name: str
@@ -53,20 +53,20 @@ class FeatureExtractor(Protocol):
     identity: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features [B, d] float32, on the images' device, of RGB images [B, 3, H, W] uint8."""
+        """Returns features [B, d] float32, on the images' device, of RGB images [B, 3, H, W] uint8."""
 
 
 class VGG16Features:
     """The last convolutions (relu5_3) of torchvision's VGG16, averaged over positions: 512 features.
 
-    Available wherever LPIPS is. The Fréchet distance between these rises with blur and noise as FID does, but
-    is another number on another scale: it is called FD-VGG16.
+    They are available wherever LPIPS is. The Fréchet distance between them rises with blur and noise as FID
+    does, but has another scale, so it is called FD-VGG16.
 
     Args:
         device: where it runs.
 
     Raises:
-        WeightsNotFoundError: the trunk is not to be had.
+        WeightsNotFoundError: the trunk is unavailable.
     """
 
     name = "VGG16 relu5_3"
@@ -78,7 +78,7 @@ class VGG16Features:
         digest = hashlib.sha256(b"".join(trunk[key].numpy().tobytes() for key in sorted(trunk)))
         self.identity = f"vgg16-relu5_3-{digest.hexdigest()[:16]}"
         layers: list[nn.Module] = []
-        # By number: files keep names in an order of their own, "10" before "2".
+        # Sorted by number: files list "10" before "2".
         names = sorted(
             (name for name in trunk if name.endswith("weight")), key=lambda n: int(n.split(".")[1])
         )
@@ -98,7 +98,7 @@ class VGG16Features:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """As ``FeatureExtractor``; at the images' own size."""
+        """Returns features as ``FeatureExtractor`` does; images are not resized."""
         check_rgb(images)
         with torch.autocast(images.device.type, enabled=False):
             normalised = (images.float() / 255 - self.mean) / self.std
@@ -107,10 +107,10 @@ class VGG16Features:
 
 
 def to_rgb(images: Tensor) -> Tensor:
-    """[B, 3, H, W] of images [B, C, H, W]: grey is repeated, of RGBA the colours are kept.
+    """Converts images [B, C, H, W] to [B, 3, H, W]: grey is repeated, and alpha is dropped.
 
     Raises:
-        ValueError: another number of channels, of which a network trained on photographs says nothing.
+        ValueError: another number of channels, for which networks trained on photographs are meaningless.
     """
     channels = images.shape[1]
     if channels not in (1, 3, 4):
@@ -119,19 +119,19 @@ def to_rgb(images: Tensor) -> Tensor:
 
 
 def check_rgb(images: Tensor) -> None:
-    """Raises ValueError for images that are not [B, 3, H, W] uint8."""
+    """Raises a ValueError unless images are [B, 3, H, W] uint8."""
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f"images are [B, 3, H, W] uint8; got {list(images.shape)} {images.dtype}")
 
 
 def find_inception_weights(path: Path | None = None) -> Path:
-    """The file of weights: ``path``, or torch-fidelity's in torch's hub cache, downloaded there if need be.
+    """Returns the file of weights: ``path``, or torch-fidelity's in torch's hub cache, downloaded if missing.
 
-    A file that is found or downloaded must have the published hash; one that is given need not, for
-    networks of one's own.
+    A file from the cache or the download must have the published hash. A given file need not, so that other
+    weights can be used.
 
     Raises:
-        WeightsNotFoundError: there is none, and it could not be downloaded.
+        WeightsNotFoundError: there is no such file, and it could not be downloaded.
     """
     if path is not None:
         if not path.is_file():
@@ -153,15 +153,15 @@ def find_inception_weights(path: Path | None = None) -> Path:
 
 
 def _download(target: Path) -> str:
-    """Why torch-fidelity's file could not be downloaded; "" where it was."""
+    """Downloads torch-fidelity's file; returns why that failed, or "" if it did not."""
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return "HF_HUB_OFFLINE is set, so nothing was downloaded"
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     except ImportError:
-        return "torch-fidelity, which knows where they are, is not installed: pip install torch-fidelity"
+        return "torch-fidelity, which knows their address, is not installed: pip install torch-fidelity"
     patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SILENCE)  # torch.hub waits forever for a host that does not answer
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # torch.hub would wait forever
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(target), hash_prefix=_HASH, progress=False)
@@ -178,18 +178,18 @@ def _digest(path: Path) -> str:
 
 
 class InceptionFeatures:
-    """torch-fidelity's InceptionV3 of 2015, its 2048 pooled features: those of FID and KID.
+    """The 2048 pooled features of torch-fidelity's InceptionV3 of 2015: those of FID and KID.
 
     The network is torch-fidelity's. Its batch normalisations are folded into the convolutions, it runs in
-    channels-last order, and images are stretched one axis after the other: together 1.6 times as fast on a
-    CPU. Features agree to 1e-6 of their size.
+    channels-last order, and images are stretched one axis after the other. Together this is 1.6 times as fast
+    on a CPU. Features agree to 1e-6 of their size.
 
     Args:
-        path: a file of its weights; None looks where ``find_inception_weights`` says.
+        path: a file of its weights; None searches as ``find_inception_weights`` does.
         device: where it runs.
 
     Raises:
-        WeightsNotFoundError: the weights are not to be had, or torch-fidelity is not installed.
+        WeightsNotFoundError: the weights are unavailable, or torch-fidelity is not installed.
         ValueError: the file does not hold this network's weights.
     """
 
@@ -206,29 +206,30 @@ class InceptionFeatures:
             if isinstance(getattr(block, "bn", None), nn.BatchNorm2d):
                 block.conv = fuse_conv_bn_eval(block.conv, block.bn)
                 block.bn = nn.Identity()
-        stages = nn.Sequential(*(getattr(network, name) for name in _STAGES), nn.Flatten())
+        stages = nn.Sequential(*(getattr(network, name) for name in _INCEPTION_STAGES), nn.Flatten())
         self.network = stages.to(device).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """As ``FeatureExtractor``; images of any size, which are stretched to 299×299."""
+        """Returns features as ``FeatureExtractor`` does; images of any size are stretched to 299×299."""
         check_rgb(images)
         with torch.autocast(images.device.type, enabled=False):
-            stretched = (stretch(images.float(), _SIDE) - 128) / 128
+            stretched = (stretch(images.float(), _INCEPTION_SIDE) - 128) / 128
             features: Tensor = self.network(stretched.contiguous(memory_format=torch.channels_last))
         return features
 
 
 def stretch(images: Tensor, side: int) -> Tensor:
-    """Images [B, C, H, W] at side × side pixels, bilinear as TensorFlow 1 has it: the network saw such ones.
+    """Resizes images [B, C, H, W] to side × side pixels, bilinear as in TensorFlow 1.
 
-    Output position i lies at i · H / side of the input, whose last row is repeated; nothing is antialiased.
+    The network was trained on such images. Output position i lies at i · H / side of the input, whose last
+    row is repeated. Nothing is antialiased.
     """
     for _ in range(2):
-        # The axis that is stretched comes before the last, so that whole rows are copied: first the width.
+        # The stretched axis comes before the last, so that whole rows are copied; the width comes first.
         images = images.transpose(2, 3).contiguous()
         length = images.shape[2]
-        # In float32 like TensorFlow's, which decides between neighbours where a position is almost whole.
+        # In float32 like TensorFlow, which decides between neighbours where a position is almost whole.
         position = torch.arange(side, dtype=torch.float32, device=images.device) * torch.tensor(length / side)
         below = position.long()
         above = (below + 1).clamp(max=length - 1)
@@ -244,7 +245,7 @@ def _load(data: bytes, file: Path) -> Any:
         raise WeightsNotFoundError(
             "Inception features need torch-fidelity, which is not installed: pip install torch-fidelity"
         ) from error
-    # torch-fidelity unpickles whatever the file holds; only tensors get through here, and those it is handed.
+    # torch-fidelity unpickles whatever a file holds, so only tensors are loaded here and passed on.
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         tensors = io.BytesIO()
@@ -260,12 +261,12 @@ def _load(data: bytes, file: Path) -> Any:
 
 @dataclass
 class Measures:
-    """What is measured beside pixels.
+    """The networks of the metrics.
 
     Attributes:
         lpips: metric → the distance.
-        features: ``inception`` and ``vgg16`` → the extractor; what is missing is left out of the report.
-        remarks: why something is missing, a sentence each.
+        features: ``inception`` and ``vgg16`` → the extractor. Metrics of missing networks are left out.
+        remarks: one sentence per missing network, with the reason.
     """
 
     lpips: dict[str, LPIPS] = field(default_factory=dict)
@@ -274,7 +275,7 @@ class Measures:
 
     @cached_property
     def identities(self) -> dict[str, str]:
-        """What the networks' weights are, for a report."""
+        """Network → identity of its weights, for a report."""
         heads = {
             name: f"lpips 0.1 heads on {distance.net}, {weights_sha256(distance)[:16]}"
             for name, distance in self.lpips.items()
@@ -290,28 +291,31 @@ def open_measures(
     lpips: tuple[str, ...] = ("alex", "vgg"),
     features: bool = True,
 ) -> Measures:
-    """Loads the networks; what cannot be had becomes a remark, never another network in its place.
+    """Loads the networks. A network whose weights are unavailable is skipped and noted; nothing replaces it.
 
     Args:
         channels: of the images; features are taken of grey, RGB and RGBA images only.
         inception: a file of Inception's weights; None looks in torch-fidelity's cache, or downloads them.
         lpips: trunks to measure LPIPS with.
-        features: whether Fréchet and kernel distances are measured at all.
+        features: whether Fréchet and kernel distances are measured.
 
     Raises:
-        ValueError: the file ``inception`` holds something else.
+        ValueError: the file ``inception`` is missing, or does not hold these weights.
     """
+    # LPIPS.
     measures = Measures()
     for trunk in lpips:
         try:
             measures.lpips[f"lpips_{trunk}"] = LPIPS(load_trunk(trunk), net=trunk).to(device)
         except WeightsNotFoundError as error:
             measures.remarks.append(f"LPIPS ({trunk}) left out: {_first_line(error)}")
+
+    # Features.
     if not features:
         return measures
     if channels not in (1, 3, 4):
         measures.remarks.append(
-            f"rFID, KID and FD-VGG16 left out: their networks know photographs, not {channels} channels"
+            f"rFID, KID and FD-VGG16 left out: their networks take photographs, not {channels} channels"
         )
         return measures
     try:

@@ -1,4 +1,4 @@
-"""PSNR, L1, SSIM and MS-SSIM of 8-bit images, one value per image.
+"""PSNR, L1, SSIM, MS-SSIM and drift of 8-bit images, one value per image.
 
 Reconstructions are judged as the images they would be saved as: clamped to [-1, 1] and rounded to 8 bits,
 with a data range of 255. Everything after that is computed in float64.
@@ -142,7 +142,7 @@ def ms_ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim_and_ms_ssim(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both for the work of the second: its finest scale is all that the first needs.
+    """Computes both at the cost of `ms_ssim`, whose finest scale is `ssim`.
 
     Args, errors and values are those of `ms_ssim`; two [B].
     """
@@ -159,7 +159,7 @@ def ssim_and_ms_ssim(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Te
 
 
 def _multiscale_similarity(x: Tensor, y: Tensor) -> Tensor:
-    """[2]: the similarity of the finest scale, and that over all."""
+    """Returns [2]: the similarity at the finest scale, and that over all scales."""
     finest, contrast = _similarity(x, y)
     result = contrast.clamp(min=0) ** _SCALE_WEIGHTS[0]
     for scale, weight in enumerate(_SCALE_WEIGHTS[1:], start=2):
@@ -178,7 +178,7 @@ def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _plane_similarity(x: Tensor, y: Tensor) -> Tensor:
-    """[2]: the same of one channel [H, W]."""
+    """Returns [2]: the same of one channel [H, W]."""
     c1, c2 = (_K1 * _DATA_RANGE) ** 2, (_K2 * _DATA_RANGE) ** 2
     # σx² and σy² enter by their sum only, so four moments do.
     moments = _window_mean(_window_mean(torch.stack([x, y, x * x + y * y, x * y]), dim=-1), dim=-2)
@@ -217,21 +217,21 @@ def cycle_drift(
     rounds: Sequence[int] = (1, 2, 5, 10),
     first: Tensor | None = None,
 ) -> dict[int, Tensor]:
-    """PSNR against the original after some rounds of encoding and decoding, as repeated editing goes through.
+    """PSNR against the original after several rounds of encoding and decoding, as in repeated editing.
 
-    Between rounds the picture is rounded to 8 bits, as pipelines do that hand on pictures.
+    Between rounds images are rounded to 8 bits, as by pipelines that pass on pictures.
 
     Args:
-        reconstruct: maps images [B, C, H, W] in [−1, 1] to reconstructions.
+        reconstruct: maps images [B, C, H, W] in [-1, 1] to reconstructions.
         images: the originals.
-        rounds: after how many rounds to measure; 1 or more, rising.
-        first: the reconstruction of the first round where it is there already.
+        rounds: the rounds after which to measure, rising, 1 or more.
+        first: the reconstruction of the first round, if it is known.
 
     Returns:
-        for each of ``rounds``, [B] float64 in dB.
+        round → [B] float64 in dB.
 
     Raises:
-        ValueError: rounds that do not rise, or begin below 1.
+        ValueError: the rounds do not rise, or begin below 1.
     """
     if not rounds or rounds[0] < 1 or any(a >= b for a, b in itertools.pairwise(rounds)):
         raise ValueError(f"rounds are {list(rounds)}, but must be 1 or more and rise")

@@ -1,4 +1,4 @@
-"""Pictures of any size beside what an autoencoder makes of them."""
+"""Writes images of any size beside their reconstructions: what ``latentae reconstruct`` does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,22 +14,13 @@ from latentae.data import FolderSource, decode_image
 from latentae.data.image_source import Pixels
 from latentae.data.transforms import Window, resize_window, to_tensor
 from latentae.evaluation.metrics import psnr
+from latentae.models import LatentAutoencoder
 from latentae.report.grids import picture_grid, save_png
-
-
-class Autoencoder(Protocol):
-    """What is needed of a model: every one that ``load_autoencoder`` returns has it."""
-
-    config: Any
-    device: Any
-
-    def __call__(self, images: Tensor, /) -> Any:
-        """An output whose ``sample`` is the reconstruction of images [B, C, H, W] in [−1, 1], as large."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """An image, what to call it, and where the picture of it and its reconstruction goes."""
+    """An image file, its name, and the picture to write of it and its reconstruction."""
 
     name: str
     image: Path
@@ -39,11 +29,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What became of a job: its picture is written, or ``skipped`` says why not.
+    """The result of a job: its picture is written, or ``skipped`` has the reason why not.
 
     Attributes:
         size: (H, W) in pixels. psnr: dB, of 8-bit images, over all channels.
-        skipped: empty where all went well.
+        skipped: empty if the picture is written.
     """
 
     job: Job
@@ -53,18 +43,17 @@ class Comparison:
 
 
 def plan_jobs(images: Path, out: Path, overwrite: bool = False) -> list[Job]:
-    """A job for each image; nothing is read or written yet.
+    """Returns a job for each image; reads and writes no image.
 
     Args:
         images: an image file, or a folder that is searched at any depth.
         out: for one image the PNG file to write, or a folder; for a folder of images a folder, which gets the
-            same subfolders. Pictures are called like their images, ending in ``.png``; where that would be
-            the same for two, ``.png`` is put after the whole name.
-        overwrite: whether files that are there already may be replaced.
+            same subfolders. Pictures have their images' names, ending in ``.png``. If two names would be
+            equal, ``.png`` is added to the whole name.
+        overwrite: whether existing files may be replaced.
 
     Raises:
-        ValueError: there is no image; ``out`` is of the wrong kind, or would change the images or be taken
-            for images the next time; or a file is there already.
+        ValueError: there is no image, ``out`` is of the wrong kind, lies among the images, or exists.
     """
     if images.is_dir():
         source = FolderSource(images)
@@ -79,7 +68,7 @@ def plan_jobs(images: Path, out: Path, overwrite: bool = False) -> list[Job]:
     there = [job.picture for job in jobs if job.picture.exists()]
     if there and not overwrite:
         more = f" and {len(there) - 1} more are" if len(there) > 1 else " is"
-        raise ValueError(f"{there[0]}{more} there already: choose another OUT, or allow it by --overwrite")
+        raise ValueError(f"{there[0]}{more} there already: choose another OUT, or add --overwrite")
     return jobs
 
 
@@ -87,11 +76,11 @@ def _check_folder(images: Path, out: Path) -> None:
     if out.is_file() or (out.suffix.lower() == ".png" and not out.is_dir()):
         raise ValueError(f"{images} is a folder of images, so OUT must be a folder too, and {out} is a file")
     if out.resolve().is_relative_to(images.resolve()):
-        raise ValueError(f"OUT {out} is inside of {images}, whose images it would join: choose one outside")
+        raise ValueError(f"OUT {out} is inside of {images}: choose a folder outside of it")
 
 
 def _pictures(names: Sequence[str]) -> list[str]:
-    """What the pictures are called, each name once."""
+    """Returns a unique picture name per image name."""
     plain = [Path(name).with_suffix(".png").as_posix() for name in names]
     shared = {picture for picture, count in Counter(plain).items() if count > 1}
     origins: dict[str, str] = {}
@@ -113,18 +102,20 @@ def _one_picture(image: Path, out: Path) -> Path:
     return out
 
 
-def run_jobs(model: Autoencoder, jobs: Sequence[Job], max_side: int | None = None) -> Iterator[Comparison]:
+def run_jobs(
+    model: LatentAutoencoder, jobs: Sequence[Job], max_side: int | None = None
+) -> Iterator[Comparison]:
     """Reconstructs each image, and writes it beside its reconstruction, the image on the left.
 
     Args:
-        model: in eval mode and float32. Pictures are converted to its channels (one: grey); arrays must have
-            them. ``plan_jobs`` says what is written where, ``picture_grid`` how it is shown.
-        max_side: images whose longer side has more pixels are shrunk to it, bicubic and antialiased; None:
-            every image is taken as large as it is.
+        model: in eval mode and float32. Pictures are converted to its channels (one: grey); arrays must
+            have that number.
+        max_side: larger images are shrunk so that their longer side has this many pixels, bicubic and
+            antialiased; None keeps the size.
 
     Yields:
-        a comparison for each job, in order. An image is skipped that is broken, is smaller than one latent,
-        has another number of channels, takes more memory than there is, or becomes NaN.
+        a comparison for each job, in order. An image is skipped if it is broken, is smaller than one latent,
+        has another number of channels, needs more memory than there is, or becomes NaN.
 
     Raises:
         ValueError: the model makes other channels than it takes.
@@ -137,7 +128,7 @@ def run_jobs(model: Autoencoder, jobs: Sequence[Job], max_side: int | None = Non
         yield _compare(model, job, max_side)
 
 
-def _compare(model: Autoencoder, job: Job, max_side: int | None) -> Comparison:
+def _compare(model: LatentAutoencoder, job: Job, max_side: int | None) -> Comparison:
     try:
         images = _read(job, model.config.in_channels, max_side).to(model.device)
         with torch.no_grad():
@@ -148,14 +139,14 @@ def _compare(model: Autoencoder, job: Job, max_side: int | None) -> Comparison:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        return Comparison(job, skipped="it takes more memory than there is: try --tile, or --max-side")
+        return Comparison(job, skipped="it needs more memory than there is: try --tile, or --max-side")
     job.picture.parent.mkdir(parents=True, exist_ok=True)
     save_png(picture_grid(torch.stack([images, reconstruction], dim=1)), job.picture)
     return Comparison(job, size=(images.shape[2], images.shape[3]), psnr=ratio)
 
 
 def _read(job: Job, channels: int, max_side: int | None) -> Tensor:
-    """[1, C, H, W] in [−1, 1]."""
+    """Returns the image [1, C, H, W] in [−1, 1]."""
     picture = decode_image(job.image, channels, name=job.name)
     return to_tensor(picture if max_side is None else _shrink(picture, max_side))[None]
 

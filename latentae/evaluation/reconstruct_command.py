@@ -1,4 +1,4 @@
-"""`latentae reconstruct IMAGE_OR_FOLDER OUT --model MODEL`: what a model makes of pictures, to look at."""
+"""`latentae reconstruct IMAGE_OR_FOLDER OUT --model MODEL`: writes images beside their reconstructions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code: 0 done, 2 bad input."""
     try:
         options = _parser().parse_args(arguments)
-    except SystemExit as stopped:  # argparse has said what is wrong, or printed the help
+    except SystemExit as stopped:  # argparse has printed the error or the help
         return int(stopped.code or 0)
     try:
         return _reconstruct(options)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _reconstruct(options: argparse.Namespace) -> int:
-    # Not before: torch takes seconds to load, and --help shall not.
+    # Imported here, so that --help does not wait for torch.
     import torch
 
     from latentae.evaluation.reconstruct import plan_jobs, run_jobs
@@ -48,7 +48,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
 
 
 def _report(comparisons: Iterable[Comparison]) -> int:
-    """Says what became of each image as soon as it is known, and the mean at the end."""
+    """Prints each image's result when it is known, and the mean at the end."""
     ratios: list[float] = []
     reasons: list[str] = []
     for comparison in comparisons:
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, metavar="MODEL", help="a model: what load_autoencoder opens")
     add("--max-side", type=_positive, metavar="N", help="shrink longer images to N pixels first")
     add("--tile", action="store_true", help="work in overlapping tiles: less memory for large images")
-    add("--overwrite", action="store_true", help="replace pictures that are there already")
+    add("--overwrite", action="store_true", help="replace existing pictures")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Which images a report shows, and their pictures."""
+"""Chooses the images that a report shows, the worst first, and writes their pictures."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ _OTHERS = 8
 
 
 def choose_pictures(results: dict[str, Assembled], seed: int = 0) -> dict[int, list[str]]:
-    """Image → why it is shown: the worst of each model, the middling of the first, and some at random.
+    """Chooses the worst images of each model, those around the median of the first, and some at random.
 
-    Worst by LPIPS where it was measured of all, else by PSNR; in the order worst, median, random.
+    The worst are those by LPIPS if it was measured of all images, else by PSNR.
 
     Args:
         results: model → its numbers, all of the same images.
-        seed: of the random ones.
+        seed: of the random choice.
+
+    Returns:
+        image → reasons, in the order worst, median, random.
     """
     first = next(iter(results.values()))
     reasons: dict[int, list[str]] = {}
@@ -55,10 +58,10 @@ def save_pictures(
     folder: Path,
     device: torch.device,
 ) -> list[Picture]:
-    """Writes the originals and reconstructions as PNGs into ``folder/pictures``.
+    """Writes originals and reconstructions as PNGs into ``folder/pictures``.
 
     Returns:
-        what the report holds of them, in the order of ``reasons``.
+        the report's entries, in the order of ``reasons``.
     """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     pictures = []
@@ -78,11 +81,11 @@ def save_pictures(
 
 
 def _from_worst(result: Assembled) -> Tensor:
-    """Positions of the images, the worst first."""
+    """Returns the positions of the images, the worst first."""
     distances = [
         values
         for name, values in result.values.items()
-        if name.startswith("lpips") and not values.isnan().any()  # NaN: an image is too small for it
+        if name.startswith("lpips") and not values.isnan().any()  # NaN: too small an image
     ]
     worst = distances[0] if distances else -result.values["psnr"]
     return worst.argsort(descending=True, stable=True)

@@ -30,11 +30,16 @@ def test_equal_reports(results):
 @pytest.mark.parametrize(
     ("change", "entry", "values", "meaning"),
     [
-        ({"resize": 256}, "resize", ("-", "256"), "the images were prepared otherwise"),
+        ({"resize": 256}, "resize", ("-", "256"), "other preparation of the images"),
         ({"images": 9}, "images", ("10", "9"), "a Fréchet distance falls with the number of images"),
         ({"data": {"name": "a", "list_sha256": "1"}}, "data.list_sha256", None, "other images"),
         ({"data": {"list_sha256": "00" * 32}}, "data.name", ('"a"', "-"), "where the images come from"),
-        ({"networks": {"inception": "y"}}, "networks.inception", ('"x"', '"y"'), "judged by other weights"),
+        (
+            {"networks": {"inception": "y"}},
+            "networks.inception",
+            ('"x"', '"y"'),
+            "other weights of the metrics",
+        ),
         ({"batch_size": 8}, "batch_size", ("16", "8"), "by rounding only"),
     ],
 )

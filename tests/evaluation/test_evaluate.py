@@ -117,7 +117,7 @@ def test_a_model(assembled, models, measures):
     assert details.remarks == [
         "No rFID.",
         "Few.",
-        "1 of 4 images could not be measured and count nowhere, such as b.png: it is empty",
+        "1 of 4 images could not be measured and are left out, such as b.png: it is empty",
     ]
 
 

@@ -229,7 +229,7 @@ def test_features_know_photographs_only(nothing):
     measures = open_measures(CPU, channels=6, lpips=())
     assert measures.features == {}
     assert measures.remarks == [
-        "rFID, KID and FD-VGG16 left out: their networks know photographs, not 6 channels"
+        "rFID, KID and FD-VGG16 left out: their networks take photographs, not 6 channels"
     ]
     assert open_measures(CPU, features=False, lpips=()).remarks == []
 

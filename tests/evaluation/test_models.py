@@ -47,7 +47,7 @@ def test_a_model_is_called_by_its_name_or_by_its_place(tmp_path):
         "owner/vae-2",
     ]
     assert list(name_models(given)) == ["run", "file", "mine", "vae-2"]
-    with pytest.raises(ValueError, match="is no name for a model"):
+    with pytest.raises(ValueError, match="invalid model name 'a name'"):
         name_models(["a name=owner/model"])
 
 

@@ -112,7 +112,7 @@ def test_too_little_memory_is_a_reason(tmp_path, error):
             raise error
 
     (comparison,) = run(Greedy(), write(tmp_path / "a.png", 5, 5), tmp_path / "out.png")
-    assert comparison.skipped == "it takes more memory than there is: try --tile, or --max-side"
+    assert comparison.skipped == "it needs more memory than there is: try --tile, or --max-side"
     assert not (tmp_path / "out.png").exists()
 
 
