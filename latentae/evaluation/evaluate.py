@@ -19,7 +19,14 @@ from latentae.evaluation.assembly import Assembled, percentiles
 from latentae.evaluation.blocks import ImageBlocks, open_images, protocol_called
 from latentae.evaluation.features import Measures, open_measures
 from latentae.evaluation.measuring import Evaluation, Settings
-from latentae.evaluation.models import PRECISIONS, Subject, channels_of, factor_of, name_models, open_subjects
+from latentae.evaluation.models import (
+    PRECISIONS,
+    NamedModel,
+    channels_of,
+    factor_of,
+    name_models,
+    open_models,
+)
 from latentae.evaluation.worst import choose_pictures, save_pictures
 from latentae.models import load_autoencoder
 from latentae.report.evaluation import write_report
@@ -142,13 +149,13 @@ def evaluate(
         max_pixels=request.max_pixels,
     )
     with distributed.main_first():  # the first rank fetches models and weights, the others find them
-        subjects = open_subjects(request.models, request.precision, device, open_model)
-        channels = channels_of(subjects[0])
+        models = open_models(request.models, request.precision, device, open_model)
+        channels = channels_of(models[0])
         measures = open_measures(
             device, channels=channels, inception=request.inception, features=request.features
         )
     # An image that is too small for one model is left out for all.
-    smallest_side = max(factor_of(subject) for subject in subjects)
+    smallest_side = max(factor_of(model) for model in models)
     protocol = protocol_called(request.protocol)
     blocks = ImageBlocks(source, protocol, channels, request.limit, smallest_side)
     blocks.check()
@@ -160,21 +167,21 @@ def evaluate(
     say(f"the images: {describe_source(source)}")
     work = request.out / WORK
     evaluation = Evaluation(blocks, measures, request.settings, work, _data(request, split), device, say)
-    evaluation.measure(subjects)
+    evaluation.measure(models)
 
     # Write the report.
     if distributed.is_main():
         say("joining the numbers")
-        assembled = {subject.name: evaluation.result(subject) for subject in subjects}
+        assembled = {model.name: evaluation.result(model) for model in models}
         any_result = next(iter(assembled.values()))
         results = Results(
             protocol=describe_protocol(request, split, blocks, measures, any_result, device),
             models={name: result.metrics for name, result in assembled.items()},
-            details={s.name: describe_model(s, assembled[s.name], measures) for s in subjects},
+            details={s.name: describe_model(s, assembled[s.name], measures) for s in models},
         )
         _remove_pictures(request.out)
         reasons = choose_pictures(assembled)
-        results.pictures = save_pictures(reasons, blocks, subjects, assembled, request.out, device)
+        results.pictures = save_pictures(reasons, blocks, models, assembled, request.out, device)
         write_report(results, request.out)
         shutil.rmtree(work)
     distributed.barrier()
@@ -229,9 +236,9 @@ def describe_protocol(
     }
 
 
-def describe_model(subject: Subject, result: Assembled, measures: Measures) -> ModelDetails:
+def describe_model(model: NamedModel, result: Assembled, measures: Measures) -> ModelDetails:
     """Returns what a report shows of a model beside its metrics."""
-    model: Any = subject.model
+    autoencoder: Any = model.autoencoder
     drift = {
         int(name.removeprefix("cycle_psnr_")): row.nanmean().item()
         for name, row in result.values.items()
@@ -243,12 +250,12 @@ def describe_model(subject: Subject, result: Assembled, measures: Measures) -> M
         total = lost + len(result.indices)
         remarks.append(f"{lost} of {total} images could not be measured and are left out, such as {first}")
     return ModelDetails(
-        class_name=type(model).__name__,
-        path=subject.path,
-        sha256=subject.sha256,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        downsampling_factor=factor_of(subject),
-        latent_channels=model.latents_channels,
+        class_name=type(autoencoder).__name__,
+        path=model.path,
+        sha256=model.sha256,
+        parameters=sum(parameter.numel() for parameter in autoencoder.parameters()),
+        downsampling_factor=factor_of(model),
+        latent_channels=autoencoder.latents_channels,
         latents=result.latents,
         percentiles={
             name: percentiles(result.values[name]) for name in _PERCENTILE_METRICS if name in result.metrics

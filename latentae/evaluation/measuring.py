@@ -32,7 +32,7 @@ from latentae.evaluation.assembly import (
 from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader, spread_evenly
 from latentae.evaluation.features import FeatureExtractor, Measures, to_rgb
 from latentae.evaluation.metrics import cycle_drift, l1, psnr, ssim, ssim_and_ms_ssim, to_images, to_uint8
-from latentae.evaluation.models import Subject
+from latentae.evaluation.models import NamedModel
 from latentae.evaluation.rate import CodeMeter, LatentMoments, kl_bits_per_pixel
 
 # To be raised when the content of shards changes its meaning: shards of another version are not read.
@@ -97,7 +97,7 @@ class Evaluation:
     say: Callable[[str], None] = field(default=lambda text: None)
     _said: set[str] = field(default_factory=set, init=False, repr=False)
 
-    def measure(self, subjects: Sequence[Subject]) -> None:
+    def measure(self, models: Sequence[NamedModel]) -> None:
         """Measures the blocks that ``work`` lacks, and writes them there; every rank must call it.
 
         Whole blocks of consecutive images are dealt to the ranks, so that the numbers do not depend on the
@@ -108,7 +108,7 @@ class Evaluation:
                 raised on all ranks, whichever failed.
         """
         # Find the blocks that are missing.
-        originals, shards = self._originals(), [self._shards(subject) for subject in subjects]
+        originals, shards = self._originals(), [self._shards(model) for model in models]
         parts = [originals, *shards]
         missing = [number for number in range(len(self.blocks)) if not all(p.has(number) for p in parts)]
         if len(missing) < len(self.blocks):
@@ -117,7 +117,7 @@ class Evaluation:
 
         # Measure this rank's share, and meet the other ranks every few blocks.
         own = missing[distributed.rank() :: distributed.world_size()]
-        measured = self._measure_in_turn(own, subjects, originals, shards)
+        measured = self._measure_in_turn(own, models, originals, shards)
         failure: Exception | None = None
         for turn in range(-(-len(missing) // distributed.world_size())):
             try:
@@ -128,7 +128,7 @@ class Evaluation:
                 _raise_together(failure)
         _raise_together(failure)
 
-    def result(self, subject: Subject) -> Assembled:
+    def result(self, model: NamedModel) -> Assembled:
         """Returns the numbers of a measured model, joined in the order of the images.
 
         They are the same for any number of ranks.
@@ -136,7 +136,7 @@ class Evaluation:
         Raises:
             ValueError: no image could be read.
         """
-        own, originals = self._shards(subject), self._originals()
+        own, originals = self._shards(model), self._originals()
         return assemble(
             ((_present(originals, n), _present(own, n)) for n in range(len(self.blocks))),
             {name: extractor.dimensions for name, extractor in self.measures.features.items()},
@@ -146,19 +146,19 @@ class Evaluation:
     def _measure_in_turn(
         self,
         numbers: Sequence[int],
-        subjects: Sequence[Subject],
+        models: Sequence[NamedModel],
         originals: Shards,
         shards: Sequence[Shards],
     ) -> Iterator[None]:
         """Measures the next of these blocks each time it is advanced."""
-        total = len(subjects) * sum(self._size(number) for number in numbers)
+        total = len(models) * sum(self._size(number) for number in numbers)
         with progress_bar(total, "reconstructions measured", self.say) as bar:
             for block in block_loader(self.blocks, numbers, self.settings.num_workers):
                 try:
                     self._measure_originals(block, originals)
-                    for subject, own in zip(subjects, shards, strict=True):
-                        with _errors_name(subject):
-                            self._measure_block(block, subject, own)
+                    for model, own in zip(models, shards, strict=True):
+                        with _errors_name(model):
+                            self._measure_block(block, model, own)
                         bar.update(self._size(block.number))
                 except ValueError as error:
                     raise MeasuringError(str(error)) from error
@@ -201,14 +201,14 @@ class Evaluation:
                 self.say(sentence)
             self._said.add(sentence)
 
-    def _measure_block(self, block: Block, subject: Subject, shards: Shards) -> None:
+    def _measure_block(self, block: Block, model: NamedModel, shards: Shards) -> None:
         if shards.has(block.number):
             return
         batch_size = self.settings.batch_size
         if block.images:
-            subject.warm_up(to_images(torch.stack(block.images[:1])).to(self.device))
+            model.warm_up(to_images(torch.stack(block.images[:1])).to(self.device))
         measured = measure_block(
-            subject, block, self.measures, self.device, batch_size=batch_size, drift=self._drift()
+            model, block, self.measures, self.device, batch_size=batch_size, drift=self._drift()
         )
         shards.store(block.number, measured)
 
@@ -225,10 +225,10 @@ class Evaluation:
     def _originals(self) -> Shards:
         return Shards(self.work, "originals", json.dumps(self._fingerprint(), sort_keys=True))
 
-    def _shards(self, subject: Subject) -> Shards:
+    def _shards(self, model: NamedModel) -> Shards:
         drift = [self.settings.cycle_images, *self.settings.cycle_rounds]
-        fingerprint = {**self._fingerprint(), "model": subject.identity, "cycle": drift}
-        return Shards(self.work, subject.name, json.dumps(fingerprint, sort_keys=True))
+        fingerprint = {**self._fingerprint(), "model": model.identity, "cycle": drift}
+        return Shards(self.work, model.name, json.dumps(fingerprint, sort_keys=True))
 
     def _fingerprint(self) -> dict[str, object]:
         return {
@@ -242,14 +242,14 @@ class Evaluation:
 
 
 @contextmanager
-def _errors_name(subject: Subject) -> Iterator[None]:
+def _errors_name(model: NamedModel) -> Iterator[None]:
     """Puts the model's name before the message of a ValueError."""
     try:
         yield
     except ValueError as error:
         reason = str(error)
-        if not reason.startswith(subject.name):
-            raise ValueError(f"{subject.name}: {reason}") from error
+        if not reason.startswith(model.name):
+            raise ValueError(f"{model.name}: {reason}") from error
         raise
 
 
@@ -286,7 +286,7 @@ class Drift:
 
 
 def measure_block(
-    subject: Subject,
+    model: NamedModel,
     block: Block,
     measures: Measures,
     device: torch.device,
@@ -314,7 +314,7 @@ def measure_block(
         # Reconstruct.
         images = to_images(batch.to(device))
         started = _now(device)
-        output = subject(images)
+        output = model(images)
         measured.seconds += _now(device) - started
 
         # One value per image and metric.
@@ -323,15 +323,15 @@ def measure_block(
         if output.mean is not None:
             rows["kl_bits_per_pixel"] = kl_bits_per_pixel(output.mean, output.log_variance, *images.shape[2:])
         if drift is not None:
-            rows |= _drift(drift, indices, subject, images, output.sample)
+            rows |= _drift(drift, indices, model, images, output.sample)
         measured.add_values(rows)
 
         # Features, latents and codes.
         measured.add_features({name: _features(e, pixels) for name, e in measures.features.items()})
         if output.latents is not None:
             measured.add_latents(output.latents)
-        if output.indices is not None and subject.num_codes is not None:
-            measured.add_codes(output.indices, subject.num_codes, *images.shape[2:])
+        if output.indices is not None and model.num_codes is not None:
+            measured.add_codes(output.indices, model.num_codes, *images.shape[2:])
     return measured.tensors()
 
 
@@ -403,13 +403,13 @@ def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
 
 
 def _drift(
-    drift: Drift, indices: Sequence[int], subject: Subject, images: Tensor, first: Tensor
+    drift: Drift, indices: Sequence[int], model: NamedModel, images: Tensor, first: Tensor
 ) -> dict[str, Tensor]:
     """Returns ``cycle_psnr_ROUNDS`` → [B], NaN for images whose drift is not measured."""
     rows = {f"cycle_psnr_{rounds}": _missing(len(images)) for rounds in drift.rounds}
     chosen = [position for position, index in enumerate(indices) if index in drift.indices]
     if chosen:
-        found = cycle_drift(lambda x: subject(x).sample, images[chosen], drift.rounds, first=first[chosen])
+        found = cycle_drift(lambda x: model(x).sample, images[chosen], drift.rounds, first=first[chosen])
         for rounds, ratios in found.items():
             rows[f"cycle_psnr_{rounds}"][chosen] = ratios.cpu()
     return rows

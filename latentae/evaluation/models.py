@@ -24,13 +24,13 @@ _INNER_FOLDERS = ("model", "vae", "vqvae")
 
 
 @dataclass
-class Subject:
+class NamedModel:
     """An autoencoder with its name in a report and the precision in which it runs.
 
     Attributes:
         name: in the report.
         path: where the model comes from.
-        model: in eval mode, called as ``model(images)``.
+        autoencoder: in eval mode, called as ``autoencoder(images)``.
         autocast: reduced precision of its forward pass, such as ``torch.bfloat16``; None keeps its own.
         sha256: of the weights.
         identity: everything that its reconstructions depend on: weights, config and precision.
@@ -38,13 +38,13 @@ class Subject:
 
     name: str
     path: str
-    model: nn.Module
+    autoencoder: nn.Module
     autocast: torch.dtype | None = None
     _warm: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.sha256 = weights_sha256(self.model)
-        config = {k: v for k, v in getattr(self.model, "config", {}).items() if not k.startswith("_")}
+        self.sha256 = weights_sha256(self.autoencoder)
+        config = {k: v for k, v in getattr(self.autoencoder, "config", {}).items() if not k.startswith("_")}
         self.identity = f"{self.sha256} {json.dumps(config, sort_keys=True, default=str)} {self.autocast}"
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ class Subject:
         """
         device = images.device.type
         with nullcontext() if self.autocast is None else torch.autocast(device, self.autocast):
-            output = self.model(images)
+            output = self.autoencoder(images)
         output.sample = output.sample.float()
         if output.sample.shape != images.shape:
             made, taken = list(output.sample.shape), list(images.shape)
@@ -77,17 +77,17 @@ class Subject:
     @property
     def num_codes(self) -> int | None:
         """Number of codes per table; None for a model without codes."""
-        return getattr(getattr(self.model, "quantize", None), "num_codes", None)
+        return getattr(getattr(self.autoencoder, "quantize", None), "num_codes", None)
 
 
-def open_subjects(
+def open_models(
     models: Sequence[str],
     precision: str,
     device: torch.device,
     open_model: Callable[..., Any] = load_autoencoder,
     *,
     families: Sequence[str] = (),
-) -> list[Subject]:
+) -> list[NamedModel]:
     """Opens models. ``name=path`` names a model; otherwise its file or folder does.
 
     Args:
@@ -102,20 +102,20 @@ def open_subjects(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}")
-    subjects = []
+    opened = []
     named = name_models(models)
     of_models = choose_families(named, families)
     for name, path in named.items():
         family = {"family": of_models[name]} if name in of_models else {}
-        model = open_model(path, **family).to(device).eval()
-        taken, made = model.config.in_channels, model.config.out_channels
+        autoencoder = open_model(path, **family).to(device).eval()
+        taken, made = autoencoder.config.in_channels, autoencoder.config.out_channels
         if taken != made:
             raise ValueError(f"{name} makes images of {made} channels from {taken}: they cannot be compared")
-        subjects.append(Subject(name, path, model, PRECISIONS[precision]))
-    if len({channels_of(subject) for subject in subjects}) > 1:
-        listed = ", ".join(f"{subject.name} {channels_of(subject)}" for subject in subjects)
+        opened.append(NamedModel(name, path, autoencoder, PRECISIONS[precision]))
+    if len({channels_of(model) for model in opened}) > 1:
+        listed = ", ".join(f"{model.name} {channels_of(model)}" for model in opened)
         raise ValueError(f"models take different numbers of channels ({listed}): evaluate them apart")
-    return subjects
+    return opened
 
 
 def name_models(models: Sequence[str]) -> dict[str, str]:
@@ -164,16 +164,16 @@ def choose_families(names: Collection[str], families: Sequence[str]) -> dict[str
     return chosen
 
 
-def channels_of(subject: Subject) -> int:
+def channels_of(model: NamedModel) -> int:
     """Returns the number of channels of the images that a model takes and makes."""
-    config: Any = subject.model.config
+    config: Any = model.autoencoder.config
     return int(config.in_channels)
 
 
-def factor_of(subject: Subject) -> int:
+def factor_of(model: NamedModel) -> int:
     """Returns the pixels per latent position along each side."""
-    model: Any = subject.model
-    return int(model.downsampling_factor)
+    autoencoder: Any = model.autoencoder
+    return int(autoencoder.downsampling_factor)
 
 
 def weights_sha256(model: nn.Module) -> str:

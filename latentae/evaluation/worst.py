@@ -13,7 +13,7 @@ from latentae.data.names import printable_name
 from latentae.evaluation.assembly import Assembled
 from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.metrics import to_images, to_uint8
-from latentae.evaluation.models import Subject
+from latentae.evaluation.models import NamedModel
 from latentae.report.grids import picture_grid, save_png
 from latentae.report.results import Picture
 
@@ -53,7 +53,7 @@ def choose_pictures(results: dict[str, Assembled], seed: int = 0) -> dict[int, l
 def save_pictures(
     reasons: dict[int, list[str]],
     blocks: ImageBlocks,
-    subjects: Sequence[Subject],
+    models: Sequence[NamedModel],
     results: dict[str, Assembled],
     folder: Path,
     device: torch.device,
@@ -70,10 +70,10 @@ def save_pictures(
         files = {"": f"pictures/{index:06d}.png"}
         _save(original, folder / files[""])
         values = {}
-        for number, subject in enumerate(subjects):
-            files[subject.name] = f"pictures/{index:06d}_{number}.png"
-            _save(subject(original[None].to(device)).sample[0], folder / files[subject.name])
-            values[subject.name] = _values(results[subject.name], index)
+        for number, model in enumerate(models):
+            files[model.name] = f"pictures/{index:06d}_{number}.png"
+            _save(model(original[None].to(device)).sample[0], folder / files[model.name])
+            values[model.name] = _values(results[model.name], index)
         reconstructions = {name: file for name, file in files.items() if name}
         name = printable_name(blocks.source.name(index))
         pictures.append(Picture(index, name, why, files[""], reconstructions, values))

@@ -22,7 +22,7 @@ from latentae.evaluation.evaluate import (
     hardware,
 )
 from latentae.evaluation.measuring import Settings
-from latentae.evaluation.models import Subject
+from latentae.evaluation.models import NamedModel
 from latentae.report.results import Results, Value
 from tests.evaluation.conftest import tiny_model
 
@@ -108,7 +108,7 @@ def test_everything_that_numbers_depend_on(assembled, source, measures, tmp_path
 
 def test_a_model(assembled, models, measures):
     measures.remarks.append("No rFID.")
-    details = describe_model(Subject("vq", "run", models["vq"]), assembled, measures)
+    details = describe_model(NamedModel("vq", "run", models["vq"]), assembled, measures)
     assert (details.class_name, details.path) == ("VQVAE", "run")
     assert details.parameters == sum(parameter.numel() for parameter in models["vq"].parameters())
     assert (details.downsampling_factor, details.latent_channels) == (2, 4)

@@ -4,13 +4,13 @@ import torch
 from latentae.evaluation.blocks import PROTOCOLS, Block, ImageBlocks
 from latentae.evaluation.measuring import Drift, Evaluation, Settings, measure_block, reference_features
 from latentae.evaluation.metrics import l1, psnr, to_images, to_uint8
-from latentae.evaluation.models import Subject
+from latentae.evaluation.models import NamedModel
 
 
 @pytest.fixture
 def evaluate(source, measures, models, tmp_path):
     def run(*names, work="work", limit=None, data="images", **settings):
-        subjects = [Subject(name, name, models[name]) for name in names or models]
+        subjects = [NamedModel(name, name, models[name]) for name in names or models]
         blocks = ImageBlocks(source, PROTOCOLS["native"], 3, limit)
         said = []
         folder, device = tmp_path / work, torch.device("cpu")
@@ -139,7 +139,7 @@ def block():
 
 
 def test_mixed_sizes_keep_their_order(block, models, measures):
-    shard = measure_block(Subject("kl", "", models["kl"]), block, measures, CPU, batch_size=2)
+    shard = measure_block(NamedModel("kl", "", models["kl"]), block, measures, CPU, batch_size=2)
     images = [to_images(image)[None] for image in block.images]
     with torch.no_grad():
         alone = torch.cat([psnr(models["kl"](image).sample, image) for image in images])
@@ -152,13 +152,13 @@ def test_mixed_sizes_keep_their_order(block, models, measures):
 
 
 def test_codes_are_counted(block, models, measures):
-    shard = measure_block(Subject("vq", "", models["vq"]), block, measures, CPU)
+    shard = measure_block(NamedModel("vq", "", models["vq"]), block, measures, CPU)
     assert int(shard["codes.counts"].sum()) == sum(image[0].numel() // 4 for image in block.images)
     assert "value.kl_bits_per_pixel" not in shard
 
 
 def test_drift_only_where_asked(block, models, measures):
-    subject = Subject("kl", "", models["kl"])
+    subject = NamedModel("kl", "", models["kl"])
     shard = measure_block(subject, block, measures, CPU, drift=Drift((1, 2), frozenset([5, 6])))
     once, twice = shard["value.cycle_psnr_1"], shard["value.cycle_psnr_2"]
     assert once.isnan().tolist() == twice.isnan().tolist() == [True, False, False, True]
@@ -171,7 +171,7 @@ def test_drift_only_where_asked(block, models, measures):
 
 def test_images_that_are_too_small_for_a_network_have_no_features(block, models, measures):
     measures.features["inception"].smallest_side = 30
-    shard = measure_block(Subject("kl", "", models["kl"]), block, measures, CPU)
+    shard = measure_block(NamedModel("kl", "", models["kl"]), block, measures, CPU)
     assert shard["features.inception"].isnan().all(dim=1).tolist() == [False, False, True, False]
 
 

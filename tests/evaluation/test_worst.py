@@ -5,7 +5,7 @@ from PIL import Image
 
 from latentae.evaluation.assembly import Assembled
 from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks
-from latentae.evaluation.models import Subject
+from latentae.evaluation.models import NamedModel
 from latentae.evaluation.worst import choose_pictures, save_pictures
 
 
@@ -40,7 +40,7 @@ def test_few_images():
 
 
 def test_pictures_are_those_of_the_protocol(source, image_folder, models, tmp_path):
-    subjects = [Subject(name, name, model) for name, model in models.items()]
+    subjects = [NamedModel(name, name, model) for name, model in models.items()]
     blocks = ImageBlocks(source, PROTOCOLS["native"], 3)
     results = {name: assembled(psnr=np.arange(70.0)) for name in models}
     (picture,) = save_pictures({3: ["random"]}, blocks, subjects, results, tmp_path, torch.device("cpu"))
