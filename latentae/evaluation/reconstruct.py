@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from latentae.data import FolderSource, decode_image
 from latentae.data.image_source import Pixels
 from latentae.data.transforms import Window, resize_window, to_tensor
 from latentae.evaluation.metrics import psnr
-from latentae.models import LatentAutoencoder
 from latentae.report.grids import picture_grid, save_png
 
 
@@ -102,14 +102,12 @@ def _one_picture(image: Path, out: Path) -> Path:
     return out
 
 
-def run_jobs(
-    model: LatentAutoencoder, jobs: Sequence[Job], max_side: int | None = None
-) -> Iterator[Comparison]:
+def run_jobs(model: Any, jobs: Sequence[Job], max_side: int | None = None) -> Iterator[Comparison]:
     """Reconstructs each image, and writes it beside its reconstruction, the image on the left.
 
     Args:
-        model: in eval mode and float32. Pictures are converted to its channels (one: grey); arrays must
-            have that number.
+        model: of ``load_autoencoder``, in eval mode and float32. Pictures are converted to its channels (one:
+            grey); arrays must have that number.
         max_side: larger images are shrunk so that their longer side has this many pixels, bicubic and
             antialiased; None keeps the size.
 
@@ -128,7 +126,7 @@ def run_jobs(
         yield _compare(model, job, max_side)
 
 
-def _compare(model: LatentAutoencoder, job: Job, max_side: int | None) -> Comparison:
+def _compare(model: Any, job: Job, max_side: int | None) -> Comparison:
     try:
         images = _read(job, model.config.in_channels, max_side).to(model.device)
         with torch.no_grad():
