@@ -34,17 +34,13 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from latentae.evaluation.block_measurement import reference_features
-from latentae.evaluation.blocks import ImageBlocks, block_loader, to_images
-from latentae.evaluation.description import commit, hardware
+from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks, block_loader
 from latentae.evaluation.distances import FeatureFile, feature_distances
-from latentae.evaluation.engine import Evaluation
-from latentae.evaluation.inception import InceptionFeatures
-from latentae.evaluation.measures import Measures
-from latentae.evaluation.metrics import to_uint8
-from latentae.evaluation.protocol import PROTOCOLS
-from latentae.evaluation.settings import Settings
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.evaluate import commit, hardware
+from latentae.evaluation.features import InceptionFeatures, Measures
+from latentae.evaluation.measuring import Evaluation, Settings, reference_features
+from latentae.evaluation.metrics import to_images, to_uint8
+from latentae.evaluation.models import NamedModel
 from latentae.losses.perceptual import LPIPS
 from latentae.weights import load_trunk
 
@@ -103,7 +99,7 @@ def _speed(arguments: argparse.Namespace, device: torch.device, folder: Path) ->
         measures = Measures({"lpips_alex": distance}, {"inception": inception})
         blocks, work = ImageBlocks(source, PROTOCOLS["native"], 3), Path(tempfile.mkdtemp(dir=folder))
         evaluation = Evaluation(blocks, measures, Settings(_BATCH, cycle_images=0), work, "", device)
-        evaluation.measure([Subject("blur", "", blur)])
+        evaluation.measure([NamedModel("blur", "", blur)])
 
     def with_files(has_metrics: bool, is_cached: bool = False) -> None:
         places = [Path(tempfile.mkdtemp(dir=folder)) for _ in range(2)]
@@ -161,7 +157,7 @@ def _memory_of_images(count: int) -> float:
         return 0.0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LATENTAE_CACHE"] = folder
-        subject = Subject("blur", "", Blur())
+        subject = NamedModel("blur", "", Blur())
         evaluation = Evaluation(
             ImageBlocks(Windows(count), PROTOCOLS["native"], 3),
             Measures({}, {"inception": RandomFeatures()}),

@@ -22,10 +22,9 @@ from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 from latentae import distributed
-from latentae.evaluation.evaluate import evaluate
-from latentae.evaluation.request import Request
-from latentae.evaluation.settings import Settings
-from latentae.evaluation.subject import name_models
+from latentae.evaluation.evaluate import Request, evaluate
+from latentae.evaluation.measuring import Settings
+from latentae.evaluation.models import name_models
 from latentae.models import AutoencoderOutput, load_autoencoder
 from latentae.report.metrics import number
 from latentae.report.results import Results

@@ -130,7 +130,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": lambda arguments: import_module("latentae.export.command").main(arguments),
     "evaluate": lambda arguments: import_module("latentae.evaluation.evaluate_command").main(arguments),
     "compare": lambda arguments: import_module("latentae.evaluation.compare_command").main(arguments),
-    "reconstruct": lambda arguments: import_module("latentae.evaluation.reconstruct").main(arguments),
+    "reconstruct": lambda arguments: import_module("latentae.evaluation.reconstruct_command").main(arguments),
 }
 
 

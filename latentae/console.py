@@ -1,4 +1,4 @@
-"""What the commands share; of the standard library alone, since `--help` shall not load torch."""
+"""Helpers that all commands share. They import nothing heavy, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 # What writing raises once nobody can read it: a pipe without a reader, a terminal that was closed.
 _NO_READER = (errno.EPIPE, errno.EIO)
+_SECONDS_BETWEEN_LINES = 10.0
 
 FAMILIES = ("sd1", "sdxl", "sd3", "flux")
 """The families whose scale and shift are known: the names in latentae/models/checkpoints/families.py."""
@@ -21,6 +22,55 @@ FAMILIES = ("sd1", "sdxl", "sd3", "flux")
 def is_first_process() -> bool:
     """Whether this process is rank 0 of those that a launcher started, known before they are joined."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """Writes a line to standard error, above a progress bar where one is shown."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+
+
+def progress_bar(total: int, what: str, say: Callable[[str], None], unit: str = "image") -> Any:
+    """Returns a tqdm bar: drawn on a terminal, and in a log a line every ten seconds and one at the end.
+
+    Args:
+        total: how many there are for this process.
+        what: is done, such as ``images encoded``.
+        say: writes the lines of a log. Only the first process shows its progress.
+        unit: of the rate.
+    """
+    from tqdm import tqdm
+
+    disable = not (total and is_first_process())
+    if sys.stderr.isatty():
+        return tqdm(desc=what, total=total, unit=f" {unit}s", disable=disable)
+    lines = _LogLines()
+    bar = tqdm(
+        total=total,
+        unit=f" {unit}s",
+        bar_format=f"{{n_fmt}} of {{total_fmt}} {what}, {{rate_noinv_fmt}}, {{remaining}} left",
+        mininterval=_SECONDS_BETWEEN_LINES,
+        miniters=1,
+        file=lines,
+        disable=disable,
+    )
+    lines.say = say  # only now: tqdm has drawn an empty bar
+    return bar
+
+
+class _LogLines:
+    """A file for tqdm that passes each drawn bar on as one line."""
+
+    def __init__(self) -> None:
+        self.say: Callable[[str], None] = lambda text: None
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self.say(line)
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
 
 
 class _Output(io.FileIO):

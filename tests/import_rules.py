@@ -33,7 +33,7 @@ RUN = ("config", "build", *MEASURE.internal, *MEASURES)
 
 # A part of latentae, package or module -> its rule. A part that is not listed may not exist.
 RULES: dict[str, Rule] = {
-    "console": Rule((), only=()),
+    "console": Rule((), only=("tqdm",)),
     "devices": Rule((), only=("torch",)),
     "distributed": Rule((), only=("torch",)),
     "files": Rule((), only=()),

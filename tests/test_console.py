@@ -2,6 +2,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from latentae.console import (
     is_first_process,
     outlive_output,
     output_pipe_is_closed,
+    progress_bar,
+    say,
 )
 
 
@@ -123,3 +126,40 @@ def test_family_option():
     add_family_option(several, several=True)
     assert several.parse_args([]).families == []
     assert several.parse_args(["--family", "a=sd1", "--family", "flux"]).families == ["a=sd1", "flux"]
+
+
+def test_progress_in_a_log_is_a_line_at_the_end(monkeypatch):
+    said = []
+    with progress_bar(3, "images encoded", said.append) as bar:
+        bar.update(1)
+        bar.update(2)
+    (line,) = said
+    assert line.startswith("3 of 3 images encoded, ")
+    assert "images/s" in line
+    progress_bar(0, "images encoded", said.append).close()
+    monkeypatch.setenv("RANK", "1")
+    with progress_bar(3, "images encoded", said.append) as bar:
+        bar.update(3)
+    assert len(said) == 1
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch):
+    monkeypatch.setattr("latentae.console._SECONDS_BETWEEN_LINES", 0.02)
+    said = []
+    with progress_bar(100, "images encoded", said.append) as bar:
+        for _ in range(4):
+            time.sleep(0.03)
+            bar.update(25)
+    assert [line.partition(" images")[0] for line in said[:4]] == [f"{n} of 100" for n in (25, 50, 75, 100)]
+
+
+def test_progress_on_a_terminal_is_a_bar_with_messages_above(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    said = []
+    with progress_bar(2, "images encoded", said.append) as bar:
+        bar.update(2)
+        say("left out: a.png")
+    shown = capsys.readouterr().err
+    assert said == []
+    assert "\nleft out: a.png\n" in shown.replace("\r", "\n")
+    assert "images encoded: 100%" in shown

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from latentae.diffusion.randomness import generator
-from latentae.evaluation.blocks import ImageBlocks, block_loader, to_images
+from latentae.evaluation.blocks import ImageBlocks, block_loader
+from latentae.evaluation.distances import GaussianStatistics, frechet_distance
 from latentae.evaluation.features import FeatureExtractor, to_rgb
-from latentae.evaluation.frechet import GaussianStatistics, frechet_distance
-from latentae.evaluation.metrics import to_uint8
+from latentae.evaluation.metrics import to_images, to_uint8
 
 Features = dict[str, Tensor]
 """Network → [N, d] float32 on the CPU."""

@@ -18,9 +18,10 @@ from latentae.diffusion.memorisation import Nearest, memorisation, nearest
 from latentae.diffusion.randomness import generator
 from latentae.diffusion.request import ProbeRequest
 from latentae.diffusion.sampling import decode_latents, picture_noise, sample_images
-from latentae.evaluation.blocks import ImageBlocks, to_images
+from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.features import FeatureExtractor
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.metrics import to_images
+from latentae.evaluation.models import NamedModel
 from latentae.report.grids import picture_grid, save_png
 
 DISTANCES = {"vgg16": "fd_vgg16", "inception": "fid"}
@@ -65,7 +66,7 @@ class Judge:
     device: torch.device
 
     def __call__(
-        self, pipeline: DiTPipeline, subject: Subject, labels: Sequence[int], folder: Path
+        self, pipeline: DiTPipeline, subject: NamedModel, labels: Sequence[int], folder: Path
     ) -> Generated:
         """Generates, measures, and writes ``samples.png``, ``neighbours.png`` and ``interpolations.png``.
 
@@ -98,7 +99,7 @@ class Judge:
         return Generated(metrics, seconds)
 
     def _measure(
-        self, pipeline: DiTPipeline, subject: Subject, pictures: Tensor, folder: Path
+        self, pipeline: DiTPipeline, subject: NamedModel, pictures: Tensor, folder: Path
     ) -> dict[str, float]:
         count = len(pictures)
         copies = ImageBlocks(

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from latentae.data import ImageSource, open_sources, take_evenly
 from latentae.data.annotations import read_annotations
 from latentae.diffusion.request import ProbeRequest
-from latentae.evaluation.blocks import ImageBlocks
-from latentae.evaluation.protocol import Protocol, protocol_called
+from latentae.evaluation.blocks import ImageBlocks, Protocol, protocol_called
 
 _MOST_HELD_OUT = 512
 

@@ -21,7 +21,7 @@ from latentae.diffusion.request import ProbeRequest
 from latentae.diffusion.results import ModelResult
 from latentae.diffusion.training import DenoiserTraining, TrainingSettings
 from latentae.diffusion.validation import FlowValidation
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.models import NamedModel
 
 _STRIDE = 20  # steps between two looks at the clock
 _SAVE_EVERY = 60.0  # seconds between two writings of a training's state
@@ -51,7 +51,7 @@ class ModelProbe:
     device: torch.device
     say: Callable[[str], None]
 
-    def run(self, subject: Subject, decoder: PipelineAutoencoder) -> ModelResult:
+    def run(self, subject: NamedModel, decoder: PipelineAutoencoder) -> ModelResult:
         """Caches, trains, generates and measures, but for what an earlier run has finished.
 
         Raises:
@@ -76,7 +76,7 @@ class ModelProbe:
         shape = latents.training.latent_shape
         result = ModelResult(
             path=subject.path,
-            class_name=type(subject.model).__name__,
+            class_name=type(subject.autoencoder).__name__,
             sha256=subject.sha256,
             latent_shape=list(shape),
             patch_size=shape[1] // self.token_side,
@@ -92,9 +92,9 @@ class ModelProbe:
         own.finish(result.to_dict())
         return result
 
-    def _latents(self, subject: Subject, decoder: PipelineAutoencoder) -> ProbeLatents:
+    def _latents(self, subject: NamedModel, decoder: PipelineAutoencoder) -> ProbeLatents:
         self.say(f"{subject.name}: encoding")
-        model: Any = subject.model
+        model: Any = subject.autoencoder
         place = self.folder.model(subject.name).latents
         try:
             return cache_latents(

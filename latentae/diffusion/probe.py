@@ -21,10 +21,9 @@ from latentae.diffusion.reference import reference_features
 from latentae.diffusion.report import write_report
 from latentae.diffusion.request import ProbeRequest
 from latentae.diffusion.results import ModelResult, ProbeResults
-from latentae.evaluation.engine import Evaluation
-from latentae.evaluation.measures import Measures, open_measures
-from latentae.evaluation.settings import Settings
-from latentae.evaluation.subject import Subject, channels_of, factor_of, open_subjects
+from latentae.evaluation.features import Measures, open_measures
+from latentae.evaluation.measuring import Evaluation, Settings
+from latentae.evaluation.models import NamedModel, channels_of, factor_of, open_models
 from latentae.models import load_autoencoder
 from latentae.report.results import Value
 
@@ -54,7 +53,7 @@ def probe(
         raise ValueError("a probe runs in one process: start it without a launcher")
     request.check()
     folder = ProbeFolder(request.out)
-    subjects = open_subjects(request.models, "float32", device, open_model, families=request.families)
+    subjects = open_models(request.models, "float32", device, open_model, families=request.families)
     sides = {subject.name: _latent_side(subject, request.image_size) for subject in subjects}
     decoders = {subject.name: _decoder(subject) for subject in subjects}
     token_side = common_token_side(list(sides.values()), request.size.largest_side)
@@ -94,19 +93,19 @@ def _judge(request: ProbeRequest, images: ProbeImages, measures: Measures, devic
     return Judge(images, measures.features, real, indices, request, device)
 
 
-def _decoder(subject: Subject) -> PipelineAutoencoder:
+def _decoder(subject: NamedModel) -> PipelineAutoencoder:
     try:
-        return pipeline_autoencoder(subject.model)
+        return pipeline_autoencoder(subject.autoencoder)
     except ValueError as error:
         raise ValueError(f"{subject.name}: {error}") from error
 
 
-def _channels(subject: Subject) -> int:
-    model: Any = subject.model
+def _channels(subject: NamedModel) -> int:
+    model: Any = subject.autoencoder
     return int(model.latents_channels)
 
 
-def _latent_side(subject: Subject, image_size: int) -> int:
+def _latent_side(subject: NamedModel, image_size: int) -> int:
     factor = factor_of(subject)
     if image_size % factor:
         raise ValueError(
@@ -117,7 +116,7 @@ def _latent_side(subject: Subject, image_size: int) -> int:
 
 
 def _settings(
-    request: ProbeRequest, subjects: list[Subject], images: ProbeImages, measures: Measures
+    request: ProbeRequest, subjects: list[NamedModel], images: ProbeImages, measures: Measures
 ) -> dict[str, Any]:
     return {
         **request.settings(),
@@ -134,7 +133,7 @@ def _settings(
 
 def _reconstruct(
     request: ProbeRequest,
-    subjects: list[Subject],
+    subjects: list[NamedModel],
     images: ProbeImages,
     measures: Measures,
     device: torch.device,

@@ -9,7 +9,7 @@ from typing import Any
 
 from latentae.diffusion.denoiser import DenoiserSize
 from latentae.diffusion.folder import ProbeFolder
-from latentae.evaluation.subject import choose_families, name_models
+from latentae.evaluation.models import choose_families, name_models
 
 DEFAULT_STEPS = 2000
 

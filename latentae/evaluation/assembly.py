@@ -1,28 +1,103 @@
-"""From the shards of a model to its numbers, always in the order of the images."""
+"""Measurements on disk, and the numbers of a report made from them, always in the order of the images.
+
+An interrupted evaluation continues from the shards that are on disk.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy.stats
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from latentae.evaluation.bootstrap import bootstrap_interval
+from latentae.devices import to_float64_on_cpu
+from latentae.evaluation.blocks import Block
 from latentae.evaluation.distances import FeatureFile, feature_distances
-from latentae.evaluation.latent_moments import LatentMoments
-from latentae.evaluation.rate import CodeMeter
-from latentae.evaluation.shards import to_text
+from latentae.evaluation.rate import CodeMeter, LatentMoments
+from latentae.files import write_aside
 from latentae.report.metrics import METRICS
 from latentae.report.results import Value
 
+_CONFIDENCE, _RESAMPLES, _DRAWS_AT_A_TIME = 0.95, 1000, 1 << 22
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-
 Shard = dict[str, Tensor]
+
+
+class Shards:
+    """One file per block, in a folder that only equal measurements share.
+
+    Args:
+        root: parent of such folders.
+        name: the readable part of the folder's name.
+        fingerprint: everything that the numbers depend on. Another fingerprint gives another folder.
+    """
+
+    def __init__(self, root: Path, name: str, fingerprint: str) -> None:
+        self.folder = (
+            root / f"{name}-{hashlib.sha256(fingerprint.encode(errors='surrogateescape')).hexdigest()[:16]}"
+        )
+
+    def path(self, number: int | str) -> Path:
+        """Returns the file of a block."""
+        return self.folder / f"{number if isinstance(number, str) else f'{number:06d}'}.safetensors"
+
+    def has(self, number: int | str) -> bool:
+        """Returns whether a block is complete; reads its header only, which knows the file's length."""
+        try:
+            with safe_open(self.path(number), framework="pt"):
+                return True
+        except (OSError, SafetensorError):
+            return False
+
+    def load(self, number: int | str) -> dict[str, Tensor] | None:
+        """Returns a block's tensors; None if it is missing or damaged."""
+        try:
+            with safe_open(self.path(number), framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        except (OSError, SafetensorError):
+            return None
+
+    def store(self, number: int | str, tensors: dict[str, Tensor]) -> None:
+        """Writes a block, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        write_aside(self.path(number), content)
+
+
+def content_sha256(block: Block) -> str:
+    """Returns a hash of a block's pixels and of the images' sizes."""
+    digest = hashlib.sha256()
+    for image in block.images:
+        digest.update(f"{list(image.shape)}".encode())
+        digest.update(image.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def from_text(text: str) -> Tensor:
+    """Returns text as [n] uint8, since a shard holds only tensors."""
+    return torch.from_numpy(np.frombuffer(text.encode(errors="surrogateescape"), np.uint8).copy())
+
+
+def to_text(tensor: Tensor) -> str:
+    """Returns the text that ``from_text`` was given."""
+    return tensor.numpy().tobytes().decode(errors="surrogateescape")
+
+
+def reference_cache() -> Path:
+    """Returns the folder in which all evaluations keep the features of originals."""
+    root = (
+        os.environ.get("LATENTAE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "latentae"
+    )
+    return Path(root).expanduser() / "reference_features"
 
 
 @dataclass
@@ -30,13 +105,13 @@ class Assembled:
     """The numbers of one model.
 
     Attributes:
-        metrics: as in a report.
-        values: metric → [N] float64, an image each.
-        indices: [N] which images those are.
-        latents: ``mean``, ``std``, ``kurtosis``, each a number per channel.
+        metrics: metric → value, in a report's order.
+        values: metric → [N] float64, one value per image.
+        indices: [N] indices of those images in the data.
+        latents: ``mean``, ``std`` and ``kurtosis``, one number per channel each.
         unreadable: ``name: reason`` of each image that could not be measured.
-        pixels_sha256: a hash of all pixels that went in.
-        remarks: what was left out, or must be read with care.
+        pixels_sha256: a hash of the pixels of all images.
+        remarks: what was left out, and caveats.
     """
 
     metrics: dict[str, Value]
@@ -49,12 +124,12 @@ class Assembled:
 
 
 def assemble(shards: Iterable[tuple[Shard, Shard]], networks: dict[str, int], work: Path) -> Assembled:
-    """Joins what was measured, block after block; features go through files, not memory.
+    """Joins the shards of all blocks into the numbers of one model; features go through files, not memory.
 
     Args:
-        shards: of the originals and of the model, in the order of the blocks; read once.
+        shards: pairs of the originals' and the model's shard, in the order of the blocks; read once.
         networks: network → d, the length of its features.
-        work: where the files lie meanwhile.
+        work: folder for temporary files.
 
     Raises:
         ValueError: there are no images.
@@ -79,14 +154,37 @@ def assemble(shards: Iterable[tuple[Shard, Shard]], networks: dict[str, int], wo
     return Assembled(ordered, values, indices, joined.latents(), joined.unreadable, digest, remarks)
 
 
+def bootstrap_interval(values: Tensor, seed: int = 0) -> tuple[float, float]:
+    """Returns the 95 % percentile bootstrap interval of a mean (Efron & Tibshirani 1993, chapter 13).
+
+    It shows how much the mean depends on which images were drawn, not how well they represent other data.
+
+    Args:
+        values: [N] with N of 2 or more, one per image; finite.
+        seed: of the 1000 resamples.
+    """
+    numbers = to_float64_on_cpu(values).numpy()
+    result = scipy.stats.bootstrap(
+        (numbers,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=max(1, _DRAWS_AT_A_TIME // len(numbers)),
+        vectorized=True,
+        confidence_level=_CONFIDENCE,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
 def percentiles(values: Tensor) -> dict[str, float]:
-    """The 1st to 99th percentile over images, by their number as text; each is the value of an image."""
+    """Returns the 1st to 99th percentiles over images, such as ``{"50": 21.3}``; each is an image's value."""
     quantiles = np.percentile(values.numpy(), _PERCENTILES, method="inverted_cdf")
     return {str(percent): float(value) for percent, value in zip(_PERCENTILES, quantiles, strict=True)}
 
 
 class _Joined:
-    """The shards so far."""
+    """Collects shards."""
 
     def __init__(self, networks: dict[str, int], folder: Path) -> None:
         self.features = {name: FeatureFile(folder / f"{name}.f32", d) for name, d in networks.items()}
@@ -102,12 +200,14 @@ class _Joined:
         self._codes: CodeMeter | None = None
 
     def add(self, originals: Shard, measured: Shard) -> None:
+        # Which images there are, and their values.
         self.indices.append(originals["indices"])
         self.digest.update(to_text(originals["content"]).encode())
         self.unreadable += to_text(originals["unreadable"]).splitlines()
         self.seconds += measured["seconds"].item()
         for name, row in _part(measured, "value.").items():
             self.values.setdefault(name, []).append(row)
+        # Features go to files, and sums are merged.
         for name, file in self.features.items():
             if len(originals["indices"]):
                 file.append(measured[f"features.{name}"])
@@ -144,6 +244,7 @@ class _Joined:
 
 
 def _means(values: dict[str, Tensor], images: int) -> tuple[dict[str, Value], list[str]]:
+    """Returns the mean of each metric with its interval, and why metrics are left out."""
     metrics, remarks = {}, []
     for name, row in values.items():
         missing = int(row.isnan().sum())
@@ -154,9 +255,8 @@ def _means(values: dict[str, Tensor], images: int) -> tuple[dict[str, Value], li
         row = row[~row.isnan()]
         if not len(row):
             continue
-        if len(row) > 1 and torch.isfinite(row).all():  # of one image nothing can be drawn anew
-            interval = bootstrap_interval(row)
-            metrics[name] = Value(row.mean().item(), interval.low, interval.high)
+        if len(row) > 1 and torch.isfinite(row).all():  # one image cannot be resampled
+            metrics[name] = Value(row.mean().item(), *bootstrap_interval(row))
         else:
             metrics[name] = Value(row.mean().item())
     return metrics, remarks

@@ -1,34 +1,182 @@
-"""The images of an evaluation in fixed blocks, so that nothing depends on how many processes share them."""
+"""Images of an evaluation: how they are prepared, and fixed blocks of them.
+
+Published numbers of one model differ by the preparation alone. Blocks are fixed, so that no number depends on
+how many processes share them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from latentae.data.image_source import ImageSource
+from latentae.data import ImageSource, open_source
+from latentae.data.locate import locate, validation_split
 from latentae.data.names import printable_name
+from latentae.data.table import prepare_hub_dataset
+from latentae.data.transforms import Picture, Window, resize_window, to_picture, to_tensor
 from latentae.evaluation.metrics import to_uint8
-from latentae.evaluation.protocol import Protocol
 
 BLOCK_SIZE = 32
-"""Consecutive images that one process measures together."""
+"""Number of consecutive images that one process measures together."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How every image is prepared; results can be compared if their protocols are equal.
+
+    Reconstructions are clamped and rounded to 8 bits, and measured against the same crops, in 8 bits too.
+    Features are taken of those 8-bit images, by each network's own resizing. Each image counts once.
+
+    Attributes:
+        name: of the protocol.
+        resize: the shorter side in pixels after an antialiased bicubic resize; None leaves the size.
+        crop: side in pixels of a central square; None keeps the whole image, which models whose factor does
+            not divide it pad by repeating the right and bottom edge, and crop again.
+    """
+
+    name: str
+    resize: int | None
+    crop: int | None
+
+    def __call__(self, picture: NDArray[Any]) -> Tensor:
+        """Prepares a picture.
+
+        Args:
+            picture: [H, W, C], uint8 or float32 in [0, 1].
+
+        Returns:
+            [C, H, W] float32 in [−1, 1], on the 8-bit grid.
+
+        Raises:
+            ValueError: the picture is smaller than the crop, and the protocol does not resize.
+        """
+        pixels = to_picture(picture)
+        if self.resize is not None:
+            pixels = _resized(pixels, self.resize)
+        if self.crop is not None:
+            pixels = _cropped(pixels, self.crop)
+        return _on_grid(to_tensor(pixels))
+
+    def describe(self) -> dict[str, Any]:
+        """Returns every choice, for a report."""
+        return {
+            **asdict(self),
+            "interpolation": None if self.resize is None else "bicubic, antialiased (Pillow)",
+            "output": "clamped, rounded to 8 bits",
+            "reference": "the same crops in 8 bits",
+        }
+
+
+PROTOCOLS = {
+    "imagenet-256": Protocol("imagenet-256", resize=256, crop=256),
+    "imagenet-512": Protocol("imagenet-512", resize=512, crop=512),
+    "native": Protocol("native", resize=None, crop=None),
+}
+"""``imagenet-256`` is what most published reconstruction numbers at 256 pixels use."""
+
+
+def protocol_called(name: str) -> Protocol:
+    """Returns the protocol of a name.
+
+    Args:
+        name: one of ``PROTOCOLS``; ``crop-N``, a central square of N pixels without resizing; or
+            ``resize-N``, like ``imagenet-N`` at any size.
+
+    Raises:
+        ValueError: there is no such protocol.
+    """
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    kind, _, size = name.partition("-")
+    if kind in ("crop", "resize") and size.isdecimal() and int(size) > 0:
+        return Protocol(name, resize=int(size) if kind == "resize" else None, crop=int(size))
+    raise ValueError(
+        f"protocol is {name!r}, but must be one of {', '.join(PROTOCOLS)}, crop-N or resize-N (N in pixels)"
+    )
+
+
+def _resized(picture: Picture, shorter: int) -> Picture:
+    """Resizes like torchvision's `Resize`: the longer side is rounded down."""
+    height, width = picture.shape[:2]
+    size = (shorter, shorter * width // height) if height <= width else (shorter * height // width, shorter)
+    return resize_window(picture, Window(0, 0, height, width), size)
+
+
+def _cropped(picture: Picture, side: int) -> Picture:
+    """Crops like torchvision's `CenterCrop`."""
+    height, width = picture.shape[:2]
+    if min(height, width) < side:
+        raise ValueError(
+            f"a picture of {height} x {width} is smaller than the crop of {side}; use resize-{side}"
+        )
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return picture[top : top + side, left : left + side]
+
+
+def _on_grid(images: Tensor) -> Tensor:
+    """Returns the nearest images that 8 bits can hold."""
+    return ((images + 1) * 127.5).round_() / 127.5 - 1
+
+
+def open_images(
+    name: str,
+    split: str | None = None,
+    *,
+    image_column: str | None = None,
+    dataset_config: str | None = None,
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
+) -> tuple[str, ImageSource]:
+    """Opens the images to measure on; returns the name of their split, and the images.
+
+    Args:
+        name: ``photos``, a path, or a dataset of the hub.
+        split: its split; None takes the validation split, else the test split, else the first.
+        image_column, dataset_config, value_range, max_pixels: as ``open_source`` takes them.
+
+    Raises:
+        ValueError: the data or the split do not exist.
+    """
+    if split is None:
+        names = _splits(name, dataset_config)
+        split = validation_split(names, "") or names[0]
+    source = open_source(
+        name,
+        split=split,
+        image_column=image_column,
+        dataset_config=dataset_config,
+        value_range=value_range,
+        max_pixels=max_pixels,
+    )
+    return split, source
+
+
+def _splits(name: str, dataset_config: str | None) -> list[str]:
+    located = locate(name)
+    if located.kind == "hub":
+        return list(prepare_hub_dataset(located.hub_id, dataset_config).info.splits)
+    if located.kind == "photos":
+        return ["train", "validation"]
+    return list(located.splits)
 
 
 @dataclass
 class Block:
-    """Some consecutive images.
+    """Consecutive images.
 
     Attributes:
-        number: which block, from 0.
-        indices: of the images in the data, those that could be read.
-        names: theirs.
-        images: [C, H, W] uint8 each; sizes may differ. ``to_images`` makes what models take of them.
-        unreadable: ``name: reason`` of the others.
+        number: of the block, from 0.
+        indices: in the data, of the images that could be read.
+        names: of those images.
+        images: those images, [C, H, W] uint8 each; sizes may differ. ``to_images`` converts them for models.
+        unreadable: ``name: reason`` of the other images.
     """
 
     number: int
@@ -38,23 +186,19 @@ class Block:
     unreadable: list[str] = field(default_factory=list)
 
 
-def to_images(pixels: Tensor) -> Tensor:
-    """float32 in [−1, 1] of 8-bit images; ``to_uint8`` undoes it."""
-    return pixels.float() / 127.5 - 1
-
-
 class ImageBlocks(Dataset[Block]):
-    """Blocks of a source's first images, prepared as a protocol says.
+    """Blocks of a source's images, prepared by a protocol.
 
     Args:
         source: the images.
-        protocol: what is done to each.
-        channels: of the images, as the models take them.
-        limit: how many images at most, evenly spread over the source; None takes all.
-        smallest_side: pixels that the shorter side of a prepared image must have; others cannot be measured.
+        protocol: how each is prepared.
+        channels: of the images that the models take.
+        limit: number of images at most, evenly spread over the source; None takes all.
+        smallest_side: pixels that the shorter side of a prepared image must have; smaller images count as
+            unreadable.
 
     Raises:
-        ValueError: a limit below one.
+        ValueError: the limit is below 1.
     """
 
     def __init__(
@@ -72,7 +216,7 @@ class ImageBlocks(Dataset[Block]):
         self.protocol = protocol
         self.channels = channels
         self.smallest_side = smallest_side
-        self.indices = [position * len(source) // count for position in range(count)]
+        self.indices = spread_evenly(count, len(source))
 
     def __len__(self) -> int:
         return -(-len(self.indices) // BLOCK_SIZE)
@@ -92,10 +236,10 @@ class ImageBlocks(Dataset[Block]):
         return block
 
     def prepare(self, index: int) -> Tensor:
-        """Image ``index`` of the source, [C, H, W] float32 in [−1, 1] as the protocol has it.
+        """Returns image ``index`` of the source, prepared: [C, H, W] float32 in [−1, 1].
 
         Raises:
-            ValueError: it cannot be read, or is too small.
+            ValueError: the image cannot be read, or is too small.
         """
         image = self.protocol(self.source.load(index, self.channels))
         height, width = image.shape[1:]
@@ -107,14 +251,14 @@ class ImageBlocks(Dataset[Block]):
         return image
 
     def check(self, samples: int = 8) -> None:
-        """Reads some images, spread over the data, to know before all work whether any can be read.
+        """Reads some evenly spread images, to find before all work whether any can be read.
 
         Raises:
-            ValueError: none of them can; the message says why the last cannot.
+            ValueError: none of them can be read; the message gives the reason of the last.
         """
         reason = ""
-        for position in range(min(samples, len(self.indices))):
-            index = self.indices[position * len(self.indices) // min(samples, len(self.indices))]
+        for position in spread_evenly(min(samples, len(self.indices)), len(self.indices)):
+            index = self.indices[position]
             try:
                 self.prepare(index)
             except ValueError as error:
@@ -125,20 +269,25 @@ class ImageBlocks(Dataset[Block]):
 
     @cached_property
     def list_sha256(self) -> str:
-        """A hash of which images are measured, by name and in order; not of their pixels."""
+        """A hash of the images' names in order, not of their pixels."""
         names = "\n".join(self.source.name(index) for index in self.indices)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
+def spread_evenly(count: int, total: int) -> list[int]:
+    """Returns ``count`` positions, evenly spread over ``total``."""
+    return [position * total // count for position in range(count)]
+
+
 def _reason(name: str, error: Exception) -> str:
-    """``name: why``, in one line; errors of the data begin with the name, or the path it ends."""
+    """Returns ``name: reason`` in one line; errors of the data may name the image already."""
     reason = " ".join(str(error).split())
     shown = printable_name(name)
     return reason if shown in reason else f"{shown}: {reason}"
 
 
 def block_loader(blocks: ImageBlocks, numbers: Sequence[int], num_workers: int = 0) -> DataLoader[Block]:
-    """Yields the blocks of these numbers, in order, decoded in ``num_workers`` processes."""
+    """Returns a loader of the blocks of these numbers, in order, decoded in ``num_workers`` processes."""
     return DataLoader(
         blocks,
         batch_size=None,

@@ -1,4 +1,4 @@
-"""Two reports side by side: where their numbers differ, and what in their protocols may be why."""
+"""Compares two reports: where their numbers differ, and which entries of their protocols may explain it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from latentae.report.metrics import info, number
 from latentae.report.results import Results, Value
 from latentae.report.tables import aligned
 
-# What a difference in an entry of the protocol, or in one whose name begins so, does to the numbers.
+# Entry of the protocol, or the beginning of its name → the effect of a difference on the numbers.
 _MEANINGS = {
     "data.list_sha256": "other images",
-    "data.pixels_sha256": "other pixels: other files, or prepared otherwise",
-    "data.": "where the images come from; whether they are others, the hashes say",
+    "data.pixels_sha256": "other pixels: other files, or other preparation",
+    "data.": "where the images come from; the hashes tell whether they differ",
     "images": "a Fréchet distance falls with the number of images",
     "unreadable": "other images",
-    "networks.": "judged by other weights",
-    "precision": "the models ran otherwise",
+    "networks.": "other weights of the metrics",
+    "precision": "the models ran in another precision",
     "cycle_images": "the drift is of other images",
-    "code.": "other code, which may measure otherwise",
+    "code.": "other code, which may measure differently",
     "hardware": "by rounding only, and the speed",
     "batch_size": "by rounding only",
-    "": "the images were prepared otherwise",
+    "": "other preparation of the images",
 }
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An entry of the protocol that two reports do not share.
+    """An entry in which two protocols differ.
 
     Attributes:
         entry: its name, with dots between levels.
-        first, second: as JSON; "-" where it is missing.
-        meaning: what that does to the numbers.
+        first, second: its values as JSON; "-" if it is missing.
+        meaning: the effect on the numbers.
     """
 
     entry: str
@@ -45,7 +45,7 @@ class Difference:
 
 
 def differences(first: Results, second: Results) -> list[Difference]:
-    """The entries of two protocols that differ."""
+    """Returns the entries in which two protocols differ."""
     one, other = dict(_entries(first.protocol)), dict(_entries(second.protocol))
     return [
         Difference(entry, one.get(entry, "-"), other.get(entry, "-"), _meaning(entry))
@@ -55,7 +55,7 @@ def differences(first: Results, second: Results) -> list[Difference]:
 
 
 def render(first: Results, second: Results) -> str:
-    """What differs, for a terminal: the protocols, and the metrics of models that both reports name.
+    """Returns, for a terminal, the differences of the protocols, and the metrics of the shared models.
 
     Raises:
         ValueError: no model has the same name in both.

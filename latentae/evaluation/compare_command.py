@@ -1,4 +1,4 @@
-"""`latentae compare REPORT REPORT`: why two evaluations do not give the same numbers."""
+"""`latentae compare REPORT REPORT`: shows why two evaluations give different numbers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _DESCRIPTION = """\
-Says what differs between the protocols of two reports of `latentae evaluate` (images, how they were prepared,
-weights, code), and lists the metrics of the models that both name, side by side."""
+Shows how the protocols of two reports of `latentae evaluate` differ (images, their preparation, weights,
+code), and lists the metrics of the models in both, side by side."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,9 +19,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("second", type=Path, metavar="REPORT", help="the other one")
     try:
         options = parser.parse_args(arguments)
-    except SystemExit as stopped:  # argparse has said what is wrong, or printed the help
+    except SystemExit as stopped:  # argparse has printed the error or the help
         return int(stopped.code or 0)
-    # Not before: --help shall not wait for them.
+    # Imported here, so that --help does not wait for them.
     from latentae.evaluation.compare import render
     from latentae.report.results import Results
 

@@ -1,8 +1,9 @@
-"""Distances between the features of originals and of reconstructions, which lie in files."""
+"""Distances between two distributions of features: Fréchet (arXiv 1706.08500), kernel (arXiv 1801.01401)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +11,176 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentae.evaluation.frechet import GaussianStatistics, frechet_distance
-from latentae.evaluation.kid import kernel_distance
+from latentae.devices import to_float64_on_cpu
 from latentae.report.metrics import METRICS
 from latentae.report.results import Value
 
 _FRECHET = {"inception": "rfid", "vgg16": "fd_vgg16"}
-# Images above which a Fréchet distance of 2048 features is commonly quoted: with fewer its bias shows.
+# Number of images below which the bias of a Fréchet distance of 2048 features shows.
 _SMALL_SAMPLE = 5000
 _ROWS = 1024
 
 
-class FeatureFile:
-    """Rows of float32 numbers, appended to a file and read back in parts.
+class GaussianStatistics:
+    """Mean and covariance of features, in float64, streamed and mergeable.
+
+    Sums of squares are taken about the running mean (Chan et al. 1983), so that nothing cancels however far
+    the features lie from the origin. The order of ``add`` and ``merge`` changes only the last bits.
 
     Args:
-        path: the file, which is made anew.
-        dimensions: numbers in a row.
+        dimensions: d, the length of a feature.
+
+    Attributes:
+        count: number of features.
+        mean: [d] float64.
+        scatter: [d, d] float64, Σ (x − mean)(x − mean)ᵀ.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(dimensions, dtype=torch.float64)
+        self.scatter = torch.zeros(dimensions, dimensions, dtype=torch.float64)
+
+    @property
+    def covariance(self) -> Tensor:
+        """[d, d], unbiased.
+
+        Raises:
+            ValueError: fewer than two features.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs two features or more, and there are {self.count}")
+        return self.scatter / (self.count - 1)
+
+    @torch.no_grad()
+    def add(self, features: Tensor) -> None:
+        """Adds features [B, d] of any floating dtype, from any device.
+
+        Raises:
+            ValueError: the shape is another one, or a value is not finite.
+        """
+        dimensions = len(self.mean)
+        if features.ndim != 2 or features.shape[1] != dimensions:
+            raise ValueError(f"features are [B, {dimensions}]; got {list(features.shape)}")
+        if not len(features):
+            return
+        features = to_float64_on_cpu(features)
+        if not torch.isfinite(features).all():
+            raise ValueError("features hold values that are not finite: look for images that do")
+        batch = GaussianStatistics(dimensions)
+        batch.count = len(features)
+        batch.mean = features.mean(dim=0)
+        centered = features - batch.mean
+        batch.scatter = centered.T @ centered
+        self.merge(batch)
+
+    def merge(self, other: GaussianStatistics) -> None:
+        """Adds the features of another one."""
+        total = self.count + other.count
+        if not other.count:
+            return
+        difference = other.mean - self.mean
+        weight = self.count * other.count / total
+        self.scatter = self.scatter + other.scatter + weight * torch.outer(difference, difference)
+        self.mean = self.mean + difference * (other.count / total)
+        self.count = total
+
+
+def frechet_distance(first: GaussianStatistics, second: GaussianStatistics) -> float:
+    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), equation 6 of the paper; 0 or more.
+
+    The trace of the root is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, which is symmetric and
+    has those of Σ₁ Σ₂: no complex numbers, no iteration that may not converge, singular matrices included.
+
+    Raises:
+        ValueError: different dimensions, or fewer than two features on either side.
+    """
+    if len(first.mean) != len(second.mean):
+        raise ValueError(f"features have {len(first.mean)} and {len(second.mean)} dimensions")
+    sigma1, sigma2 = first.covariance, second.covariance
+    values, vectors = torch.linalg.eigh(sigma1)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    eigenvalues = torch.linalg.eigvalsh(root @ sigma2 @ root).clamp(min=0)
+    distance = (
+        (first.mean - second.mean).square().sum()
+        + sigma1.trace()
+        + sigma2.trace()
+        - 2 * eigenvalues.sqrt().sum()
+    )
+    return max(0.0, distance.item())
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """A mean over subsets, and its spread.
+
+    Attributes:
+        value: the mean; can be negative, since the estimate is unbiased.
+        deviation: standard deviation over the subsets.
+        subset_size: number of features in each subset.
+    """
+
+    value: float
+    deviation: float
+    subset_size: int
+
+
+def kernel_distance(
+    first: FeatureFile | NDArray[np.float32],
+    second: FeatureFile | NDArray[np.float32],
+    *,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+) -> KernelDistance:
+    """Returns the squared MMD under the kernel (xᵀy / d + 1)³, equation 4 of the paper, over random subsets.
+
+    Args:
+        first, second: [N, d] and [M, d]; the rows of one subset are read at a time.
+        subsets: number of subsets, each drawn from both sides without replacement.
+        subset_size: number of features from each side; smaller if there are fewer.
+        seed: of the draws.
+
+    Raises:
+        ValueError: different dimensions, or fewer than two features on either side.
+    """
+    if len(first.shape) != 2 or len(second.shape) != 2 or first.shape[1] != second.shape[1]:
+        raise ValueError(f"features are [N, d] and [M, d]; got {list(first.shape)} and {list(second.shape)}")
+    size = min(subset_size, len(first), len(second))
+    if size < 2:
+        raise ValueError(f"a kernel distance needs two features or more on each side, and there is {size}")
+    generator = np.random.default_rng(seed)
+    values = []
+    for _ in range(subsets):
+        # In rising order, so that rows on disk are read in one sweep.
+        rows = [np.sort(generator.choice(len(x), size, replace=False)) for x in (first, second)]
+        x, y = (
+            torch.from_numpy(features[row]).double()
+            for features, row in zip((first, second), rows, strict=True)
+        )
+        values.append(_squared_mmd(x, y))
+    return KernelDistance(float(np.mean(values)), float(np.std(values)), size)
+
+
+def _squared_mmd(x: Tensor, y: Tensor) -> float:
+    size = len(x)
+    within = sum(
+        (kernel.sum() - kernel.trace()) / (size * (size - 1)) for kernel in (_kernel(x, x), _kernel(y, y))
+    )
+    return float(within - 2 * _kernel(x, y).mean())
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    kernel = (x @ y.T).div_(x.shape[1]).add_(1)
+    return kernel.square().mul_(kernel)
+
+
+class FeatureFile:
+    """Rows of float32 numbers that are appended to a file and read back in parts.
+
+    Args:
+        path: the file; an existing one is replaced.
+        dimensions: numbers per row.
     """
 
     def __init__(self, path: Path, dimensions: int) -> None:
@@ -35,37 +189,38 @@ class FeatureFile:
         path.write_bytes(b"")
 
     def append(self, features: Tensor) -> None:
-        """Takes [n, dimensions]."""
+        """Appends features [n, dimensions]."""
         with self.path.open("ab") as file:
             file.write(features.float().contiguous().numpy().data)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many rows there are so far, and of how many numbers."""
+        """[N, d]: the number of rows, and of numbers per row."""
         return self.path.stat().st_size // (4 * self.dimensions), self.dimensions
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        """Some rows, in memory; a slice, or their numbers."""
+        """Returns some rows, as a slice or by their numbers, in memory."""
         if not len(self):
             return np.zeros((0, self.dimensions), np.float32)
-        # Mapped anew each time: pages of a map that stays count as memory once they were looked at.
+        # Map the file on every read: pages touched in a long-lived mapping count as this process's memory.
         return np.array(np.memmap(self.path, np.float32, "r", shape=self.shape)[rows])
 
 
 def feature_distances(
     network: str, originals: FeatureFile, reconstructions: FeatureFile
 ) -> tuple[dict[str, Value], str | None]:
-    """The Fréchet distance, and for Inception the kernel distance.
+    """Returns the Fréchet distance, for Inception also the kernel distance, and a caveat.
 
     Args:
         network: ``inception`` or ``vgg16``.
 
     Returns:
-        metric → value, and what must be said beside it; None where nothing is.
+        metric → value, and the caveat or the reason why a distance is left out; None if there is none.
     """
+    # Leave out what cannot be computed.
     metric = _FRECHET[network]
     label, (count, dimensions) = METRICS[metric].label, reconstructions.shape
     missing = sum(int(np.isnan(rows[:, 0]).sum()) for rows in _parts(reconstructions))
@@ -73,20 +228,24 @@ def feature_distances(
         return {}, f"{label} left out: {missing} of {count} images are too small for its network"
     if count < 2:
         return {}, f"{label} left out: it needs two images or more"
+
+    # The distances.
     metrics = {metric: Value(frechet_distance(_statistics(originals), _statistics(reconstructions)))}
     if network == "inception":
         kernel = kernel_distance(originals, reconstructions)
         metrics["kid"] = Value(kernel.value, kernel.value - kernel.deviation, kernel.value + kernel.deviation)
+
+    # The caveats of few images.
     if count <= dimensions:
         return metrics, (
             f"{label} is of {count} images, no more than its network has features ({dimensions}): the "
-            "covariances are singular, and the distance is far from what many images would give; compare it "
-            "between models on these very images only, never with published numbers"
+            "covariances are singular, and the distance is far from that of many images; compare it only "
+            "between models on the same images, never with published numbers"
         )
     if count < _SMALL_SAMPLE:
         return metrics, (
-            f"{label} is of {count} images only, which biases it upwards: compare it between models on these "
-            "very images, not with published numbers"
+            f"{label} is of {count} images only, which biases it upwards: compare it between models on the "
+            "same images, not with published numbers"
         )
     return metrics, None
 

@@ -1,28 +1,119 @@
-"""Models side by side on the same images, as a report: what ``latentae evaluate`` does."""
+"""Measures models side by side on the same images and writes the report: ``latentae evaluate``."""
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from latentae import distributed
+from latentae import __version__, distributed
 from latentae.data import describe_source
-from latentae.evaluation.blocks import ImageBlocks
-from latentae.evaluation.description import describe_model, describe_protocol
-from latentae.evaluation.engine import Evaluation
-from latentae.evaluation.images import open_images
-from latentae.evaluation.measures import open_measures
-from latentae.evaluation.protocol import protocol_called
-from latentae.evaluation.request import RESULTS, WORK, Request
-from latentae.evaluation.shown import choose_pictures, save_pictures
-from latentae.evaluation.subject import channels_of, factor_of, open_subjects
+from latentae.evaluation.assembly import Assembled, percentiles
+from latentae.evaluation.blocks import ImageBlocks, open_images, protocol_called
+from latentae.evaluation.features import Measures, open_measures
+from latentae.evaluation.measuring import Evaluation, Settings
+from latentae.evaluation.models import (
+    PRECISIONS,
+    NamedModel,
+    channels_of,
+    factor_of,
+    name_models,
+    open_models,
+)
+from latentae.evaluation.worst import choose_pictures, save_pictures
 from latentae.models import load_autoencoder
 from latentae.report.evaluation import write_report
-from latentae.report.results import Results
+from latentae.report.results import ModelDetails, Results
+
+RESULTS = "results.json"
+"""The file that marks the folder of a finished report."""
+WORK = ".measured"
+"""Folder of the measurements, inside the report's folder until the report is finished."""
+_PERCENTILE_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate, on what, and where to write it.
+
+    Attributes:
+        models: what ``load_autoencoder`` opens; ``name=path`` gives a model a name.
+        data: ``photos``, a path, or a dataset of the hub.
+        out: folder of the report.
+        split: of the data; None takes the validation split, else the test split, else the first.
+        image_column, dataset_config, value_range, max_pixels: how to read the data, as ``open_source`` takes
+            them.
+        protocol: its name.
+        limit: number of images at most, evenly spread; None measures all.
+        precision: of the models' forward passes, not of the metrics.
+        inception: file of Inception's weights; None searches for them.
+        features: whether distances between feature distributions are measured.
+        overwrite: whether an existing report is replaced.
+        settings: how it runs.
+    """
+
+    models: Sequence[str]
+    data: str
+    out: Path
+    split: str | None = None
+    image_column: str | None = None
+    dataset_config: str | None = None
+    value_range: tuple[float, float] | None = None
+    max_pixels: int | None = None
+    protocol: str = "imagenet-256"
+    limit: int | None = None
+    precision: str = "float32"
+    inception: Path | None = None
+    features: bool = True
+    overwrite: bool = False
+    settings: Settings = field(default_factory=Settings)
+
+    def check(self) -> None:
+        """Checks all that can be known without opening models or data; writes nothing.
+
+        Raises:
+            ValueError: an option has a value that is not allowed, or the report exists already.
+        """
+        name_models(self.models)
+        protocol_called(self.protocol)
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}, but must be one of {', '.join(PRECISIONS)}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}, but at least one image must be measured")
+        if self.inception is not None and not self.inception.is_file():
+            raise ValueError(f"inception is {self.inception}, but there is no such file")
+        check_folder(self.out, self.overwrite)
+
+
+def check_folder(out: Path, overwrite: bool) -> None:
+    """Checks that a report may be written to ``out``: a folder that is new, empty, or a report's.
+
+    Raises:
+        ValueError: it may not.
+    """
+    # Overwrite nothing.
+    if (out / RESULTS).exists():
+        if not overwrite:
+            raise ValueError(
+                f"{out} holds a report already: choose another --out, or replace it by --overwrite"
+            )
+    elif out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
+        raise ValueError(f"{out} holds other files than a report: choose a new or an empty folder for --out")
+    # Find the nearest folder that exists: it must be writable.
+    place = out
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"{out} cannot be a folder: {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{out} cannot be written: there is no permission to write in {place}")
 
 
 def evaluate(
@@ -33,20 +124,22 @@ def evaluate(
 ) -> Results:
     """Measures the models and writes the report; every rank must call it, and each returns the results.
 
-    An evaluation that was interrupted goes on where it stopped.
+    An interrupted evaluation continues where it stopped.
 
     Args:
-        say: told of progress, on every rank.
-        open_model: gives the model of a path, to measure what ``load_autoencoder`` does not open. It must
-            have what ``LatentAutoencoder`` has of ``config``, ``downsampling_factor`` and
-            ``latents_channels``, and return an ``AutoencoderOutput``.
+        say: receives messages, on every rank.
+        open_model: opens the model of a path, to measure what ``load_autoencoder`` does not open. The model
+            must have the ``config``, ``downsampling_factor`` and ``latents_channels`` of a
+            ``LatentAutoencoder``, and return an ``AutoencoderOutput``.
 
     Raises:
-        ValueError: a model, the data or an option that cannot be used, or a report that is there already;
-            all of this before anything is measured.
+        ValueError: a model, the data or an option cannot be used, or the report exists already. All of this
+            is checked before anything is measured.
     """
     request.check()
-    distributed.barrier()  # nobody writes before everybody has looked
+    distributed.barrier()  # no rank writes before all have looked
+
+    # Open images, models and networks.
     split, source = open_images(
         request.data,
         request.split,
@@ -56,35 +149,39 @@ def evaluate(
         max_pixels=request.max_pixels,
     )
     with distributed.main_first():  # the first rank fetches models and weights, the others find them
-        subjects = open_subjects(request.models, request.precision, device, open_model)
-        channels = channels_of(subjects[0])
+        models = open_models(request.models, request.precision, device, open_model)
+        channels = channels_of(models[0])
         measures = open_measures(
             device, channels=channels, inception=request.inception, features=request.features
         )
-    # What one model cannot take is left out for all.
-    smallest_side = max(factor_of(subject) for subject in subjects)
+    # An image that is too small for one model is left out for all.
+    smallest_side = max(factor_of(model) for model in models)
     protocol = protocol_called(request.protocol)
     blocks = ImageBlocks(source, protocol, channels, request.limit, smallest_side)
     blocks.check()
+
+    # Measure.
     for remark in measures.remarks:
         say(remark)
     say(f"{len(blocks.indices)} of {len(source)} images of {request.data} ({split}), {request.protocol}")
     say(f"the images: {describe_source(source)}")
     work = request.out / WORK
     evaluation = Evaluation(blocks, measures, request.settings, work, _data(request, split), device, say)
-    evaluation.measure(subjects)
+    evaluation.measure(models)
+
+    # Write the report.
     if distributed.is_main():
         say("joining the numbers")
-        assembled = {subject.name: evaluation.result(subject) for subject in subjects}
+        assembled = {model.name: evaluation.result(model) for model in models}
         any_result = next(iter(assembled.values()))
         results = Results(
             protocol=describe_protocol(request, split, blocks, measures, any_result, device),
             models={name: result.metrics for name, result in assembled.items()},
-            details={s.name: describe_model(s, assembled[s.name], measures) for s in subjects},
+            details={s.name: describe_model(s, assembled[s.name], measures) for s in models},
         )
         _remove_pictures(request.out)
         reasons = choose_pictures(assembled)
-        results.pictures = save_pictures(reasons, blocks, subjects, assembled, request.out, device)
+        results.pictures = save_pictures(reasons, blocks, models, assembled, request.out, device)
         write_report(results, request.out)
         shutil.rmtree(work)
     distributed.barrier()
@@ -92,13 +189,101 @@ def evaluate(
 
 
 def _data(request: Request, split: str) -> str:
-    # What is only sometimes given stands there only then, so that earlier measurements still count.
+    """Identifies the data; newer options appear only if given, so that older measurements stay valid."""
     limit = () if request.max_pixels is None else (request.max_pixels,)
     reading = (request.image_column, request.dataset_config, request.value_range, *limit)
     return f"{request.data} {split} {reading}"
 
 
 def _remove_pictures(out: Path) -> None:
-    """Those of an earlier report, and nothing else that someone may have put there."""
+    """Removes the pictures of an earlier report, and no other file."""
     for file in (out / "pictures").glob("[0-9]*.png"):
         file.unlink()
+
+
+def describe_protocol(
+    request: Request,
+    split: str,
+    blocks: ImageBlocks,
+    measures: Measures,
+    result: Assembled,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Returns every choice that the numbers depend on; reports of equal protocols can be compared.
+
+    Args:
+        result: of any of the models; all were measured on the same images.
+    """
+    return {
+        **blocks.protocol.describe(),
+        "images": len(result.indices),
+        "unreadable": result.unreadable,
+        "data": {
+            "name": request.data,
+            "split": split,
+            "limit": request.limit,
+            "value_range": request.value_range,
+            "list_sha256": blocks.list_sha256,
+            "pixels_sha256": result.pixels_sha256,
+        },
+        "channels": blocks.channels,
+        "precision": request.precision,
+        "networks": measures.identities,
+        "cycle_images": min(request.settings.cycle_images, len(blocks.indices)),
+        "code": {"latentae": __version__, "commit": commit(), "torch": torch.__version__},
+        "hardware": f"{distributed.world_size()} x {hardware(device)}",
+        "batch_size": request.settings.batch_size,
+    }
+
+
+def describe_model(model: NamedModel, result: Assembled, measures: Measures) -> ModelDetails:
+    """Returns what a report shows of a model beside its metrics."""
+    autoencoder: Any = model.autoencoder
+    drift = {
+        int(name.removeprefix("cycle_psnr_")): row.nanmean().item()
+        for name, row in result.values.items()
+        if name.startswith("cycle_psnr_")
+    }
+    remarks = [*measures.remarks, *result.remarks]
+    if result.unreadable:
+        lost, first = len(result.unreadable), result.unreadable[0]
+        total = lost + len(result.indices)
+        remarks.append(f"{lost} of {total} images could not be measured and are left out, such as {first}")
+    return ModelDetails(
+        class_name=type(autoencoder).__name__,
+        path=model.path,
+        sha256=model.sha256,
+        parameters=sum(parameter.numel() for parameter in autoencoder.parameters()),
+        downsampling_factor=factor_of(model),
+        latent_channels=autoencoder.latents_channels,
+        latents=result.latents,
+        percentiles={
+            name: percentiles(result.values[name]) for name in _PERCENTILE_METRICS if name in result.metrics
+        },
+        cycle_psnr={str(rounds): drift[rounds] for rounds in sorted(drift)},
+        remarks=remarks,
+    )
+
+
+def hardware(device: torch.device) -> str:
+    """Returns the name of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "CPU"
+
+
+def commit() -> str | None:
+    """Returns the commit of the checkout that holds this package; None for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -7,25 +7,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentae.console import add_reading_options, is_first_process
+from latentae.console import add_reading_options, is_first_process, say
 
 _DESCRIPTION = """\
 Measures how well models reconstruct the same images, and writes results.json, results.md and report.html. An
-evaluation that was interrupted goes on where it stopped. For several devices start it by torchrun or
-`accelerate launch`; the numbers do not depend on how many there are."""
+interrupted evaluation continues where it stopped. For several devices start it by torchrun or `accelerate
+launch`; the numbers do not depend on their number."""
 
 _EPILOG = """\
 protocols: imagenet-256 (shorter side 256, central square: what most published numbers use), imagenet-512,
 native (whole images at their own size), resize-N (as imagenet-N), crop-N (a central square, not resized).
-rFID and KID need the Inception weights of torch-fidelity: they are taken from its cache, or downloaded, or
-given by --inception; without them these metrics are left out."""
+rFID and KID need the Inception weights of torch-fidelity, from its cache, a download or --inception. Without
+them these metrics are left out."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
     try:
         options = _parser().parse_args(arguments)
-    except SystemExit as stopped:  # argparse has said what is wrong, or printed the help
+    except SystemExit as stopped:  # argparse has printed the error or the help
         return int(stopped.code or 0)
     try:
         return _evaluate(options)
@@ -36,20 +36,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    # Not before: torch takes seconds to load, and --help shall not.
+    # Imported here, so that --help does not wait for torch.
     import torch
 
     from latentae import distributed
-    from latentae.evaluation.evaluate import evaluate
-    from latentae.evaluation.request import Request
-    from latentae.evaluation.settings import Settings
+    from latentae.evaluation.evaluate import Request, evaluate
+    from latentae.evaluation.measuring import Settings
     from latentae.report.tables import caveats, render_terminal
 
     given = vars(options)
     running = {name: given.pop(name) for name in ("batch_size", "num_workers", "cycle_images")}
     request = Request(settings=Settings(**running), **given)
     request.check()  # also before a process group, which takes seconds too
-    torch.backends.cudnn.allow_tf32 = False  # or float32 would mean 10 bits on some GPUs, and 23 on others
+    torch.backends.cudnn.allow_tf32 = False  # TF32 would keep only 10 bits of a float32's 23
     try:
         with distributed.init_from_environment() as device:
             results = evaluate(request, device, _say)
@@ -78,24 +77,24 @@ def _parser() -> argparse.ArgumentParser:
     add("models", nargs="+", metavar="MODEL", help="what load_autoencoder opens; name=MODEL gives it a name")
     add("--data", required=True, metavar="NAME", help="photos, a path, or a dataset of the hub")
     add("--out", required=True, type=Path, metavar="FOLDER", help="where the report goes")
-    add("--split", metavar="NAME", help="of the data (validation, else test, else the first there is)")
-    add("--protocol", default="imagenet-256", metavar="NAME", help="how images are prepared (imagenet-256)")
+    add("--split", metavar="NAME", help="of the data (validation, else test, else the first)")
+    add("--protocol", default="imagenet-256", metavar="NAME", help="preparation of the images (imagenet-256)")
     add("--limit", type=int, metavar="N", help="measure N images, evenly spread")
-    add("--batch-size", type=int, default=16, metavar="N", help="images at a time, a process (16)")
+    add("--batch-size", type=int, default=16, metavar="N", help="images at a time, per process (16)")
     add("--num-workers", type=int, default=0, metavar="N", help="processes that decode images (0)")
     add("--precision", default="float32", metavar="NAME", help="of the models: float32 or bfloat16 (float32)")
     add("--cycle-images", type=int, default=32, metavar="N", help="images for the drift of n rounds (32)")
     add("--inception", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
     add("--no-features", dest="features", action="store_false", help="leave out rFID, KID and FD-VGG16")
-    add("--overwrite", action="store_true", help="replace a report that is there already")
+    add("--overwrite", action="store_true", help="replace an existing report")
     add_reading_options(parser)
     return parser
 
 
 def _say(text: str) -> None:
-    """Progress, once however many processes there are."""
+    """Writes a message once, from the first process."""
     if is_first_process():
-        sys.stderr.write(f"{text}\n")
+        say(text)
 
 
 def _fail(message: str, code: int) -> int:

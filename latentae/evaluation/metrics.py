@@ -1,8 +1,13 @@
-"""PSNR, L1, SSIM and MS-SSIM of 8-bit images, one value per image.
+"""PSNR, L1, SSIM, MS-SSIM and drift of 8-bit images, one value per image.
 
 Reconstructions are judged as the images they would be saved as: clamped to [-1, 1] and rounded to 8 bits,
 with a data range of 255. Everything after that is computed in float64.
 """
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +44,11 @@ def to_uint8(images: Tensor) -> Tensor:
     # Half precision cannot hold all 256 levels with their halves.
     exact = images if images.dtype == torch.float64 else images.float()
     return ((exact.clamp(-1, 1) + 1) * (_DATA_RANGE / 2)).round().to(torch.uint8)
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Returns 8-bit images as float32 in [-1, 1]; `to_uint8` is the inverse."""
+    return pixels.float() / 127.5 - 1
 
 
 def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -132,7 +142,7 @@ def ms_ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim_and_ms_ssim(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both for the work of the second: its finest scale is all that the first needs.
+    """Computes both at the cost of `ms_ssim`, whose finest scale is `ssim`.
 
     Args, errors and values are those of `ms_ssim`; two [B].
     """
@@ -149,7 +159,7 @@ def ssim_and_ms_ssim(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Te
 
 
 def _multiscale_similarity(x: Tensor, y: Tensor) -> Tensor:
-    """[2]: the similarity of the finest scale, and that over all."""
+    """Returns [2]: the similarity at the finest scale, and that over all scales."""
     finest, contrast = _similarity(x, y)
     result = contrast.clamp(min=0) ** _SCALE_WEIGHTS[0]
     for scale, weight in enumerate(_SCALE_WEIGHTS[1:], start=2):
@@ -168,7 +178,7 @@ def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _plane_similarity(x: Tensor, y: Tensor) -> Tensor:
-    """[2]: the same of one channel [H, W]."""
+    """Returns [2]: the same of one channel [H, W]."""
     c1, c2 = (_K1 * _DATA_RANGE) ** 2, (_K2 * _DATA_RANGE) ** 2
     # σx² and σy² enter by their sum only, so four moments do.
     moments = _window_mean(_window_mean(torch.stack([x, y, x * x + y * y, x * y]), dim=-1), dim=-2)
@@ -198,3 +208,38 @@ def _validate(reconstruction: Tensor, target: Tensor) -> None:
             f"reconstruction and target have shapes {shape} and {tuple(target.shape)}: "
             "give two non-empty batches of the same shape [B, C, H, W]"
         )
+
+
+@torch.no_grad()
+def cycle_drift(
+    reconstruct: Callable[[Tensor], Tensor],
+    images: Tensor,
+    rounds: Sequence[int] = (1, 2, 5, 10),
+    first: Tensor | None = None,
+) -> dict[int, Tensor]:
+    """PSNR against the original after several rounds of encoding and decoding, as in repeated editing.
+
+    Between rounds images are rounded to 8 bits, as by pipelines that pass on pictures.
+
+    Args:
+        reconstruct: maps images [B, C, H, W] in [-1, 1] to reconstructions.
+        images: the originals.
+        rounds: the rounds after which to measure, rising, 1 or more.
+        first: the reconstruction of the first round, if it is known.
+
+    Returns:
+        round → [B] float64 in dB.
+
+    Raises:
+        ValueError: the rounds do not rise, or begin below 1.
+    """
+    if not rounds or rounds[0] < 1 or any(a >= b for a, b in itertools.pairwise(rounds)):
+        raise ValueError(f"rounds are {list(rounds)}, but must be 1 or more and rise")
+    current = images
+    drift = {}
+    for done in range(1, rounds[-1] + 1):
+        output = first if done == 1 and first is not None else reconstruct(current)
+        current = to_images(to_uint8(output)).to(images.dtype)
+        if done in rounds:
+            drift[done] = psnr(current, images)
+    return drift

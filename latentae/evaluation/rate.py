@@ -1,4 +1,4 @@
-"""What a latent costs in bits: the other side of distortion."""
+"""What latents cost in bits, and the moments of their channels."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentae.devices import to_float64
+from latentae.devices import to_float64, to_float64_on_cpu
 from latentae.losses.kl import forward_kl
+from latentae.quantizers import code_counts
 
 
 def kl_bits_per_pixel(mean: Tensor, log_variance: Tensor, height: int, width: int) -> Tensor:
-    """KL(q(z|x) ‖ N(0, I)) of each image in bits per pixel of the image.
+    """Returns KL(q(z|x) ‖ N(0, I)) of each image, in bits per pixel of the image.
 
-    The bits that bits-back coding spends on a latent under the prior (arXiv 1901.04866); for a model trained
-    with a tiny KL weight a large number that says how far its latents are from that prior.
+    Bits-back coding spends these bits on a latent under the prior (arXiv 1901.04866). A model trained with a
+    tiny KL weight has a large value, which shows how far its latents are from the prior.
 
     Args:
         mean, log_variance: [B, c, h, w] of the posterior.
@@ -31,11 +32,11 @@ def kl_bits_per_pixel(mean: Tensor, log_variance: Tensor, height: int, width: in
 
 @dataclass(frozen=True)
 class CodeRate:
-    """What the codes of some images cost, and how well their table is used.
+    """The cost of the codes of some images, and the use of their table.
 
     Attributes:
-        bits_per_pixel: tokens · log2 K a pixel, what fixed-length codes take.
-        entropy_bits_per_pixel: tokens · H a pixel, with H the entropy of the code frequencies in bits.
+        bits_per_pixel: tokens · log2 K per pixel, the cost of fixed-length codes.
+        entropy_bits_per_pixel: tokens · H per pixel, with H the entropy of the code frequencies in bits.
         usage: share of the codes that occurred.
         perplexity: 2^H, in [1, K]. With several tables usage and perplexity are the means over them.
     """
@@ -47,11 +48,11 @@ class CodeRate:
 
 
 class CodeMeter:
-    """How often each code occurs, over all images; counts are whole numbers, so order does not matter.
+    """Counts how often each code occurs; counts are whole numbers, so order does not matter.
 
     Args:
         num_codes: K, of each table.
-        depth: tables that a position is coded with: 1, or the depth of a residual or grouped quantizer.
+        depth: number of tables per position: 1, or the depth of a residual or grouped quantizer.
     """
 
     def __init__(self, num_codes: int, depth: int = 1) -> None:
@@ -60,10 +61,10 @@ class CodeMeter:
 
     @torch.no_grad()
     def add(self, indices: Tensor, height: int, width: int) -> None:
-        """Takes indices [B, h, w], or [B, depth, h, w], of images of that size.
+        """Adds indices [B, h, w] or [B, depth, h, w] of images of ``height`` × ``width`` pixels.
 
         Raises:
-            ValueError: another depth, or an index outside the table.
+            ValueError: the depth differs, or an index is outside the table.
         """
         depth, num_codes = self.counts.shape
         indices = (indices if indices.ndim == 4 else indices[:, None]).cpu()
@@ -71,21 +72,20 @@ class CodeMeter:
             raise ValueError(f"indices are of {indices.shape[1]} tables, but the meter is of {depth}")
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < num_codes:
             raise ValueError(f"indices reach outside the {num_codes} codes")
-        for table in range(depth):
-            self.counts[table] += torch.bincount(indices[:, table].flatten(), minlength=num_codes)
+        self.counts += code_counts(indices, num_codes)
         self.pixels += len(indices) * height * width
 
     def merge(self, other: CodeMeter) -> CodeMeter:
-        """Takes in what another one has seen; returns itself."""
+        """Adds the codes of another one; returns itself."""
         self.counts = self.counts + other.counts
         self.pixels += other.pixels
         return self
 
     def result(self) -> CodeRate:
-        """The rate over what was seen so far.
+        """Returns the rate of all codes so far.
 
         Raises:
-            ValueError: nothing was.
+            ValueError: there are none.
         """
         if not self.pixels:
             raise ValueError("there are no codes to measure")
@@ -101,13 +101,103 @@ class CodeMeter:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Everything as tensors, to store; ``from_state`` undoes it."""
+        """Returns the state as tensors; ``from_state`` is the inverse."""
         return {"counts": self.counts, "pixels": torch.tensor(self.pixels)}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> CodeMeter:
-        """What ``state`` was called on."""
+        """Rebuilds the object whose ``state`` this is."""
         depth, num_codes = state["counts"].shape
         meter = cls(num_codes, depth)
         meter.counts, meter.pixels = state["counts"], int(state["pixels"])
         return meter
+
+
+@dataclass(frozen=True)
+class ChannelMoments:
+    """Per channel, over all images and positions.
+
+    Attributes:
+        mean, std: in the latents' own units, unscaled; the deviation is the population's.
+        kurtosis: the fourth moment over the squared variance minus 3: 0 for a Gaussian; 0 for a constant.
+    """
+
+    mean: list[float]
+    std: list[float]
+    kurtosis: list[float]
+
+
+class LatentMoments:
+    """The first four moments of each channel, in float64, streamed and mergeable.
+
+    Central moments are updated about the running mean (Pébay 2008, equations 2.1 and following), so that a
+    mean far from zero loses no digits.
+
+    Args:
+        channels: c, of the latents.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(channels, dtype=torch.float64)
+        # Σ (x − mean)^k for k = 2, 3, 4.
+        self.sums = torch.zeros(3, channels, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, latents: Tensor) -> None:
+        """Adds latents [B, c, h, w]."""
+        if not latents.numel():
+            return
+        values = to_float64_on_cpu(latents.transpose(0, 1).flatten(1))
+        batch = LatentMoments(len(self.mean))
+        batch.count = values.shape[1]
+        batch.mean = values.mean(dim=1)
+        centered = values - batch.mean[:, None]
+        batch.sums = torch.stack([centered.pow(power).sum(dim=1) for power in (2, 3, 4)])
+        self.merge(batch)
+
+    def merge(self, other: LatentMoments) -> None:
+        """Adds the latents of another one."""
+        if not other.count:
+            return
+        n, m = self.count, other.count
+        total = n + m
+        d = other.mean - self.mean
+        a2, a3, a4 = self.sums
+        b2, b3, b4 = other.sums
+        second = a2 + b2 + d**2 * (n * m / total)
+        third = a3 + b3 + d**3 * (n * m * (n - m) / total**2) + 3 * d * (n * b2 - m * a2) / total
+        fourth = (
+            a4
+            + b4
+            + d**4 * (n * m * (n * n - n * m + m * m) / total**3)
+            + 6 * d**2 * (n * n * b2 + m * m * a2) / total**2
+            + 4 * d * (n * b3 - m * a3) / total
+        )
+        self.mean = self.mean + d * (m / total)
+        self.sums = torch.stack([second, third, fourth])
+        self.count = total
+
+    def result(self) -> ChannelMoments:
+        """Returns the moments of all latents so far.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not self.count:
+            raise ValueError("there are no latents to measure")
+        variance = self.sums[0] / self.count
+        fourth = self.sums[2] / self.count
+        kurtosis = torch.where(variance > 0, fourth / variance.square().clamp(min=1e-300) - 3, 0.0)
+        return ChannelMoments(self.mean.tolist(), variance.sqrt().tolist(), kurtosis.tolist())
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns the state as tensors; ``from_state`` is the inverse."""
+        return {"count": torch.tensor(self.count), "mean": self.mean, "sums": self.sums}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> LatentMoments:
+        """Rebuilds the object whose ``state`` this is."""
+        moments = cls(len(state["mean"]))
+        moments.count, moments.mean, moments.sums = int(state["count"]), state["mean"], state["sums"]
+        return moments

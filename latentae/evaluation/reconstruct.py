@@ -1,100 +1,165 @@
-"""`latentae reconstruct IMAGE_OR_FOLDER OUT --model MODEL`: what a model makes of pictures, to look at."""
+"""Writes images of any size beside their reconstructions: what ``latentae reconstruct`` does."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from latentae.console import add_picture_options
+import torch
 
-if TYPE_CHECKING:
-    from latentae.evaluation.side_by_side import Comparison
-
-_DESCRIPTION = """\
-Writes each image beside its reconstruction, the image on the left, as a PNG of full size, and prints the PSNR
-of each and the mean. Pictures are converted to the model's channels (a model of one channel sees them grey);
-.npy arrays must have as many. Of more than three channels the first three are shown. Images that cannot be
-read or are too small are named and skipped."""
+from latentae.data import FolderSource, decode_image
+from latentae.data.image_source import Pixels
+from latentae.data.levels import ValueRange
+from latentae.data.transforms import Window, resize_window, to_tensor
+from latentae.evaluation.metrics import psnr
+from latentae.report.grids import picture_grid, save_png
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns the exit code: 0 done, 2 bad input."""
-    try:
-        options = _parser().parse_args(arguments)
-    except SystemExit as stopped:  # argparse has said what is wrong, or printed the help
-        return int(stopped.code or 0)
-    try:
-        return _reconstruct(options)
-    except (ValueError, OSError) as error:
-        return _fail(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the pictures written so far are whole", 130)
+@dataclass(frozen=True)
+class Job:
+    """An image file, its name, and the picture to write of it and its reconstruction."""
+
+    name: str
+    image: Path
+    picture: Path
 
 
-def _reconstruct(options: argparse.Namespace) -> int:
-    # Not before: torch takes seconds to load, and --help shall not.
-    import torch
+@dataclass(frozen=True)
+class Comparison:
+    """The result of a job: its picture is written, or ``skipped`` has the reason why not.
 
-    from latentae.data.levels import check_value_range
-    from latentae.evaluation.side_by_side import plan_jobs, run_jobs
-    from latentae.models import load_autoencoder
+    Attributes:
+        size: (H, W) in pixels. psnr: dB, of 8-bit images, over all channels.
+        skipped: empty if the picture is written.
+    """
 
-    jobs = plan_jobs(options.images, options.out, options.overwrite)
-    value_range = check_value_range(options.value_range)
-    model = load_autoencoder(options.model, torch_dtype=torch.float32)
-    if options.tile:
-        model.enable_tiling()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return _report(
-        run_jobs(model, jobs, options.max_side, value_range=value_range, max_pixels=options.max_pixels)
-    )
+    job: Job
+    size: tuple[int, int] = (0, 0)
+    psnr: float = 0.0
+    skipped: str = ""
 
 
-def _report(comparisons: Iterable[Comparison]) -> int:
-    """Says what became of each image as soon as it is known, and the mean at the end."""
-    ratios: list[float] = []
-    reasons: list[str] = []
-    for comparison in comparisons:
-        name = comparison.job.name
-        if comparison.skipped:
-            reasons.append(f"{name}: {comparison.skipped}")
-            sys.stderr.write(f"skipped {reasons[-1]}\n")
-            continue
-        ratios.append(comparison.psnr)
-        height, width = comparison.size
-        sys.stdout.write(
-            f"{name}: {width}x{height} pixels, PSNR {comparison.psnr:.2f} dB, {comparison.job.picture}\n"
+def plan_jobs(images: Path, out: Path, overwrite: bool = False) -> list[Job]:
+    """Returns a job for each image; reads and writes no image.
+
+    Args:
+        images: an image file, or a folder that is searched at any depth.
+        out: for one image the PNG file to write, or a folder; for a folder of images a folder, which gets the
+            same subfolders. Pictures have their images' names, ending in ``.png``. If two names would be
+            equal, ``.png`` is added to the whole name.
+        overwrite: whether existing files may be replaced.
+
+    Raises:
+        ValueError: there is no image, ``out`` is of the wrong kind, lies among the images, or exists.
+    """
+    if images.is_dir():
+        source = FolderSource(images)
+        names = [source.name(index) for index in range(len(source))]
+        _check_folder(images, out)
+        places = zip(names, _pictures(names), strict=True)
+        jobs = [Job(name, images / name, out / picture) for name, picture in places]
+    elif images.is_file():
+        jobs = [Job(images.name, images, _one_picture(images, out))]
+    else:
+        raise ValueError(f"there is no image or folder {images}")
+    there = [job.picture for job in jobs if job.picture.exists()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more are" if len(there) > 1 else " is"
+        raise ValueError(f"{there[0]}{more} there already: choose another OUT, or add --overwrite")
+    return jobs
+
+
+def _check_folder(images: Path, out: Path) -> None:
+    if out.is_file() or (out.suffix.lower() == ".png" and not out.is_dir()):
+        raise ValueError(f"{images} is a folder of images, so OUT must be a folder too, and {out} is a file")
+    if out.resolve().is_relative_to(images.resolve()):
+        raise ValueError(f"OUT {out} is inside of {images}: choose a folder outside of it")
+
+
+def _pictures(names: Sequence[str]) -> list[str]:
+    """Returns a unique picture name per image name."""
+    plain = [Path(name).with_suffix(".png").as_posix() for name in names]
+    shared = {picture for picture, count in Counter(plain).items() if count > 1}
+    origins: dict[str, str] = {}
+    for name, picture in zip(names, plain, strict=True):
+        chosen = f"{name}.png" if picture in shared else picture
+        if chosen in origins:
+            raise ValueError(f"{origins[chosen]} and {name} would both become {chosen}: rename one of them")
+        origins[chosen] = name
+    return list(origins)
+
+
+def _one_picture(image: Path, out: Path) -> Path:
+    if out.is_dir() or not out.suffix:
+        out = out / f"{image.stem}.png"
+    elif out.suffix.lower() != ".png":
+        raise ValueError(f"OUT {out} must end in .png, or be a folder")
+    if out.resolve() == image.resolve():
+        raise ValueError(f"OUT {out} is the image itself: choose another place")
+    return out
+
+
+def run_jobs(
+    model: Any,
+    jobs: Sequence[Job],
+    max_side: int | None = None,
+    *,
+    value_range: ValueRange | None = None,
+    max_pixels: int | None = None,
+) -> Iterator[Comparison]:
+    """Reconstructs each image, and writes it beside its reconstruction, the image on the left.
+
+    Args:
+        model: of ``load_autoencoder``, in eval mode and float32. Pictures are converted to its channels (one:
+            grey); arrays must have that number.
+        max_side: larger images are shrunk so that their longer side has this many pixels, bicubic and
+            antialiased; None keeps the size.
+        value_range, max_pixels: as ``decode_image`` takes them.
+
+    Yields:
+        a comparison for each job, in order. An image is skipped if it is broken, is smaller than one latent,
+        has another number of channels, needs more memory than there is, or becomes NaN.
+
+    Raises:
+        ValueError: the model makes other channels than it takes.
+        OSError: a picture cannot be written.
+    """
+    taken, made = model.config.in_channels, model.config.out_channels
+    if taken != made:
+        raise ValueError(f"the model makes images of {made} channels from {taken}: they cannot be compared")
+    for job in jobs:
+        read = partial(
+            decode_image, job.image, taken, name=job.name, value_range=value_range, max_pixels=max_pixels
         )
-    if not ratios:
-        return _fail(f"none of {len(reasons)} image(s) could be reconstructed", 2)
-    skipped = f", {len(reasons)} skipped" if reasons else ""
-    sys.stdout.write(f"mean of {len(ratios)} image(s): PSNR {sum(ratios) / len(ratios):.2f} dB{skipped}\n")
-    return 0
+        yield _compare(model, job, read, max_side)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("latentae reconstruct", description=_DESCRIPTION, allow_abbrev=False)
-    add = parser.add_argument
-    add("images", type=Path, metavar="IMAGE_OR_FOLDER", help="a picture, a .npy file, or a folder of them")
-    add("out", type=Path, metavar="OUT", help="a PNG file, or a folder")
-    add("--model", required=True, metavar="MODEL", help="a model: what load_autoencoder opens")
-    add("--max-side", type=_positive, metavar="N", help="shrink longer images to N pixels first")
-    add("--tile", action="store_true", help="work in overlapping tiles: less memory for large images")
-    add("--overwrite", action="store_true", help="replace pictures that are there already")
-    add_picture_options(parser)
-    return parser
+def _compare(model: Any, job: Job, read: Callable[[], Pixels], max_side: int | None) -> Comparison:
+    try:
+        picture = read()
+        images = to_tensor(picture if max_side is None else _shrink(picture, max_side))[None].to(model.device)
+        with torch.no_grad():
+            reconstruction = model(images).sample
+        ratio = psnr(reconstruction, images).item()
+    except ValueError as error:
+        return Comparison(job, skipped=str(error).removeprefix(f"{job.name}: "))
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        return Comparison(job, skipped="it needs more memory than there is: try --tile, or --max-side")
+    job.picture.parent.mkdir(parents=True, exist_ok=True)
+    save_png(picture_grid(torch.stack([images, reconstruction], dim=1)), job.picture)
+    return Comparison(job, size=(images.shape[2], images.shape[3]), psnr=ratio)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is no number of pixels: give 1 or more")
-    return number
-
-
-def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"error: {message}\n")
-    return code
+def _shrink(picture: Pixels, max_side: int) -> Pixels:
+    height, width = picture.shape[:2]
+    scale = max_side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return resize_window(picture, Window(0, 0, height, width), size)

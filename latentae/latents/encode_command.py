@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentae.console import add_family_option, add_reading_options, is_first_process
+from latentae.console import add_family_option, add_reading_options, is_first_process, say
 
 _DESCRIPTION = """\
 Encodes images once, and stores mean and standard deviation of each posterior (of VQ models the continuous
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 def _say(text: str) -> None:
     """Progress of the first process, and every process's broken images."""
     if is_first_process() or text.startswith(("left out", "replaced")):
-        sys.stderr.write(f"{text}\n")
+        say(text)
 
 
 def _fail(message: str, code: int, *, alone: bool = False) -> int:

@@ -11,14 +11,18 @@ import torch
 from latentae import distributed
 from latentae.config import RunConfig
 from latentae.data import ImageDataset, validation_loader
-from latentae.evaluation.reconstruction import Distance, ReconstructionQuality, evaluate_reconstruction
 from latentae.export import export_diffusers
 from latentae.files import written_aside
 from latentae.latents.calibration import calibrate_on
 from latentae.models import KLVAE, VQVAE
 from latentae.training.checkpoint import needing_disk
 from latentae.training.folder import RunFolder
-from latentae.training.validation import noting_broken
+from latentae.training.validation import (
+    Distance,
+    ReconstructionQuality,
+    evaluate_reconstruction,
+    noting_broken,
+)
 
 
 def calibrate_and_measure(

@@ -14,7 +14,6 @@ from latentae import build, distributed
 from latentae.config import ConfigError, RunConfig, config_warnings, dump_config
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
 from latentae.devices import to_float64_on_cpu
-from latentae.evaluation.reconstruction import NoMeasurementError
 from latentae.files import write_json, write_text
 from latentae.report.figures import code_usage
 from latentae.report.grids import Picture, save_png
@@ -49,7 +48,7 @@ from latentae.training.randomness import StepRandomness
 from latentae.training.recorder import Recorder
 from latentae.training.signals import RunStopped, StopSignals
 from latentae.training.summary import describe
-from latentae.training.validation import validate
+from latentae.training.validation import NoMeasurementError, validate
 
 _VALIDATION_TRUNK = "alex"
 _SKIPPED_SHOWN = 5

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from latentae.evaluation.measures import Measures
+from latentae.evaluation.features import Measures
 from latentae.models import KLVAE, VQVAE
 
 

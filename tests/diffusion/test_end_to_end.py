@@ -16,7 +16,7 @@ from latentae.diffusion.generation import draw_labels
 from latentae.diffusion.probe import probe
 from latentae.diffusion.request import ProbeRequest
 from latentae.diffusion.sampling import sample_images
-from latentae.evaluation.blocks import to_images
+from latentae.evaluation.metrics import to_images
 from latentae.latents.cache import LatentDataset
 from latentae.report.grids import picture_grid
 from latentae.training.trainer import Trainer

@@ -3,8 +3,7 @@ import torch
 
 from latentae.data import FolderSource
 from latentae.diffusion.features import distance, features_of, floor, readable, real_images, reconstructed
-from latentae.evaluation.blocks import ImageBlocks
-from latentae.evaluation.protocol import protocol_called
+from latentae.evaluation.blocks import ImageBlocks, protocol_called
 from tests.diffusion.conftest import tiny_model
 
 

@@ -9,7 +9,7 @@ from latentae.diffusion.generation import Judge, draw_labels
 from latentae.diffusion.images import open_images
 from latentae.diffusion.pipeline import build_pipeline, pipeline_autoencoder
 from latentae.diffusion.request import ProbeRequest
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.models import NamedModel
 from tests.diffusion.conftest import tiny_model
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def test_what_is_measured_and_shown(judge, tmp_path):
     model = tiny_model()
     denoiser = build_denoiser((4, 8, 8), 8, DenoiserSize(32, 1), 0)
     pipeline = build_pipeline(denoiser, pipeline_autoencoder(model).vae)
-    found = judge(pipeline, Subject("a", "somewhere", model), [0] * 10, tmp_path)
+    found = judge(pipeline, NamedModel("a", "somewhere", model), [0] * 10, tmp_path)
     distances = {name: found.metrics[f"fd_vgg16_{name}"] for name in ("generated", "real", "noise")}
     assert distances["real"] < 0.5 * distances["generated"]
     # A denoiser that predicts nothing leaves the noise as it is.
@@ -52,7 +52,7 @@ def test_without_networks(judge, tmp_path):
     pipeline = build_pipeline(
         build_denoiser((4, 8, 8), 8, DenoiserSize(32, 1), 0), pipeline_autoencoder(tiny_model()).vae
     )
-    found = judge(pipeline, Subject("a", "somewhere", tiny_model()), [0] * 10, tmp_path)
+    found = judge(pipeline, NamedModel("a", "somewhere", tiny_model()), [0] * 10, tmp_path)
     assert found.metrics == {}
     assert (tmp_path / "samples.png").is_file()
     assert not (tmp_path / "neighbours.png").exists()

@@ -7,7 +7,7 @@ from latentae.diffusion.images import open_images
 from latentae.diffusion.model_probe import ModelProbe
 from latentae.diffusion.pipeline import pipeline_autoencoder
 from latentae.diffusion.request import ProbeRequest
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.models import NamedModel
 from tests.diffusion.conftest import tiny_model
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def test_one_model_once(image_folder, tmp_path):
         said.append,
     )
     model = tiny_model("vq")
-    subject, decoder = Subject("a", "somewhere", model), pipeline_autoencoder(model)
+    subject, decoder = NamedModel("a", "somewhere", model), pipeline_autoencoder(model)
     result = job.run(subject, decoder)
     assert (result.class_name, result.latent_shape, result.patch_size) == ("VQVAE", [4, 8, 8], 2)
     assert [point.step for point in result.curve] == [1, 2, 3, 4]

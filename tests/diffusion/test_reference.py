@@ -6,8 +6,7 @@ import torch
 
 from latentae.data import FolderSource
 from latentae.diffusion.reference import reference_features
-from latentae.evaluation.blocks import ImageBlocks
-from latentae.evaluation.protocol import protocol_called
+from latentae.evaluation.blocks import ImageBlocks, protocol_called
 from latentae.files import FullDiskError
 
 

@@ -5,7 +5,7 @@ from PIL import Image
 from torch import nn
 
 from latentae.data.folder import FolderSource
-from latentae.evaluation.measures import Measures
+from latentae.evaluation.features import Measures
 from latentae.models import KLVAE, VQVAE
 from latentae.weights import load_trunk, trunk_path
 

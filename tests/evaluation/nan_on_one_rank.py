@@ -8,12 +8,10 @@ from torch import nn
 
 from latentae import distributed
 from latentae.data.folder import FolderSource
-from latentae.evaluation.blocks import ImageBlocks
-from latentae.evaluation.engine import Evaluation, MeasuringError
-from latentae.evaluation.measures import Measures
-from latentae.evaluation.protocol import PROTOCOLS
-from latentae.evaluation.settings import Settings
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks
+from latentae.evaluation.features import Measures
+from latentae.evaluation.measuring import Evaluation, MeasuringError, Settings
+from latentae.evaluation.models import NamedModel
 from latentae.models import AutoencoderOutput
 
 
@@ -32,7 +30,7 @@ class Spoilt(nn.Module):
 def main(images, out):
     blocks = ImageBlocks(FolderSource(images), PROTOCOLS["native"], 3)
     with distributed.init_from_environment() as device:
-        subject = Subject("bad", "", Spoilt(blocks.prepare(33)))
+        subject = NamedModel("bad", "", Spoilt(blocks.prepare(33)))
         settings = Settings(batch_size=1, cycle_images=0)
         evaluation = Evaluation(blocks, Measures(), settings, Path(out) / "work", "", device)
         try:

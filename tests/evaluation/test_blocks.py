@@ -1,9 +1,123 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision import transforms
 
 from latentae.data import FolderSource
-from latentae.evaluation.blocks import BLOCK_SIZE, ImageBlocks, block_loader
-from latentae.evaluation.protocol import PROTOCOLS
+from latentae.evaluation import blocks as module
+from latentae.evaluation.blocks import (
+    BLOCK_SIZE,
+    PROTOCOLS,
+    ImageBlocks,
+    Protocol,
+    block_loader,
+    open_images,
+    protocol_called,
+)
+from latentae.evaluation.metrics import to_uint8
+
+
+@pytest.fixture
+def picture():
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (40, 61, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(40, 61), (61, 40), (33, 33), (25, 48)])
+def test_imagenet_is_torchvisions_resize_and_center_crop(shape):
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    ours = to_uint8(protocol_called("resize-24")(picture))
+    theirs = transforms.Compose(
+        [transforms.Resize(24, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(24)]
+    )(Image.fromarray(picture))
+    assert torch.equal(ours, torch.from_numpy(np.array(theirs)).permute(2, 0, 1))
+
+
+def test_native_changes_nothing(picture):
+    images = PROTOCOLS["native"](picture)
+    assert images.shape == (3, 40, 61)
+    assert torch.equal(to_uint8(images), torch.from_numpy(picture).permute(2, 0, 1))
+
+
+def test_a_crop_is_central_and_unresized(picture):
+    images = to_uint8(protocol_called("crop-20")(picture))
+    assert torch.equal(images, torch.from_numpy(picture[10:30, 20:40]).permute(2, 0, 1))
+    with pytest.raises(ValueError, match=r"40 x 61 is smaller than the crop of 50; use resize-50"):
+        protocol_called("crop-50")(picture)
+
+
+def test_a_resize_without_a_crop_keeps_the_aspect(picture):
+    assert Protocol("mine", resize=20, crop=None)(picture).shape == (3, 20, 30)
+
+
+def test_deep_images_are_put_on_the_8_bit_grid():
+    deep = np.full((4, 4, 2), 0.123456, np.float32)
+    value = PROTOCOLS["native"](deep)[0, 0, 0].item()
+    assert (value + 1) * 127.5 == pytest.approx(31, abs=1e-4)
+
+
+def test_the_description_holds_every_choice():
+    assert PROTOCOLS["imagenet-256"].describe() == {
+        "name": "imagenet-256",
+        "resize": 256,
+        "crop": 256,
+        "interpolation": "bicubic, antialiased (Pillow)",
+        "output": "clamped, rounded to 8 bits",
+        "reference": "the same crops in 8 bits",
+    }
+
+
+@pytest.mark.parametrize("name", ["imagenet", "crop-", "crop-0", "resize--3", "side-4"])
+def test_an_unknown_name(name):
+    with pytest.raises(ValueError, match="crop-N or resize-N"):
+        protocol_called(name)
+
+
+def draw(folder, count):
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(folder / f"{number}.png")
+
+
+def test_validation_else_test_else_what_there_is(tmp_path):
+    draw(tmp_path / "train", 3)
+    assert open_images(str(tmp_path))[0] == "train"
+    draw(tmp_path / "test", 2)
+    assert open_images(str(tmp_path))[0] == "test"
+    draw(tmp_path / "val", 1)
+    split, source = open_images(str(tmp_path))
+    assert (split, len(source)) == ("validation", 1)
+    split, source = open_images(str(tmp_path), "train")
+    assert (split, len(source)) == ("train", 3)
+    assert open_images("photos")[0] == "validation"
+
+
+def test_a_hub_dataset_says_its_splits(monkeypatch):
+    class Builder:
+        class info:  # noqa: N801  # as in `datasets`
+            splits = ("train", "test")
+
+    opened = {}
+    monkeypatch.setattr(module, "prepare_hub_dataset", lambda name, config: Builder)
+    monkeypatch.setattr(module, "open_source", lambda name, **options: opened.update(options, name=name))
+    assert open_images("owner/images", dataset_config="small", image_column="img")[0] == "test"
+    assert opened == {
+        "name": "owner/images",
+        "split": "test",
+        "image_column": "img",
+        "dataset_config": "small",
+        "value_range": None,
+        "max_pixels": None,
+    }
+
+
+def test_no_such_data(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        open_images(str(tmp_path / "gone"))
+    draw(tmp_path / "images", 2)
+    with pytest.raises(ValueError, match="split 'test' is not in"):
+        open_images(str(tmp_path / "images"), "test")
 
 
 def test_blocks_hold_every_image_once_in_order(source):

@@ -2,6 +2,7 @@ from copy import deepcopy
 
 import pytest
 
+from latentae.cli import main
 from latentae.evaluation.compare import differences, render
 from latentae.report.results import ModelDetails, Results, Value
 
@@ -29,11 +30,16 @@ def test_equal_reports(results):
 @pytest.mark.parametrize(
     ("change", "entry", "values", "meaning"),
     [
-        ({"resize": 256}, "resize", ("-", "256"), "the images were prepared otherwise"),
+        ({"resize": 256}, "resize", ("-", "256"), "other preparation of the images"),
         ({"images": 9}, "images", ("10", "9"), "a Fréchet distance falls with the number of images"),
         ({"data": {"name": "a", "list_sha256": "1"}}, "data.list_sha256", None, "other images"),
         ({"data": {"list_sha256": "00" * 32}}, "data.name", ('"a"', "-"), "where the images come from"),
-        ({"networks": {"inception": "y"}}, "networks.inception", ('"x"', '"y"'), "judged by other weights"),
+        (
+            {"networks": {"inception": "y"}},
+            "networks.inception",
+            ('"x"', '"y"'),
+            "other weights of the metrics",
+        ),
         ({"batch_size": 8}, "batch_size", ("16", "8"), "by rounding only"),
     ],
 )
@@ -64,3 +70,38 @@ def test_no_model_in_common(results):
     other.models = {"vq": other.models["kl"]}
     with pytest.raises(ValueError, match="the first is of kl, the second of vq"):
         render(results, other)
+
+
+@pytest.fixture
+def reports(tmp_path):
+    for name, batch_size in (("a", 16), ("b", 8)):
+        (tmp_path / name).mkdir()
+        results = Results({"name": "native", "batch_size": batch_size}, {"kl": {"psnr": Value(20.0)}})
+        (tmp_path / name / "results.json").write_text(results.to_json(), encoding="utf-8")
+    return tmp_path
+
+
+def test_two_reports(reports, capsys):
+    assert main(["compare", str(reports / "a"), str(reports / "b/results.json")]) == 0
+    shown = capsys.readouterr().out
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["batch_size", "16", "8", "by", "rounding", "only"] in lines
+    assert ["PSNR", "20.00", "20.00", "0"] in lines
+
+
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [("c", "c: "), ("a/text", "this is not the results.json of an evaluation")],
+)
+def test_no_report(second, says, reports, capsys):
+    (reports / "a/text").write_text("no JSON")
+    assert main(["compare", str(reports / "a"), str(reports / second)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert says in error
+
+
+def test_help(capsys):
+    assert main(["compare", "--help"]) == 0
+    assert "REPORT" in capsys.readouterr().out
+    assert main(["compare"]) == 2

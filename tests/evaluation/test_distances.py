@@ -4,10 +4,126 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 
-from latentae.evaluation.distances import FeatureFile, feature_distances
-from latentae.evaluation.frechet import GaussianStatistics, frechet_distance
-from latentae.evaluation.kid import kernel_distance
+from latentae.evaluation.distances import (
+    FeatureFile,
+    GaussianStatistics,
+    feature_distances,
+    frechet_distance,
+    kernel_distance,
+)
+
+
+def statistics(features, pieces=1):
+    result = GaussianStatistics(features.shape[1])
+    for piece in features.chunk(pieces):
+        result.add(piece)
+    return result
+
+
+@pytest.fixture
+def features():
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(8, 8, generator=generator, dtype=torch.float64)
+    return (torch.randn(300, 8, generator=generator, dtype=torch.float64) @ mix + 100).float()
+
+
+def test_mean_and_covariance_are_numpys(features):
+    ours = statistics(features, pieces=7)
+    array = features.double().numpy()
+    np.testing.assert_allclose(ours.mean, array.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(ours.covariance, np.cov(array, rowvar=False), rtol=1e-10, atol=1e-10)
+
+
+def test_pieces_merge(features):
+    whole, left, right = (statistics(x) for x in (features, features[:100], features[100:]))
+    left.merge(right)
+    assert left.count == 300
+    torch.testing.assert_close(left.mean, whole.mean, rtol=1e-13, atol=0)
+    torch.testing.assert_close(left.scatter, whole.scatter, rtol=1e-10, atol=1e-9)
+
+
+def test_frechet_distance_of_one_dimension_by_hand():
+    # N(0, 1) against N(3, 4): 9 + 1 + 4 - 2 * 2 = 10, with exact sample moments.
+    a = torch.tensor([[-1.0], [0.0], [1.0]])
+    assert frechet_distance(statistics(a), statistics(2 * a + 3)) == pytest.approx(10.0, rel=1e-12)
+
+
+def test_frechet_distance_is_torch_fidelitys(features):
+    other = features.flip(1) * 1.3 - 20
+    first, second = statistics(features), statistics(other)
+    theirs = fid_statistics_to_metric(
+        {"mu": first.mean.numpy(), "sigma": first.covariance.numpy()},
+        {"mu": second.mean.numpy(), "sigma": second.covariance.numpy()},
+        verbose=False,
+    )["frechet_inception_distance"]
+    assert frechet_distance(first, second) == pytest.approx(theirs, rel=1e-8)
+
+
+def test_more_dimensions_than_features():
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(2, 5, 40, generator=generator)
+    assert frechet_distance(statistics(a), statistics(a)) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(statistics(a), statistics(b)) > 1
+
+
+def test_features_that_have_no_frechet_distance(features):
+    with pytest.raises(ValueError, match=r"features are \[B, 8\]"):
+        statistics(features).add(features[:, :3])
+    with pytest.raises(ValueError, match="not finite"):
+        statistics(features).add(torch.full((1, 8), float("nan")))
+    with pytest.raises(ValueError, match="two features or more, and there are 1"):
+        frechet_distance(statistics(features), statistics(features[:1]))
+    with pytest.raises(ValueError, match="8 and 7 dimensions"):
+        frechet_distance(statistics(features), statistics(features[:, :7]))
+
+
+def test_kernel_distance_of_two_features_by_hand():
+    # k(x, y) = (x y + 1)^3 in one dimension: within {0, 1}: k(0,1) = 1; within {2, 3}: k(2,3) = 343;
+    # between: (1 + 1 + 27 + 64) / 4.
+    distance = kernel_distance(
+        np.array([[0.0], [1.0]], np.float32), np.array([[2.0], [3.0]], np.float32), subsets=3
+    )
+    assert distance.value == pytest.approx(1 + 343 - 2 * 93 / 4)
+    assert distance.deviation == pytest.approx(0, abs=1e-9)
+    assert distance.subset_size == 2
+
+
+def test_kernel_distance_is_torch_fidelitys():
+    generator = np.random.default_rng(0)
+    x, y = (
+        generator.normal(size=(50, 16)).astype(np.float32),
+        generator.normal(0.3, 1.2, (50, 16)).astype(np.float32),
+    )
+    theirs = kid_features_to_metric(
+        torch.from_numpy(x).double(),
+        torch.from_numpy(y).double(),
+        kid_subsets=2,
+        kid_subset_size=50,
+        verbose=False,
+    )["kernel_inception_distance_mean"]
+    assert kernel_distance(x, y, subsets=2, subset_size=50).value == pytest.approx(theirs, rel=1e-10)
+
+
+def test_kernel_distance_is_unbiased_where_nothing_differs(tmp_path):
+    generator = np.random.default_rng(0)
+    stored = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (400, 8))
+    stored[:] = generator.normal(size=(400, 8))
+    other = generator.normal(size=(400, 8)).astype(np.float32)
+    same = kernel_distance(stored, other, subsets=20, subset_size=100)
+    assert abs(same.value) < 3 * same.deviation
+    assert same == kernel_distance(stored, other, subsets=20, subset_size=100)
+    assert kernel_distance(stored, other + 1, subsets=20, subset_size=100).value > 10 * same.deviation
+
+
+def test_features_that_have_no_kernel_distance():
+    one = np.zeros((1, 4), np.float32)
+    with pytest.raises(ValueError, match="two features or more"):
+        kernel_distance(one, one)
+    with pytest.raises(ValueError, match=r"\[N, d\] and \[M, d\]"):
+        kernel_distance(one, np.zeros((3, 5), np.float32))
 
 
 @pytest.fixture
@@ -21,12 +137,12 @@ def files(tmp_path):
     return fill
 
 
-def features(count, dimensions=3, seed=0):
+def draw(count, dimensions=3, seed=0):
     return torch.randn(count, dimensions, generator=torch.Generator().manual_seed(seed))
 
 
 def test_rows_come_back(files, tmp_path):
-    rows = features(7)
+    rows = draw(7)
     file = files("a", rows)
     file.append(rows[:2])
     assert file.shape == (9, 3)
@@ -55,7 +171,7 @@ def test_the_rows_of_many_images_do_not_stay_in_memory(files):
 
 
 def test_the_distances_of_the_features(files):
-    first, second = features(300), 1.5 * features(300, seed=1)
+    first, second = draw(300), 1.5 * draw(300, seed=1)
     metrics, _ = feature_distances("inception", files("a", first), files("b", second))
     statistics = [GaussianStatistics(3), GaussianStatistics(3)]
     for own, rows in zip(statistics, (first, second), strict=True):
@@ -68,7 +184,7 @@ def test_the_distances_of_the_features(files):
 
 
 def test_many_images_need_no_remark(files):
-    metrics, remark = feature_distances("vgg16", files("a", features(5000)), files("b", features(5000)))
+    metrics, remark = feature_distances("vgg16", files("a", draw(5000)), files("b", draw(5000)))
     assert metrics["fd_vgg16"].value < 1e-9
     assert remark is None
 
@@ -81,14 +197,14 @@ def test_many_images_need_no_remark(files):
         (40, "FD-VGG16 is of 40 images only, which biases it upwards"),
     ],
 )
-def test_few_images(count, says, files):
-    metrics, remark = feature_distances("vgg16", files("a", features(count)), files("b", features(count)))
+def test_distances_of_few_images(count, says, files):
+    metrics, remark = feature_distances("vgg16", files("a", draw(count)), files("b", draw(count)))
     assert remark.startswith(says)
     assert list(metrics) == ([] if count == 1 else ["fd_vgg16"])
 
 
 def test_images_that_have_no_features(files):
-    rows = features(9)
+    rows = draw(9)
     rows[4] = float("nan")
     metrics, remark = feature_distances("vgg16", files("a", rows), files("b", rows))
     assert (metrics, remark) == ({}, "FD-VGG16 left out: 1 of 9 images are too small for its network")

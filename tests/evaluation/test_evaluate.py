@@ -1,16 +1,140 @@
 import json
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import latentae
 from latentae.evaluation import evaluate as module
-from latentae.evaluation.evaluate import evaluate
-from latentae.evaluation.request import WORK, Request
-from latentae.evaluation.settings import Settings
-from latentae.report.results import Results
+from latentae.evaluation.assembly import Assembled
+from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks
+from latentae.evaluation.evaluate import (
+    RESULTS,
+    WORK,
+    Request,
+    check_folder,
+    describe_model,
+    describe_protocol,
+    evaluate,
+    hardware,
+)
+from latentae.evaluation.measuring import Settings
+from latentae.evaluation.models import NamedModel
+from latentae.report.results import Results, Value
 from tests.evaluation.conftest import tiny_model
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"models": []}, "there is no model"),
+        ({"models": ["a/kl", "b/kl"]}, "a/kl and b/kl are both called kl: write another name"),
+        ({"protocol": "imagenet"}, "protocol is 'imagenet'"),
+        ({"precision": "fp8"}, "precision is 'fp8', but must be one of float32, bfloat16"),
+        ({"limit": 0}, "limit is 0"),
+        ({"inception": Path("gone.pth")}, r"inception is gone\.pth, but there is no such file"),
+    ],
+)
+def test_what_cannot_be(changes, says, tmp_path):
+    plain = {"models": ["a"], "data": "photos", "out": tmp_path / "new"}
+    Request(**plain).check()
+    with pytest.raises(ValueError, match=says):
+        Request(**{**plain, **changes}).check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_reports_folder_is_written_to(tmp_path):
+    check_folder(tmp_path, overwrite=False)
+    (tmp_path / "thesis.tex").write_text("")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="holds other files than a report"):
+            check_folder(tmp_path, overwrite)
+    (tmp_path / WORK).mkdir()  # one that is not finished
+    check_folder(tmp_path, overwrite=False)
+    (tmp_path / RESULTS).write_text("{}")
+    with pytest.raises(ValueError, match="holds a report already: choose another --out"):
+        check_folder(tmp_path, overwrite=False)
+    check_folder(tmp_path, overwrite=True)
+
+
+def test_a_place_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "report"):
+        with pytest.raises(ValueError, match="file is a file"):
+            check_folder(out, overwrite=False)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="there is no permission to write in"):
+        check_folder(tmp_path / "new" / "report", overwrite=False)
+
+
+def test_numbers_out_of_range():
+    for name in ("batch_size", "num_workers", "cycle_images"):
+        with pytest.raises(ValueError, match=f"{name} is -1"):
+            Settings(**{name: -1})
+
+
+@pytest.fixture
+def assembled():
+    drift = [torch.tensor([21.0, float("nan"), 23.0]), torch.tensor([18.0, float("nan"), 20.0])]
+    values = {"psnr": torch.tensor([20.0, 21.0, 25.0]), "cycle_psnr_10": drift[1], "cycle_psnr_2": drift[0]}
+    metrics = {"psnr": Value(22.0)}
+    broken = ["b.png: it is empty"]
+    return Assembled(metrics, values, torch.arange(3), {"mean": [0.0]}, broken, "cd" * 32, ["Few."])
+
+
+def test_everything_that_numbers_depend_on(assembled, source, measures, tmp_path):
+    request = Request(["kl"], "images", tmp_path, limit=3, value_range=(0.0, 5.0))
+    blocks = ImageBlocks(source, PROTOCOLS["native"], 3, 3)
+    said = describe_protocol(request, "test", blocks, measures, assembled, torch.device("cpu"))
+    assert said["name"] == "native"
+    assert said["images"] == 3
+    assert said["unreadable"] == ["b.png: it is empty"]
+    assert said["data"] == {
+        "name": "images",
+        "split": "test",
+        "limit": 3,
+        "value_range": (0.0, 5.0),
+        "list_sha256": blocks.list_sha256,
+        "pixels_sha256": "cd" * 32,
+    }
+    assert said["networks"] == measures.identities
+    assert said["networks"]["inception"] == "means-1"
+    assert said["code"]["latentae"] == latentae.__version__
+    assert said["hardware"].startswith("1 x ")
+
+
+def test_a_model(assembled, models, measures):
+    measures.remarks.append("No rFID.")
+    details = describe_model(NamedModel("vq", "run", models["vq"]), assembled, measures)
+    assert (details.class_name, details.path) == ("VQVAE", "run")
+    assert details.parameters == sum(parameter.numel() for parameter in models["vq"].parameters())
+    assert (details.downsampling_factor, details.latent_channels) == (2, 4)
+    assert list(details.cycle_psnr.items()) == [("2", 22.0), ("10", 19.0)]
+    assert details.percentiles["psnr"]["50"] == 21.0
+    assert details.remarks == [
+        "No rFID.",
+        "Few.",
+        "1 of 4 images could not be measured and are left out, such as b.png: it is empty",
+    ]
+
+
+def test_hardware():
+    assert len(hardware(torch.device("cpu"))) > 2
+
+
+def test_the_commit_is_that_of_the_checkout(monkeypatch, tmp_path):
+    def git(*arguments, cwd, **options):
+        return subprocess.CompletedProcess(arguments, 0, f"of {cwd.name}\n", "")
+
+    monkeypatch.setattr(module.subprocess, "run", git)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "latentae/evaluation/evaluate.py"))
+    assert module.commit() is None  # an installed package, perhaps inside of another checkout
+    (tmp_path / ".git").mkdir()
+    assert module.commit() == f"of {tmp_path.name}"
+
 
 CPU = torch.device("cpu")
 

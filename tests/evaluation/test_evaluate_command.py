@@ -89,7 +89,7 @@ def test_stopped_by_hand(places, monkeypatch, capsys):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "open_subjects", stop)
+    monkeypatch.setattr(module, "open_models", stop)
     arguments = ["{kl}", "--data", "{images}", "--out", "{here}/r"]
     assert main([word.format(**places) for word in arguments]) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
@@ -99,7 +99,7 @@ def test_too_little_memory_is_one_sentence(places, monkeypatch, capsys):
     def run_out(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module, "open_subjects", run_out)
+    monkeypatch.setattr(module, "open_models", run_out)
     arguments = ["{kl}", "--data", "{images}", "--out", "{here}/r"]
     assert main([word.format(**places) for word in arguments]) == 2
     assert "choose a smaller --batch-size" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from latentae.evaluation.metrics import l1, ms_ssim, psnr, ssim, ssim_and_ms_ssim, to_uint8
+from latentae.evaluation.metrics import cycle_drift, l1, ms_ssim, psnr, ssim, ssim_and_ms_ssim, to_uint8
 
 
 def from_uint8(levels: Tensor) -> Tensor:
@@ -174,3 +174,37 @@ def test_ms_ssim_of_equal_and_of_opposite_images() -> None:
     assert ms_ssim(-image, image).item() == 0
     with pytest.raises(ValueError, match="MS-SSIM needs at least 176 pixels"):
         ms_ssim(image[..., 1:], image[..., 1:])
+
+
+def darken(images):
+    return images - 10 / 127.5
+
+
+def test_each_round_adds_its_error():
+    images = torch.zeros(2, 1, 4, 4)
+    drift = cycle_drift(darken, images, rounds=(1, 3))
+    assert list(drift) == [1, 3]
+    # 0 is level 128 after rounding; each round takes ten levels away, after the half that rounding adds.
+    for number, values in drift.items():
+        exact = psnr(images - number * 10 / 127.5, images)
+        assert values.tolist() == pytest.approx(exact.tolist(), abs=0.5)
+    assert (drift[3] < drift[1]).all()
+
+
+def test_a_first_round_that_is_there_is_not_run_again():
+    calls = []
+
+    def counted(images):
+        calls.append(1)
+        return darken(images)
+
+    images = torch.zeros(1, 1, 4, 4)
+    given = cycle_drift(counted, images, rounds=(1, 2), first=darken(images))
+    assert len(calls) == 1
+    assert given == cycle_drift(darken, images, rounds=(1, 2))
+
+
+@pytest.mark.parametrize("rounds", [(), (0, 1), (2, 2)])
+def test_bad_rounds(rounds):
+    with pytest.raises(ValueError, match="must be 1 or more and rise"):
+        cycle_drift(darken, torch.zeros(1, 1, 4, 4), rounds=rounds)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from latentae import distributed
+from latentae.console import progress_bar
 from latentae.data import BrokenImageError
 from latentae.data.annotations import Annotations
 from latentae.distributed import fails_anywhere
-from latentae.evaluation.progress import Progress
 from latentae.files import FullDiskError
 from latentae.latents.cache.encoding import check_values, encode_batch
 from latentae.latents.cache.loading import CacheImages, ImageBatch, batch_loader, batch_sizes
@@ -92,7 +92,7 @@ class Work:
         loader = batch_loader(
             self.images, shards, batch_size=batch_size, workers=workers, pin_memory=device.type == "cuda"
         )
-        progress = Progress(sum(len(shard.indices) for shard in shards), self.say, what="images encoded")
+        progress = progress_bar(sum(len(shard.indices) for shard in shards), "images encoded", self.say)
         batches = iter(loader) if shards else iter(())
         writing: Future[None] | None = None
         for shard in shards:
@@ -101,13 +101,14 @@ class Work:
                 batch = next(batches)
                 self._tell(batch)
                 parts.add(self._encode(batch, device), batch)
-                progress.add(asked)
+                progress.update(asked)
             tensors = parts.tensors()
             check_values(tensors, self.options.dtype)
             if writing is not None:
                 writing.result()
             writing = writer.submit(self._write, shard, tensors, parts)
             yield
+        progress.close()
         if writing is not None:
             writing.result()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latentae.devices import to_float64_on_cpu
-from latentae.evaluation.latent_moments import LatentMoments
+from latentae.evaluation.rate import LatentMoments
 from latentae.latents.inspection.encoding import as_batches, constant_channels
 from latentae.report import figures
 from latentae.report.grids import Figure

@@ -21,8 +21,8 @@ from latentae.data import (
 )
 from latentae.data.decode import check_channels
 from latentae.data.seeding import check_seed
-from latentae.evaluation.images import open_images
-from latentae.evaluation.subject import weights_sha256
+from latentae.evaluation.blocks import open_images
+from latentae.evaluation.models import weights_sha256
 from latentae.files import write_together
 from latentae.latents.inspection.encoding import Autoencoder
 from latentae.latents.inspection.measuring import measure

@@ -1,4 +1,4 @@
-"""A model under evaluation."""
+"""Models under evaluation: their names, hashes and precision."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from latentae.console import FAMILIES
 from latentae.models import load_autoencoder
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
-"""What the models can run in; metrics are always computed in float32 or more."""
+"""Precisions of the models; metrics are always computed in float32 or more."""
 
-# What a run's or a pipeline's folder keeps its model in: no name to tell models apart by.
+# Folders of the model in a run or a pipeline: their names do not tell models apart.
 _INNER_FOLDERS = ("model", "vae", "vqvae")
 
 
 @dataclass
-class Subject:
-    """A model, what it is called in a report, and in which precision it runs.
+class NamedModel:
+    """An autoencoder with its name in a report and the precision in which it runs.
 
     Attributes:
         name: in the report.
-        path: where it came from.
-        model: in eval mode, called as ``model(images)``.
-        autocast: a reduced precision for its forward pass, such as ``torch.bfloat16``; None runs it as it is.
+        path: where the model comes from.
+        autoencoder: in eval mode, called as ``autoencoder(images)``.
+        autocast: reduced precision of its forward pass, such as ``torch.bfloat16``; None keeps its own.
         sha256: of the weights.
         identity: everything that its reconstructions depend on: weights, config and precision.
     """
 
     name: str
     path: str
-    model: nn.Module
+    autoencoder: nn.Module
     autocast: torch.dtype | None = None
     _warm: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.sha256 = weights_sha256(self.model)
-        config = {k: v for k, v in getattr(self.model, "config", {}).items() if not k.startswith("_")}
+        self.sha256 = weights_sha256(self.autoencoder)
+        config = {k: v for k, v in getattr(self.autoencoder, "config", {}).items() if not k.startswith("_")}
         self.identity = f"{self.sha256} {json.dumps(config, sort_keys=True, default=str)} {self.autocast}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Any:
-        """The model's ``AutoencoderOutput`` of images [B, C, H, W] in [−1, 1], its sample in float32.
+        """Returns the ``AutoencoderOutput`` of images [B, C, H, W] in [−1, 1], its sample in float32.
 
         Raises:
-            ValueError: the reconstruction is not finite, or is not as large as the images.
+            ValueError: the reconstruction is not finite, or has another size than the images.
         """
         device = images.device.type
         with nullcontext() if self.autocast is None else torch.autocast(device, self.autocast):
-            output = self.model(images)
+            output = self.autoencoder(images)
         output.sample = output.sample.float()
         if output.sample.shape != images.shape:
             made, taken = list(output.sample.shape), list(images.shape)
@@ -69,60 +69,60 @@ class Subject:
         return output
 
     def warm_up(self, images: Tensor) -> None:
-        """Runs once, so that no later call takes the time of the first."""
+        """Runs the model once, so that no timed call includes its start."""
         if not self._warm:
             self(images)
             self._warm = True
 
     @property
     def num_codes(self) -> int | None:
-        """The length of a table of codes; None for a model without."""
-        return getattr(getattr(self.model, "quantize", None), "num_codes", None)
+        """Number of codes per table; None for a model without codes."""
+        return getattr(getattr(self.autoencoder, "quantize", None), "num_codes", None)
 
 
-def open_subjects(
+def open_models(
     models: Sequence[str],
     precision: str,
     device: torch.device,
     open_model: Callable[..., Any] = load_autoencoder,
     *,
     families: Sequence[str] = (),
-) -> list[Subject]:
-    """Opens models, named by what stands before ``=``, else by their file or folder.
+) -> list[NamedModel]:
+    """Opens models. ``name=path`` names a model; otherwise its file or folder does.
 
     Args:
-        models: what ``open_model`` opens, each perhaps with a name before it: ``name=path``.
+        models: what ``open_model`` opens, each with an optional ``name=`` before it.
         precision: one of ``PRECISIONS``.
-        open_model: gives the model, in float32, of a path, and takes ``family`` where there is one for it.
+        open_model: opens the model of a path in float32; called with ``family`` if the model has one.
         families: see ``choose_families``.
 
     Raises:
-        ValueError: a model that cannot be opened, two of one name, models that take different numbers of
-            channels or make others than they take, or an unknown precision.
+        ValueError: a model cannot be opened, two models have the same name, models take different numbers of
+            channels or make others than they take, or the precision is unknown.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}")
-    subjects = []
+    opened = []
     named = name_models(models)
     of_models = choose_families(named, families)
     for name, path in named.items():
         family = {"family": of_models[name]} if name in of_models else {}
-        model = open_model(path, **family).to(device).eval()
-        taken, made = model.config.in_channels, model.config.out_channels
+        autoencoder = open_model(path, **family).to(device).eval()
+        taken, made = autoencoder.config.in_channels, autoencoder.config.out_channels
         if taken != made:
             raise ValueError(f"{name} makes images of {made} channels from {taken}: they cannot be compared")
-        subjects.append(Subject(name, path, model, PRECISIONS[precision]))
-    if len({channels_of(subject) for subject in subjects}) > 1:
-        listed = ", ".join(f"{subject.name} {channels_of(subject)}" for subject in subjects)
+        opened.append(NamedModel(name, path, autoencoder, PRECISIONS[precision]))
+    if len({channels_of(model) for model in opened}) > 1:
+        listed = ", ".join(f"{model.name} {channels_of(model)}" for model in opened)
         raise ValueError(f"models take different numbers of channels ({listed}): evaluate them apart")
-    return subjects
+    return opened
 
 
 def name_models(models: Sequence[str]) -> dict[str, str]:
-    """Name → path of each model, in order.
+    """Returns name → path of each model, in order.
 
     Raises:
-        ValueError: two of one name, or a name that is none.
+        ValueError: two models have the same name, or a name is invalid.
     """
     named: dict[str, str] = {}
     for text in models:
@@ -139,14 +139,14 @@ def name_models(models: Sequence[str]) -> dict[str, str]:
 
 
 def choose_families(names: Collection[str], families: Sequence[str]) -> dict[str, str]:
-    """Model name → family of each model that gets one.
+    """Returns model name → family, for the models that get one.
 
     Args:
         names: of the models.
-        families: each a family, which holds for all models, or ``name=family``, which holds for one.
+        families: ``family`` holds for all models, and ``name=family`` for one.
 
     Raises:
-        ValueError: an unknown family, a name that no model has, or two families for one.
+        ValueError: a family is unknown, a name is no model's, or a model has two families.
     """
     chosen: dict[str, str] = {}
     for text in families:
@@ -164,20 +164,20 @@ def choose_families(names: Collection[str], families: Sequence[str]) -> dict[str
     return chosen
 
 
-def channels_of(subject: Subject) -> int:
-    """Channels of the images that it takes, and makes."""
-    config: Any = subject.model.config
+def channels_of(model: NamedModel) -> int:
+    """Returns the number of channels of the images that a model takes and makes."""
+    config: Any = model.autoencoder.config
     return int(config.in_channels)
 
 
-def factor_of(subject: Subject) -> int:
-    """Pixels per latent position along each side."""
-    model: Any = subject.model
-    return int(model.downsampling_factor)
+def factor_of(model: NamedModel) -> int:
+    """Returns the pixels per latent position along each side."""
+    autoencoder: Any = model.autoencoder
+    return int(autoencoder.downsampling_factor)
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """A hash of a model's class and of every value of its state, whatever file it came from."""
+    """Returns a hash of a model's class and state, whatever file they came from."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -189,7 +189,7 @@ def _name_and_path(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if equals and name and not Path(text).exists():
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise ValueError(f"{name!r} is no name for a model: use letters, digits, '.', '-' and '_'")
+            raise ValueError(f"invalid model name {name!r}: use letters, digits, '.', '-' and '_'")
         return name, path
     place = Path(text).expanduser()
     last = place.resolve() if place.exists() else place

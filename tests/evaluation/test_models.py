@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from latentae.evaluation.subject import (
-    Subject,
+from latentae.evaluation.models import (
+    NamedModel,
     channels_of,
     choose_families,
     factor_of,
     name_models,
-    open_subjects,
+    open_models,
     weights_sha256,
 )
 from tests.evaluation.conftest import tiny_model
@@ -24,7 +24,7 @@ def test_the_hash_follows_every_weight(models):
 def test_reduced_precision_only_where_asked(models):
     images = torch.rand(1, 3, 16, 16) * 2 - 1
     plain, reduced = (
-        Subject("kl", "", models["kl"], autocast)(images).sample for autocast in (None, torch.bfloat16)
+        NamedModel("kl", "", models["kl"], autocast)(images).sample for autocast in (None, torch.bfloat16)
     )
     with torch.no_grad():
         assert torch.equal(plain, models["kl"](images).sample)
@@ -33,8 +33,8 @@ def test_reduced_precision_only_where_asked(models):
 
 
 def test_codes(models):
-    assert Subject("kl", "", models["kl"]).num_codes is None
-    assert Subject("vq", "", models["vq"]).num_codes == 16
+    assert NamedModel("kl", "", models["kl"]).num_codes is None
+    assert NamedModel("vq", "", models["vq"]).num_codes == 16
 
 
 def test_a_model_is_called_by_its_name_or_by_its_place(tmp_path):
@@ -47,7 +47,7 @@ def test_a_model_is_called_by_its_name_or_by_its_place(tmp_path):
         "owner/vae-2",
     ]
     assert list(name_models(given)) == ["run", "file", "mine", "vae-2"]
-    with pytest.raises(ValueError, match="is no name for a model"):
+    with pytest.raises(ValueError, match="invalid model name 'a name'"):
         name_models(["a name=owner/model"])
 
 
@@ -55,11 +55,11 @@ def test_opened_as_they_were_saved(models, tmp_path):
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
     paths = [str(tmp_path / name) for name in models]
-    kl, vq = open_subjects(paths, "bfloat16", torch.device("cpu"))
+    kl, vq = open_models(paths, "bfloat16", torch.device("cpu"))
     assert (kl.name, kl.autocast, channels_of(kl), factor_of(vq)) == ("kl", torch.bfloat16, 3, 2)
     images = torch.rand(1, 3, 16, 16) * 2 - 1
     kl.autocast = None
-    assert torch.equal(kl(images).sample, Subject("kl", "", models["kl"])(images).sample)
+    assert torch.equal(kl(images).sample, NamedModel("kl", "", models["kl"])(images).sample)
 
 
 def test_models_that_cannot_be_compared(tmp_path):
@@ -68,25 +68,26 @@ def test_models_that_cannot_be_compared(tmp_path):
     tiny_model("kl", in_channels=1).save_pretrained(tmp_path / "colouriser")
     rgb, grey, colouriser = (str(tmp_path / name) for name in ("rgb", "grey", "colouriser"))
     with pytest.raises(ValueError, match=r"different numbers of channels \(rgb 3, grey 1\)"):
-        open_subjects([rgb, grey], "float32", torch.device("cpu"))
+        open_models([rgb, grey], "float32", torch.device("cpu"))
     with pytest.raises(ValueError, match="colouriser makes images of 3 channels from 1"):
-        open_subjects([colouriser], "float32", torch.device("cpu"))
+        open_models([colouriser], "float32", torch.device("cpu"))
     with pytest.raises(ValueError, match="precision is 'half'"):
-        open_subjects([rgb], "half", torch.device("cpu"))
+        open_models([rgb], "half", torch.device("cpu"))
 
 
 def test_a_diverged_model_is_named(models):
     torch.nn.init.constant_(models["kl"].decoder.conv_out.bias, float("nan"))
     with pytest.raises(ValueError, match="mine makes images that hold NaN"):
-        Subject("mine", "", models["kl"])(torch.zeros(1, 3, 16, 16))
+        NamedModel("mine", "", models["kl"])(torch.zeros(1, 3, 16, 16))
 
 
 def test_another_config_of_the_same_weights_is_another_model(models):
-    before = Subject("kl", "", models["kl"]).identity
+    before = NamedModel("kl", "", models["kl"]).identity
     models["kl"].register_to_config(norm_num_groups=2)
-    assert Subject("kl", "", models["kl"]).identity != before
+    assert NamedModel("kl", "", models["kl"]).identity != before
     assert (
-        Subject("kl", "", models["vq"], torch.bfloat16).identity != Subject("kl", "", models["vq"]).identity
+        NamedModel("kl", "", models["vq"], torch.bfloat16).identity
+        != NamedModel("kl", "", models["vq"]).identity
     )
 
 
@@ -110,7 +111,7 @@ def test_a_model_is_opened_with_its_family():
         opened[path] = arguments
         return tiny_model("kl")
 
-    open_subjects(["a=x", "b=y"], "float32", torch.device("cpu"), open_model, families=["b=sd1"])
+    open_models(["a=x", "b=y"], "float32", torch.device("cpu"), open_model, families=["b=sd1"])
     assert opened == {"x": {}, "y": {"family": "sd1"}}
 
 
@@ -118,4 +119,4 @@ def test_a_model_is_opened_with_its_family():
 def test_what_is_not_finite_is_refused(models, value):
     torch.nn.init.constant_(models["kl"].decoder.conv_out.bias, value)
     with pytest.raises(ValueError, match="kl makes images that hold NaN or infinity"):
-        Subject("kl", "", models["kl"])(torch.rand(1, 3, 16, 16) * 2 - 1)
+        NamedModel("kl", "", models["kl"])(torch.rand(1, 3, 16, 16) * 2 - 1)

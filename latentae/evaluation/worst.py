@@ -1,4 +1,4 @@
-"""Which images a report shows, and their pictures."""
+"""Chooses the images that a report shows, the worst first, and writes their pictures."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from latentae.data.names import printable_name
 from latentae.evaluation.assembly import Assembled
-from latentae.evaluation.blocks import ImageBlocks, to_images
-from latentae.evaluation.metrics import to_uint8
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.blocks import ImageBlocks
+from latentae.evaluation.metrics import to_images, to_uint8
+from latentae.evaluation.models import NamedModel
 from latentae.report.grids import picture_grid, save_png
 from latentae.report.results import Picture
 
@@ -22,13 +22,16 @@ _OTHERS = 8
 
 
 def choose_pictures(results: dict[str, Assembled], seed: int = 0) -> dict[int, list[str]]:
-    """Image → why it is shown: the worst of each model, the middling of the first, and some at random.
+    """Chooses the worst images of each model, those around the median of the first, and some at random.
 
-    Worst by LPIPS where it was measured of all, else by PSNR; in the order worst, median, random.
+    The worst are those by LPIPS if it was measured of all images, else by PSNR.
 
     Args:
         results: model → its numbers, all of the same images.
-        seed: of the random ones.
+        seed: of the random choice.
+
+    Returns:
+        image → reasons, in the order worst, median, random.
     """
     first = next(iter(results.values()))
     reasons: dict[int, list[str]] = {}
@@ -50,15 +53,15 @@ def choose_pictures(results: dict[str, Assembled], seed: int = 0) -> dict[int, l
 def save_pictures(
     reasons: dict[int, list[str]],
     blocks: ImageBlocks,
-    subjects: Sequence[Subject],
+    models: Sequence[NamedModel],
     results: dict[str, Assembled],
     folder: Path,
     device: torch.device,
 ) -> list[Picture]:
-    """Writes the originals and reconstructions as PNGs into ``folder/pictures``.
+    """Writes originals and reconstructions as PNGs into ``folder/pictures``.
 
     Returns:
-        what the report holds of them, in the order of ``reasons``.
+        the report's entries, in the order of ``reasons``.
     """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     pictures = []
@@ -67,10 +70,10 @@ def save_pictures(
         files = {"": f"pictures/{index:06d}.png"}
         _save(original, folder / files[""])
         values = {}
-        for number, subject in enumerate(subjects):
-            files[subject.name] = f"pictures/{index:06d}_{number}.png"
-            _save(subject(original[None].to(device)).sample[0], folder / files[subject.name])
-            values[subject.name] = _values(results[subject.name], index)
+        for number, model in enumerate(models):
+            files[model.name] = f"pictures/{index:06d}_{number}.png"
+            _save(model(original[None].to(device)).sample[0], folder / files[model.name])
+            values[model.name] = _values(results[model.name], index)
         reconstructions = {name: file for name, file in files.items() if name}
         name = printable_name(blocks.source.name(index))
         pictures.append(Picture(index, name, why, files[""], reconstructions, values))
@@ -78,11 +81,11 @@ def save_pictures(
 
 
 def _from_worst(result: Assembled) -> Tensor:
-    """Positions of the images, the worst first."""
+    """Returns the positions of the images, the worst first."""
     distances = [
         values
         for name, values in result.values.items()
-        if name.startswith("lpips") and not values.isnan().any()  # NaN: an image is too small for it
+        if name.startswith("lpips") and not values.isnan().any()  # NaN: too small an image
     ]
     worst = distances[0] if distances else -result.values["psnr"]
     return worst.argsort(descending=True, stable=True)

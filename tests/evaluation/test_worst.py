@@ -4,10 +4,9 @@ import torch
 from PIL import Image
 
 from latentae.evaluation.assembly import Assembled
-from latentae.evaluation.blocks import ImageBlocks
-from latentae.evaluation.protocol import PROTOCOLS
-from latentae.evaluation.shown import choose_pictures, save_pictures
-from latentae.evaluation.subject import Subject
+from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks
+from latentae.evaluation.models import NamedModel
+from latentae.evaluation.worst import choose_pictures, save_pictures
 
 
 def assembled(**values):
@@ -41,7 +40,7 @@ def test_few_images():
 
 
 def test_pictures_are_those_of_the_protocol(source, image_folder, models, tmp_path):
-    subjects = [Subject(name, name, model) for name, model in models.items()]
+    subjects = [NamedModel(name, name, model) for name, model in models.items()]
     blocks = ImageBlocks(source, PROTOCOLS["native"], 3)
     results = {name: assembled(psnr=np.arange(70.0)) for name in models}
     (picture,) = save_pictures({3: ["random"]}, blocks, subjects, results, tmp_path, torch.device("cpu"))

@@ -1,0 +1,435 @@
+"""Measures models on blocks of images, in one process or in several.
+
+``Evaluation`` deals blocks to the ranks and stores what is measured; ``measure_block`` measures one model on
+one block.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentae import distributed
+from latentae.console import progress_bar
+from latentae.devices import to_float64_on_cpu
+from latentae.evaluation.assembly import (
+    Assembled,
+    Shards,
+    assemble,
+    content_sha256,
+    from_text,
+    reference_cache,
+    to_text,
+)
+from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader, spread_evenly
+from latentae.evaluation.features import FeatureExtractor, Measures, to_rgb
+from latentae.evaluation.metrics import cycle_drift, l1, psnr, ssim, ssim_and_ms_ssim, to_images, to_uint8
+from latentae.evaluation.models import NamedModel
+from latentae.evaluation.rate import CodeMeter, LatentMoments, kl_bits_per_pixel
+
+# To be raised when the content of shards changes its meaning: shards of another version are not read.
+_VERSION = 2
+# Blocks between two meetings of the ranks. So no rank waits longer than a process group's timeout, and an
+# error in one of them stops all.
+_ROUNDS_TOGETHER = 8
+# Pixels per side that a metric needs.
+_SSIM_MINIMUM, _MS_SSIM_MINIMUM = 11, 176
+_LPIPS_MINIMUM = {"alex": 31, "vgg": 16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an evaluation runs; the first two change its numbers by rounding at most.
+
+    Attributes:
+        batch_size: images of one size that go through a model together.
+        num_workers: decoding processes per process.
+        cycle_images: number of images, evenly spread, that are encoded and decoded repeatedly.
+        cycle_rounds: the rounds after which their drift is measured.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    batch_size: int = 16
+    num_workers: int = 0
+    cycle_images: int = 32
+    cycle_rounds: tuple[int, ...] = (1, 2, 5, 10)
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("batch_size", 1), ("num_workers", 0), ("cycle_images", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be {lowest} or more")
+
+
+class MeasuringError(ValueError):
+    """Measuring failed, in this process or in another."""
+
+
+@dataclass
+class Evaluation:
+    """Measures models on blocks of images.
+
+    Attributes:
+        blocks: the images.
+        measures: the networks of the metrics.
+        settings: how it runs.
+        work: folder of the measurements; all processes must see the same one.
+        data: identifies the images together with their names, such as the folder they come from.
+        device: where models and networks run.
+        say: receives messages, on every rank.
+    """
+
+    blocks: ImageBlocks
+    measures: Measures
+    settings: Settings
+    work: Path
+    data: str
+    device: torch.device
+    say: Callable[[str], None] = field(default=lambda text: None)
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def measure(self, models: Sequence[NamedModel]) -> None:
+        """Measures the blocks that ``work`` lacks, and writes them there; every rank must call it.
+
+        Whole blocks of consecutive images are dealt to the ranks, so that the numbers do not depend on the
+        number of ranks.
+
+        Raises:
+            MeasuringError: a model makes NaN or images of another size, or cannot take the images. It is
+                raised on all ranks, whichever failed.
+        """
+        # Find the blocks that are missing.
+        originals, shards = self._originals(), [self._shards(model) for model in models]
+        parts = [originals, *shards]
+        missing = [number for number in range(len(self.blocks)) if not all(p.has(number) for p in parts)]
+        if len(missing) < len(self.blocks):
+            self.say(f"going on: {len(self.blocks) - len(missing)} of {len(self.blocks)} blocks are measured")
+        distributed.barrier()  # no rank writes before all have looked
+
+        # Measure this rank's share, and meet the other ranks every few blocks.
+        own = missing[distributed.rank() :: distributed.world_size()]
+        measured = self._measure_in_turn(own, models, originals, shards)
+        failure: Exception | None = None
+        for turn in range(-(-len(missing) // distributed.world_size())):
+            try:
+                next(measured, None)
+            except Exception as error:  # raised where the ranks meet
+                failure = error
+            if turn % _ROUNDS_TOGETHER == _ROUNDS_TOGETHER - 1 or distributed.world_size() == 1:
+                _raise_together(failure)
+        _raise_together(failure)
+
+    def result(self, model: NamedModel) -> Assembled:
+        """Returns the numbers of a measured model, joined in the order of the images.
+
+        They are the same for any number of ranks.
+
+        Raises:
+            ValueError: no image could be read.
+        """
+        own, originals = self._shards(model), self._originals()
+        return assemble(
+            ((_present(originals, n), _present(own, n)) for n in range(len(self.blocks))),
+            {name: extractor.dimensions for name, extractor in self.measures.features.items()},
+            self.work,
+        )
+
+    def _measure_in_turn(
+        self,
+        numbers: Sequence[int],
+        models: Sequence[NamedModel],
+        originals: Shards,
+        shards: Sequence[Shards],
+    ) -> Iterator[None]:
+        """Measures the next of these blocks each time it is advanced."""
+        total = len(models) * sum(self._size(number) for number in numbers)
+        with progress_bar(total, "reconstructions measured", self.say) as bar:
+            for block in block_loader(self.blocks, numbers, self.settings.num_workers):
+                try:
+                    self._measure_originals(block, originals)
+                    for model, own in zip(models, shards, strict=True):
+                        with _errors_name(model):
+                            self._measure_block(block, model, own)
+                        bar.update(self._size(block.number))
+                except ValueError as error:
+                    raise MeasuringError(str(error)) from error
+                yield
+
+    def _measure_originals(self, block: Block, shards: Shards) -> None:
+        """Stores which images a block holds, and the networks' features of them.
+
+        Features of images that an earlier evaluation has seen come from the cache that evaluations share.
+        """
+        for reason in block.unreadable:
+            self.say(f"left out: {reason}")
+        if shards.has(block.number):
+            return
+        content = content_sha256(block)
+        found = {
+            "indices": torch.tensor(block.indices, dtype=torch.int64),
+            "content": from_text(content),
+            "unreadable": from_text("\n".join(block.unreadable)),
+        }
+        for name, extractor in self.measures.features.items():
+            cache = Shards(reference_cache(), name, extractor.identity)
+            cached = cache.load(content)
+            if cached is None:
+                batch_size = self.settings.batch_size
+                cached = {"features": reference_features(block, extractor, self.device, batch_size)}
+                self._store_in_cache(cache, content, cached)
+            found[f"features.{name}"] = cached["features"]
+        shards.store(block.number, found)
+
+    def _store_in_cache(self, cache: Shards, content: str, features: dict[str, Tensor]) -> None:
+        try:
+            cache.store(content, features)
+        except OSError as error:  # this evaluation loses nothing, the next one time
+            sentence = (
+                f"cannot write latentae's cache {cache.folder} ({error.strerror}), so the next evaluation "
+                "computes its features again: set LATENTAE_CACHE to a folder that can be written"
+            )
+            if sentence not in self._said:
+                self.say(sentence)
+            self._said.add(sentence)
+
+    def _measure_block(self, block: Block, model: NamedModel, shards: Shards) -> None:
+        if shards.has(block.number):
+            return
+        batch_size = self.settings.batch_size
+        if block.images:
+            model.warm_up(to_images(torch.stack(block.images[:1])).to(self.device))
+        measured = measure_block(
+            model, block, self.measures, self.device, batch_size=batch_size, drift=self._drift()
+        )
+        shards.store(block.number, measured)
+
+    def _drift(self) -> Drift | None:
+        indices = self.blocks.indices
+        chosen = spread_evenly(min(self.settings.cycle_images, len(indices)), len(indices))
+        if not chosen or not self.settings.cycle_rounds:
+            return None
+        return Drift(self.settings.cycle_rounds, frozenset(indices[position] for position in chosen))
+
+    def _size(self, number: int) -> int:
+        return min(BLOCK_SIZE, len(self.blocks.indices) - number * BLOCK_SIZE)
+
+    def _originals(self) -> Shards:
+        return Shards(self.work, "originals", json.dumps(self._fingerprint(), sort_keys=True))
+
+    def _shards(self, model: NamedModel) -> Shards:
+        drift = [self.settings.cycle_images, *self.settings.cycle_rounds]
+        fingerprint = {**self._fingerprint(), "model": model.identity, "cycle": drift}
+        return Shards(self.work, model.name, json.dumps(fingerprint, sort_keys=True))
+
+    def _fingerprint(self) -> dict[str, object]:
+        return {
+            "version": _VERSION,
+            "data": self.data,
+            "images": self.blocks.list_sha256,
+            "smallest_side": self.blocks.smallest_side,
+            "protocol": self.blocks.protocol.describe(),
+            "measures": self.measures.identities,
+        }
+
+
+@contextmanager
+def _errors_name(model: NamedModel) -> Iterator[None]:
+    """Puts the model's name before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error)
+        if not reason.startswith(model.name):
+            raise ValueError(f"{model.name}: {reason}") from error
+        raise
+
+
+def _raise_together(failure: Exception | None) -> None:
+    """Raises on every rank the error of one of them, so that none waits for a rank that has stopped."""
+    own = "" if failure is None else " ".join(f"{failure or type(failure).__name__}".split()) + "\n"
+    reasons = to_text(distributed.all_gather_concat(from_text(own)).cpu()).splitlines()
+    if failure is not None:
+        raise failure
+    if reasons:
+        raise MeasuringError(reasons[0])
+
+
+def _present(shards: Shards, number: int) -> dict[str, Tensor]:
+    shard = shards.load(number)
+    if shard is None:
+        raise ValueError(
+            f"{shards.path(number)} is missing: with several processes all must see the same output folder"
+        )
+    return shard
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Which images are encoded and decoded repeatedly, and after how many rounds they are measured.
+
+    Attributes:
+        rounds: in rising order, 1 or more.
+        indices: of the images in the data.
+    """
+
+    rounds: Sequence[int]
+    indices: frozenset[int]
+
+
+def measure_block(
+    model: NamedModel,
+    block: Block,
+    measures: Measures,
+    device: torch.device,
+    *,
+    batch_size: int = 16,
+    drift: Drift | None = None,
+) -> dict[str, Tensor]:
+    """Measures a model on a block of images.
+
+    A value is NaN where the image is too small for the metric, or the metric was not asked for.
+
+    Args:
+        batch_size: images of one size that go through the model together.
+        drift: the images whose drift is measured; None measures none.
+
+    Returns:
+        a shard: float64 values [n] as ``value.METRIC``, features [n, d] as ``features.NETWORK``, the states
+        of ``LatentMoments`` and ``CodeMeter`` as ``moments.*`` and ``codes.*``, and the model's ``seconds``.
+
+    Raises:
+        ValueError: the model makes images of another size, or NaN.
+    """
+    measured = _Measured()
+    for indices, batch in _batches(block, batch_size):
+        # Reconstruct.
+        images = to_images(batch.to(device))
+        started = _now(device)
+        output = model(images)
+        measured.seconds += _now(device) - started
+
+        # One value per image and metric.
+        pixels = to_uint8(output.sample)
+        rows = _pixel_values(to_images(pixels), images, measures)
+        if output.mean is not None:
+            rows["kl_bits_per_pixel"] = kl_bits_per_pixel(output.mean, output.log_variance, *images.shape[2:])
+        if drift is not None:
+            rows |= _drift(drift, indices, model, images, output.sample)
+        measured.add_values(rows)
+
+        # Features, latents and codes.
+        measured.add_features({name: _features(e, pixels) for name, e in measures.features.items()})
+        if output.latents is not None:
+            measured.add_latents(output.latents)
+        if output.indices is not None and model.num_codes is not None:
+            measured.add_codes(output.indices, model.num_codes, *images.shape[2:])
+    return measured.tensors()
+
+
+def reference_features(
+    block: Block, extractor: FeatureExtractor, device: torch.device, batch_size: int = 16
+) -> Tensor:
+    """Returns features [n, d] of the originals of a block."""
+    parts = [_features(extractor, pixels.to(device)) for _, pixels in _batches(block, batch_size)]
+    return torch.cat([*parts, torch.zeros(0, extractor.dimensions)])
+
+
+class _Measured:
+    """Collects the measurements of a block's batches."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.rows: dict[str, list[Tensor]] = {}
+        self.moments: LatentMoments | None = None
+        self.codes: CodeMeter | None = None
+
+    def add_values(self, rows: dict[str, Tensor]) -> None:
+        for name, row in rows.items():
+            self.rows.setdefault(f"value.{name}", []).append(to_float64_on_cpu(row))
+
+    def add_features(self, features: dict[str, Tensor]) -> None:
+        for name, rows in features.items():
+            self.rows.setdefault(f"features.{name}", []).append(rows)
+
+    def add_latents(self, latents: Tensor) -> None:
+        self.moments = self.moments or LatentMoments(latents.shape[1])
+        self.moments.add(latents.float())
+
+    def add_codes(self, indices: Tensor, num_codes: int, height: int, width: int) -> None:
+        depth = 1 if indices.ndim == 3 else indices.shape[1]
+        self.codes = self.codes or CodeMeter(num_codes, depth)
+        self.codes.add(indices, height, width)
+
+    def tensors(self) -> dict[str, Tensor]:
+        shard = {name: torch.cat(parts) for name, parts in self.rows.items()}
+        for name, state in (("moments", self.moments), ("codes", self.codes)):
+            if state is not None:
+                shard |= {f"{name}.{key}": value for key, value in state.state().items()}
+        shard["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
+        return shard
+
+
+def _pixel_values(reconstructions: Tensor, images: Tensor, measures: Measures) -> dict[str, Tensor]:
+    """Returns metric → [B] of the metrics that compare each reconstruction with its image."""
+    side = min(images.shape[2:])
+    rows = {"psnr": psnr(reconstructions, images), "l1": l1(reconstructions, images)}
+    if side >= _MS_SSIM_MINIMUM:
+        rows["ssim"], rows["ms_ssim"] = ssim_and_ms_ssim(reconstructions, images)
+    else:
+        large_enough = side >= _SSIM_MINIMUM
+        rows["ssim"] = ssim(reconstructions, images) if large_enough else _missing(len(images))
+        rows["ms_ssim"] = _missing(len(images))
+    for name, distance in measures.lpips.items():
+        large_enough = side >= _LPIPS_MINIMUM[distance.net]
+        with torch.no_grad():
+            rows[name] = distance(reconstructions, images) if large_enough else _missing(len(images))
+    return rows
+
+
+def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
+    """Returns features [B, d] on the CPU; NaN for images that are too small for the network."""
+    if min(pixels.shape[2:]) < extractor.smallest_side:
+        return torch.full((len(pixels), extractor.dimensions), float("nan"))
+    return extractor(to_rgb(pixels)).cpu()
+
+
+def _drift(
+    drift: Drift, indices: Sequence[int], model: NamedModel, images: Tensor, first: Tensor
+) -> dict[str, Tensor]:
+    """Returns ``cycle_psnr_ROUNDS`` → [B], NaN for images whose drift is not measured."""
+    rows = {f"cycle_psnr_{rounds}": _missing(len(images)) for rounds in drift.rounds}
+    chosen = [position for position, index in enumerate(indices) if index in drift.indices]
+    if chosen:
+        found = cycle_drift(lambda x: model(x).sample, images[chosen], drift.rounds, first=first[chosen])
+        for rounds, ratios in found.items():
+            rows[f"cycle_psnr_{rounds}"][chosen] = ratios.cpu()
+    return rows
+
+
+def _batches(block: Block, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Yields indices and images [B, C, H, W] uint8 of neighbours of one size, in the block's order."""
+    pairs = zip(block.indices, block.images, strict=True)
+    for _, group in itertools.groupby(pairs, key=lambda pair: pair[1].shape):
+        alike = list(group)
+        for start in range(0, len(alike), batch_size):
+            indices, images = zip(*alike[start : start + batch_size], strict=True)
+            yield list(indices), torch.stack(images)
+
+
+def _missing(count: int) -> Tensor:
+    return torch.full((count,), float("nan"), dtype=torch.float64)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
