@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     # Not before: torch takes seconds to load, and --help shall not.
     from latentae import distributed
     from latentae.data import BrokenImageError
-    from latentae.latents.recalibration import recalibrate
+    from latentae.latents.recalibrate import recalibrate
 
     try:
         with distributed.init_from_environment() as device:

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 
 from latentae import distributed, load_autoencoder
 from latentae.latents.measurement import measure_latents
-from latentae.latents.recalibration import recalibrate
+from latentae.latents.recalibrate import recalibrate
 from latentae.latents.statistics import merge_over_ranks
 from tests.latents.conftest import batches_of, draw_tensors, make_kl, make_vq
 
@@ -59,7 +59,7 @@ def test_what_is_written_must_be_what_was_calibrated(kl_folder, picture_folder, 
     def write_wrongly(model, place):
         raise OSError("no space left")
 
-    monkeypatch.setattr("latentae.latents.recalibration.write_model", write_wrongly)
+    monkeypatch.setattr("latentae.latents.recalibrate.write_model", write_wrongly)
     with pytest.raises(OSError, match="no space left"):
         recalibrate(str(kl_folder), data=str(picture_folder), max_images=9, out=tmp_path / "out", say=str)
     assert not (tmp_path / "out").exists()
