@@ -1,4 +1,4 @@
-"""From the name of a model and of data to a calibrated model on disk: what `latentae stats` does."""
+"""Measures, calibrates, checks and writes a model: the work of `latentae stats`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tqdm import tqdm
 from latentae import distributed
 from latentae.data import CenterCrop, ImageDataset, RandomCrop, open_sources
 from latentae.data.decode import check_channels
+from latentae.distributed import on_main
+from latentae.export import export_autoencoder
 from latentae.latents.calibration import calibrate, check_per_channel
-from latentae.latents.measurement import measure_latents
-from latentae.latents.saving import check_writable, choose_place, write_model
+from latentae.latents.measurement import FEWEST_VIEWS, MOST_VIEWS, measure_latents, view_loader
 from latentae.latents.statistics import LatentStatistics
-from latentae.latents.views import FEWEST_VIEWS, view_loader
 from latentae.models import KLVAE, VQVAE, load_autoencoder
 
 
@@ -32,30 +32,35 @@ def recalibrate(
     num_workers: int = 0,
     seed: int = 0,
     out: Path | None = None,
-    in_place: bool = False,
     device: torch.device | None = None,
     say: Callable[[str], None],
 ) -> None:
-    """Opens a model, measures its latents, calibrates it, checks it on held-out images, writes it.
+    """Opens a model, measures its latents, calibrates it, checks it on held-out images, and writes it.
 
-    Measured are random crops of the training images, checked are centre crops of the validation images; see
-    ``open_sources`` for which these are. The other arguments are those of the command. Every rank calls it.
+    Random crops of the training images are measured, and centre crops of the validation images are checked;
+    see ``open_sources`` for which images these are. Every rank must call it.
+
+    Args:
+        model: a path, or another name that ``load_autoencoder`` opens.
+        data, split: see ``open_sources``.
+        image_size: pixels of the crops; None: the model's ``sample_size``.
+        per_channel: see ``calibrate``.
+        max_images: crops to measure at most, over all ranks; None: 16,384.
+        batch_size: images per batch, on each rank.
+        num_workers: processes that decode images.
+        seed: of crops, order and posterior samples.
+        out: a new or empty folder for the calibrated model; None: nothing is written.
+        device: to measure on; None: the CPU.
+        say: receives the report, part by part, on every rank.
 
     Raises:
         ValueError: a model, data or folder that cannot be used.
         BrokenImageError: none of the images can be decoded.
     """
-    place = choose_place(model, out, in_place)
-    with distributed.main_first():  # the first rank fetches the model, the others find it
-        autoencoder = load_autoencoder(model)
-    if not isinstance(autoencoder, KLVAE | VQVAE):
-        raise ValueError(f"{model} is a {type(autoencoder).__name__}, which cannot be calibrated")
-    if per_channel:
-        check_per_channel(autoencoder)
-    if place is not None:
-        check_writable(autoencoder)
+    autoencoder = _open_model(model, out, per_channel)
     autoencoder.to(device or torch.device("cpu"))
-    check_channels(autoencoder.config.in_channels)
+
+    # Open the images.
     size = autoencoder.config.sample_size if image_size is None else image_size
     sources = open_sources(data, split=split)
     say(sources.description)
@@ -64,12 +69,13 @@ def recalibrate(
     held_out = ImageDataset(sources.validation, CenterCrop(size), **settings)
     measuring: Any = {
         "batch_size": batch_size,
-        "max_views": max_images,
+        "max_views": MOST_VIEWS if max_images is None else max_images,
         "num_workers": num_workers,
         "seed": seed,
         "say": say,
     }
 
+    # Measure the training images, and calibrate the model by them.
     probe = held_out[0, 0]["images"][None].to(autoencoder.device)
     before = _reconstruct(autoencoder, probe)
     if not bool(before.isfinite().all()):
@@ -79,23 +85,41 @@ def recalibrate(
     statistics = _measure(autoencoder, training, fewest_views=FEWEST_VIEWS, **measuring)
     what = "posterior samples" if isinstance(autoencoder, KLVAE) else "latents before quantization"
     say(
-        f"{what} of {statistics.images} crops of {len(training)} image(s), {size} pixels; standard error of "
-        f"the std {100 * statistics.global_std_error:.2g} %\n{_table(statistics)}"
+        f"{what} of {statistics.images} crops of {len(training)} image(s), {size} pixels\n"
+        f"{_table(statistics)}"
     )
     calibration = calibrate(autoencoder, statistics, per_channel=per_channel)
     change = (_reconstruct(autoencoder, probe) - before).abs().max().item()
     say(f"set: {calibration}\npixels of a reconstruction changed by {change:.1e} at most")
     for remark in calibration.remarks:
         say(f"note: {remark}")
+
+    # Check the result on held-out images, and write the model.
     checked = _measure(autoencoder, held_out, scaled=True, **measuring)
     say(
         f"to_latents on {checked.images} held-out image(s), where mean 0 and std 1 are right:\n"
         f"{_table(checked)}"
     )
-    if place is None:
-        say("nothing is written: --out FOLDER or --in-place takes the calibrated model")
+    if out is None:
+        say("nothing is written: --out FOLDER takes the calibrated model")
     else:
-        _write(autoencoder, place, say)
+        on_main(lambda: _write(autoencoder, out, say), f"write to {out}")
+
+
+def _open_model(model: str, out: Path | None, per_channel: bool) -> KLVAE | VQVAE:
+    """Opens the model; raises ValueError where it cannot be calibrated, or not be written to ``out``."""
+    if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        raise ValueError(f"--out is {out}, which is there already; choose a new folder")
+    with distributed.main_first():  # the first rank fetches the model, the others find it
+        autoencoder = load_autoencoder(model)
+    if not isinstance(autoencoder, KLVAE | VQVAE):
+        raise ValueError(f"{model} is a {type(autoencoder).__name__}, which cannot be calibrated")
+    if per_channel:
+        check_per_channel(autoencoder)
+    if out is not None:
+        _check_writable(autoencoder)
+    check_channels(autoencoder.config.in_channels)
+    return autoencoder
 
 
 def _measure(
@@ -107,7 +131,7 @@ def _measure(
     scaled: bool = False,
     **loading: Any,
 ) -> LatentStatistics:
-    """``measure_latents`` with a progress bar, and a warning about images that had to be replaced."""
+    """Measures latents with a progress bar, and reports images that had to be replaced."""
     loader = view_loader(
         dataset, seed=seed, rank=distributed.rank(), world_size=distributed.world_size(), **loading
     )
@@ -115,7 +139,7 @@ def _measure(
 
     def batches() -> Any:
         nonlocal broken
-        # None: only on a terminal
+        # disable=None: a bar on a terminal only
         for batch in tqdm(loader, unit="batch", leave=False, disable=None if distributed.is_main() else True):
             broken += len(batch["broken"])
             yield batch
@@ -127,18 +151,20 @@ def _measure(
     return statistics
 
 
-def _write(model: KLVAE | VQVAE, place: Path, say: Callable[[str], None]) -> None:
-    """Writes the model from the main rank."""
-    difference, failure = 0.0, None
-    if distributed.is_main():
-        try:
-            difference = write_model(model, place)
-        except (ValueError, OSError) as error:
-            failure = error  # raised only after the other ranks know of it, or they would wait
-    failures = int(distributed.all_reduce_sum(torch.tensor(int(failure is not None))).item())
-    if failures:
-        raise failure or ValueError(f"nothing could be written to {place}")
-    say(f"written to {place}; reopened, it differs by {difference:.1e} of the largest value at most")
+def _check_writable(model: KLVAE | VQVAE) -> None:
+    """Raises ValueError for a model that no stock class can hold, so that ``_write`` cannot write it."""
+    if isinstance(model, VQVAE) and model.stock_objection is not None:
+        raise ValueError(
+            f"{model.stock_objection}, so the calibrated model cannot be written as one. Leave out --out to "
+            "measure it only; latentae.latents.calibration.calibrate changes a model in memory, and "
+            "save_pretrained keeps it"
+        )
+
+
+def _write(model: KLVAE | VQVAE, out: Path, say: Callable[[str], None]) -> None:
+    """Exports the model as diffusers' stock class, and reports how far the reopened export differs."""
+    report = export_autoencoder(model, out, format="diffusers")
+    say(f"written to {out}; reopened, it differs by {report.max_error:.1e} of the largest value at most")
 
 
 @torch.no_grad()
@@ -147,7 +173,7 @@ def _reconstruct(model: KLVAE | VQVAE, images: torch.Tensor) -> torch.Tensor:
 
 
 def _table(statistics: LatentStatistics) -> str:
-    """Mean and standard deviation of each channel and of all."""
+    """Returns a table of mean and standard deviation, of each channel and of all values."""
     rows = [
         (str(channel), mean, std)
         for channel, (mean, std) in enumerate(

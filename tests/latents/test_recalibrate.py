@@ -1,15 +1,21 @@
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
-from latentae import distributed, load_autoencoder
+from latentae import VQGAN, cli, distributed, load_autoencoder
+from latentae.data import FolderSource, ImageDataset, RandomCrop
+from latentae.latents.calibration import calibrate_on
+from latentae.latents.command import main
 from latentae.latents.measurement import measure_latents
 from latentae.latents.recalibrate import recalibrate
 from latentae.latents.statistics import merge_over_ranks
-from tests.latents.conftest import batches_of, draw_tensors, make_kl, make_vq
+from tests.latents.conftest import SHAPE, batches_of, draw_tensors, make_kl, make_vq
 
 
 @pytest.fixture
@@ -39,13 +45,40 @@ def test_it_says_what_it_measures_and_writes_a_calibrated_model(kl_folder, pictu
     assert [line.split()[0] for line in measured.splitlines()[1:]] == ["channel", "0", "1", "2", "3", "all"]
 
 
-def test_in_place_and_without_a_place(picture_folder, tmp_path):
+def test_without_a_place_nothing_is_written(picture_folder, tmp_path):
     make_vq().save_pretrained(tmp_path / "vq")
-    common = {"data": str(picture_folder), "max_images": 20, "say": str}
-    recalibrate(str(tmp_path / "vq"), **common)
+    before = sorted(tmp_path.rglob("*"))
+    said = []
+    recalibrate(str(tmp_path / "vq"), data=str(picture_folder), max_images=20, say=said.append)
+    assert said[-1].startswith("nothing is written: --out FOLDER")
+    assert sorted(tmp_path.rglob("*")) == before
     assert load_autoencoder(tmp_path / "vq").config.scaling_factor == 1.0
-    recalibrate(str(tmp_path / "vq"), **common, in_place=True)
-    assert load_autoencoder(tmp_path / "vq").config.scaling_factor != 1.0
+
+
+def test_an_empty_folder_is_a_place_and_a_vq_model_is_written_to_it(picture_folder, tmp_path):
+    make_vq().save_pretrained(tmp_path / "vq")
+    place = tmp_path / "out"
+    place.mkdir()
+    recalibrate(str(tmp_path / "vq"), data=str(picture_folder), max_images=20, out=place, say=str)
+    assert load_autoencoder(place).config.scaling_factor != 1.0
+    assert sorted(file.name for file in place.iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
+    (tmp_path / "file.txt").write_text("")
+    for taken in (place, tmp_path / "file.txt"):
+        with pytest.raises(ValueError, match="is there already; choose a new folder"):
+            recalibrate(str(tmp_path / "vq"), data=str(picture_folder), out=taken, say=str)
+
+
+def test_the_number_of_crops_has_a_limit(picture_folder, monkeypatch, kl_folder):
+    for module in ("recalibrate", "calibration"):
+        monkeypatch.setattr(f"latentae.latents.{module}.MOST_VIEWS", 30)
+    said = []
+    recalibrate(str(kl_folder), data=str(picture_folder), say=said.append)
+    assert any("posterior samples of 30 crops" in part for part in said)
+    dataset = ImageDataset(FolderSource(picture_folder), RandomCrop(16), channels=3, seed=0)
+    assert calibrate_on(make_kl(), dataset, batch_size=8).statistics.images == 30
 
 
 def test_broken_images_are_told_of(kl_folder, picture_folder):
@@ -56,10 +89,10 @@ def test_broken_images_are_told_of(kl_folder, picture_folder):
 
 
 def test_what_is_written_must_be_what_was_calibrated(kl_folder, picture_folder, tmp_path, monkeypatch):
-    def write_wrongly(model, place):
+    def write_wrongly(model, out, *, format):
         raise OSError("no space left")
 
-    monkeypatch.setattr("latentae.latents.recalibrate.write_model", write_wrongly)
+    monkeypatch.setattr("latentae.latents.recalibrate.export_autoencoder", write_wrongly)
     with pytest.raises(OSError, match="no space left"):
         recalibrate(str(kl_folder), data=str(picture_folder), max_images=9, out=tmp_path / "out", say=str)
     assert not (tmp_path / "out").exists()
@@ -114,7 +147,7 @@ def test_two_ranks_measure_and_write_what_one_does(kl_folder, picture_folder, tm
     }
     for name, expected in alone.items():
         assert first[name]["images"] == expected.images
-        for field in ("mean", "squares", "spread"):
+        for field in ("mean", "squares", "between"):
             assert torch.equal(first[name][field], second[name][field])
             torch.testing.assert_close(first[name][field], getattr(expected, field), rtol=1e-5, atol=1e-3)
     assert first["nothing"] is None
@@ -126,3 +159,120 @@ def test_two_ranks_measure_and_write_what_one_does(kl_folder, picture_folder, tm
     assert two.config.scaling_factor == pytest.approx(one.config.scaling_factor, rel=1e-5)
     for name, value in one.state_dict().items():
         torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-5, atol=1e-5)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make_fsq():
+    """No stock class can hold it."""
+    return VQGAN(**{**SHAPE, "quantizer": {"type": "fsq", "levels": [3, 3, 3, 3]}})
+
+
+def test_a_model_is_calibrated(picture_folder, tmp_path, capsys):
+    make_kl().save_pretrained(tmp_path / "kl")
+    arguments = [str(tmp_path / "kl"), "--data", str(picture_folder), "--max-images", "20"]
+    arguments += ["--image-size", "12", "--batch-size", "7", "--seed", "3", "--per-channel"]
+    assert cli.main(["stats", *arguments, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "posterior samples of 20 crops" in shown
+    assert "12 pixels" in shown
+    assert "mean and std of each channel folded" in shown
+    assert "held-out" in shown
+    assert f"written to {tmp_path / 'out'}" in shown
+    model = load_autoencoder(tmp_path / "out")
+    assert (model.config.scaling_factor, model.config.shift_factor) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: MODEL, --data"),
+        (["{kl}"], "the following arguments are required: --data"),
+        (["{kl}", "--data", "{images}", "--batch", "5"], "unrecognized arguments: --batch"),
+        (["{kl}", "--data", "{images}", "--in-place"], "error: --in-place was removed: use --out FOLDER"),
+        (["{kl}", "--data", "{images}", "--batch-size", "many"], "invalid int value: 'many'"),
+        (["{kl}", "--data", "{images}", "--batch-size", "0"], "error: batch_size is 0"),
+        (["{kl}", "--data", "{images}", "--seed", "-1"], "error: seed=-1"),
+        (["{kl}", "--data", "{images}", "--image-size", "1"], "error: images of 1x1 pixels are smaller"),
+        (["{kl}", "--data", "{images}", "--out", "{kl}"], "is there already; choose a new folder"),
+        (["{kl}", "--data", "{images}/nowhere"], "does not exist"),
+        (["{kl}", "--data", "{images}", "--split", "dev"], "split 'dev' is not in"),
+        (["{images}", "--data", "{images}"], "error: "),
+        (["{vq}", "--data", "{images}", "--per-channel"], "error: per_channel is for KL-VAEs"),
+        (["{twelve}", "--data", "{images}"], "a PNG picture, not of 12 channels"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, says, picture_folder, tmp_path, capsys):
+    make_kl().save_pretrained(tmp_path / "kl")
+    make_vq().save_pretrained(tmp_path / "vq")
+    make_kl(in_channels=12, out_channels=12).save_pretrained(tmp_path / "twelve")
+    places = {name: tmp_path / name for name in ("kl", "vq", "twelve")}
+    assert main([word.format(images=picture_folder, **places) for word in arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+    if error.startswith("error: "):
+        assert len(error.splitlines()) == 1
+
+
+def test_the_second_process_keeps_still(picture_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    make_kl().save_pretrained(tmp_path / "kl")
+    arguments = [str(tmp_path / "kl"), "--data", str(picture_folder), "--max-images", "4"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--batch-size", "0"]) == 2
+    assert capsys.readouterr() == ("", "")
+    for file in picture_folder.iterdir():
+        file.write_bytes(b"no picture")
+    assert main(arguments) == 2  # but of what only it has met it speaks
+    assert "cannot be decoded" in capsys.readouterr().err
+
+
+def test_help_is_there_before_torch():
+    code = (
+        "import sys; from latentae.cli import main; code = main(['stats', '--help']); "
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--per-channel" in done.stdout
+
+
+def test_the_script_is_the_command():
+    script = ROOT / "scripts/latent_stats.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert "usage: latentae stats" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "says"),
+    [
+        (make_vq(), ["--per-channel"], "per_channel is for KL-VAEs"),
+        (
+            make_kl(use_quant_conv=False),
+            ["--per-channel"],
+            "quant_conv and post_quant_conv, which this model",
+        ),
+        (make_fsq(), ["--out", "{tmp}/out"], "quantizer 'fsq' is not"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_images_are_read(model, arguments, says, tmp_path, capsys):
+    model.save_pretrained(tmp_path / "model")
+    words = [word.format(tmp=tmp_path) for word in arguments]
+    # There are no such images, which would be said if they were looked for first.
+    assert main([str(tmp_path / "model"), "--data", str(tmp_path / "nowhere"), *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert says in shown.err
+
+
+def test_a_model_that_makes_nan_is_refused_before_it_is_measured(picture_folder, tmp_path, capsys):
+    model = make_kl()
+    torch.nn.init.constant_(model.decoder.conv_out.bias, float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    assert main([str(tmp_path / "broken"), "--data", str(picture_folder), "--image-size", "16"]) == 2
+    assert "makes images that are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "calibrated").exists()

@@ -200,9 +200,12 @@ def encode_dataset(
         CacheError: latents that are not finite; broken images where ``broken`` is ``stop``.
         FullDiskError: no room for a shard; the finished ones stay.
     """
-    if isinstance(images, str | Path):
-        images = DataSelection(str(images), split, image_column, dataset_config, value_range, max_pixels)
-    request = DataRequest(images, annotations, label_column, caption_column, limit)
+    chosen: DataSelection | ImageSource = (
+        DataSelection(str(images), split, image_column, dataset_config, value_range, max_pixels)
+        if isinstance(images, str | Path)
+        else images
+    )
+    request = DataRequest(chosen, annotations, label_column, caption_column, limit)
     _check_at_least(1, batch_size=batch_size)
     _check_at_least(0, workers=workers)
     autoencoder, path = _open_model(model, family, device)
