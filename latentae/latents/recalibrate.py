@@ -51,7 +51,7 @@ def recalibrate(
         seed: of crops, order and posterior samples.
         out: a new or empty folder for the calibrated model; None: nothing is written.
         device: to measure on; None: the CPU.
-        say: receives the report, part by part, on every rank.
+        say: receives the report, part by part.
 
     Raises:
         ValueError: a model, data or folder that cannot be used.
@@ -75,24 +75,16 @@ def recalibrate(
         "say": say,
     }
 
-    # Measure the training images, and calibrate the model by them.
+    # Reconstruct one image before and after: its pixels must stay.
     probe = held_out[0, 0]["images"][None].to(autoencoder.device)
     before = _reconstruct(autoencoder, probe)
     if not bool(before.isfinite().all()):
         raise ValueError(
             f"{model} makes images that are not finite: its weights are damaged, or its training diverged"
         )
-    statistics = _measure(autoencoder, training, fewest_views=FEWEST_VIEWS, **measuring)
-    what = "posterior samples" if isinstance(autoencoder, KLVAE) else "latents before quantization"
-    say(
-        f"{what} of {statistics.images} crops of {len(training)} image(s), {size} pixels\n"
-        f"{_table(statistics)}"
-    )
-    calibration = calibrate(autoencoder, statistics, per_channel=per_channel)
+    _calibrate(autoencoder, training, size, per_channel, measuring)
     change = (_reconstruct(autoencoder, probe) - before).abs().max().item()
-    say(f"set: {calibration}\npixels of a reconstruction changed by {change:.1e} at most")
-    for remark in calibration.remarks:
-        say(f"note: {remark}")
+    say(f"pixels of a reconstruction changed by {change:.1e} at most")
 
     # Check the result on held-out images, and write the model.
     checked = _measure(autoencoder, held_out, scaled=True, **measuring)
@@ -120,6 +112,23 @@ def _open_model(model: str, out: Path | None, per_channel: bool) -> KLVAE | VQVA
         _check_writable(autoencoder)
     check_channels(autoencoder.config.in_channels)
     return autoencoder
+
+
+def _calibrate(
+    model: KLVAE | VQVAE, training: ImageDataset, size: int, per_channel: bool, measuring: dict[str, Any]
+) -> None:
+    """Measures the training images, calibrates the model by them, and reports both."""
+    say = measuring["say"]
+    statistics = _measure(model, training, fewest_views=FEWEST_VIEWS, **measuring)
+    what = "posterior samples" if isinstance(model, KLVAE) else "latents before quantization"
+    say(
+        f"{what} of {statistics.images} crops of {len(training)} image(s), {size} pixels\n"
+        f"{_table(statistics)}"
+    )
+    calibration = calibrate(model, statistics, per_channel=per_channel)
+    say(f"set: {calibration}")
+    for remark in calibration.remarks:
+        say(f"note: {remark}")
 
 
 def _measure(
