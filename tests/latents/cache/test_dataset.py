@@ -3,11 +3,13 @@ import pickle
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 from torch.utils.data import DataLoader
 
 from latentae import LatentDataset
 from latentae.data import CenterCrop, FolderSource
 from latentae.latents.cache import SameShapeBatches, encode_dataset
+from latentae.latents.cache.folder import write_shard
 from tests.data.pictures import ListSource
 from tests.latents.conftest import make_kl, make_vq
 
@@ -135,6 +137,49 @@ def test_latents_of_several_shapes_come_in_batches_of_one(tmp_path):
         _ = dataset.latent_shape
     loader = DataLoader(dataset, batch_sampler=SameShapeBatches(dataset.shapes, 2))
     assert sorted(sorted(batch["name"]) for batch in loader) == [["a.png", "c.png"], ["b.png", "d.png"]]
+
+
+def test_a_cache_of_version_1_opens(tmp_path):
+    # The files as the first version wrote them: another layout needs another version number.
+    options = (
+        '{"image_size": 16, "sizes": "crop", "flips": false, "latents": true, "codes": false, '
+        '"dtype": "float16", "precision": "float32", "broken": "skip", "shard_size": 128, "seed": 0}'
+    )
+    settings = (
+        '{"model": {"hash": "aa", "class": "KLVAE", "path": "run"}, '
+        '"normalisation": {"shift": [1.0, 2.0], "scale": [0.5, 0.25]}, '
+        '"data": {"hash": "bb", "name": "photos (train)", "images": 2, "caption_column": null}, '
+        f'"options": {options}, "version": 1}}'
+    )
+    tensors = {
+        "mean": torch.tensor([3.0, 6.0]).half().reshape(1, 2, 1, 1).repeat(2, 1, 1, 1),
+        "std": torch.zeros(2, 2, 1, 1).half(),
+        "indices": torch.tensor([0, 1]),
+        "labels": torch.tensor([1, 0]),
+        "names": torch.tensor(list(b"a.pngb.png"), dtype=torch.uint8),
+        "names_ends": torch.tensor([5, 10]),
+    }
+    file = "latents_16x16_00000.safetensors"
+    content = save(tensors, {"skipped": "[]"})
+    (tmp_path / file).write_bytes(content)
+    shard = (
+        f'{{"file": "{file}", "bytes": {len(content)}, "images": 2, "shape": [2, 1, 1], "size": [16, 16]}}'
+    )
+    (tmp_path / "index.json").write_text(
+        f'{{"settings": {settings}, "shards": [{shard}], "posterior": true, "label_names": ["x", "y"], '
+        '"num_classes": 2, "captions": false, "skipped": []}'
+    )
+    dataset = LatentDataset(tmp_path)
+    assert (len(dataset), dataset.latent_shape, dataset.label_names) == (2, (2, 1, 1), ["x", "y"])
+    assert (dataset[1]["name"], dataset[1]["label"]) == ("b.png", 0)
+    assert dataset[1]["latents"].flatten().tolist() == [(3 - 1) * 0.5, (6 - 2) * 0.25]
+    write_shard(
+        tmp_path / "again",
+        {name: tensors[name] for name in ("mean", "std", "indices", "labels")},
+        texts={"names": ["a.png", "b.png"]},
+        skipped=[],
+    )
+    assert (tmp_path / "again").read_bytes() == content
 
 
 def test_what_cannot_be_read_is_named(cache, tmp_path):
