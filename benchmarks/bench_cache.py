@@ -24,7 +24,7 @@ from torch import Tensor
 from latentae import LatentDataset, load_autoencoder
 from latentae.data import CenterCrop, ImageSource, open_source, take_evenly
 from latentae.latents.cache import encode_dataset
-from latentae.latents.cache.options import DTYPES
+from latentae.latents.cache.planning import DTYPES
 
 
 def main() -> None:

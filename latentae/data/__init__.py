@@ -11,7 +11,7 @@ from latentae.data.loader import training_loader, validation_loader
 from latentae.data.photos import training_photos, validation_photos
 from latentae.data.samples import Sample
 from latentae.data.shards import Shards, StreamPlace
-from latentae.data.sources import Sources, open_source, open_sources
+from latentae.data.sources import DataSelection, Sources, open_source, open_sources
 from latentae.data.stream import ImageStream
 from latentae.data.stream_source import describe_size, epoch_size, sample_dataset
 from latentae.data.streams import StreamSources, open_streams
@@ -26,6 +26,7 @@ __all__ = [
     "BrokenImageError",
     "CachedSource",
     "CenterCrop",
+    "DataSelection",
     "FolderSource",
     "HeldOut",
     "ImageDataset",

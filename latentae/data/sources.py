@@ -19,6 +19,37 @@ from latentae.data.tar import TarSource
 
 
 @dataclass(frozen=True)
+class DataSelection:
+    """Names one split of some data and says how to read it; ``open`` gives the images.
+
+    Attributes:
+        name, split, image_column, dataset_config, value_range, max_pixels: as ``open_source`` takes them.
+    """
+
+    name: str
+    split: str = "train"
+    image_column: str | None = None
+    dataset_config: str | None = None
+    value_range: ValueRange | None = None
+    max_pixels: int | None = None
+
+    def open(self) -> ImageSource:
+        """Opens the images, as ``open_source`` does.
+
+        Raises:
+            ValueError: there are no such data, no such split or column, or no image in them.
+        """
+        return open_source(
+            self.name,
+            split=self.split,
+            image_column=self.image_column,
+            dataset_config=self.dataset_config,
+            value_range=self.value_range,
+            max_pixels=self.max_pixels,
+        )
+
+
+@dataclass(frozen=True)
 class Sources:
     """The images of a training run; no image is in both.
 

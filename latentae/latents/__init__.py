@@ -1,1 +1,1 @@
-"""What latents are like over a set of images, and models made to give them zero mean and unit variance."""
+"""Statistics of latents, calibrated models, caches of latents, and inspections of the latent space."""

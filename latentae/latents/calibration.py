@@ -1,4 +1,4 @@
-"""Gives a model's latents zero mean and unit variance under every pipeline's own scaling."""
+"""Gives a model's latents zero mean and unit variance under the scaling of every pipeline."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from torch import Tensor
 
 from latentae import distributed
 from latentae.data import ImageDataset
-from latentae.latents.measurement import measure_latents
+from latentae.latents.measurement import FEWEST_VIEWS, MOST_VIEWS, measure_latents, view_loader
 from latentae.latents.statistics import LatentStatistics
-from latentae.latents.views import FEWEST_VIEWS, view_loader
 from latentae.models import KLVAE, VQVAE
 from latentae.models.folding import codes_can_move, fold_normalisation
 
-# A float32 that varies by less than this, relative to its mean, varies by rounding.
+# A float32 that varies by less than this, relative to its size, varies by rounding only.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What ``calibrate`` did.
+    """The changes that ``calibrate`` made.
 
     Attributes:
         statistics: of the raw latents before.
-        scaling_factor, shift_factor: what the model's config now says.
-        folded: what went into quant_conv and post_quant_conv: "mean", "mean and std", or None.
-        remarks: sentences that whoever uses the model should read.
+        scaling_factor, shift_factor: in the model's config now.
+        folded: into quant_conv and post_quant_conv: "mean", "mean and std", or None.
+        remarks: sentences for users of the model.
     """
 
     statistics: LatentStatistics
@@ -45,9 +44,9 @@ class Calibration:
 def calibrate(
     model: KLVAE | VQVAE, statistics: LatentStatistics, *, per_channel: bool = False, fold: bool = True
 ) -> Calibration:
-    """Changes the model, in place, so that ``to_latents`` has zero mean and unit variance; pixels stay.
+    """Changes the model in place so that ``to_latents`` has zero mean and unit variance; pixels stay.
 
-    Most pipelines know ``scaling_factor`` and nothing else, so each channel's mean goes into quant_conv and
+    Most pipelines read ``scaling_factor`` alone. So each channel's mean is folded into quant_conv and
     post_quant_conv (the codebook of a VQ model moves along), and scaling_factor = 1 / σ, where σ² is the
     mean of the channels' variances: all values together then have variance 1. Nothing is left to subtract,
     so SD, SDXL, SD3, FLUX, DiT and LDM pipelines all scale alike.
@@ -58,16 +57,16 @@ def calibrate(
 
     Args:
         model: in float32 if there is a choice, since folding rounds the weights once.
-        statistics: of its raw latents, as ``measure_latents`` gives them. Calibrating twice takes measuring
-            twice.
-        per_channel: fold each channel's standard deviation too, so that each has variance 1 and
-            scaling_factor is 1. A KL-VAE's only: it would change which code of a VQ model is nearest.
+        statistics: of its raw latents, from ``measure_latents``. Measure again before calibrating again.
+        per_channel: fold each channel's standard deviation too, so that each channel has variance 1 and
+            scaling_factor is 1. For KL-VAEs only: it would change which code of a VQ model is nearest.
         fold: False leaves the weights alone.
 
     Raises:
-        ValueError: statistics of another number of channels; latents that do not vary; ``per_channel`` where
-            it cannot be. The model is then as it was.
+        ValueError: statistics of another number of channels; latents that do not vary; ``per_channel`` for a
+            model that does not allow it. The model is then unchanged.
     """
+    # Check everything before the model changes.
     _check_statistics(model, statistics)
     can_fold = fold and _can_fold(model)
     if per_channel:
@@ -75,6 +74,8 @@ def calibrate(
         _check_all_vary(statistics)
     constant = _constant_channels(statistics).nonzero().flatten().tolist()
     remarks = [f"latent channel(s) {constant} do not vary: nothing is stored in them"] if constant else []
+
+    # Fold what the convolutions can take; leave the rest to the config.
     if can_fold:
         scale = 1 / statistics.std if per_channel else torch.ones_like(statistics.mean)
         fold_normalisation(model, statistics.mean, scale)
@@ -100,23 +101,21 @@ def calibrate_on(
     batch_size: int,
     seed: int = 0,
     max_images: int | None = None,
-    relative_error: float | None = 1e-3,
     per_channel: bool = False,
     num_workers: int = 0,
 ) -> Calibration:
-    """Measures the latents of a training set, on all ranks together, and calibrates the model in place.
+    """Measures the latents of a training set and calibrates the model in place; every rank must call it.
 
-    The images are measured as the training sees them, crops and flips included, since that is what the
-    denoiser will see: the views of epoch 0, each a function of (dataset.seed, index), every image once. A set
-    of fewer than 512 images is gone through in several whole epochs, until there are as many crops.
+    The images are measured with the crops and flips of the training, which the denoiser will see: the views
+    of epoch 0, each a function of (dataset.seed, index), every image once. A set of fewer than 512 images is
+    measured over several whole epochs, until there are 512 crops.
 
     Args:
-        model: on its device; every rank's with the same weights, and every rank must call.
+        model: on its device, with the same weights on every rank.
         dataset: with the transform of the training.
-        batch_size: images a batch and rank.
+        batch_size: images per batch and rank.
         seed: of the order and of the posterior's noise.
-        max_images: measure at most so many, over all ranks.
-        relative_error: stop as soon as the standard deviation is known this well; None: measure all.
+        max_images: crops to measure at most, over all ranks; None: 16,384.
         per_channel: as in ``calibrate``.
         num_workers: processes that decode images.
 
@@ -131,13 +130,12 @@ def calibrate_on(
         batch_size=batch_size,
         seed=seed,
         fewest_views=FEWEST_VIEWS,
-        max_views=max_images,
+        max_views=MOST_VIEWS if max_images is None else max_images,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         num_workers=num_workers,
     )
-    statistics = measure_latents(model, batches, seed=seed, relative_error=relative_error)
-    return calibrate(model, statistics, per_channel=per_channel)
+    return calibrate(model, measure_latents(model, batches, seed=seed), per_channel=per_channel)
 
 
 def check_per_channel(model: KLVAE | VQVAE, *, fold: bool = True) -> None:
@@ -161,7 +159,7 @@ def _can_fold(model: KLVAE | VQVAE) -> bool:
 
 
 def _constant_channels(statistics: LatentStatistics) -> Tensor:
-    """[c] whether a channel's standard deviation is nothing but rounding."""
+    """Returns [c] whether a channel's standard deviation is rounding alone."""
     return statistics.std <= _ROUNDING * statistics.mean.abs()
 
 
@@ -175,8 +173,11 @@ def _check_statistics(model: KLVAE | VQVAE, statistics: LatentStatistics) -> Non
             f"statistics are of {len(statistics.mean)} latent channels, but the model has {channels}: "
             "measure them on this model"
         )
-    # Of equal images the latents vary by their places alone, most of it from the padding at the borders.
-    if bool(_constant_channels(statistics).all()) or statistics.global_std_error < _ROUNDING:
+    # The latents of equal images vary between positions, mostly by the padding, but not between images.
+    magnitude = (statistics.mean.square() + statistics.variance).sqrt()
+    equal = bool((statistics.std_between_images <= _ROUNDING * magnitude).all())
+    images_are_equal = statistics.images > 1 and equal
+    if bool(_constant_channels(statistics).all()) or images_are_equal:
         raise ValueError(
             f"the latents of {statistics.images} image(s) do not vary from one to the other (mean "
             f"{statistics.global_mean:.4g}, standard deviation {statistics.global_std:.4g}): measure on "
@@ -185,7 +186,7 @@ def _check_statistics(model: KLVAE | VQVAE, statistics: LatentStatistics) -> Non
 
 
 def _check_all_vary(statistics: LatentStatistics) -> None:
-    """Raises ValueError for a channel that has no scale."""
+    """Raises ValueError for a channel that is constant."""
     constant = _constant_channels(statistics).nonzero().flatten().tolist()
     if constant:
         raise ValueError(

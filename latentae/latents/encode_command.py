@@ -1,4 +1,4 @@
-"""`latentae encode MODEL --data NAME --out FOLDER`: an image set's latents, stored for a denoiser."""
+"""`latentae encode MODEL --data NAME --out FOLDER`: stores the latents of a set of images for a denoiser."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from pathlib import Path
 from latentae.console import add_family_option, add_reading_options, is_first_process, say
 
 _DESCRIPTION = """\
-Encodes images once, and stores mean and standard deviation of each posterior (of VQ models the continuous
-latents) with labels and captions, for latentae.LatentDataset. A job that was killed goes on where it stopped.
-For several devices start it by torchrun or `accelerate launch`; the files do not depend on their number."""
+Encodes images once and stores mean and standard deviation of each posterior (of VQ models the continuous
+latents) with labels and captions, for latentae.LatentDataset. A job that was killed continues where it
+stopped. For several devices start it by torchrun or `accelerate launch`; the files do not depend on their
+number."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code: 0 done, 1 failed on the way, 2 bad input, 130 interrupted."""
     try:
         options = vars(_parser().parse_args(arguments))
-    except SystemExit as stopped:  # argparse has said what is wrong, or printed the help
+    except SystemExit as stopped:  # argparse has printed an error or the help
         return int(stopped.code or 0)
 
-    # Not before: torch takes seconds to load, and --help shall not.
+    # Imported late: torch takes seconds to load, and --help must not.
     import torch
 
     from latentae import distributed
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     from latentae.latents.cache.encode import encode_dataset
     from latentae.latents.cache.work import CacheError, FailedElsewhereError
 
+    # Turn the parsed options into the arguments of encode_dataset.
     only = options.pop("codes_only")
     options |= {"codes": options["codes"] or only, "latents": not only}
     model, data, out = (options.pop(name) for name in ("model", "data", "out"))
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     except FailedElsewhereError:
         return 1
     except (CacheError, FullDiskError, WorkerDiedError) as error:
-        return _fail(f"error: {error}", 1, alone=True)  # by whichever process has met it
+        return _fail(f"error: {error}", 1, alone=True)  # perhaps only this process has failed
     except torch.OutOfMemoryError:
         return _fail(
             "error: the device's memory does not hold this: choose a smaller --batch-size", 1, alone=True
@@ -70,12 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes",
         default="crop",
         metavar="HOW",
-        help="of mixed sizes: crop, bucket (keep the aspect) or refuse",
+        help="mixed sizes: crop, bucket (keep the aspect) or refuse",
     )
     add("--flips", action="store_true", help="also store the latents of the mirrored images")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--codes", action="store_true", help="of VQ models: store the indices, too")
-    what.add_argument("--codes-only", action="store_true", help="of VQ models: store the indices alone")
+    what.add_argument("--codes", action="store_true", help="VQ models: also store the indices")
+    what.add_argument("--codes-only", action="store_true", help="VQ models: store the indices alone")
     add(
         "--dtype",
         default="float16",
@@ -85,9 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--precision", default="float32", metavar="NAME", help="of the encoder: float32 or bfloat16 (float32)"
     )
-    add("--broken", default="skip", metavar="HOW", help="of unreadable images: skip, replace or stop (skip)")
-    add("--shard-size", type=int, metavar="N", help="images a file (128 to 1024, by their number)")
-    add("--batch-size", type=int, default=16, metavar="N", help="images at a time, on each process (16)")
+    add("--broken", default="skip", metavar="HOW", help="unreadable images: skip, replace or stop (skip)")
+    add("--shard-size", type=int, metavar="N", help="images per file (128 to 1024, by their number)")
+    add("--batch-size", type=int, default=16, metavar="N", help="images per batch, on each process (16)")
     add("--num-workers", dest="workers", type=int, default=0, metavar="N", help="processes that decode (0)")
     add("--seed", type=int, default=0, metavar="N", help="chooses what replaces unreadable images (0)")
     reading = add_reading_options(parser)
@@ -104,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(text: str) -> None:
-    """Progress of the first process, and every process's broken images."""
+    """Prints progress on the first process, and broken images on every process."""
     if is_first_process() or text.startswith(("left out", "replaced")):
         say(text)
 

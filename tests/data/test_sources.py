@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 
-from latentae.data import describe_source, open_source, open_sources, sources
+from latentae.data import DataSelection, describe_source, open_source, open_sources, sources
 from tests.data.pictures import png_bytes, write_png, write_shards, write_tar
 from tests.data.test_table import image_table, own_cache  # noqa: F401
 
@@ -24,6 +24,23 @@ def test_photos():
     assert names(open_source("photos", split="val")) == names(opened.validation)
     with pytest.raises(ValueError, match="split 'test' is not in 'photos'; there are: train, validation"):
         open_source("photos", split="test")
+
+
+def test_a_selection_opens_what_it_names(tmp_path):
+    selection = DataSelection("photos", split="val")
+    assert names(selection.open()) == names(open_source("photos", split="val"))
+    own = {
+        "split": "a",
+        "image_column": "b",
+        "dataset_config": "c",
+        "value_range": (0.0, 1.0),
+        "max_pixels": 5,
+    }
+    given = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "open_source", lambda name, **options: given.update(options, name=name))
+        DataSelection("data", **own).open()
+    assert given == {"name": "data", **own}
 
 
 def test_a_flat_folder_holds_some_out(tmp_path):

@@ -5,9 +5,8 @@ import torch
 
 from latentae.data import FolderSource, ImageDataset, RandomCrop
 from latentae.latents.calibration import calibrate, calibrate_on
-from latentae.latents.measurement import measure_latents, noise_generators
+from latentae.latents.measurement import measure_latents, noise_generators, view_loader
 from latentae.latents.statistics import LatentStatistics
-from latentae.latents.views import view_loader
 from tests.latents.conftest import batches_of, draw_tensors, make_kl, make_vq
 
 IMAGES = draw_tensors(24)
@@ -88,7 +87,7 @@ def test_the_scale_is_by_hand():
         positions=8,
         mean=torch.tensor([10.0, 20.0, 30.0, 40.0], dtype=torch.float64),
         squares=torch.tensor([1.0, 1.0, 25.0, 25.0], dtype=torch.float64) * 8,
-        spread=torch.eye(9, dtype=torch.float64),
+        between=torch.ones(4, dtype=torch.float64),
     )
     before = model.encode(IMAGES[:1]).latents
     calibration = calibrate(model, statistics)

@@ -1,8 +1,6 @@
-"""Latents on disk: an image set encoded once, read by as many trainings of a denoiser as one likes."""
+"""Latents on disk: a set of images is encoded once and read by any number of denoiser trainings."""
 
-from latentae.latents.cache.bucketing import SameShapeBatches
-from latentae.latents.cache.dataset import LatentDataset
-from latentae.latents.cache.encode import encode_dataset
-from latentae.latents.cache.report import CacheReport
+from latentae.latents.cache.dataset import LatentDataset, SameShapeBatches
+from latentae.latents.cache.encode import CacheReport, encode_dataset
 
 __all__ = ["CacheReport", "LatentDataset", "SameShapeBatches", "encode_dataset"]

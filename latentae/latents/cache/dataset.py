@@ -1,47 +1,47 @@
-"""Cached latents as a map-style dataset, for torch's plain DataLoader."""
+"""Cached latents as a map-style dataset for torch's DataLoader, and batches of latents of one shape."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
-from latentae.data.seeding import POSTERIOR, check_seed, generator
-from latentae.latents.cache.encoding import FLIPPED
-from latentae.latents.cache.folder import read_index
-from latentae.latents.cache.matching import check_model
-from latentae.latents.cache.shard import ShardReader, check_shard
+from latentae.data.seeding import ORDER, POSTERIOR, check_seed, generator
+from latentae.latents.cache.folder import FLIPPED, ShardReader, check_shard, read_index
+from latentae.latents.cache.identity import check_model
 from latentae.models import LatentAutoencoder
 
 Shape = tuple[int, int, int]
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
-    """``dataset[i]`` is a dict of image i: ``latents`` [c, h, w] float32, ``name``, ``index`` (i itself), and
-    where the cache has them ``label`` (int), ``caption``, ``codes`` (int64 [h, w] or [depth, h, w]) and
-    ``flipped``.
+    """A cache of latents: ``dataset[i]`` is a dict of image i.
 
-    Latents are what ``to_latents`` of the model gives: a sample of the posterior, drawn anew in each epoch as
+    It has ``latents`` [c, h, w] float32, ``name`` and ``index`` (i itself), and where the cache has them
+    ``label`` (int), ``caption``, ``codes`` (int64 [h, w] or [depth, h, w]) and ``flipped``.
+
+    Latents are what the model's ``to_latents`` gives: a sample of the posterior, drawn anew in each epoch as
     a function of (seed, epoch, i), shifted and scaled. So they do not depend on batches, workers or ranks.
-    Shards are mapped into memory, and only what is asked for is read. It can be pickled, and works in workers
-    that are forked or spawned; ``set_epoch`` reaches workers that live on.
+    Shards are mapped into memory, so only the rows that are asked for are read. The dataset can be pickled
+    and works in forked and spawned workers; ``set_epoch`` also reaches persistent workers.
 
     Args:
         folder: of the cache.
-        model: where given, the cache must be of this model: a path, or what ``load_autoencoder`` returns.
+        model: if given, the cache must be of this model: a path, or what ``load_autoencoder`` returns.
         sample: draw from the posterior; False: its mode. Models without a posterior have one value.
         seed: of samples and flips, 0 or more.
         normalised: shift and scale as the model's ``to_latents`` does; False: as ``encode`` gives them.
-        flip: where mirrored latents are stored, take them in place of the others with probability 1/2, by
-            (seed, epoch, i); False: never.
+        flip: where mirrored latents are stored, use them with probability 1/2, by (seed, epoch, i); False:
+            never.
 
     Raises:
-        ValueError: there is no finished cache; a shard is missing or cut short; it is of another model; or
-            the scale of its latents is not known.
+        ValueError: there is no finished cache; a shard is missing or cut short; the cache is of another
+            model; or the scale of its latents is not known.
     """
 
     def __init__(
@@ -75,10 +75,12 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index is {index}, but there are {len(self)} images")
+        # Find the image's row.
         index = int(index) % len(self)
         shard = int(np.searchsorted(self._ends, index, side="right"))
         position = index - (int(self._ends[shard - 1]) if shard else 0)
         reader = self._reader(shard)
+        # Choose the orientation, then draw the sample, by one generator.
         rng = generator(self.seed, POSTERIOR, self.epoch, index)
         flipped = bool(rng.random() < 0.5) and self.flip
         side = FLIPPED if flipped else ""
@@ -96,22 +98,22 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return item
 
     def set_epoch(self, epoch: int) -> None:
-        """From now on samples and flips are those of this epoch, 0 or more."""
+        """Sets the epoch, 0 or more, that samples and flips are drawn for."""
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}, but must be 0 or more")
         self._epoch.fill_(epoch)
 
     @property
     def epoch(self) -> int:
-        """What ``set_epoch`` was given last; 0 at first."""
+        """The epoch that ``set_epoch`` has set; 0 at first."""
         return int(self._epoch)
 
     @property
     def latent_shape(self) -> Shape:
-        """(c, h, w) of all latents; of codes their shape, where there are no latents.
+        """(c, h, w) of all latents; the shape of the codes where the cache has no latents.
 
         Raises:
-            ValueError: they are of several sizes.
+            ValueError: latents have several shapes.
         """
         shapes = sorted({tuple(entry.shape) for entry in self.index.shards})
         if len(shapes) > 1:
@@ -123,7 +125,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The latents' shape of each image."""
+        """The shape of the latents of each image."""
         return [tuple(entry.shape) for entry in self.index.shards for _ in range(entry.images)]
 
     @property
@@ -135,22 +137,22 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     @property
     def label_names(self) -> list[str] | None:
-        """Of classes 0, 1, …; None where there are no labels, or they have no names."""
+        """Names of classes 0, 1, …; None without labels, or without names."""
         return self.index.label_names
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes there are; None where there are no labels."""
+        """Number of classes; None without labels."""
         return self.index.num_classes
 
     @property
     def has_captions(self) -> bool:
-        """Whether each image has a caption, perhaps an empty one."""
+        """Whether each image has a caption, which may be empty."""
         return self.index.captions
 
     @property
     def image_size(self) -> int | tuple[int, int]:
-        """What the images were encoded at, in pixels: the side that was asked for, else (height, width)."""
+        """The size that images were encoded at, in pixels: the ``image_size`` given, else (height, width)."""
         asked: int | None = self.index.settings.options["image_size"]
         if asked is not None:
             return asked
@@ -159,11 +161,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     @property
     def model_hash(self) -> str:
-        """Of the model that the latents are of: see ``latentae.latents.cache.identity.model_hash``."""
+        """Hash of the model of these latents: see ``latentae.latents.cache.identity.model_hash``."""
         return str(self.index.settings.model["hash"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": {}}  # a map of a file is made anew in another process
+        return {**self.__dict__, "_readers": {}}  # another process maps the files itself
 
     def _latents(self, reader: ShardReader, position: int, side: str, rng: np.random.Generator) -> Tensor:
         latents = reader.row(f"mean{side}", position).float()
@@ -179,7 +181,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return self._readers[shard]
 
     def _find_normalisation(self, normalised: bool) -> tuple[Tensor, Tensor]:
-        """Shift and scale, [c, 1, 1] each."""
+        """Returns shift and scale, [c, 1, 1] each."""
         normalisation = self.index.settings.normalisation
         if not normalised:
             return torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
@@ -191,3 +193,53 @@ class LatentDataset(Dataset[dict[str, Any]]):
             )
         shift, scale = (torch.tensor(normalisation[name])[:, None, None] for name in ("shift", "scale"))
         return shift, scale
+
+
+class SameShapeBatches(Sampler[list[int]]):
+    """Shuffled batches of indices of images of one shape: a ``batch_sampler`` for a DataLoader.
+
+    Every image comes once per epoch. The last batch of each shape may be smaller. The order is a function of
+    (seed, epoch).
+
+    Args:
+        shapes: of each image: ``LatentDataset.shapes``.
+        batch_size: images per batch, 1 or more.
+        seed: of the order, 0 or more.
+        drop_last: leave out smaller batches.
+    """
+
+    def __init__(
+        self, shapes: Sequence[Hashable], batch_size: int, *, seed: int = 0, drop_last: bool = False
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+        check_seed(seed)
+        groups: dict[Hashable, list[int]] = {}
+        for index, shape in enumerate(shapes):
+            groups.setdefault(shape, []).append(index)
+        self._groups = [np.array(group) for group in groups.values()]
+        self.batch_size = batch_size
+        self.seed = seed
+        self.drop_last = drop_last
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that the next order is drawn for."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        spare = 0 if self.drop_last else self.batch_size - 1
+        return sum((len(group) + spare) // self.batch_size for group in self._groups)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = generator(self.seed, ORDER, self.epoch)
+        batches: list[list[int]] = []
+        for group in self._groups:
+            shuffled = rng.permutation(group).tolist()
+            batches += [
+                shuffled[start : start + self.batch_size] for start in range(0, len(group), self.batch_size)
+            ]
+        if self.drop_last:
+            batches = [batch for batch in batches if len(batch) == self.batch_size]
+        for position in rng.permutation(len(batches)):
+            yield batches[position]

@@ -1,31 +1,42 @@
-"""A cache's folder: what it was begun with, which shards are finished, and the index that ends it."""
+"""The files of a cache: its settings, written first; its shards; and its index, written last."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from latentae.files import has_keys, write_aside
 
 SETTINGS, INDEX, SHARDS = "settings.json", "index.json", "latents_*.safetensors"
 VERSION = 1
 
-_KEYS = {"model", "normalisation", "data", "options"}  # of a cache's settings
+FLIPPED = "_flipped"
+"""The suffix of the names of tensors of mirrored images."""
+
+_KEYS = {"model", "normalisation", "data", "options"}  # in a cache's settings
 _NEW = "choose a new or an empty folder"
 _RESTART = "choose another folder, or remove this one and encode anew"
+_REMEDY = "remove the file, and the command that encoded the latents makes this shard anew"
 
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What latents of a cache depend on, written before the first shard.
+    """Everything that the latents of a cache depend on; written before the first shard.
 
     Attributes:
         model: ``hash`` (see ``model_hash``), ``class`` and the ``path`` it was opened by.
-        normalisation: ``shift`` and ``scale``, a number a channel; None where they are not known.
+        normalisation: ``shift`` and ``scale``, a number per channel; None where they are not known.
         data: ``hash`` (see ``data_hash``), ``name``, the number of ``images`` and the ``caption_column``.
-        options: those of ``CacheOptions``.
+        options: the fields of ``CacheOptions``.
         version: of the files' layout.
     """
 
@@ -43,7 +54,7 @@ class ShardEntry:
     Attributes:
         file: its name.
         bytes: its length.
-        images: how many it holds.
+        images: the number of images that it holds.
         shape: [c, h, w] of each image's latents, or of its codes where there are no latents.
         size: [height, width] in pixels that the images were encoded at.
     """
@@ -60,11 +71,12 @@ class CacheIndex:
     """A finished cache.
 
     Attributes:
-        settings: what it was made of.
-        shards: in the order of reading, those that hold images.
-        posterior: whether there are standard deviations.
-        label_names, num_classes: of the labels; None without names, without labels.
-        captions: whether there are any.
+        settings: as they were written first.
+        shards: that hold images, in the order of reading.
+        posterior: whether the shards hold standard deviations.
+        label_names: names of the classes; None without labels or names.
+        num_classes: number of classes; None without labels.
+        captions: whether the shards hold captions.
         skipped: ``name: reason`` of images that could not be decoded.
     """
 
@@ -81,15 +93,15 @@ class CacheIndex:
         return sum(shard.images for shard in self.shards)
 
     def write(self, folder: Path) -> None:
-        """Writes it, last of all."""
+        """Writes the index; it must be the last file that is written."""
         write_aside(folder / INDEX, _to_json(self))
 
 
 def read_index(folder: Path) -> CacheIndex:
-    """The index of a finished cache.
+    """Returns the index of a finished cache.
 
     Raises:
-        ValueError: there is no finished cache, or of a version that this program does not know.
+        ValueError: there is no finished cache, or its version is not supported.
     """
     if not (folder / INDEX).is_file():
         if has_keys(folder / SETTINGS, _KEYS):
@@ -107,11 +119,12 @@ def read_index(folder: Path) -> CacheIndex:
 
 
 def check_folder(folder: Path, settings: CacheSettings) -> None:
-    """Whether a cache of these settings may be made, or go on, in a folder; nothing is written.
+    """Checks that a cache of these settings may be begun or continued in a folder; nothing is written.
 
     Raises:
-        ValueError: it holds other files, or a cache of another model, of other data or of other options.
+        ValueError: the folder holds other files, or a cache of another model, other data or other options.
     """
+    # A folder without a cache must be empty.
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder for the latents")
     if not (folder / SETTINGS).is_file():
@@ -121,14 +134,16 @@ def check_folder(folder: Path, settings: CacheSettings) -> None:
     if not any(folder.glob(SHARDS)):
         if not has_keys(folder / SETTINGS, _KEYS):
             raise ValueError(f"{folder} holds other files than latents: {_NEW}")
-        return  # of an attempt that failed before its first shard: there is nothing to lose
+        return  # an attempt failed before its first shard: there is nothing to lose
+
+    # A cache that was begun must depend on the same model, data and options.
     there = _settings(_read_json(folder / SETTINGS), folder)
     if there.model["hash"] != settings.model["hash"]:
         raise ValueError(
             f"{folder} holds latents of another model, {there.model['path']}, or of this one before it "
             f"changed (hash {there.model['hash'][:12]}, now {settings.model['hash'][:12]}): {_RESTART}"
         )
-    # Latents are stored unscaled: a scale that was not known may be given to those that are there.
+    # Latents are stored unscaled: a scale that was not known before may be added.
     if there.normalisation not in (None, settings.normalisation):
         raise ValueError(f"{folder} holds latents of this model at another scale or shift: {_RESTART}")
     if there.data["hash"] != settings.data["hash"]:
@@ -137,7 +152,7 @@ def check_folder(folder: Path, settings: CacheSettings) -> None:
             f"there are {settings.data['images']}, or their names, pixels or labels have changed: {_RESTART}"
         )
     columns = [data.data.get("caption_column") for data in (there, settings)]
-    if columns[0] != columns[1]:  # the shards that are there would keep their captions, or have none
+    if columns[0] != columns[1]:  # finished shards would keep their captions, or their lack of captions
         raise ValueError(
             f"{folder} holds latents made with caption_column={columns[0]!r} (now {columns[1]!r}): give the "
             f"same, or {_RESTART}"
@@ -153,14 +168,14 @@ def check_folder(folder: Path, settings: CacheSettings) -> None:
 
 
 def recorded_options(folder: Path) -> dict[str, Any]:
-    """The options that a cache in this folder was begun with; empty where there is none."""
+    """Returns the options that the cache in a folder was begun with; empty where there is no shard."""
     if not (folder / SETTINGS).is_file() or not any(folder.glob(SHARDS)):
         return {}
     return _settings(_read_json(folder / SETTINGS), folder).options
 
 
 def write_settings(folder: Path, settings: CacheSettings) -> None:
-    """Writes them, first of all."""
+    """Writes the settings; they must be the first file that is written."""
     write_aside(folder / SETTINGS, _to_json(settings))
 
 
@@ -183,3 +198,106 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _to_json(content: CacheSettings | CacheIndex) -> bytes:
     return (json.dumps(asdict(content), indent=1) + "\n").encode()
+
+
+def write_shard(
+    path: Path, tensors: dict[str, Tensor], *, texts: dict[str, list[str]], skipped: list[str]
+) -> None:
+    """Writes a shard: tensors of images with their names, labels and captions, in one safetensors file.
+
+    The file appears whole or not at all.
+
+    Args:
+        tensors: [n, ...] each, on the CPU.
+        texts: n texts by name.
+        skipped: ``name: reason`` of images that are not in the shard.
+    """
+    packed = {key: value for name, rows in texts.items() for key, value in _pack(name, rows).items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_aside(path, save({**contiguous, **packed}, {"skipped": json.dumps(skipped)}))
+
+
+def is_whole(path: Path) -> bool:
+    """Returns whether a shard is there and not cut short."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def describe_shard(path: Path, size: tuple[int, int]) -> tuple[ShardEntry, list[str]]:
+    """Returns a finished shard's entry in the index, and ``name: reason`` of images that it lacks."""
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        images = len(file.get_tensor("indices"))
+        first = next((name for name in ("mean", "codes") if name in names), None)
+        shape = [] if first is None else list(file.get_slice(first).get_shape()[1:])
+        skipped = json.loads(file.metadata()["skipped"])
+    return ShardEntry(path.name, path.stat().st_size, images, shape, list(size)), skipped
+
+
+def shard_names(path: Path) -> set[str]:
+    """Returns the names of a shard's tensors."""
+    with safe_open(path, framework="pt") as file:
+        return set(file.keys())
+
+
+class ShardReader:
+    """Reads rows of a shard that is mapped into memory.
+
+    Args:
+        path: of the shard.
+        entry: its entry in the index.
+
+    Raises:
+        ValueError: the shard is missing, or cut short.
+    """
+
+    def __init__(self, path: Path, entry: ShardEntry) -> None:
+        check_shard(path, entry)
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} is damaged ({error}): {_REMEDY}") from error
+        self.names = set(self._file.keys())
+        self._slices: dict[str, Any] = {}
+        self._texts: dict[str, tuple[Tensor, list[int]]] = {}
+
+    def row(self, name: str, position: int) -> Tensor:
+        """Returns row ``position`` of a tensor."""
+        if name not in self._slices:
+            self._slices[name] = self._file.get_slice(name)
+        row: Tensor = self._slices[name][position]
+        return row
+
+    def text(self, name: str, position: int) -> str:
+        """Returns text ``position`` of the texts ``name``."""
+        if name not in self._texts:
+            ends = self._file.get_tensor(f"{name}_ends").tolist()
+            self._texts[name] = (self._file.get_tensor(name), [0, *ends])
+        characters, bounds = self._texts[name]
+        part = characters[bounds[position] : bounds[position + 1]]
+        return part.numpy().tobytes().decode(errors="surrogateescape")
+
+    def whole(self, name: str) -> Tensor:
+        """Returns a whole tensor [n, ...]."""
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+def check_shard(path: Path, entry: ShardEntry) -> None:
+    """Raises ValueError, with a remedy, unless a shard is there and has the length in its entry."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the command that encoded the latents makes this shard anew")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        what = "cut short" if size < entry.bytes else "changed"
+        raise ValueError(f"{path} is {what}: {size} bytes of {entry.bytes}; {_REMEDY}")
+
+
+def _pack(name: str, rows: Sequence[str]) -> dict[str, Tensor]:
+    encoded = [row.encode(errors="surrogateescape") for row in rows]
+    ends = np.cumsum([len(row) for row in encoded], dtype=np.int64)
+    characters = torch.from_numpy(np.frombuffer(b"".join(encoded), np.uint8).copy())
+    return {name: characters, f"{name}_ends": torch.from_numpy(ends)}

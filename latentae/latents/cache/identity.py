@@ -1,9 +1,10 @@
-"""What latents depend on: hashes of a model and of data, by which a cache knows its own."""
+"""Hashes of a model and of data: whether a cache's latents are those of a given model and images."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,22 +12,23 @@ from torch import Tensor
 
 from latentae.data import BrokenImageError, ImageSource
 from latentae.data.annotations import Annotations
-from latentae.models import LatentAutoencoder
+from latentae.latents.cache.folder import CacheSettings
+from latentae.models import LatentAutoencoder, load_autoencoder
 
-# Settings that change what an encoder computes, and that its weights do not show.
+# Settings that change what an encoder computes and cannot be told from its weights.
 _ENCODER_SETTINGS = ("norm_num_groups", "act_fn", "down_block_types", "mid_block_add_attention", "backbone")
 _DECODER = ("decoder.", "post_quant_conv.")
 _IMAGES_LOOKED_AT = 32
 
 
 def model_hash(model: LatentAutoencoder, *, codes: bool = False) -> str:
-    """A hash of all of a model that its latents depend on, as SHA-256 in hexadecimal digits.
+    """Returns a SHA-256, in hexadecimal digits, of everything in a model that its latents depend on.
 
-    The decoder does not count, so that a model whose decoder alone was trained on reads the latents of the
-    one that it came from; nor do scale and shift, which are compared by themselves.
+    The decoder is left out, so that a model whose decoder was fine-tuned reads the latents of the model that
+    it came from. Scale and shift are left out, since they are compared on their own.
 
     Args:
-        codes: whether the codebook counts, too.
+        codes: whether the codebook is included.
     """
     settings = {name: model.config.get(name) for name in _ENCODER_SETTINGS}
     if codes:
@@ -42,7 +44,7 @@ def model_hash(model: LatentAutoencoder, *, codes: bool = False) -> str:
 
 
 def normalisation_of(model: LatentAutoencoder) -> dict[str, list[float]] | None:
-    """``shift`` and ``scale``, a number a channel, of ``to_latents``; None where they are not known."""
+    """Returns ``shift`` and ``scale`` of ``to_latents``, a number per channel; None: they are not known."""
     try:
         shift, scale = model._normalisation(torch.zeros(1, model.latents_channels, 1, 1, dtype=torch.float64))
     except ValueError:
@@ -55,7 +57,7 @@ def normalisation_of(model: LatentAutoencoder) -> dict[str, list[float]] | None:
 
 
 def data_hash(source: ImageSource, annotations: Annotations, channels: int) -> str:
-    """A hash of the names of all images in order, their labels, and the pixels of 32 of them."""
+    """Returns a SHA-256 of the names of all images in order, their labels, and the pixels of 32 images."""
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(source.name(index).encode(errors="surrogateescape") + b"\0")
@@ -71,3 +73,26 @@ def data_hash(source: ImageSource, annotations: Annotations, channels: int) -> s
         else:
             digest.update(f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes())
     return digest.hexdigest()
+
+
+def check_model(settings: CacheSettings, model: str | Path | LatentAutoencoder, folder: Path) -> None:
+    """Raises ValueError unless the latents in ``folder``, made with ``settings``, are of this model.
+
+    The decoder may differ.
+    """
+    opened = load_autoencoder(model) if isinstance(model, str | Path) else model
+    if not isinstance(opened, LatentAutoencoder):
+        raise ValueError(f"model is a {type(opened).__name__}: give a path, or what load_autoencoder returns")
+    found, wanted = model_hash(opened, codes=settings.options["codes"]), settings.model["hash"]
+    if found != wanted:
+        raise ValueError(
+            f"the latents in {folder} are of another model: of {settings.model['path']} "
+            f"({settings.model['class']}, hash {wanted[:12]}), and this {type(opened).__name__} has the hash "
+            f"{found[:12]}: encode the images with this model into another folder, or give the model that "
+            "they are of, in the dtype that it had then"
+        )
+    if normalisation_of(opened) != settings.normalisation:
+        raise ValueError(
+            f"the latents in {folder} are of this model at another scale or shift, which it had when they "
+            "were encoded: encode anew into another folder, or give the model as it was"
+        )

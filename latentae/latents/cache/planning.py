@@ -1,29 +1,110 @@
-"""Which images go into which shard, and at what size: a function of the data and the options alone."""
+"""What a cache will hold: the options, the size that each image is encoded at, and the images of each shard.
+
+All of it is a function of the data and the options alone, never of the number of ranks.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch.utils.data import Dataset
 
-from latentae.data import ImageSource
-from latentae.latents.cache.measuring import measure_sizes
-from latentae.latents.cache.options import CacheOptions
+from latentae import distributed
+from latentae.data import BrokenImageError, ImageSource
+from latentae.data.workers import WatchedLoader
+from latentae.distributed import on_main
+from latentae.files import write_aside
 from latentae.models import LatentAutoencoder
 
 Size = tuple[int, int]  # height and width in pixels
 
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+"""The dtypes that latents can be stored in."""
+
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+"""The precisions that the encoder can run in."""
+
+SIZES = ("crop", "bucket", "refuse")
+BROKEN = ("skip", "replace", "stop")
+
+_FEWEST_IMAGES, _MOST_IMAGES, _SHARDS, _MOST_BYTES = 128, 1024, 64, 256 * 2**20
+
 _LONGEST_ASPECT = 4
-_STEPS = 8  # of a bucket's side, in those of the square
+_STEPS = 8  # a bucket's side grows by this fraction of the square's side
+
+_SIZES_FILE = "sizes.safetensors"
+_IMAGES_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """The contents of a cache. All options are recorded in the cache.
+
+    Attributes:
+        image_size: pixels; see ``sizes``. None with ``refuse``: the size that the images have.
+        sizes: how images of several sizes are treated. ``crop``: the shorter side is resized to
+            ``image_size``, and the central square is taken. ``bucket``: the aspect is kept, with about
+            ``image_size``² pixels, and each shard holds latents of one size. ``refuse``: nothing is resized,
+            and all images must have one size.
+        flips: also encode each image mirrored left and right.
+        latents: store latents: the posterior's mean and standard deviation; of VQ models the continuous ones.
+        codes: store the indices of VQ models.
+        dtype: of the stored latents, one of ``DTYPES``.
+        precision: the encoder runs in, one of ``PRECISIONS``.
+        broken: how images that cannot be decoded are treated. ``skip``: they are left out and reported.
+            ``replace``: another image takes the place, chosen by (seed, index) as in training. ``stop``: an
+            error.
+        shard_size: images per shard; None only until the data are known.
+        seed: chooses replacements.
+
+    Raises:
+        ValueError: an option has a value that is not allowed.
+    """
+
+    image_size: int | None
+    sizes: str = "crop"
+    flips: bool = False
+    latents: bool = True
+    codes: bool = False
+    dtype: str = "float16"
+    precision: str = "float32"
+    broken: str = "skip"
+    shard_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("sizes", SIZES),
+            ("dtype", tuple(DTYPES)),
+            ("precision", tuple(PRECISIONS)),
+            ("broken", BROKEN),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}"
+                )
+        for name, lowest in (("image_size", 1), ("shard_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} is {value}, but must be {lowest} or more")
+        if self.image_size is None and self.sizes != "refuse":
+            raise ValueError(f"image_size is needed where sizes is {self.sizes!r}: the side in pixels")
+        if not self.latents and not self.codes:
+            raise ValueError("latents is false and codes is false: there would be nothing to store")
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard to be.
+    """A shard that is to be written.
 
     Attributes:
         file: its name in the cache.
@@ -36,12 +117,32 @@ class ShardPlan:
     indices: Sequence[int]
 
 
-def plan(
+def default_shard_size(images: int, image_size: int | None, model: LatentAutoencoder) -> int:
+    """Returns the images per shard: 1024 for a large data set, fewer for a small one, so that ranks share it.
+
+    The size is a power of two from 128 to 1024, which batches of the usual sizes divide. It is smaller where
+    a shard would exceed 256 MiB in float32. It does not depend on the number of processes, so neither do the
+    files.
+    """
+    size = _FEWEST_IMAGES
+    while size < _MOST_IMAGES and size * _SHARDS < images:
+        size *= 2
+    if image_size is not None:
+        values = 2 * model.latents_channels * (-(-image_size // model.downsampling_factor)) ** 2
+        while size > 1 and size * values * 4 > _MOST_BYTES:
+            size //= 2
+    return size
+
+
+def plan_cache(
     source: ImageSource, model: LatentAutoencoder, options: CacheOptions, *, workers: int, folder: Path
 ) -> list[ShardPlan]:
-    """The shards of some images; every rank must call it.
+    """Returns the shards of a cache; every rank must call it.
 
     Args:
+        source: the images.
+        model: gives the pixels per latent and the image channels.
+        options: with a ``shard_size``.
         workers: processes that decode, where sizes must be measured.
         folder: keeps the measured sizes for the next call.
 
@@ -53,7 +154,7 @@ def plan(
     if options.sizes == "crop":
         assert size is not None
         return plan_shards([(size, size)] * len(source), shard_size)
-    # Before sizes are measured, which may take long.
+    # Choose the buckets before sizes are measured, which may take long: the image size may be wrong.
     buckets = bucket_sizes(size, model.downsampling_factor) if options.sizes == "bucket" and size else []
     native = measure_sizes(source, model.config.in_channels, workers=workers, folder=folder)
     if buckets:
@@ -63,11 +164,11 @@ def plan(
 
 
 def plan_shards(sizes: Sequence[Size], shard_size: int) -> list[ShardPlan]:
-    """Consecutive images of one size together, the smallest size first.
+    """Returns shards of consecutive images of one size, the smallest size first.
 
     Args:
-        sizes: what each image is encoded at.
-        shard_size: images a shard at most.
+        sizes: the size that each image is encoded at.
+        shard_size: images per shard at most.
     """
     groups: dict[Size, list[int]] = {}
     for index, size in enumerate(sizes):
@@ -82,13 +183,12 @@ def plan_shards(sizes: Sequence[Size], shard_size: int) -> list[ShardPlan]:
 
 
 def bucket_sizes(image_size: int, factor: int) -> list[Size]:
-    """Sizes of about ``image_size``² pixels, at most that many, none longer than four times its shorter side.
+    """Returns sizes of at most ``image_size``² pixels whose longer side is at most four times the shorter.
 
-    Sides are multiples of ``factor``, the pixels that one latent stands for, in steps of about an eighth of
-    ``image_size``.
+    Sides are multiples of ``factor``, the pixels per latent, in steps of about an eighth of ``image_size``.
 
     Raises:
-        ValueError: the image size is no multiple of the factor.
+        ValueError: the image size is not a multiple of the factor.
     """
     if image_size % factor:
         raise ValueError(
@@ -105,12 +205,13 @@ def bucket_sizes(image_size: int, factor: int) -> list[Size]:
 
 
 def choose_buckets(native: NDArray[np.int64], buckets: Sequence[Size]) -> list[Size]:
-    """For each image the bucket whose aspect is nearest to its own; for broken ones the most frequent.
+    """Returns the bucket of the nearest aspect for each image; broken images get the most frequent bucket.
 
     Args:
         native: [n, 2] height and width of each image; 0 where it cannot be decoded.
-        buckets: to choose from.
+        buckets: the sizes to choose from.
     """
+    # Compare aspects by their logarithms, so that 2:1 and 1:2 are equally far from 1:1.
     aspects = np.array([math.log(height / width) for height, width in buckets])
     sound = native[:, 0] > 0
     own = np.log(native[sound, 0] / native[sound, 1])
@@ -122,7 +223,7 @@ def choose_buckets(native: NDArray[np.int64], buckets: Sequence[Size]) -> list[S
 
 
 def same_size(native: NDArray[np.int64], names: Sequence[str], image_size: int | None) -> Size:
-    """The one size that all images have.
+    """Returns the size that all images have.
 
     Args:
         native: [n, 2] height and width of each image; 0 where it cannot be decoded.
@@ -130,7 +231,7 @@ def same_size(native: NDArray[np.int64], names: Sequence[str], image_size: int |
         image_size: the side that they must have; None: any.
 
     Raises:
-        ValueError: two differ, or one is not of the image size; or none can be decoded.
+        ValueError: two images differ, or one does not have the image size; or none can be decoded.
     """
     sound = np.flatnonzero(native[:, 0] > 0)
     if not len(sound):
@@ -150,3 +251,59 @@ def same_size(native: NDArray[np.int64], names: Sequence[str], image_size: int |
             f"allow ({len(others)} of {len(sound)} images differ): use sizes='crop' or sizes='bucket'"
         )
     return int(wanted[0]), int(wanted[1])
+
+
+class _Sizes(Dataset[list[list[int]]]):
+    """``sizes[indices]`` gives height and width of images; 0 and 0 for those that cannot be decoded."""
+
+    def __init__(self, source: ImageSource, channels: int) -> None:
+        self.source = source
+        self.channels = channels
+
+    def __getitem__(self, indices: Sequence[int]) -> list[list[int]]:
+        return [self._size(index) for index in indices]
+
+    def _size(self, index: int) -> list[int]:
+        try:
+            return list(self.source.load(index, self.channels).shape[:2])
+        except BrokenImageError:
+            return [0, 0]
+
+
+def measure_sizes(source: ImageSource, channels: int, *, workers: int, folder: Path) -> NDArray[np.int64]:
+    """Returns height and width [n, 2] of all images, 0 where one cannot be decoded; every rank must call it.
+
+    Each image is decoded once, by one of the ranks. The result is kept in ``folder`` for the next call.
+    """
+    # Use the kept sizes only if every rank can read them.
+    known = _load_sizes(folder / _SIZES_FILE, len(source))
+    agreed = int(distributed.all_reduce_sum(torch.tensor(int(known is not None))).item())
+    if known is not None and agreed == distributed.world_size():
+        return known
+    # Each rank measures one consecutive part.
+    rank, world_size = distributed.rank(), distributed.world_size()
+    own = range(len(source) * rank // world_size, len(source) * (rank + 1) // world_size)
+    loader = WatchedLoader(
+        _Sizes(source, channels),
+        num_workers=workers,
+        sampler=[own[start : start + _IMAGES_AT_A_TIME] for start in range(0, len(own), _IMAGES_AT_A_TIME)],
+        batch_size=None,
+        generator=torch.Generator(),  # or the loader would draw from torch's global one
+    )
+    measured = [size for sizes in loader for size in sizes]
+    tensor = torch.tensor(measured, dtype=torch.int64).reshape(-1, 2)
+    sizes = distributed.all_gather_concat(tensor).cpu().numpy()
+    on_main(lambda: write_aside(folder / _SIZES_FILE, save({"sizes": sizes})), f"write to {folder}")
+    return sizes
+
+
+def forget_sizes(folder: Path) -> None:
+    """Removes the file that ``measure_sizes`` keeps."""
+    (folder / _SIZES_FILE).unlink(missing_ok=True)
+
+
+def _load_sizes(file: Path, images: int) -> NDArray[np.int64] | None:
+    with contextlib.suppress(OSError, SafetensorError, KeyError):
+        sizes: NDArray[np.int64] = load(file.read_bytes())["sizes"]
+        return sizes if sizes.shape == (images, 2) else None
+    return None

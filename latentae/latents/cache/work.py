@@ -1,48 +1,54 @@
-"""The work itself: shard after shard, read, encoded and written, the ranks taking turns."""
+"""Encodes shards: images are decoded in batches, encoded and written, and the ranks share the shards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from latentae import distributed
 from latentae.console import progress_bar
-from latentae.data import BrokenImageError
+from latentae.data import BrokenImageError, CenterCrop, ImageSource
 from latentae.data.annotations import Annotations
+from latentae.data.seeding import REPLACEMENT, generator
+from latentae.data.transforms import to_picture, to_tensor
+from latentae.data.workers import WatchedLoader, announce
 from latentae.distributed import fails_anywhere
 from latentae.files import FullDiskError
-from latentae.latents.cache.encoding import check_values, encode_batch
-from latentae.latents.cache.loading import CacheImages, ImageBatch, batch_loader, batch_sizes
-from latentae.latents.cache.options import CacheOptions
-from latentae.latents.cache.planning import ShardPlan
-from latentae.latents.cache.shard import write_shard
-from latentae.models import LatentAutoencoder
+from latentae.latents.cache.folder import FLIPPED, write_shard
+from latentae.latents.cache.planning import DTYPES, PRECISIONS, CacheOptions, ShardPlan, Size
+from latentae.models import VQVAE, LatentAutoencoder
+
+_MAX_RETRIES = 16  # as in training
+_MOST_SHORT_CODES = 2**15
 
 
 class CacheError(ValueError):
-    """What went wrong in the midst of encoding: met by one process, perhaps by it alone."""
+    """Encoding failed after it had begun, perhaps on this process alone."""
 
 
 class FailedElsewhereError(CacheError):
-    """Another process has failed, and says why."""
+    """Another process has failed and reports why."""
 
 
 @dataclass
-class Work:
-    """Encodes shards.
+class ShardEncoder:
+    """Encodes shards and writes them.
 
     Attributes:
-        model: on the device it is to run on.
-        images: what is encoded.
+        model: on the device that it runs on.
+        images: the images to encode.
         annotations: of the same images.
-        folder: where shards go; all ranks must see the same one.
-        options: what is stored.
-        say: told of progress and of broken images.
+        folder: of the shards; all ranks must see the same one.
+        options: of the cache.
+        say: receives progress and broken images.
     """
 
     model: LatentAutoencoder
@@ -52,11 +58,11 @@ class Work:
     options: CacheOptions
     say: Callable[[str], None]
 
-    def do(self, shards: Sequence[ShardPlan], *, batch_size: int, workers: int) -> None:
-        """Encodes shards and writes them; every rank must call it with the same ones.
+    def encode(self, shards: Sequence[ShardPlan], *, batch_size: int, workers: int) -> None:
+        """Encodes shards and writes them; every rank must call it with the same shards.
 
-        Shards are dealt to the ranks whole, so that what is in them does not depend on how many ranks there
-        are. After each turn the ranks tell each other whether all is well.
+        Each shard is encoded by one rank, so its contents do not depend on the number of ranks. In each turn
+        every rank encodes one shard; after it the ranks tell each other whether one has failed.
 
         Raises:
             CacheError: latents that are not finite; broken images, where ``options`` says to stop; a shard
@@ -68,11 +74,11 @@ class Work:
         turns = -(-len(shards) // world_size)
         failure: Exception | None = None
         with ThreadPoolExecutor(max_workers=1) as writer:
-            working = self._in_turn(own, writer, batch_size, workers)
-            for _ in range(turns + 1):  # the last turn waits for what is being written
+            working = self._encode_in_turn(own, writer, batch_size, workers)
+            for _ in range(turns + 1):  # the last turn waits until the last shard is written
                 try:
                     next(working, None)
-                except Exception as error:  # raised below, when the others know of it
+                except Exception as error:  # raised below, once the other ranks know of it
                     failure = error
                 if fails_anywhere(failure is not None):
                     break
@@ -84,10 +90,10 @@ class Work:
             raise CacheError(str(failure)) from failure
         raise failure
 
-    def _in_turn(
+    def _encode_in_turn(
         self, shards: Sequence[ShardPlan], writer: ThreadPoolExecutor, batch_size: int, workers: int
     ) -> Iterator[None]:
-        """Encodes one of these shards each time it is asked for the next, while the one before is written."""
+        """Encodes one shard per step, while the shard before it is written."""
         device = self.model.device
         loader = batch_loader(
             self.images, shards, batch_size=batch_size, workers=workers, pin_memory=device.type == "cuda"
@@ -96,34 +102,36 @@ class Work:
         batches = iter(loader) if shards else iter(())
         writing: Future[None] | None = None
         for shard in shards:
-            parts = _Parts()
+            # Encode the shard, batch by batch.
+            parts = _ShardBatches()
             for asked in batch_sizes(shard, batch_size):
                 batch = next(batches)
-                self._tell(batch)
-                parts.add(self._encode(batch, device), batch)
+                self._report_broken(batch)
+                parts.add(self._encode_batch(batch, device), batch)
                 progress.update(asked)
             tensors = parts.tensors()
             check_values(tensors, self.options.dtype)
+            # Hand it to the writer, which has one shard at a time.
             if writing is not None:
                 writing.result()
-            writing = writer.submit(self._write, shard, tensors, parts)
+            writing = writer.submit(self._write_shard, shard, tensors, parts)
             yield
         progress.close()
         if writing is not None:
             writing.result()
 
-    def _encode(self, batch: ImageBatch, device: torch.device) -> dict[str, Tensor]:
+    def _encode_batch(self, batch: ImageBatch, device: torch.device) -> dict[str, Tensor]:
         if batch.images is None:
             return {}
         return encode_batch(self.model, batch.images.to(device, non_blocking=True), self.options)
 
-    def _tell(self, batch: ImageBatch) -> None:
+    def _report_broken(self, batch: ImageBatch) -> None:
         for reason in batch.broken:
             if self.options.broken == "stop":
                 raise BrokenImageError(f"{reason}; broken='skip' leaves such images out")
             self.say(f"{'left out' if self.options.broken == 'skip' else 'replaced'}: {reason}")
 
-    def _write(self, shard: ShardPlan, tensors: dict[str, Tensor], parts: _Parts) -> None:
+    def _write_shard(self, shard: ShardPlan, tensors: dict[str, Tensor], parts: _ShardBatches) -> None:
         indices = parts.indices
         tensors["indices"] = torch.tensor(indices, dtype=torch.int64)
         if self.annotations.labels is not None:
@@ -134,10 +142,10 @@ class Work:
         write_shard(self.folder / shard.file, tensors, texts=texts, skipped=parts.broken)
 
 
-class _Parts:
-    """A shard's batches so far.
+class _ShardBatches:
+    """The batches of a shard that are encoded.
 
-    Tensors are fetched from the device one batch late, so that it computes while the program waits.
+    Tensors are copied from the device one batch late, so that the device computes during the copy.
     """
 
     def __init__(self) -> None:
@@ -153,7 +161,7 @@ class _Parts:
         self._latest = tensors
 
     def tensors(self) -> dict[str, Tensor]:
-        """All rows so far, on the CPU."""
+        """Returns all rows, on the CPU."""
         self._fetch()
         names = self._fetched[0] if self._fetched else {}
         return {name: torch.cat([part[name] for part in self._fetched]) for name in names}
@@ -162,3 +170,152 @@ class _Parts:
         if self._latest:
             self._fetched.append({name: tensor.cpu() for name, tensor in self._latest.items()})
         self._latest = {}
+
+
+@dataclass
+class ImageBatch:
+    """A batch of images of one shard.
+
+    Attributes:
+        images: [B, C, H, W] float32 in [−1, 1]; None where no image could be decoded.
+        indices: [B] of these images in the data.
+        broken: ``name: reason`` of images that could not be decoded.
+    """
+
+    images: Tensor | None
+    indices: list[int]
+    broken: list[str]
+
+    def pin_memory(self) -> ImageBatch:
+        """Returns the batch in pinned memory, so that a GPU copies while it computes; the loader calls it."""
+        return ImageBatch(
+            None if self.images is None else self.images.pin_memory(), self.indices, self.broken
+        )
+
+
+class CacheImages(Dataset[ImageBatch]):
+    """``images[size, indices]`` gives a batch of images at one size.
+
+    Args:
+        source: the images.
+        channels: of each image.
+        crop: resize and crop to the size; False: the images have that size.
+        broken: ``skip``, ``replace`` or ``stop``: see ``CacheOptions``.
+        seed: chooses replacements.
+    """
+
+    def __init__(self, source: ImageSource, channels: int, *, crop: bool, broken: str, seed: int) -> None:
+        self.source = source
+        self.channels = channels
+        self.crop = crop
+        self.broken = broken
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[Size, Sequence[int]]) -> ImageBatch:
+        size, indices = key
+        batch = ImageBatch(None, [], [])
+        images = []
+        for index in indices:
+            for candidate in self._candidates(index):
+                try:
+                    images.append(self._image(candidate, size))
+                except BrokenImageError as error:
+                    batch.broken.append(" ".join(str(error).split()))
+                    continue
+                batch.indices.append(candidate)
+                break
+        if images:
+            batch.images = torch.stack(images)
+        return batch
+
+    def _candidates(self, index: int) -> list[int]:
+        if self.broken != "replace":
+            return [index]
+        others = generator(self.seed, REPLACEMENT, 0, index).integers(len(self.source), size=_MAX_RETRIES)
+        return [index, *others.tolist()]
+
+    def _image(self, index: int, size: Size) -> Tensor:
+        announce(self.source.name(index))
+        picture = self.source.load(index, self.channels)
+        return CenterCrop(size)(picture) if self.crop else to_tensor(to_picture(picture))
+
+
+def batch_loader(
+    images: CacheImages, shards: Sequence[ShardPlan], *, batch_size: int, workers: int, pin_memory: bool
+) -> WatchedLoader:
+    """Returns a loader of the batches of these shards, in order; see ``batch_sizes``."""
+    keys = [
+        (shard.size, shard.indices[start : start + batch_size])
+        for shard in shards
+        for start in range(0, len(shard.indices), batch_size)
+    ]
+    return WatchedLoader(
+        images,
+        num_workers=workers,
+        sampler=keys,
+        batch_size=None,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # or the loader would draw from torch's global one
+    )
+
+
+def batch_sizes(shard: ShardPlan, batch_size: int) -> list[int]:
+    """Returns the number of images that each batch of a shard asks for."""
+    count = len(shard.indices)
+    return [min(batch_size, count - start) for start in range(0, count, batch_size)]
+
+
+@torch.no_grad()
+def encode_batch(model: LatentAutoencoder, images: Tensor, options: CacheOptions) -> dict[str, Tensor]:
+    """Encodes a batch of images into the tensors that a cache stores, on the model's device.
+
+    Args:
+        model: in eval mode.
+        images: [B, C, H, W] in [−1, 1], on the model's device.
+        options: of the cache.
+
+    Returns:
+        ``mean`` [B, c, h, w], and ``std`` where the model has a posterior, unscaled, in ``options.dtype``;
+        ``codes`` [B, h, w] or [B, depth, h, w], int16 or int32; for mirrored images the same names with the
+        suffix ``_flipped``.
+    """
+    tensors = _encode_images(model, images, options)
+    if options.flips:
+        mirrored = _encode_images(model, images.flip(-1), options)
+        tensors |= {f"{name}{FLIPPED}": tensor for name, tensor in mirrored.items()}
+    return tensors
+
+
+def check_codes(model: LatentAutoencoder, options: CacheOptions) -> None:
+    """Raises ValueError where ``options`` asks for the codes of a model that has none."""
+    if options.codes and not isinstance(model, VQVAE):
+        raise ValueError(f"codes are of VQ models, and this is a {type(model).__name__}: leave codes out")
+
+
+def check_values(tensors: dict[str, Tensor], dtype: str) -> None:
+    """Raises ValueError where latents are not finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"the latents ({name}) hold values that are not finite in {dtype}: either they are too large "
+                "for it, and dtype bfloat16 or float32 holds them, or the model's weights are damaged"
+            )
+
+
+def _encode_images(model: LatentAutoencoder, images: Tensor, options: CacheOptions) -> dict[str, Tensor]:
+    autocast = PRECISIONS[options.precision]
+    with nullcontext() if autocast is None else torch.autocast(images.device.type, autocast):
+        output = model.encode(images.to(model.dtype))
+    posterior: Any = output.latent_dist
+    dtype = DTYPES[options.dtype]
+    tensors: dict[str, Tensor] = {}
+    if options.latents:
+        tensors["mean"] = posterior.mode().to(dtype)
+        if hasattr(posterior, "std"):
+            tensors["std"] = posterior.std.to(dtype)
+    if options.codes:
+        assert isinstance(model, VQVAE)
+        short = model.num_codes <= _MOST_SHORT_CODES
+        indices = model.quantize.indices(output.latents.to(model.dtype))
+        tensors["codes"] = indices.to(torch.int16 if short else torch.int32)
+    return tensors

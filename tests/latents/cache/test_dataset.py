@@ -3,11 +3,13 @@ import pickle
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 from torch.utils.data import DataLoader
 
 from latentae import LatentDataset
 from latentae.data import CenterCrop, FolderSource
 from latentae.latents.cache import SameShapeBatches, encode_dataset
+from latentae.latents.cache.folder import write_shard
 from tests.data.pictures import ListSource
 from tests.latents.conftest import make_kl, make_vq
 
@@ -137,6 +139,49 @@ def test_latents_of_several_shapes_come_in_batches_of_one(tmp_path):
     assert sorted(sorted(batch["name"]) for batch in loader) == [["a.png", "c.png"], ["b.png", "d.png"]]
 
 
+def test_a_cache_of_version_1_opens(tmp_path):
+    # The files as the first version wrote them: another layout needs another version number.
+    options = (
+        '{"image_size": 16, "sizes": "crop", "flips": false, "latents": true, "codes": false, '
+        '"dtype": "float16", "precision": "float32", "broken": "skip", "shard_size": 128, "seed": 0}'
+    )
+    settings = (
+        '{"model": {"hash": "aa", "class": "KLVAE", "path": "run"}, '
+        '"normalisation": {"shift": [1.0, 2.0], "scale": [0.5, 0.25]}, '
+        '"data": {"hash": "bb", "name": "photos (train)", "images": 2, "caption_column": null}, '
+        f'"options": {options}, "version": 1}}'
+    )
+    tensors = {
+        "mean": torch.tensor([3.0, 6.0]).half().reshape(1, 2, 1, 1).repeat(2, 1, 1, 1),
+        "std": torch.zeros(2, 2, 1, 1).half(),
+        "indices": torch.tensor([0, 1]),
+        "labels": torch.tensor([1, 0]),
+        "names": torch.tensor(list(b"a.pngb.png"), dtype=torch.uint8),
+        "names_ends": torch.tensor([5, 10]),
+    }
+    file = "latents_16x16_00000.safetensors"
+    content = save(tensors, {"skipped": "[]"})
+    (tmp_path / file).write_bytes(content)
+    shard = (
+        f'{{"file": "{file}", "bytes": {len(content)}, "images": 2, "shape": [2, 1, 1], "size": [16, 16]}}'
+    )
+    (tmp_path / "index.json").write_text(
+        f'{{"settings": {settings}, "shards": [{shard}], "posterior": true, "label_names": ["x", "y"], '
+        '"num_classes": 2, "captions": false, "skipped": []}'
+    )
+    dataset = LatentDataset(tmp_path)
+    assert (len(dataset), dataset.latent_shape, dataset.label_names) == (2, (2, 1, 1), ["x", "y"])
+    assert (dataset[1]["name"], dataset[1]["label"]) == ("b.png", 0)
+    assert dataset[1]["latents"].flatten().tolist() == [(3 - 1) * 0.5, (6 - 2) * 0.25]
+    write_shard(
+        tmp_path / "again",
+        {name: tensors[name] for name in ("mean", "std", "indices", "labels")},
+        texts={"names": ["a.png", "b.png"]},
+        skipped=[],
+    )
+    assert (tmp_path / "again").read_bytes() == content
+
+
 def test_what_cannot_be_read_is_named(cache, tmp_path):
     with pytest.raises(ValueError, match="are of another model"):
         LatentDataset(cache, make_vq())
@@ -149,3 +194,35 @@ def test_what_cannot_be_read_is_named(cache, tmp_path):
     with pytest.raises(ValueError, match=r"is not known: .*latent_stats\.py .*normalised=False"):
         LatentDataset(folder)
     assert len(LatentDataset(folder, normalised=False)) == 5
+
+
+SHAPES = [(4, 8, 8)] * 5 + [(4, 4, 16)] * 3
+
+
+def test_each_image_once_and_one_shape_a_batch():
+    batches = SameShapeBatches(SHAPES, 2, seed=3)
+    drawn = list(DataLoader(range(8), batch_sampler=batches, collate_fn=list))
+    assert sorted(index for batch in drawn for index in batch) == list(range(8))
+    assert all(len({SHAPES[index] for index in batch}) == 1 for batch in drawn)
+    assert sorted(len(batch) for batch in drawn) == [1, 1, 2, 2, 2]
+    assert len(batches) == len(drawn) == 5
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    batches, again = (SameShapeBatches(SHAPES, 2, seed=3) for _ in range(2))
+    first = list(batches)
+    assert list(again) == first
+    batches.set_epoch(1)
+    assert list(batches) != first
+    assert list(SameShapeBatches(SHAPES, 2, seed=4)) != first
+
+
+def test_small_batches_can_be_left_out():
+    batches = SameShapeBatches(SHAPES, 2, drop_last=True)
+    assert [len(batch) for batch in batches] == [2, 2, 2]
+    assert len(batches) == 3
+
+
+def test_a_batch_size_below_one_is_refused():
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        SameShapeBatches(SHAPES, 0)

@@ -1,16 +1,23 @@
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load
 
 from latentae import LatentDataset
-from latentae.data import BrokenImageError
+from latentae.data import BrokenImageError, DataSelection
+from latentae.data.annotations import Annotations
 from latentae.latents.cache import encode_dataset
+from latentae.latents.cache.encode import CacheReport, DataRequest, finish_cache
+from latentae.latents.cache.folder import read_index, write_shard
+from latentae.latents.cache.planning import plan_shards
 from latentae.latents.cache.work import CacheError
 from tests.data.pictures import ListSource
+from tests.latents.cache.test_folder import SETTINGS
 from tests.latents.conftest import make_kl
 from tests.processes import launch
 
@@ -152,3 +159,108 @@ def test_a_mistake_writes_nothing(changes, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         encode_dataset(out=tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+SHARDS = plan_shards([(8, 8)] * 3, 2)
+
+
+def write(folder, number, images, skipped=()):
+    tensors = {"indices": torch.arange(images)}
+    if images:
+        tensors |= {name: torch.zeros(images, 4, 2, 2) for name in ("mean", "std")}
+    write_shard(folder / SHARDS[number].file, tensors, texts={"names": ["x"] * images}, skipped=list(skipped))
+
+
+def finished(folder, annotations):
+    return finish_cache(folder, SETTINGS, SHARDS, annotations, encoded=2, seconds=1.0)
+
+
+def test_the_index_lists_what_there_is(tmp_path):
+    write(tmp_path, 0, 2)
+    write(tmp_path, 1, 0, ["c: broken"])
+    report = finished(tmp_path, Annotations(np.array([0, 4, 2])))
+    assert (report.images, report.shards, report.skipped, report.encoded) == (2, 1, ["c: broken"], 2)
+    assert report.bytes == (tmp_path / SHARDS[0].file).stat().st_size
+    index = read_index(tmp_path)
+    assert [(shard.images, shard.shape, shard.size) for shard in index.shards] == [(2, [4, 2, 2], [8, 8])]
+    assert (index.posterior, index.num_classes, index.label_names, index.captions) == (True, 5, None, False)
+
+
+def test_an_image_that_was_met_twice_is_counted_once(tmp_path):
+    write(tmp_path, 0, 2, ["c: broken", "d: broken", "c: broken"])
+    write(tmp_path, 1, 1, ["d: broken"])
+    assert finished(tmp_path, Annotations()).skipped == ["c: broken", "d: broken"]
+    assert read_index(tmp_path).skipped == ["c: broken", "d: broken"]
+
+
+def test_classes_count_by_their_names(tmp_path):
+    write(tmp_path, 0, 2)
+    write(tmp_path, 1, 1)
+    finished(tmp_path, Annotations(np.array([0, 1, 0]), ["a", "b", "c"]))
+    assert read_index(tmp_path).num_classes == 3
+
+
+def test_a_missing_shard_and_no_image_at_all(tmp_path):
+    write(tmp_path, 0, 0, ["a: broken", "b: broken"])
+    with pytest.raises(ValueError, match=rf"{SHARDS[1].file} is missing: .* the same output folder"):
+        finished(tmp_path, Annotations())
+    write(tmp_path, 1, 0, ["c: broken"])
+    with pytest.raises(BrokenImageError, match="none of 3 images can be decoded, the first being a: broken"):
+        finished(tmp_path, Annotations())
+    assert not (tmp_path / "index.json").exists()
+
+
+def test_bytes_an_image_and_speed():
+    report = CacheReport(
+        Path("out"), images=1000, shards=2, bytes=3 * 2**20, encoded=500, seconds=4.0, skipped=[]
+    )
+    assert report.bytes_per_image == 3145.728
+    assert str(report) == (
+        "1000 images in 2 shard(s), 3.0 MiB, 3,146 bytes an image: out; 500 encoded now, 125.0 a second"
+    )
+
+
+def test_nothing_to_do():
+    report = CacheReport(Path("out"), images=4, shards=1, bytes=2**20, encoded=0, seconds=0.0, skipped=[])
+    assert str(report).startswith("complete, nothing to do: 4 images in 1 shard(s)")
+
+
+def test_images_by_name_with_their_labels(classes):
+    request = DataRequest(DataSelection(str(classes)), limit=4)
+    source, annotations = request.open()
+    assert [source.name(index).split("/")[0] for index in range(4)] == ["cat", "cat", "dog", "dog"]
+    assert annotations.labels.tolist() == [0, 0, 1, 1]
+    assert annotations.label_names == ["cat", "dog"]
+    assert annotations.captions(0) == "a cat on a mat"
+    assert request.name == f"{classes} (train)"
+
+
+def test_labels_can_be_left_out(classes):
+    _, annotations = DataRequest(DataSelection(str(classes)), annotations=False).open()
+    assert (annotations.labels, annotations.captions) == (None, None)
+
+
+def test_columns_beside_the_images_are_named_unless_wanted(classes):
+    (classes / "metadata.csv").write_text("file_name,text\n")
+    for path in classes.glob("*/*.png"):
+        with (classes / "metadata.csv").open("a") as file:
+            file.write(f"{path.relative_to(classes).as_posix()},a {path.parent.name}\n")
+    selection = DataSelection(str(classes))
+    for limit in (None, 4):
+        request = DataRequest(selection, limit=limit)
+        assert "metadata.csv: the column(s) text are not" in request.unread(request.open()[0])
+    for changes in ({"caption_column": "text"}, {"annotations": False}):
+        request = DataRequest(selection, **changes)
+        assert request.unread(request.open()[0]) is None
+    wanted = DataRequest(selection, caption_column="text").open()[1]
+    assert (wanted.captions(0), wanted.captions(9)) == ("a cat", "a dog")
+    source = request.open()[0]
+    assert DataRequest(source).unread(source) is None  # whoever opened it knows what is beside it
+
+
+def test_images_of_ones_own():
+    request = DataRequest(ListSource(3))
+    assert len(request.open()[0]) == 3
+    assert request.name == "a ListSource"
+    with pytest.raises(ValueError, match="the source has no images"):
+        DataRequest(ListSource(0)).open()

@@ -4,7 +4,8 @@ import torch
 
 from latentae import load_autoencoder
 from latentae.data.annotations import Annotations
-from latentae.latents.cache.identity import data_hash, model_hash, normalisation_of
+from latentae.latents.cache.folder import read_index
+from latentae.latents.cache.identity import check_model, data_hash, model_hash, normalisation_of
 from tests.data.pictures import ListSource
 from tests.latents.conftest import make_kl, make_vq
 
@@ -59,3 +60,19 @@ def test_a_hash_knows_images_and_labels(other):
     own = data_hash(ListSource(3), Annotations(np.array([0, 1, 0])), 3)
     assert data_hash(ListSource(3), Annotations(np.array([0, 1, 0])), 3) == own
     assert data_hash(*other, 3) != own
+
+
+def test_a_model_and_what_became_of_it(cache, tmp_path):
+    settings = read_index(cache).settings
+    check_model(settings, make_kl(), cache)
+    check_model(settings, changed(make_kl(), "decoder.conv_in.bias"), cache)
+    make_kl().save_pretrained(tmp_path / "model")
+    check_model(settings, tmp_path / "model", cache)
+    with pytest.raises(
+        ValueError, match=r"are of another model: of a model in memory \(KLVAE, hash .*encode the"
+    ):
+        check_model(settings, changed(make_kl(), "encoder.conv_in.bias"), cache)
+    with pytest.raises(ValueError, match="this model at another scale or shift"):
+        check_model(settings, make_kl(scaling_factor=0.2), cache)
+    with pytest.raises(ValueError, match="model is a dict: give a path"):
+        check_model(settings, {}, cache)

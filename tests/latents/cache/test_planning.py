@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
 
-from latentae.latents.cache.options import CacheOptions
-from latentae.latents.cache.planning import bucket_sizes, choose_buckets, plan, plan_shards, same_size
+from latentae.latents.cache.planning import (
+    CacheOptions,
+    bucket_sizes,
+    choose_buckets,
+    default_shard_size,
+    forget_sizes,
+    measure_sizes,
+    plan_cache,
+    plan_shards,
+    same_size,
+)
 from tests.data.pictures import ListSource
 from tests.latents.conftest import make_kl
 
@@ -48,10 +57,59 @@ def test_one_size_or_none():
 def test_plans_of_each_kind(tmp_path):
     def planned(**changes):
         options = CacheOptions(**{"image_size": 8, "shard_size": 3, **changes})
-        return plan(ListSource(4), make_kl(), options, workers=0, folder=tmp_path)  # pictures of 12 x 12
+        # The pictures have 12 x 12 pixels.
+        return plan_cache(ListSource(4), make_kl(), options, workers=0, folder=tmp_path)
 
     assert [shard.size for shard in planned()] == [(8, 8), (8, 8)]
     assert [shard.size for shard in planned(sizes="bucket")] == [(8, 8), (8, 8)]
     assert [shard.size for shard in planned(sizes="refuse", image_size=None)] == [(12, 12), (12, 12)]
     with pytest.raises(ValueError, match="has 12x12 pixels and image_size is 8x8"):
         planned(sizes="refuse")
+
+
+def test_sizes_are_measured_once(tmp_path):
+    source = ListSource(3, broken=(1,))
+    expected = np.array([[12, 12], [0, 0], [12, 12]])
+    np.testing.assert_array_equal(measure_sizes(source, 3, workers=0, folder=tmp_path), expected)
+    decoded = len(source.loaded)
+    np.testing.assert_array_equal(measure_sizes(source, 3, workers=0, folder=tmp_path), expected)
+    assert len(source.loaded) == decoded
+    forget_sizes(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_of_other_images_or_a_damaged_file_are_measured_anew(tmp_path):
+    measure_sizes(ListSource(3), 3, workers=0, folder=tmp_path)
+    assert measure_sizes(ListSource(4), 3, workers=0, folder=tmp_path).shape == (4, 2)
+    (tmp_path / "sizes.safetensors").write_bytes(b"short")
+    assert measure_sizes(ListSource(4), 3, workers=0, folder=tmp_path).tolist() == [[12, 12]] * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dtype": "int8"}, "dtype is 'int8', but must be one of float16, bfloat16, float32"),
+        ({"sizes": "stretch"}, "sizes is 'stretch', but must be one of crop, bucket, refuse"),
+        ({"broken": "ignore"}, "broken is 'ignore', but must be one of skip, replace, stop"),
+        ({"precision": "float16"}, "precision is 'float16', but must be one of float32, bfloat16"),
+        ({"image_size": 0}, "image_size is 0, but must be 1 or more"),
+        ({"shard_size": 0}, "shard_size is 0, but must be 1 or more"),
+        ({"seed": -1}, "seed is -1, but must be 0 or more"),
+        ({"image_size": None, "sizes": "bucket"}, "image_size is needed where sizes is 'bucket'"),
+        ({"latents": False}, "nothing to store"),
+    ],
+)
+def test_a_mistake_is_named(changes, says):
+    with pytest.raises(ValueError, match=says):
+        CacheOptions(**{"image_size": 16, **changes})
+
+
+def test_shards_grow_with_the_data_and_not_with_the_size_of_latents():
+    model = make_kl()  # 4 channels, a latent for 2x2 pixels
+    assert default_shard_size(10, 16, model) == 128
+    assert default_shard_size(128 * 64, 16, model) == 128
+    assert default_shard_size(128 * 64 + 1, 16, model) == 256
+    assert default_shard_size(10**7, 16, model) == 1024
+    # 1024 px: 2 * 4 * 512² values of 4 bytes are 8 MiB an image, and 32 of these are 256 MiB.
+    assert default_shard_size(10**7, 1024, model) == 32
+    assert default_shard_size(10**7, None, model) == 1024
