@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     from latentae import distributed
-    from latentae.latents.inspection.inspection import PAGE, inspect
+    from latentae.latents.inspection.inspect import PAGE, inspect
 
     options["value_range"] = None if options["value_range"] is None else tuple(options["value_range"])
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentae.latents.inspection.gaussian import LatentGaussian, fit_gaussian
+from latentae.latents.inspection.channels import LatentGaussian, fit_gaussian
 from latentae.report import figures
 from latentae.report.grids import Figure
 

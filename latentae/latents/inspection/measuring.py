@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentae.latents.inspection.channels import GaussianFit, LatentGaussian
 from latentae.latents.inspection.codes import count_codes
 from latentae.latents.inspection.encoding import Autoencoder, encoded_latents
-from latentae.latents.inspection.gaussian import GaussianFit, LatentGaussian
 from latentae.latents.inspection.histograms import ChannelHistograms, HistogramCounter
 from latentae.latents.inspection.spectrum import RadialSpectrum, SpectrumSum
 from latentae.models import VQVAE

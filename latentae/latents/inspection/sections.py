@@ -10,10 +10,14 @@ from latentae.latents.inspection import (
     codes,
     correlations,
     histograms,
-    interpolation,
-    prior,
     spectrum,
     traversal,
+)
+from latentae.latents.inspection import (
+    decoding as interpolation,
+)
+from latentae.latents.inspection import (
+    samples as prior,
 )
 from latentae.latents.inspection.encoding import Autoencoder, encoded_latents
 from latentae.latents.inspection.measuring import Measured

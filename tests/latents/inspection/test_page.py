@@ -1,6 +1,6 @@
 import numpy as np
 
-from latentae.latents.inspection.inspection import render_page
+from latentae.latents.inspection.inspect import render_page
 from latentae.latents.inspection.sections import Section
 from latentae.report.grids import Figure
 

@@ -1,0 +1,112 @@
+"""`latentae probe MODEL [MODEL ...] --data NAME --out FOLDER`: what can be generated from models' latents."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentae.console import add_family_option, add_reading_options
+
+_DESCRIPTION = """\
+Trains the same small denoiser (a DiT, by rectified flow) on each model's latents, for as many steps and
+with as many tokens, samples through a diffusers pipeline, and writes probe.html, probe.md and results.json:
+samples, distances to the data, nearest training images, interpolations, losses, reconstruction.
+FOLDER/MODEL/pipeline is what DiffusionPipeline.from_pretrained loads. A probe that was interrupted goes on
+where it stopped."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as stopped:  # argparse has said what is wrong, or printed the help
+        return int(stopped.code or 0)
+    try:
+        return _probe(options)
+    except (ValueError, OSError) as error:
+        return _fail(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on, in a training from a minute ago at most", 130)
+
+
+def _probe(options: argparse.Namespace) -> int:
+    # Not before: torch takes seconds to load, and --help shall not.
+    import torch
+
+    from latentae import distributed
+    from latentae.probe.denoiser import DenoiserSize
+    from latentae.probe.probe import probe
+    from latentae.probe.request import ProbeRequest
+    from latentae.report.tables import render_terminal
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("a probe runs in one process: start it without a launcher")
+    given = vars(options)
+    size = DenoiserSize(given.pop("width"), given.pop("depth"), given.pop("largest_side"))
+    given["value_range"] = None if options.value_range is None else tuple(options.value_range)
+    request = ProbeRequest(size=size, **given)
+    request.check()
+    try:
+        with distributed.init_from_environment() as device:
+            results = probe(request, device, _say)
+    except torch.OutOfMemoryError:
+        return _fail("error: the device's memory does not hold this: choose a smaller --batch-size", 2)
+    for remark in results.remarks:
+        sys.stdout.write(f"note: {remark}\n")
+    table = render_terminal(results.generation_table())
+    sys.stdout.write(f"\n{table}\n\nreport: {request.out / 'probe.html'}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "latentae probe",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="what load_autoencoder opens; name=MODEL gives it a name")
+    add_family_option(parser, several=True)
+    add("--data", required=True, metavar="NAME", help="photos, a path, or a dataset of the hub")
+    add("--out", required=True, type=Path, metavar="FOLDER", help="where the report goes")
+    add("--steps", type=int, metavar="N", help="optimizer steps for each model (2000)")
+    add("--seconds", type=float, metavar="S", help="of training for each model, in place of --steps")
+    add("--batch-size", type=int, default=32, metavar="N", help="images a step (32)")
+    add("--image-size", type=int, default=64, metavar="N", help="pixels a side (64)")
+    add("--seed", type=int, default=0, metavar="N", help="of every random number (0)")
+    add("--samples", type=int, default=512, metavar="N", help="pictures to generate and measure (512)")
+    add("--sampling-steps", type=int, default=25, metavar="N", help="of the sampler (25)")
+    add("--guidance-scale", type=float, default=1.0, metavar="W", help="1 is none, for data with labels (1)")
+    add("--unconditional", action="store_true", help="leave labels alone")
+    add("--no-flips", dest="flips", action="store_false", help="do not mirror images in training")
+    add("--learning-rate", type=float, default=1e-3, metavar="R", help="at its highest (0.001)")
+    add("--width", type=int, default=192, metavar="N", help="channels of a token, a multiple of 32 (192)")
+    add("--depth", type=int, default=6, metavar="N", help="transformer blocks (6)")
+    add(
+        "--largest-side",
+        type=int,
+        default=16,
+        metavar="N",
+        help="tokens along a side at most (16); 8 is several times as fast on latents of 16 x 16",
+    )
+    add(
+        "--reference-images", type=int, default=10_000, metavar="N", help="to measure against at most (10000)"
+    )
+    add("--inception", type=Path, metavar="FILE", help="torch-fidelity's Inception weights, for gFID")
+    add("--num-workers", type=int, default=0, metavar="N", help="processes that decode images (0)")
+    reading = add_reading_options(parser)
+    reading.add_argument("--split", default="train", metavar="NAME", help="to train on (train)")
+    return parser
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _fail(message: str, code: int) -> int:
+    _say(message)
+    return code

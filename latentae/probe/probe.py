@@ -1,0 +1,176 @@
+"""The probe: the same small denoiser trained on each model's latents, and what it generates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from latentae import distributed
+from latentae.evaluation.engine import Evaluation
+from latentae.evaluation.measures import Measures, open_measures
+from latentae.evaluation.settings import Settings
+from latentae.evaluation.subject import Subject, channels_of, factor_of, open_subjects
+from latentae.models import load_autoencoder
+from latentae.probe.budget import resolve_steps
+from latentae.probe.denoiser import common_token_side
+from latentae.probe.folder import RESULTS, ProbeFolder
+from latentae.probe.generation import Judge
+from latentae.probe.images import ProbeImages, open_images
+from latentae.probe.model_probe import ModelProbe
+from latentae.probe.pipeline import PipelineAutoencoder, pipeline_autoencoder
+from latentae.probe.reference import reference_features
+from latentae.probe.report import write_report
+from latentae.probe.request import ProbeRequest
+from latentae.probe.results import ModelResult, ProbeResults
+from latentae.report.results import Value
+
+Say = Callable[[str], None]
+
+
+def probe(
+    request: ProbeRequest,
+    device: torch.device,
+    say: Say = lambda text: None,
+    open_model: Callable[[str], Any] = load_autoencoder,
+    measures: Measures | None = None,
+) -> ProbeResults:
+    """Probes the models and writes the report; one that was interrupted goes on where it stopped.
+
+    Args:
+        device: where everything runs.
+        say: told of progress.
+        open_model: gives the model of a path.
+        measures: the networks that judge; None loads those there are.
+
+    Raises:
+        ValueError: a model, the data or an option that cannot be used, or a folder of something else: all but
+            what only the latents can tell before anything is trained.
+    """
+    if distributed.world_size() > 1:
+        raise ValueError("a probe runs in one process: start it without a launcher")
+    request.check()
+    folder = ProbeFolder(request.out)
+    subjects = open_subjects(request.models, "float32", device, open_model, families=request.families)
+    sides = {subject.name: _latent_side(subject, request.image_size) for subject in subjects}
+    decoders = {subject.name: _decoder(subject) for subject in subjects}
+    token_side = common_token_side(list(sides.values()), request.size.largest_side)
+    images = open_images(request, channels_of(subjects[0]))
+    if measures is None:
+        measures = open_measures(device, channels=channels_of(subjects[0]), inception=request.inception)
+    folder.claim(_settings(request, subjects, images, measures))
+    if folder.is_complete:
+        say(f"the probe in {request.out} is complete")
+        return ProbeResults.from_dict(json.loads((request.out / RESULTS).read_text(encoding="utf-8")))
+    side = sides[subjects[0].name]
+    shape = (_channels(subjects[0]), side, side)
+    steps = resolve_steps(request, folder, shape, token_side, device)
+    say(f"{len(images.training)} training images, {len(images.held_out)} held out; {steps} steps a model")
+    say(images.description)
+    judge = _judge(request, images, measures, device)
+    job = ModelProbe(request, folder, images, judge, steps, token_side, device, say)
+    models = {subject.name: job.run(subject, decoders[subject.name]) for subject in subjects}
+    results = ProbeResults(
+        settings={**_settings(request, subjects, images, measures), "steps": steps},
+        models=models,
+        reconstruction=_reconstruct(request, subjects, images, measures, device, say),
+        remarks=[*measures.remarks, *_remarks(len(judge.indices), request.samples, models)],
+    )
+    write_report(results, request.out)
+    return results
+
+
+def _judge(request: ProbeRequest, images: ProbeImages, measures: Measures, device: torch.device) -> Judge:
+    real, indices = reference_features(
+        images.reference,
+        measures.features,
+        request.out / "reference.safetensors",
+        device,
+        request.num_workers,
+    )
+    return Judge(images, measures.features, real, indices, request, device)
+
+
+def _decoder(subject: Subject) -> PipelineAutoencoder:
+    try:
+        return pipeline_autoencoder(subject.model)
+    except ValueError as error:
+        raise ValueError(f"{subject.name}: {error}") from error
+
+
+def _channels(subject: Subject) -> int:
+    model: Any = subject.model
+    return int(model.latents_channels)
+
+
+def _latent_side(subject: Subject, image_size: int) -> int:
+    factor = factor_of(subject)
+    if image_size % factor:
+        raise ValueError(
+            f"image_size is {image_size}, but {subject.name} needs a multiple of {factor}, the pixels that "
+            "one latent stands for"
+        )
+    return image_size // factor
+
+
+def _settings(
+    request: ProbeRequest, subjects: list[Subject], images: ProbeImages, measures: Measures
+) -> dict[str, Any]:
+    return {
+        **request.settings(),
+        "models": {
+            subject.name: hashlib.sha256(subject.identity.encode(errors="surrogateescape")).hexdigest()
+            for subject in subjects
+        },
+        "training_images": len(images.training),
+        "training_sha256": images.reference.list_sha256,
+        "held_out_images": len(images.held_out),
+        "networks": measures.identities,
+    }
+
+
+def _reconstruct(
+    request: ProbeRequest,
+    subjects: list[Subject],
+    images: ProbeImages,
+    measures: Measures,
+    device: torch.device,
+    say: Say,
+) -> dict[str, dict[str, Value]]:
+    """Of the held-out images, pixels and rates; distances of features are among what is generated."""
+    work = request.out / ".measured"
+    evaluation = Evaluation(
+        images.measured,
+        Measures(lpips=measures.lpips),
+        Settings(batch_size=16, num_workers=request.num_workers, cycle_images=0),
+        work,
+        request.data,
+        device,
+        say,
+    )
+    evaluation.measure(subjects)
+    return {subject.name: evaluation.result(subject).metrics for subject in subjects}
+
+
+def _remarks(real: int, samples: int, models: dict[str, ModelResult]) -> list[str]:
+    counts = {model.parameters for model in models.values()}
+    spread = max(counts) / min(counts) - 1
+    remarks = [
+        f"distances are of {samples} pictures to {real} images: few for a network of 512 features or more, "
+        "so all of them are too high, and published numbers are of another kind"
+    ]
+    others = max(real - samples, real - real // 2)
+    if 4 * others < 3 * real:
+        remarks.append(
+            f"FD, real has {others} images to be compared with and the other distances {real}, so that it is "
+            "too high beside them; the reconstructed images are among those, and their distance is too low"
+        )
+    if spread:
+        remarks.append(
+            f"the denoisers differ by {100 * spread:.1f} % in parameters, all of it in the layers that take "
+            "and give latents of other channels and patches"
+        )
+    return remarks
