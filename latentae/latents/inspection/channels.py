@@ -1,25 +1,105 @@
-"""The Gaussian that is nearest to the latents of many images: the aggregate posterior's first two moments."""
+"""The values of the latent channels: their Gaussian, their correlations and their histograms.
+
+All three are computed from the values of every channel at once, [c, n] in float64, which may take 2 GB.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentae.devices import to_float64_on_cpu
-from latentae.latents.inspection.encoding import as_batches, constant_channels, normal_noise
+from latentae.latents.measurement import noise_generators
+from latentae.report import figures
+from latentae.report.grids import Figure
+
+MOST_BYTES = 2_000_000_000
+"""The memory that gathered values may take."""
+
+_MOST_BINS = 4096
+_BINS_PER_STD = 4
+# The narrowest bins, relative to the mean of a channel or to 1, whichever is larger.
+_FINEST = 2.0**-40
+
+ABOUT_CORRELATIONS = (
+    "Pearson's correlation of each pair of channels over all images and positions: 0 where the channels are "
+    "uncorrelated, as a KL term with some weight makes them; +1 or -1 where one channel repeats another."
+)
+ABOUT_HISTOGRAMS = (
+    "Raw latents, samples of the posterior, over all images and positions; the line is the Gaussian of the "
+    "same mean and deviation. Kurtosis is the excess, 0 for a Gaussian: a much larger value means rare large "
+    "values, which a denoiser meets seldom and which lose digits in float16. A channel with next to no "
+    "deviation is unused."
+)
+
+
+def as_batches(maps: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
+    """Returns batches of maps [B, c, h, w]; one tensor is one batch."""
+    return [maps] if isinstance(maps, Tensor) else maps
+
+
+def check_memory(values: int) -> None:
+    """Raises ValueError where so many values take more than 2 GB in float64."""
+    if 8 * values > MOST_BYTES:
+        raise ValueError(
+            f"the latents need more than {MOST_BYTES / 1e9:g} GB of memory: measure fewer or smaller "
+            "images (--max-images, --image-size)"
+        )
+
+
+@torch.no_grad()
+def gather_channels(latents: Tensor | Iterable[Tensor]) -> tuple[Tensor, int]:
+    """Gathers the values of each channel.
+
+    Args:
+        latents: [B, c, h, w], or batches of them.
+
+    Returns:
+        [c, n] in float64 on the CPU, and the number of images.
+
+    Raises:
+        ValueError: no latents, batches with different numbers of channels, or more than 2 GB of values.
+    """
+    parts: list[Tensor] = []
+    images = total = 0
+    for batch in as_batches(latents):
+        if parts and batch.shape[1] != len(parts[0]):
+            raise ValueError(f"latents of {batch.shape[1]} channels follow latents of {len(parts[0])}")
+        images, total = images + len(batch), total + batch.numel()
+        check_memory(total)
+        parts.append(to_float64_on_cpu(batch.detach()).transpose(0, 1).flatten(1))
+    if not total:
+        raise ValueError("there are no latents to measure")
+    return torch.cat(parts, dim=1), images
+
+
+def constant_channels(mean: Tensor, std: Tensor) -> list[int]:
+    """Returns the channels that do not vary.
+
+    Their standard deviation is only rounding, compared with their mean or with the other channels.
+    """
+    return (std <= 1e-6 * torch.maximum(mean.abs(), std.max())).nonzero().flatten().tolist()
+
+
+def normal_noise(count: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Returns standard normal values [count, *shape] in float64; row i is a function of (seed, i)."""
+    generators = noise_generators(seed, torch.arange(count))
+    rows = [torch.randn(shape, generator=generator, dtype=torch.float64) for generator in generators]
+    return torch.stack(rows) if rows else torch.zeros(0, *shape, dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class LatentGaussian:
     """Mean and covariance over channels, in float64; **positions are taken to be independent**.
 
-    Neighbouring positions of real latents are alike, and a sample of this Gaussian has none of that: it has
-    the right values, channel beside channel, and no shapes. The covariance is divided by the number of
-    values.
+    These are the first two moments of the aggregate posterior. Neighbouring positions of real latents are
+    alike. A sample of this Gaussian has the right values, channel beside channel, but no shapes. The
+    covariance is divided by the number of values.
 
     Attributes:
         images, positions: how many it was fitted to; positions are those of all images together.
@@ -31,6 +111,13 @@ class LatentGaussian:
     positions: int
     mean: Tensor
     covariance: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, images: int) -> LatentGaussian:
+        """Fits the Gaussian to values [c, n] of so many images."""
+        channels, positions = values.shape
+        covariance = torch.cov(values, correction=0).reshape(channels, channels)
+        return cls(images, positions, values.mean(dim=1), covariance)
 
     @property
     def std(self) -> Tensor:
@@ -46,7 +133,8 @@ class LatentGaussian:
     def correlation(self) -> Tensor:
         """[c, c] in [−1, 1], with 1 on the diagonal.
 
-        That of a channel that does not vary is not defined; it stands as 0, and ``constant`` names it.
+        The correlation of a channel that does not vary is undefined. It is 0 here; ``constant`` lists these
+        channels.
         """
         std = self.std.clone()
         std[self.constant] = torch.inf
@@ -58,8 +146,8 @@ class LatentGaussian:
     def divergence(self) -> float | None:
         """KL(this ‖ N(0, I)) of a position in nats: ½ (tr Σ + μᵀμ − c − ln det Σ).
 
-        How far the aggregate posterior is from the prior, in its first two moments alone. None where a
-        channel does not vary, or repeats others, and it would be infinite.
+        The distance of the aggregate posterior from the prior, in its first two moments alone. None where it
+        is infinite, because a channel does not vary or repeats others.
         """
         logarithm = torch.linalg.slogdet(self.covariance)[1].item() if not self.constant else -math.inf
         if not math.isfinite(logarithm):
@@ -68,67 +156,171 @@ class LatentGaussian:
         return (trace.item() - len(self.mean) - logarithm) / 2
 
     def sample(self, count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-        """[count, c, h, w] in float64, each position drawn by itself; sample i is a function of (seed, i)."""
+        """Draws [count, c, h, w] in float64, each position by itself; sample i is a function of (seed, i)."""
         values, vectors = torch.linalg.eigh(self.covariance)
         root = vectors * values.clamp(min=0).sqrt()  # rounding can leave −1e-17, and a constant channel 0
         noise = normal_noise(count, (len(self.mean), *size), seed)
         return torch.einsum("ij,bjhw->bihw", root, noise) + self.mean[:, None, None]
 
 
-class GaussianFit:
-    """Gathers mean and covariance batch by batch.
-
-    Sums are kept around the present mean and moved when it moves (Chan, Golub and LeVeque 1983), so that a
-    mean far from zero costs no digits, and the size of the batches does not matter but for rounding.
-    """
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.positions = 0
-        self.mean = torch.zeros(0, dtype=torch.float64)
-        self.products = torch.zeros(0, 0, dtype=torch.float64)
-
-    @torch.no_grad()
-    def add(self, latents: Tensor) -> None:
-        """Takes latents [B, c, h, w].
-
-        Raises:
-            ValueError: another number of channels than before.
-        """
-        values = to_float64_on_cpu(latents.detach()).transpose(0, 1).flatten(1)
-        channels, count = values.shape
-        if not self.images:
-            self.mean, self.products = values.new_zeros(channels), values.new_zeros(channels, channels)
-        if channels != len(self.mean):
-            raise ValueError(f"latents of {channels} channels follow latents of {len(self.mean)}")
-        if not count:
-            return
-        mean = values.mean(dim=1)
-        centred = values - mean[:, None]
-        difference, total = mean - self.mean, self.positions + count
-        between = torch.outer(difference, difference) * (self.positions * count / total)
-        self.products = self.products + centred @ centred.T + between
-        self.mean = self.mean + difference * (count / total)
-        self.images, self.positions = self.images + len(latents), total
-
-    def result(self) -> LatentGaussian:
-        """The Gaussian of all that was added.
-
-        Raises:
-            ValueError: nothing was.
-        """
-        if not self.positions:
-            raise ValueError("there are no latents to fit a Gaussian to")
-        return LatentGaussian(self.images, self.positions, self.mean, self.products / self.positions)
-
-
 def fit_gaussian(latents: Tensor | Iterable[Tensor]) -> LatentGaussian:
-    """Mean and covariance over channels of latents [B, c, h, w], or of batches of them.
+    """Fits mean and covariance over channels to latents [B, c, h, w], or to batches of them.
 
     Raises:
-        ValueError: no latents, or batches with different numbers of channels.
+        ValueError: no latents, batches with different numbers of channels, or more than 2 GB of values.
     """
-    fit = GaussianFit()
-    for batch in as_batches(latents):
-        fit.add(batch)
-    return fit.result()
+    return LatentGaussian.of(*gather_channels(latents))
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelCorrelations:
+    """Pearson's correlations of the channels, over images and positions.
+
+    Attributes:
+        matrix: [c, c] in [−1, 1]; 0 where a channel does not vary, and no correlation is defined.
+        constant: the channels that do not vary.
+        positions: the number of values of each channel.
+    """
+
+    matrix: Tensor
+    constant: list[int]
+    positions: int
+
+    @classmethod
+    def of(cls, gaussian: LatentGaussian) -> ChannelCorrelations:
+        """Returns the correlations of a fitted Gaussian."""
+        return cls(gaussian.correlation, gaussian.constant, gaussian.positions)
+
+    @property
+    def largest(self) -> float:
+        """The largest absolute value off the diagonal; 0 of a single channel."""
+        return (self.matrix - torch.eye(len(self.matrix), dtype=torch.float64)).abs().max().item()
+
+    def figure(self) -> Figure:
+        """Draws the matrix in colours, with its numbers where there is room for them."""
+        return figures.matrix("Correlations of the latent channels", self.matrix.numpy(), self.constant)
+
+    def numbers(self) -> dict[str, Any]:
+        """Returns the values for JSON."""
+        return {"matrix": self.matrix.tolist(), "constant": self.constant, "positions": self.positions}
+
+
+def channel_correlations(latents: Tensor | Iterable[Tensor]) -> ChannelCorrelations:
+    """Measures the correlations of the channels of latents [B, c, h, w], or of batches of them, in float64.
+
+    Raises:
+        ValueError: no latents, batches with different numbers of channels, or more than 2 GB of values.
+    """
+    return ChannelCorrelations.of(fit_gaussian(latents))
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelHistogram:
+    """The distribution of the values of one channel.
+
+    Attributes:
+        edges: [n + 1] rising and evenly spaced; a bin holds its lower edge.
+        counts: [n] int64.
+        mean, std, kurtosis: of the values themselves; the kurtosis is the excess, 0 of a constant.
+        constant: whether the channel does not vary.
+    """
+
+    edges: Tensor
+    counts: Tensor
+    mean: float
+    std: float
+    kurtosis: float
+    constant: bool
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelHistograms:
+    """One histogram per channel of latents.
+
+    Attributes:
+        channels: in order.
+        values: the number of values of each channel.
+    """
+
+    channels: list[ChannelHistogram]
+    values: int
+
+    @classmethod
+    def of(cls, values: Tensor) -> ChannelHistograms:
+        """Counts values [c, n] in bins, four to eight of them per standard deviation, 4096 at most."""
+        # Moments: population variance, excess kurtosis
+        mean = values.mean(dim=1)
+        variance = torch.var(values, dim=1, correction=0)
+        fourth = (values - mean[:, None]).pow(4).mean(dim=1)
+        kurtosis = torch.where(variance > 0, fourth / variance.square().clamp(min=1e-300) - 3, 0.0)
+        std = variance.sqrt()
+        constant = constant_channels(mean, std)
+
+        # Bins around the mean of each channel
+        channels = []
+        for channel, own in enumerate(values):
+            edges, counts = _count(own, mean[channel].item(), std[channel].item())
+            moments = mean[channel].item(), std[channel].item(), kurtosis[channel].item()
+            channels.append(ChannelHistogram(edges, counts, *moments, channel in constant))
+        return cls(channels, values.shape[1])
+
+    def figure(self, most: int = 16) -> Figure:
+        """Draws the first ``most`` channels as small charts beside each other."""
+        panels = [
+            figures.Histogram(
+                title=f"channel {number}",
+                facts="constant" if channel.constant else f"kurtosis {channel.kurtosis:+.2f}",
+                edges=channel.edges.numpy(),
+                counts=channel.counts.numpy(),
+                mean=channel.mean,
+                std=0.0 if channel.constant else channel.std,
+            )
+            for number, channel in enumerate(self.channels[:most])
+        ]
+        hidden = len(self.channels) - len(panels)
+        title = "Values of the latent channels"
+        if hidden:
+            title += f" (the first {most} of {len(self.channels)})"
+        return figures.histograms(title, panels)
+
+    def numbers(self) -> dict[str, Any]:
+        """Returns the values for JSON."""
+        return {
+            "values": self.values,
+            "channels": [
+                {
+                    "mean": channel.mean,
+                    "std": channel.std,
+                    "kurtosis": channel.kurtosis,
+                    "constant": channel.constant,
+                    "first_edge": channel.edges[0].item(),
+                    "bin_width": (channel.edges[1] - channel.edges[0]).item(),
+                    "counts": channel.counts.tolist(),
+                }
+                for channel in self.channels
+            ],
+        }
+
+
+def channel_histograms(latents: Tensor | Iterable[Tensor]) -> ChannelHistograms:
+    """Counts the values of each channel of latents [B, c, h, w], or of batches of them.
+
+    Raises:
+        ValueError: no latents, batches with different numbers of channels, or more than 2 GB of values.
+    """
+    values, _ = gather_channels(latents)
+    return ChannelHistograms.of(values)
+
+
+def _count(values: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
+    """Returns edges [n + 1] and counts [n]: bins 2^k wide, one of whose edges is the mean."""
+    deviations = values - mean
+    narrowest = max(_FINEST * max(1.0, abs(mean)), 2 * deviations.abs().max().item() / (_MOST_BINS - 2))
+    width = 2.0 ** math.ceil(math.log2(narrowest))
+    if std > 0:
+        width = max(width, 2.0 ** math.floor(math.log2(std / _BINS_PER_STD)))
+    places = (deviations / width).floor().long()
+    first = int(places.min())
+    counts = torch.bincount(places - first)
+    edges = mean + torch.arange(first, first + len(counts) + 1, dtype=torch.float64) * width
+    return edges, counts

@@ -1,8 +1,9 @@
-"""From the name of a model and of data to a folder of figures: what `latentae inspect` does."""
+"""Inspects the latents of a model: figures, numbers and a page in a folder. This is `latentae inspect`."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,9 @@ from latentae.data.seeding import check_seed
 from latentae.evaluation.images import open_images
 from latentae.evaluation.subject import weights_sha256
 from latentae.files import write_together
-from latentae.latents.inspection.encoding import Autoencoder
-from latentae.latents.inspection.measuring import measure
+from latentae.latents.inspection.channels import check_memory
+from latentae.latents.inspection.decoding import Autoencoder
+from latentae.latents.inspection.encoding import measure
 from latentae.latents.inspection.sections import NAMES, Inspected, Section, all_sections
 from latentae.models import KLVAE, VQVAE, load_autoencoder
 from latentae.models.tiny import TinyAutoencoder
@@ -57,26 +59,27 @@ def inspect(
 ) -> list[Section]:
     """Measures a model's latents over central crops of images, and writes figures, numbers and a page.
 
-    ``out`` gets ``inspect.html``, ``inspect.json``, and a PNG a figure. The numbers are a function of model,
-    images and seed alone, but for rounding.
+    ``out`` gets ``inspect.html``, ``inspect.json``, and one PNG per figure. The numbers depend on the model,
+    the images and the seed alone, except for rounding.
 
     Args:
-        model: what ``load_autoencoder`` opens.
+        model: a path or name that ``load_autoencoder`` opens.
         data: the name of the data: ``photos``, a path, or a dataset of the hub.
-        out: a folder that is new or empty, or an inspection's if ``overwrite``.
-        family: what the scale and shift are taken from, as ``load_autoencoder`` takes it.
-        split: None takes the validation split, else the test split, else the first there is.
-        image_column, dataset_config, value_range, max_pixels: as ``open_source`` takes them.
-        image_size: pixels of the crops; None: what the model was trained on, its ``sample_size``.
-        max_images: measure at most so many, evenly spread.
+        out: a folder that is new or empty; with ``overwrite`` also the folder of an inspection.
+        family: gives the scale and shift; see ``load_autoencoder``.
+        split: None: the validation split, else the test split, else the first one.
+        image_column, dataset_config, value_range, max_pixels: see ``open_source``.
+        image_size: pixels of the crops; None: the model's ``sample_size``.
+        max_images: the largest number of images to measure, evenly spread.
         batch_size, num_workers: images at a time, and processes that decode them.
         seed: of the posterior's noise and of the samples.
-        overwrite: whether an inspection that is there is replaced.
+        overwrite: whether to replace an inspection in ``out``.
         device: None is the CPU.
-        say: is told what happens.
+        say: gets messages about progress.
 
     Raises:
-        ValueError: a model, data, number or folder that cannot be used; fewer than 2 images.
+        ValueError: a model, data, number or folder that cannot be used; fewer than 2 images; latents that
+            need more than 2 GB.
     """
     check_seed(seed)
     _check(out, overwrite, max_images)
@@ -97,7 +100,8 @@ def inspect(
     say(f"the images: split {chosen!r}, {describe_source(source)}")
     dataset, broken = _dataset(autoencoder, take_evenly(source, max_images), size, data)
     for reason in broken:
-        say(f"note: left out, since it cannot be decoded: {reason}")
+        say(f"note: left out, because it cannot be decoded: {reason}")
+    check_memory(len(dataset) * math.prod(autoencoder.latents_shape(torch.empty(1, 1, size, size))))
     loader = validation_loader(dataset, batch_size=batch_size, num_workers=num_workers)
     measured = measure(autoencoder, tqdm(loader, unit="batch", leave=False, disable=None), seed=seed)
     sections = all_sections(Inspected(autoencoder, measured, seed, batch_size))
@@ -118,7 +122,7 @@ def inspect(
 
 
 def _check(out: Path, overwrite: bool, max_images: int) -> None:
-    """What can be known before anything is opened."""
+    """Refuses what is wrong before anything is opened."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("latentae inspect runs in one process: start it without a launcher")
     if max_images < _FEWEST_IMAGES:
@@ -139,7 +143,7 @@ def _check(out: Path, overwrite: bool, max_images: int) -> None:
 def _image_size(model: Autoencoder, image_size: int | None) -> int:
     size = image_size if image_size is not None else getattr(model.config, "sample_size", None)
     if size is None:
-        raise ValueError("this model does not say what images it was trained on: give --image-size")
+        raise ValueError("this model does not record its sample_size: give --image-size")
     if size < model.downsampling_factor:
         factor = model.downsampling_factor
         raise ValueError(
@@ -150,7 +154,7 @@ def _image_size(model: Autoencoder, image_size: int | None) -> int:
 
 
 def _dataset(model: Autoencoder, source: Any, size: int, data: str) -> tuple[ImageDataset, list[str]]:
-    """The images that can be decoded, and why others cannot."""
+    """Returns the images that can be decoded, and the reasons why others cannot."""
     channels = model.config.in_channels
     check_channels(channels)
     sound, broken = without_broken(source, channels)
@@ -175,7 +179,7 @@ def render_page(sections: list[Section], facts: dict[str, Any]) -> str:
 
 
 def _write(out: Path, sections: list[Section], facts: dict[str, Any]) -> None:
-    """All files or none; the page last, which marks the folder as an inspection's."""
+    """Writes all files or none; the page last, since it marks the folder as an inspection's."""
     numbers = {part.name: part.numbers | {"remarks": list(part.remarks)} for part in sections}
     figures = {f"{part.name}.png": part.figure.png() for part in sections if part.figure is not None}
     page = render_page(sections, facts)

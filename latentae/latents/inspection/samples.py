@@ -1,4 +1,4 @@
-"""What a decoder makes of noise: of the prior N(0, I), and of a Gaussian fitted to real latents."""
+"""Decoded noise: of the prior N(0, I), and of a Gaussian fitted to real latents."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from latentae.latents.inspection.channels import LatentGaussian
-from latentae.latents.inspection.encoding import Autoencoder, decoded, normal_noise
+from latentae.latents.inspection.channels import LatentGaussian, normal_noise
+from latentae.latents.inspection.decoding import Autoencoder, decode_latents
 from latentae.models import KLVAE
 from latentae.report.grids import Figure, image_grid
 
 ABOUT_PRIOR = (
     "N(0, I) is the prior of the KL term, in raw latents; where that term's weight is tiny, as in latent "
-    "diffusion, latents lie elsewhere, and the pictures show how far. The scaled row is N(0, I) as a "
-    "denoiser's latents have it, taken back by from_latents. "
+    "diffusion, latents lie elsewhere, and the images show how far. The scaled row is N(0, I) in a "
+    "denoiser's scale, taken back by from_latents. "
 )
 ABOUT_FITTED = (
-    "The fitted Gaussian has the mean and covariance over channels of real latents, each position drawn by "
-    "itself: no neighbours that are alike, and so colours and textures without shapes. What is missing for a "
-    "picture is what a denoiser has to learn."
+    "The fitted Gaussian has the mean and covariance over channels of real latents. Each position is drawn "
+    "by itself: neighbours are not alike, so there are colours and textures without shapes. What is missing "
+    "for an image is what a denoiser has to learn."
 )
 
 
@@ -36,17 +36,17 @@ class LatentSamples:
 
     @property
     def saturated(self) -> dict[str, float]:
-        """The share of values outside [−1, 1], where no image lies, of each distribution."""
+        """The share of values outside [−1, 1], the range of images, of each distribution."""
         return {name: (images.abs() > 1).double().mean().item() for name, images in self.images.items()}
 
     def figure(self) -> Figure:
-        """One row a distribution."""
+        """Draws one row per distribution."""
         saturated = self.saturated
         rows = [f"{name}\n{100 * saturated[name]:.0f} % clipped" for name in self.images]
         return image_grid("Decoded noise", list(self.images.values()), rows=rows)
 
     def numbers(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the values for JSON."""
         return {"share_outside_of_range": self.saturated}
 
 
@@ -86,9 +86,9 @@ def sample_prior(
     _check_count(count)
     noise = normal_noise(count, latents_shape, seed)
     decoding: Any = {"size": size, "batch_size": batch_size}
-    images = {"N(0, I)": decoded(model, noise, **decoding)}
+    images = {"N(0, I)": decode_latents(model, noise, **decoding)}
     if model.config.scaling_factor is not None:
-        images["N(0, I), scaled"] = decoded(model, noise, scaled=True, **decoding)
+        images["N(0, I), scaled"] = decode_latents(model, noise, scaled=True, **decoding)
     if fitted is not None:
         images |= sample_gaussian(model, fitted, count, latents_shape[1:], seed=seed, **decoding).images
     return LatentSamples(images)
@@ -120,7 +120,9 @@ def sample_gaussian(
     """
     _check_count(count)
     latents = fitted.sample(count, latents_size, seed)
-    return LatentSamples({"fitted Gaussian": decoded(model, latents, size=size, batch_size=batch_size)})
+    return LatentSamples(
+        {"fitted Gaussian": decode_latents(model, latents, size=size, batch_size=batch_size)}
+    )
 
 
 def _check_count(count: int) -> None:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentae.latents.inspection.inspect import inspect
+from latentae.latents.inspection.inspect import inspect, render_page
+from latentae.latents.inspection.sections import Section
+from latentae.report.grids import Figure
 from tests.latents.conftest import make_kl, make_vq
 from tests.latents.inspection.conftest import save_pictures
 
@@ -128,3 +130,28 @@ def test_several_processes_are_refused(places, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="runs in one process"):
         run(places)
+
+
+def test_the_page_holds_figures_remarks_and_facts():
+    figure = Figure("a <title>", np.zeros((2, 2, 3), np.uint8))
+    sections = [
+        Section("one", "One & only", figure, {}, "What it shows.", ("careful <b>",)),
+        Section("two", "Without", None, {}, "About.", ()),
+    ]
+    page = render_page(sections, {"model": "m", "images": "256 images", "data": "photos", "seed": 3})
+    assert page.count("data:image/png;base64,") == 1
+    assert "<h2>One &amp; only</h2>" in page
+    assert 'alt="a &lt;title&gt;"' in page
+    assert "<li>careful &lt;b&gt;</li>" in page
+    assert "<dt>seed</dt><dd>3</dd>" in page
+    assert "<script" not in page
+    assert "http:" not in page
+    assert "https:" not in page
+
+
+def test_latents_that_need_too_much_memory_are_refused_before_they_are_encoded(places, monkeypatch):
+    monkeypatch.setattr("latentae.latents.inspection.channels.MOST_BYTES", 6 * 4 * 8 * 8 * 8 - 1)
+    with pytest.raises(ValueError, match="--max-images"):
+        run(places)
+    assert not (places / "out").exists()
+    run(places, max_images=5)

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from latentae.latents.inspection.channels import fit_gaussian
-from latentae.latents.inspection.encoding import normal_noise
+from latentae.latents.inspection.channels import fit_gaussian, normal_noise
 from latentae.latents.inspection.samples import LatentSamples, sample_gaussian, sample_prior
 from tests.latents.conftest import draw_tensors
 
