@@ -1,4 +1,4 @@
-"""`latentae probe MODEL [MODEL ...] --data NAME --out FOLDER`: what can be generated from models' latents."""
+"""`latentae probe MODEL [MODEL ...] --data NAME --out FOLDER`: compares what models' latents can generate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from latentae.console import add_family_option, add_reading_options
 
 _DESCRIPTION = """\
-Trains the same small denoiser (a DiT, by rectified flow) on each model's latents, for as many steps and
-with as many tokens, samples through a diffusers pipeline, and writes probe.html, probe.md and results.json:
+Trains the same small denoiser (a DiT, by rectified flow) on each model's latents, with the same number of
+steps and tokens, samples through a diffusers pipeline, and writes probe.html, probe.md and results.json:
 samples, distances to the data, nearest training images, interpolations, losses, reconstruction.
-FOLDER/MODEL/pipeline is what DiffusionPipeline.from_pretrained loads. A probe that was interrupted goes on
-where it stopped."""
+DiffusionPipeline.from_pretrained loads FOLDER/MODEL/pipeline. An interrupted probe continues where it
+stopped."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         return _fail(f"error: {error}", 2)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on, in a training from a minute ago at most", 130)
+        return _fail("interrupted; the same command continues from a state that is at most a minute old", 130)
 
 
 def _probe(options: argparse.Namespace) -> int:
@@ -73,17 +73,18 @@ def _parser() -> argparse.ArgumentParser:
     add_family_option(parser, several=True)
     add("--data", required=True, metavar="NAME", help="photos, a path, or a dataset of the hub")
     add("--out", required=True, type=Path, metavar="FOLDER", help="where the report goes")
-    add("--steps", type=int, metavar="N", help="optimizer steps for each model (2000)")
-    add("--seconds", type=float, metavar="S", help="of training for each model, in place of --steps")
-    add("--batch-size", type=int, default=32, metavar="N", help="images a step (32)")
-    add("--image-size", type=int, default=64, metavar="N", help="pixels a side (64)")
+    add("--steps", type=int, default=2000, metavar="N", help="optimizer steps for each model (2000)")
+    add("--batch-size", type=int, default=32, metavar="N", help="images per step (32)")
+    add("--image-size", type=int, default=64, metavar="N", help="pixels per side (64)")
     add("--seed", type=int, default=0, metavar="N", help="of every random number (0)")
-    add("--samples", type=int, default=512, metavar="N", help="pictures to generate and measure (512)")
-    add("--sampling-steps", type=int, default=25, metavar="N", help="of the sampler (25)")
-    add("--guidance-scale", type=float, default=1.0, metavar="W", help="1 is none, for data with labels (1)")
-    add("--unconditional", action="store_true", help="leave labels alone")
+    add("--samples", type=int, default=512, metavar="N", help="images to generate and measure (512)")
+    add("--sampling-steps", type=int, default=25, metavar="N", help="steps of the sampler (25)")
+    add(
+        "--guidance-scale", type=float, default=1.0, metavar="W", help="for labelled data; 1 turns it off (1)"
+    )
+    add("--unconditional", action="store_true", help="ignore labels")
     add("--no-flips", dest="flips", action="store_false", help="do not mirror images in training")
-    add("--learning-rate", type=float, default=1e-3, metavar="R", help="at its highest (0.001)")
+    add("--learning-rate", type=float, default=1e-3, metavar="R", help="the highest one (0.001)")
     add("--width", type=int, default=192, metavar="N", help="channels of a token, a multiple of 32 (192)")
     add("--depth", type=int, default=6, metavar="N", help="transformer blocks (6)")
     add(
@@ -91,10 +92,14 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=16,
         metavar="N",
-        help="tokens along a side at most (16); 8 is several times as fast on latents of 16 x 16",
+        help="at most N tokens along a side (16); 8 is several times as fast on latents of 16 x 16",
     )
     add(
-        "--reference-images", type=int, default=10_000, metavar="N", help="to measure against at most (10000)"
+        "--reference-images",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="at most N to compare with (10000)",
     )
     add("--inception", type=Path, metavar="FILE", help="torch-fidelity's Inception weights, for gFID")
     add("--num-workers", type=int, default=0, metavar="N", help="processes that decode images (0)")

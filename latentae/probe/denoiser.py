@@ -10,7 +10,7 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 NULL_LABEL = 1000
-"""The label that stands for none: ``DiTPipeline`` knows no other, however many classes there are."""
+"""The label for "no class". ``DiTPipeline`` always uses this one, however many classes there are."""
 
 _HEAD_CHANNELS = 32
 _LABEL_STD = 0.5
@@ -18,15 +18,15 @@ _LABEL_STD = 0.5
 
 @dataclass(frozen=True)
 class DenoiserSize:
-    """How large a denoiser is.
+    """The size of a denoiser.
 
     Attributes:
         width: channels of a token, a multiple of 32.
         depth: transformer blocks.
-        largest_side: tokens along a side at most: patches are made larger where latents have more positions.
+        largest_side: most tokens along a side; patches are larger where latents have more positions.
 
     Raises:
-        ValueError: one of them is out of its range.
+        ValueError: a value is out of its range.
     """
 
     width: int = 192
@@ -44,10 +44,10 @@ class DenoiserSize:
 
 
 def common_token_side(latent_sides: Sequence[int], largest_side: int) -> int:
-    """Tokens along a side, equal for latents of all these sides: as many as can be, up to ``largest_side``.
+    """Returns the largest number of tokens per side, up to ``largest_side``, that divides all these sides.
 
     Raises:
-        ValueError: no number above one divides them all.
+        ValueError: no number above one divides all sides.
     """
     limit = min(*latent_sides, largest_side) if latent_sides else 0
     for side in range(limit, 1, -1):
@@ -62,10 +62,10 @@ def common_token_side(latent_sides: Sequence[int], largest_side: int) -> int:
 def build_denoiser(
     latent_shape: tuple[int, int, int], token_side: int, size: DenoiserSize, seed: int
 ) -> DiTTransformer2DModel:
-    """A denoiser of latents [c, h, h], initialised as the paper has it, as a function of ``seed``.
+    """Builds a denoiser of latents [c, h, h], initialised as in the paper, as a function of ``seed``.
 
     It stays in eval mode, also in training: in training mode diffusers' class embeddings drop labels by
-    random numbers of their own, for each block anew. Nothing else in it depends on the mode.
+    their own random numbers, separately in each block. Nothing else depends on the mode.
 
     Args:
         token_side: patches along a side, a divisor of h.
@@ -95,15 +95,15 @@ def build_denoiser(
 
 
 def count_parameters(denoiser: nn.Module) -> int:
-    """How many it has; the labels' tables, of which only the rows of present labels are learned, included."""
+    """Returns the number of parameters, with all rows of the label tables, also those of unused labels."""
     return sum(parameter.numel() for parameter in denoiser.parameters())
 
 
 def _initialise(denoiser: DiTTransformer2DModel) -> None:
     """adaLN-Zero: every block begins as the identity, and the first prediction is zero.
 
-    Times and labels are embedded with larger weights than the paper's, whose 0.02 takes longer to grow than a
-    short training lasts: after 400 steps the wrong label cost twice as much in loss.
+    Times and labels are embedded with larger weights than the paper's 0.02, which grow too slowly for a short
+    training: with them a wrong label costs twice as much in loss after 400 steps.
     """
     for module in denoiser.modules():
         if isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""A probe's folder: what it was begun with, what of it is finished, and nothing of anyone else's."""
+"""A probe's folder: its settings, its finished and unfinished models, and no files of anyone else."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from latentae.files import has_keys, write_aside, written_aside
 
 SETTINGS, RESULTS = "settings.json", "results.json"
 _KEYS = {"models", "sampling_steps"}  # of a probe's settings
+# Of settings. In version 1, random numbers had other seeds: a probe of it opens where it is complete.
+_VERSION = 2
+_STEPS_OF_VERSION_1 = 2000  # which noted its default as null
 
 _ELSEWHERE = "choose another --out, or remove this one"
 
@@ -31,10 +34,10 @@ class ProbeFolder:
     root: Path
 
     def check(self) -> None:
-        """Whether a probe may write here at all; nothing is written.
+        """Checks that a probe may write here; nothing is written.
 
         Raises:
-            ValueError: it may not.
+            ValueError: the folder holds other files, is a file, or is write-protected.
         """
         root = self.root
         if root.is_dir() and any(root.iterdir()) and not has_keys(root / SETTINGS, _KEYS):
@@ -50,38 +53,52 @@ class ProbeFolder:
             raise ValueError(f"{root} cannot be written: there is no permission to write in {place}")
 
     def claim(self, settings: dict[str, Any]) -> None:
-        """Notes what the probe depends on, or finds that it was begun with the same.
+        """Writes the settings of a new probe, or checks that this one has the same.
 
         Raises:
-            ValueError: it was begun with other settings; the message names them.
+            ValueError: it has other settings, which the message names; or it is unfinished and was begun by
+                a version with other random numbers.
         """
         settings = json.loads(json.dumps(settings))  # as it will be read
-        file = self.root / SETTINGS
-        if file.is_file():
-            begun = json.loads(file.read_text(encoding="utf-8"))
-            differing = [name for name in settings if begun.get(name) != settings[name]]
-            if differing:
-                name = differing[0]
-                others = f" (and {', '.join(differing[1:])})" if differing[1:] else ""
-                change = _change(name, begun.get(name), settings[name])
-                raise ValueError(f"{self.root} was begun with {change}{others}: {_ELSEWHERE}")
+        if not (self.root / SETTINGS).is_file():
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_json(self.root / SETTINGS, {"version": _VERSION, **settings})
             return
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_json(file, settings)
+        version, begun = self._begun()
+        differing = [name for name in {**settings, **begun} if begun.get(name) != settings.get(name)]
+        if differing:
+            name = differing[0]
+            others = f" (and {', '.join(differing[1:])})" if differing[1:] else ""
+            change = _change(name, begun.get(name), settings.get(name))
+            raise ValueError(f"{self.root} was begun with {change}{others}: {_ELSEWHERE}")
+        if version != _VERSION and not self.is_complete:
+            raise ValueError(
+                f"{self.root} is unfinished and was begun by another version of latentae, whose random "
+                f"numbers differ: {_ELSEWHERE}"
+            )
+
+    def _begun(self) -> tuple[int, dict[str, Any]]:
+        """Returns the version and the settings with which the probe was begun."""
+        begun: dict[str, Any] = json.loads((self.root / SETTINGS).read_text(encoding="utf-8"))
+        version = begun.pop("version", 1)
+        if version == 1 and begun.get("seconds") is None:  # else steps followed from a measured speed
+            begun.pop("seconds", None)
+            begun["steps"] = begun.get("steps") or _STEPS_OF_VERSION_1
+        return version, begun
 
     @property
     def is_complete(self) -> bool:
-        """Whether the probe has ended, with its report."""
+        """True once the report is written."""
         return (self.root / RESULTS).is_file()
 
     def model(self, name: str) -> ModelFolder:
-        """The part of a model."""
+        """Returns the subfolder of a model."""
         return ModelFolder(self.root / name)
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a probe writes of one model.
+    """The subfolder of one model.
 
     Attributes:
         root: the folder.
@@ -100,7 +117,7 @@ class ModelFolder:
         return self.root / "latents"
 
     def result(self) -> dict[str, Any] | None:
-        """What was found of the model; None while it is not finished."""
+        """Returns the results of the model; None while it is unfinished."""
         file = self.root / "result.json"
         if not file.is_file():
             return None
@@ -108,7 +125,7 @@ class ModelFolder:
         return found
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Notes the result; the training's state is no longer needed."""
+        """Writes the results, and removes the training's state."""
         write_json(self.root / "result.json", result)
         self._state.unlink(missing_ok=True)
 
@@ -116,17 +133,17 @@ class ModelFolder:
         """Writes a training's state, whole or not at all.
 
         Raises:
-            FullDiskError: no room for it; the state before is still there.
+            FullDiskError: the disk is full; the previous state remains.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         for unfinished in self.root.glob(f".{self._state.name}.*"):
             unfinished.unlink()
-        content = io.BytesIO()  # to a file, torch gives a full disk another name
+        content = io.BytesIO()  # written to a file, torch reports a full disk as another error
         torch.save(state, content)
         write_aside(self._state, content.getvalue())
 
     def load_state(self) -> dict[str, Any] | None:
-        """The state of a training that was stopped; None where there is none."""
+        """Returns the state of a stopped training; None where there is none."""
         if not self._state.is_file():
             return None
         state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
@@ -136,7 +153,7 @@ class ModelFolder:
         """Saves the pipeline, whole or not at all.
 
         Raises:
-            OSError: it cannot be written, for want of room perhaps.
+            OSError: it cannot be written; the disk may be full.
         """
         try:
             with written_aside(self.pipeline) as aside:
@@ -156,7 +173,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _change(name: str, before: Any, now: Any) -> str:
-    """What was, and what is; of models their names, since a hash says nothing to a reader."""
+    """Describes a changed setting; models by their names, since a hash tells a reader nothing."""
     if name != "models" or not isinstance(before, dict):
         return f"{name} {_text(before)}, and this is {_text(now)}"
     if set(before) != set(now):

@@ -1,4 +1,4 @@
-"""A trained denoiser and its autoencoder as a stock ``DiTPipeline``, which diffusers loads by itself."""
+"""A trained denoiser and its autoencoder as a stock ``DiTPipeline``, which diffusers loads alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from latentae.probe.flow import NUM_TRAIN_TIMESTEPS
 
 @dataclass(frozen=True)
 class PipelineAutoencoder:
-    """What ``DiTPipeline`` can decode with: it divides latents by ``scaling_factor``, and subtracts nothing.
+    """A model for ``DiTPipeline``, which divides latents by ``scaling_factor`` and adds no mean.
 
     Attributes:
         vae: the model with its normalisation folded into its weights, as the stock class where that can hold
             it.
-        offset: [c] what must be added to the latents of ``to_latents`` for ``vae`` to decode them right: not
-            zero only where a mean cannot be folded.
-        remarks: what a reader should know.
+        offset: [c] to add to the latents of ``to_latents``, so that ``vae`` decodes them correctly; zero
+            unless a mean cannot be folded.
+        remarks: caveats for the reader.
     """
 
     vae: Any
@@ -37,13 +37,13 @@ class PipelineAutoencoder:
 
 
 def pipeline_autoencoder(model: Any) -> PipelineAutoencoder:
-    """A copy of a model for a ``DiTPipeline``; the model stays as it is.
+    """Copies a model for a ``DiTPipeline``; the model itself does not change.
 
     Raises:
-        ValueError: a model of another kind, or one whose latents' scale is not known or cannot be one number.
+        ValueError: a model of another kind, or one whose latent scale is unknown or differs by channel.
     """
     if not isinstance(model, KLVAE | VQVAE):
-        raise ValueError(f"this is a {type(model).__name__}, and a probe is of KL-VAEs and VQ models")
+        raise ValueError(f"this is a {type(model).__name__}, but a probe takes KL-VAEs and VQ models")
     normalisation = read_normalisation(model)
     if normalisation is None:
         raise ValueError(
@@ -60,7 +60,7 @@ def pipeline_autoencoder(model: Any) -> PipelineAutoencoder:
     else:
         if not bool((normalisation.scale == normalisation.scale[0]).all()):
             raise ValueError(
-                "its latents have a scale by channel, and its codes cannot move, so that no pipeline can "
+                "its latents have a scale by channel, and its codes cannot move, so no pipeline can "
                 f"undo it: {MEASURE}"
             )
         offset = normalisation.shift * normalisation.scale
@@ -71,11 +71,11 @@ def pipeline_autoencoder(model: Any) -> PipelineAutoencoder:
 def build_pipeline(
     denoiser: DiTTransformer2DModel, vae: Any, label_names: Sequence[str] | None = None
 ) -> DiTPipeline:
-    """The pipeline: ``save_pretrained`` writes it, and ``DiffusionPipeline.from_pretrained`` opens it.
+    """Builds the pipeline, which ``DiffusionPipeline.from_pretrained`` opens once it is saved.
 
     The sampler is DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095, order 2) at rectified flow's times. Of
-    diffusers' flow schedulers ``FlowMatchEulerDiscreteScheduler`` is the simplest, but has no
-    ``scale_model_input``, which ``DiTPipeline`` calls; of order 1 this one takes the same steps.
+    diffusers' flow schedulers ``FlowMatchEulerDiscreteScheduler`` is the simplest, but it lacks
+    ``scale_model_input``, which ``DiTPipeline`` calls. With order 1 this scheduler takes the same steps.
 
     Args:
         label_names: of classes 0, 1, …, for ``pipeline.get_label_ids``.
@@ -97,13 +97,16 @@ def check_labels(count: int) -> None:
     """Raises ValueError for more classes than a ``DiTPipeline`` can tell apart."""
     if count > NULL_LABEL:
         raise ValueError(
-            f"the data have {count} classes, and a DiTPipeline knows {NULL_LABEL}: use --unconditional"
+            f"the data have {count} classes, but a DiTPipeline takes {NULL_LABEL}: use --unconditional"
         )
 
 
 def _stock(vae: KLVAE | VQVAE) -> tuple[Any, str | None]:
     if isinstance(vae, VQVAE):
         if not vae.fits_stock_class:
-            return vae, "its pipeline loads where `import latentae` came first, since no stock class holds it"
+            return (
+                vae,
+                "its pipeline loads after `import latentae` only, since no stock class holds it",
+            )
         write_out_codebook(vae)
     return vae.to_diffusers(), None

@@ -15,17 +15,14 @@ from latentae.evaluation.measures import Measures, open_measures
 from latentae.evaluation.settings import Settings
 from latentae.evaluation.subject import Subject, channels_of, factor_of, open_subjects
 from latentae.models import load_autoencoder
-from latentae.probe.budget import resolve_steps
 from latentae.probe.denoiser import common_token_side
+from latentae.probe.features import reference_features
 from latentae.probe.folder import RESULTS, ProbeFolder
-from latentae.probe.generation import Judge
-from latentae.probe.images import ProbeImages, open_images
+from latentae.probe.generation import GenerationEvaluator
 from latentae.probe.model_probe import ModelProbe
 from latentae.probe.pipeline import PipelineAutoencoder, pipeline_autoencoder
-from latentae.probe.reference import reference_features
-from latentae.probe.report import write_report
-from latentae.probe.request import ProbeRequest
-from latentae.probe.results import ModelResult, ProbeResults
+from latentae.probe.report import ModelResult, ProbeResults, write_report
+from latentae.probe.request import ProbeImages, ProbeRequest, open_images
 from latentae.report.results import Value
 
 Say = Callable[[str], None]
@@ -38,17 +35,17 @@ def probe(
     open_model: Callable[[str], Any] = load_autoencoder,
     measures: Measures | None = None,
 ) -> ProbeResults:
-    """Probes the models and writes the report; one that was interrupted goes on where it stopped.
+    """Probes the models and writes the report. An interrupted probe continues where it stopped.
 
     Args:
         device: where everything runs.
-        say: told of progress.
-        open_model: gives the model of a path.
-        measures: the networks that judge; None loads those there are.
+        say: gets messages about progress.
+        open_model: loads the model of a path.
+        measures: the networks of the metrics; None: load those whose weights are available.
 
     Raises:
-        ValueError: a model, the data or an option that cannot be used, or a folder of something else: all but
-            what only the latents can tell before anything is trained.
+        ValueError: a model, the data or an option cannot be used, or the folder belongs to something else.
+            Everything that can be checked without encoding images is checked before training.
     """
     if distributed.world_size() > 1:
         raise ValueError("a probe runs in one process: start it without a launcher")
@@ -65,25 +62,25 @@ def probe(
     if folder.is_complete:
         say(f"the probe in {request.out} is complete")
         return ProbeResults.from_dict(json.loads((request.out / RESULTS).read_text(encoding="utf-8")))
-    side = sides[subjects[0].name]
-    shape = (_channels(subjects[0]), side, side)
-    steps = resolve_steps(request, folder, shape, token_side, device)
-    say(f"{len(images.training)} training images, {len(images.held_out)} held out; {steps} steps a model")
+    counts = f"{len(images.training)} training images, {len(images.held_out)} held out"
+    say(f"{counts}; {request.steps} steps per model")
     say(images.description)
-    judge = _judge(request, images, measures, device)
-    job = ModelProbe(request, folder, images, judge, steps, token_side, device, say)
+    evaluator = _evaluator(request, images, measures, device)
+    job = ModelProbe(request, folder, images, evaluator, token_side, device, say)
     models = {subject.name: job.run(subject, decoders[subject.name]) for subject in subjects}
     results = ProbeResults(
-        settings={**_settings(request, subjects, images, measures), "steps": steps},
+        settings=_settings(request, subjects, images, measures),
         models=models,
         reconstruction=_reconstruct(request, subjects, images, measures, device, say),
-        remarks=[*measures.remarks, *_remarks(len(judge.indices), request.samples, models)],
+        remarks=[*measures.remarks, *_remarks(len(evaluator.indices), request.samples, models)],
     )
     write_report(results, request.out)
     return results
 
 
-def _judge(request: ProbeRequest, images: ProbeImages, measures: Measures, device: torch.device) -> Judge:
+def _evaluator(
+    request: ProbeRequest, images: ProbeImages, measures: Measures, device: torch.device
+) -> GenerationEvaluator:
     real, indices = reference_features(
         images.reference,
         measures.features,
@@ -91,7 +88,7 @@ def _judge(request: ProbeRequest, images: ProbeImages, measures: Measures, devic
         device,
         request.num_workers,
     )
-    return Judge(images, measures.features, real, indices, request, device)
+    return GenerationEvaluator(images, measures.features, real, indices, request, device)
 
 
 def _decoder(subject: Subject) -> PipelineAutoencoder:
@@ -101,17 +98,12 @@ def _decoder(subject: Subject) -> PipelineAutoencoder:
         raise ValueError(f"{subject.name}: {error}") from error
 
 
-def _channels(subject: Subject) -> int:
-    model: Any = subject.model
-    return int(model.latents_channels)
-
-
 def _latent_side(subject: Subject, image_size: int) -> int:
     factor = factor_of(subject)
     if image_size % factor:
         raise ValueError(
-            f"image_size is {image_size}, but {subject.name} needs a multiple of {factor}, the pixels that "
-            "one latent stands for"
+            f"image_size is {image_size}, but {subject.name} needs a multiple of {factor}, the pixels per "
+            "latent position"
         )
     return image_size // factor
 
@@ -140,7 +132,7 @@ def _reconstruct(
     device: torch.device,
     say: Say,
 ) -> dict[str, dict[str, Value]]:
-    """Of the held-out images, pixels and rates; distances of features are among what is generated."""
+    """Measures reconstructions of the held-out images by pixels and rates, not by features."""
     work = request.out / ".measured"
     evaluation = Evaluation(
         images.measured,
@@ -159,18 +151,18 @@ def _remarks(real: int, samples: int, models: dict[str, ModelResult]) -> list[st
     counts = {model.parameters for model in models.values()}
     spread = max(counts) / min(counts) - 1
     remarks = [
-        f"distances are of {samples} pictures to {real} images: few for a network of 512 features or more, "
-        "so all of them are too high, and published numbers are of another kind"
+        f"distances compare {samples} generated images with {real} real ones: few for a network of 512 "
+        "features or more, so all distances are too high and cannot be compared with published numbers"
     ]
     others = max(real - samples, real - real // 2)
     if 4 * others < 3 * real:
         remarks.append(
-            f"FD, real has {others} images to be compared with and the other distances {real}, so that it is "
-            "too high beside them; the reconstructed images are among those, and their distance is too low"
+            f"FD, real compares with {others} images and the other distances with {real}, so it is too high "
+            "beside them; the reconstructed images are among these, so their distance is too low"
         )
     if spread:
         remarks.append(
-            f"the denoisers differ by {100 * spread:.1f} % in parameters, all of it in the layers that take "
-            "and give latents of other channels and patches"
+            f"the denoisers differ by {100 * spread:.1f} % in parameters, all of them in the first and last "
+            "layer, since latents differ in channels and patches"
         )
     return remarks

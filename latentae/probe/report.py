@@ -1,18 +1,120 @@
-"""The files of a probe's report: ``probe.html``, ``probe.md`` and ``results.json``."""
+"""The results of a probe and their files: ``probe.html``, ``probe.md`` and ``results.json``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from latentae.files import write_aside
 from latentae.probe.folder import RESULTS, write_json
-from latentae.probe.results import ProbeResults
+from latentae.probe.training import CurvePoint
 from latentae.report import figures
 from latentae.report.evaluation import PageChart
 from latentae.report.page import data_uri, render
+from latentae.report.results import Results, Value
 from latentae.report.tables import metric_rows, render_markdown
+
+
+@dataclass
+class ModelResult:
+    """The results of one model.
+
+    Attributes:
+        path, class_name, sha256: of the model; the hash is of its weights.
+        latent_shape: (c, h, w).
+        patch_size: latent positions along a side of one of the denoiser's tokens.
+        parameters: of the denoiser.
+        metrics: by name; ``METRICS`` of the report explains them.
+        curve: of the training.
+        sample_seconds: the time per generated image.
+        pictures: ``samples``, ``neighbours``, ``interpolations`` → file, relative to the report.
+        remarks: caveats for the reader.
+    """
+
+    path: str
+    class_name: str
+    sha256: str
+    latent_shape: list[int]
+    patch_size: int
+    parameters: int
+    metrics: dict[str, float]
+    curve: list[CurvePoint]
+    sample_seconds: float
+    pictures: dict[str, str]
+    remarks: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelResult:
+        """Restores what ``to_dict`` returned."""
+        return cls(**{**data, "curve": [CurvePoint(**point) for point in data["curve"]]})
+
+
+@dataclass
+class ProbeResults:
+    """Everything in a probe's report.
+
+    Attributes:
+        settings: every option that the numbers depend on.
+        models: in the order of the command line.
+        reconstruction: model → metric → value, on the held-out images.
+        remarks: caveats that apply to all models.
+    """
+
+    settings: dict[str, Any]
+    models: dict[str, ModelResult]
+    reconstruction: dict[str, dict[str, Value]]
+    remarks: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the values for JSON; numbers that are not finite become null."""
+        data: dict[str, Any] = _finite(asdict(self))
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ProbeResults:
+        """Restores what ``to_dict`` returned; null becomes NaN."""
+        return cls(
+            settings=data["settings"],
+            models={name: ModelResult.from_dict(entry) for name, entry in data["models"].items()},
+            reconstruction={
+                model: {
+                    name: Value(math.nan if v["value"] is None else v["value"], v["low"], v["high"])
+                    for name, v in metrics.items()
+                }
+                for model, metrics in data["reconstruction"].items()
+            },
+            remarks=data["remarks"],
+        )
+
+    def generation_table(self) -> Results:
+        """Returns the metrics of generated images, for the tables of a report."""
+        metrics = {
+            name: {metric: Value(value) for metric, value in model.metrics.items()}
+            for name, model in self.models.items()
+        }
+        return Results(self.settings, metrics)
+
+    def reconstruction_table(self) -> Results:
+        """Returns the metrics of reconstructed images, for the tables of a report."""
+        return Results(self.settings, self.reconstruction)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data
+
 
 SHOWN = {
     "samples": (
@@ -32,6 +134,7 @@ SHOWN = {
 }
 """Kind of picture → its heading, and what to look for."""
 
+
 _ABOUT = {
     "losses": "The loss is the squared error of the velocity on held-out latents, at the same times and "
     "noise for all models. Losses of different latent spaces cannot be compared: a space that stores much "
@@ -46,7 +149,7 @@ _ABOUT = {
 
 
 def write_report(results: ProbeResults, folder: Path) -> None:
-    """Writes the report into ``folder``, where the pictures lie; the JSON last: it marks the end."""
+    """Writes the report into ``folder``, beside the images; the JSON last, to mark the probe as complete."""
     for name, text in (
         ("probe.md", render_report_markdown(results)),
         ("probe.html", render_page(results, folder)),
@@ -97,7 +200,7 @@ def loss_charts(results: ProbeResults) -> list[PageChart]:
 
 
 def _values(results: ProbeResults) -> dict[str, Any]:
-    """Returns what both files say."""
+    """Returns the values that both files show."""
     settings = results.settings
     own = [f"{name}: {remark}" for name, model in results.models.items() for remark in model.remarks]
     return {

@@ -1,4 +1,4 @@
-"""What is asked of a probe, and whether it can be done."""
+"""The options of a probe, and the images that they select."""
 
 from __future__ import annotations
 
@@ -7,39 +7,41 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latentae.data import ImageSource, open_sources, take_evenly
+from latentae.data.annotations import read_annotations
+from latentae.evaluation.blocks import ImageBlocks
+from latentae.evaluation.protocol import Protocol, protocol_called
 from latentae.evaluation.subject import choose_families, name_models
 from latentae.probe.denoiser import DenoiserSize
 from latentae.probe.folder import ProbeFolder
 
-DEFAULT_STEPS = 2000
+_MOST_HELD_OUT = 512
 
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """Which models to probe, on what, for how long, and where to write it.
+    """The options of a probe.
 
     Attributes:
-        models: what ``load_autoencoder`` opens, each perhaps with a name before it: ``name=path``.
+        models: paths or names that ``load_autoencoder`` opens; ``name=path`` gives one a name.
         data: the name of the data: ``photos``, a path, or a dataset of the hub.
         out: folder of the report.
-        steps: optimizer steps of each denoiser; None: what ``seconds`` allow, else 2000.
-        seconds: of training for each denoiser: the speed is measured once, and all take as many steps.
-        batch_size: images a step.
-        image_size: pixels a side: the shorter side is resized to it, and the central square taken.
+        steps: optimizer steps of each denoiser.
+        batch_size: images per step.
+        image_size: pixels per side: the shorter side is resized to it, and the central square is taken.
         seed: of every random number.
-        split: of the data, to train on. The held-out images are those of its validation split, or about
+        split: of the data to train on. The held-out images are those of its validation split, or about
             5 % of the training images.
-        image_column, dataset_config, value_range, max_pixels: how to read the data, as ``open_source`` takes
-            them.
-        samples: pictures to generate and measure for each model.
+        image_column, dataset_config, value_range, max_pixels: how to read the data; see ``open_source``.
+        samples: images to generate and measure for each model.
         sampling_steps: of the sampler.
-        guidance_scale: of classifier-free guidance, where the data have labels; 1 is none.
-        unconditional: whether labels are left alone where the data have some.
-        flips: whether half of the images are seen mirrored, left and right.
-        learning_rate: at its highest.
+        guidance_scale: of classifier-free guidance for labelled data; 1 turns it off.
+        unconditional: ignore the labels of the data.
+        flips: mirror half of the images in training, left and right.
+        learning_rate: the highest one.
         size: of the denoiser.
-        reference_images: training images to measure against at most, spread evenly.
-        inception: file of Inception's weights; None looks for them.
+        reference_images: the largest number of training images to measure against, evenly spread.
+        inception: file of Inception's weights; None: search for it.
         num_workers: processes that decode images.
         families: for models that do not record their scale: ``FAMILY`` for all of them, ``NAME=FAMILY`` for
             one.
@@ -48,8 +50,7 @@ class ProbeRequest:
     models: Sequence[str]
     data: str
     out: Path
-    steps: int | None = None
-    seconds: float | None = None
+    steps: int = 2000
     batch_size: int = 32
     image_size: int = 64
     seed: int = 0
@@ -71,20 +72,18 @@ class ProbeRequest:
     families: Sequence[str] = ()
 
     def check(self) -> None:
-        """What can be known without opening models or data; nothing is written.
+        """Refuses wrong options before models or data are opened; nothing is written.
 
         Raises:
-            ValueError: one of them cannot be, or the folder is not the probe's.
+            ValueError: an option has a value that is not allowed, or the folder holds other files.
         """
         names = name_models(self.models)
         choose_families(names, self.families)
         for name in names:
             if name.startswith("."):
                 raise ValueError(
-                    f"{name!r} is no name for a folder: write another one before the model, name=PATH"
+                    f"invalid model name {name!r}: its folder may not start with '.'; write name=PATH"
                 )
-        if self.steps is not None and self.seconds is not None:
-            raise ValueError("--steps and --seconds are two ways to say how long: give one of them")
         lowest = {
             "steps": 1,
             "batch_size": 1,
@@ -98,19 +97,70 @@ class ProbeRequest:
         }
         for name, least in lowest.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
+            if not value >= least:
                 raise ValueError(f"{name} is {value}, but must be {least} or more")
-        for name in ("seconds", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}, but must be more than 0")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, but must be more than 0")
         if self.inception is not None and not self.inception.is_file():
             raise ValueError(f"inception is {self.inception}, but there is no such file")
         ProbeFolder(self.out).check()
 
     def settings(self) -> dict[str, Any]:
-        """All that results depend on besides the models, and that a continued probe must have the same."""
+        """Returns the options, besides the models, that results depend on; a continued probe keeps them."""
         settings = asdict(self)
         for name in ("models", "families", "out", "num_workers", "inception"):
             del settings[name]
         return settings
+
+
+@dataclass(frozen=True)
+class ProbeImages:
+    """The images of a probe; no image is both trained on and held out.
+
+    Attributes:
+        training, held_out: the sources.
+        reference: training images to measure generated images against, evenly spread.
+        measured: held-out images to measure reconstructions on.
+        protocol: prepares these images.
+        description: splits, folders and left out images, for people.
+    """
+
+    training: ImageSource
+    held_out: ImageSource
+    reference: ImageBlocks
+    measured: ImageBlocks
+    protocol: Protocol
+    description: str = ""
+
+
+def open_images(request: ProbeRequest, channels: int) -> ProbeImages:
+    """Opens the images of a probe.
+
+    Raises:
+        ValueError: no such data, none of them readable, fewer than a batch, or no labels for guidance.
+    """
+    sources = open_sources(
+        request.data,
+        split=request.split,
+        image_column=request.image_column,
+        dataset_config=request.dataset_config,
+        value_range=request.value_range,
+        max_pixels=request.max_pixels,
+    )
+    training, held_out = sources.train, take_evenly(sources.validation, _MOST_HELD_OUT)
+    if len(training) < max(request.batch_size, 4):
+        raise ValueError(
+            f"{request.data} has {len(training)} training images, fewer than a batch of "
+            f"{request.batch_size}: choose a smaller --batch-size, or more images (4 at least)"
+        )
+    if request.guidance_scale > 1 and (request.unconditional or read_annotations(training).labels is None):
+        raise ValueError(
+            f"guidance_scale is {request.guidance_scale:g}, but there are no labels to be guided by: leave "
+            "it out"
+        )
+    protocol = protocol_called(f"resize-{request.image_size}")
+    reference = ImageBlocks(training, protocol, channels, request.reference_images)
+    reference.check()
+    measured = ImageBlocks(held_out, protocol, channels)
+    measured.check()
+    return ProbeImages(training, held_out, reference, measured, protocol, sources.description)

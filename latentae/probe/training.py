@@ -1,11 +1,11 @@
-"""Training a denoiser by rectified flow on one device; every random number is a function of (seed, step)."""
+"""Trains a denoiser by rectified flow on one device; every random number is a function of (seed, step)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -13,29 +13,98 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from latentae.probe.batches import LatentBatch
+from latentae.data.seeding import DENOISER_STEP, ORDER, torch_generator
 from latentae.probe.denoiser import NULL_LABEL
-from latentae.probe.flow import NUM_TRAIN_TIMESTEPS, logit_normal_times, noisy_latents, velocity
-from latentae.probe.randomness import generator
-from latentae.probe.validation import FlowValidation
+from latentae.probe.flow import (
+    NUM_TRAIN_TIMESTEPS,
+    FlowValidation,
+    LatentBatch,
+    logit_normal_times,
+    noisy_latents,
+    velocity,
+)
+
+
+class Latents(Protocol):
+    """The interface of cached latents; ``LatentDataset`` implements it."""
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns ``latents`` [c, h, w] scaled for a denoiser and, where the data has labels, ``label``."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Selects the samples of the posteriors and the flipped images of an epoch."""
+
+
+class LatentBatches:
+    """Batches in a random order per epoch, a function of (seed, step).
+
+    The last images of an epoch are left out where they do not fill a batch.
+
+    Args:
+        dataset: the latents.
+        batch_size: images per batch.
+        seed: of the order.
+        offset: [c] added to the latents; see ``PipelineAutoencoder``.
+
+    Raises:
+        ValueError: fewer images than a batch.
+    """
+
+    def __init__(self, dataset: Latents, batch_size: int, seed: int, offset: Tensor | None = None) -> None:
+        if len(dataset) < batch_size:
+            raise ValueError(
+                f"there are {len(dataset)} training images, fewer than a batch of {batch_size}: choose a "
+                "smaller --batch-size"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.offset = offset
+        self._epoch = -1
+        self._order = torch.zeros(0, dtype=torch.int64)
+
+    def __call__(self, step: int) -> LatentBatch:
+        """Returns the batch of a step; steps count from 0."""
+        per_epoch = len(self.dataset) // self.batch_size
+        epoch, position = divmod(step, per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = torch.randperm(
+                len(self.dataset), generator=torch_generator(self.seed, ORDER, epoch)
+            )
+            self.dataset.set_epoch(epoch)
+        chosen = self._order[position * self.batch_size :][: self.batch_size]
+        return collect(self.dataset, chosen.tolist(), self.offset)
+
+
+def collect(dataset: Latents, indices: list[int], offset: Tensor | None = None) -> LatentBatch:
+    """Returns the latents of some images, in this order; ``offset`` [c] is added to them."""
+    samples = [dataset[index] for index in indices]
+    latents = torch.stack([sample["latents"] for sample in samples]).float()
+    if offset is not None:
+        latents = latents + offset[:, None, None].to(latents)
+    return LatentBatch(latents, torch.tensor([int(sample.get("label", 0)) for sample in samples]))
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How long and how a denoiser is trained.
+    """The length of a denoiser's training, and its hyperparameters.
 
     Attributes:
         steps: optimizer steps.
         seed: of all random numbers.
-        learning_rate: of AdamW (β 0.9 and 0.99, no weight decay): risen to linearly, then falling to zero
-            along half a cosine.
-        warmup_steps: in which it rises; never more than a tenth of all steps.
-        max_grad_norm: to which gradients are clipped.
-        ema_decay: of the averaged weights, which are what is measured and saved; (1 + n) / (10 + n) in step
-            n while that is less.
-        label_dropout: share of labels replaced by none, for classifier-free guidance (Ho and Salimans 2022,
+        learning_rate: the highest of AdamW (β 0.9 and 0.99, no weight decay). It rises linearly, then falls
+            to zero along half a cosine.
+        warmup_steps: steps of the rise; at most a tenth of all steps.
+        max_grad_norm: gradients are clipped to this norm.
+        ema_decay: of the averaged weights, which are measured and saved; in step n it is (1 + n) / (10 + n)
+            while that is less.
+        label_dropout: share of labels that are dropped for classifier-free guidance (Ho and Salimans 2022,
             arXiv 2207.12598).
-        points: how often a run is measured, evenly spread.
+        points: the number of measurements, evenly spread.
     """
 
     steps: int
@@ -50,13 +119,13 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A run at one step.
+    """The losses of a training at one step.
 
     Attributes:
         step: optimizer steps done.
-        seconds: of training so far, without measuring.
-        training_loss: mean since the last point, of the weights as they were.
-        validation_loss, relative_loss: of the averaged weights, as ``FlowValidation`` measures them.
+        seconds: of training so far, without measurements.
+        training_loss: mean since the last point, of the weights at each step.
+        validation_loss, relative_loss: of the averaged weights, measured by ``FlowValidation``.
     """
 
     step: int
@@ -68,15 +137,17 @@ class CurvePoint:
 
 @dataclass
 class DenoiserTraining:
-    """A run that can be stopped after any step and goes on as if it had not been.
+    """A training that can be stopped after any step; it continues with the same numbers.
 
     Attributes:
         denoiser: trained in place, in eval mode; see ``build_denoiser``.
-        batches: step, from 0 → its batch.
-        validation: what it is measured by.
-        settings: how.
-        device: where the denoiser is.
-        has_labels: whether labels mean anything; without, none is dropped.
+        batches: returns the batch of a step, from 0.
+        validation: measures the denoiser.
+        settings: length and hyperparameters.
+        device: of the denoiser.
+        has_labels: whether the data has labels; only then are labels dropped.
+        curve: the measurements so far.
+        step: optimizer steps done.
     """
 
     denoiser: DiTTransformer2DModel
@@ -101,7 +172,7 @@ class DenoiserTraining:
         self._losses: list[Tensor] = []
 
     def advance(self, steps: int) -> None:
-        """Trains so many steps, or to the end."""
+        """Trains for so many steps, or to the end."""
         started = time.monotonic()
         for _ in range(min(steps, self.settings.steps - self.step)):
             self._losses.append(self._train_step())
@@ -114,18 +185,18 @@ class DenoiserTraining:
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are done."""
+        """True once all steps are done."""
         return self.step >= self.settings.steps
 
     def use_average(self) -> None:
-        """Puts the averaged weights into the denoiser, for good."""
+        """Replaces the denoiser's weights by the averaged ones."""
         self.average.copy_to(self._parameters)
 
     def loss(self, step: int) -> Tensor:
-        """The loss of a step's batch: the squared error of the velocity, a scalar."""
+        """Returns the loss of a step's batch: the mean squared error of the velocity."""
         batch, seed = self.batches(step), self.settings.seed
         latents = batch.latents.to(self.device)
-        draws = generator(seed, "step", step)
+        draws = torch_generator(seed, DENOISER_STEP, step)
         noise = torch.randn(latents.shape, generator=draws).to(self.device)
         times = logit_normal_times(torch.randn(len(latents), generator=draws)).to(self.device)
         labels = batch.labels
@@ -140,7 +211,7 @@ class DenoiserTraining:
         return (predicted - velocity(latents, noise)).square().mean()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a continued run needs."""
+        """Returns everything that a continued training needs."""
         return {
             "denoiser": self.denoiser.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -153,7 +224,7 @@ class DenoiserTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where ``state_dict`` was called."""
+        """Restores what ``state_dict`` returned."""
         self.denoiser.load_state_dict(state["denoiser"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

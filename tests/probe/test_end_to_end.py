@@ -14,10 +14,9 @@ from latentae.config import load_config
 from latentae.evaluation.blocks import to_images
 from latentae.latents.cache import LatentDataset
 from latentae.probe.denoiser import DenoiserSize
-from latentae.probe.generation import draw_labels
+from latentae.probe.generation import draw_labels, sample_images
 from latentae.probe.probe import probe
 from latentae.probe.request import ProbeRequest
-from latentae.probe.sampling import sample_images
 from latentae.report.grids import picture_grid
 from latentae.training.trainer import Trainer
 

@@ -123,3 +123,27 @@ def test_a_pipeline_that_does_not_fit_leaves_nothing(tmp_path):
 def test_names_that_are_no_utf_8_are_kept(tmp_path):
     write_json(tmp_path / "a.json", {"name": "caf\udce9 é"})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "caf\udce9 é"}
+
+
+OLDER = {**SETTINGS, "steps": None, "seconds": None, "seed": 0}
+"""Of a version with other random numbers, that noted its default of 2000 steps as null."""
+NOW = {**SETTINGS, "steps": 2000, "seed": 0}
+
+
+def test_a_complete_probe_of_an_older_version_opens_with_the_same_settings(tmp_path):
+    folder = ProbeFolder(tmp_path)
+    write_json(tmp_path / "settings.json", OLDER)
+    with pytest.raises(ValueError, match=r"unfinished .* another version .* random numbers differ: choose"):
+        folder.claim(NOW)
+    write_json(tmp_path / "results.json", {})
+    folder.claim(NOW)
+    with pytest.raises(ValueError, match="begun with steps 2000, and this is 5"):
+        folder.claim({**NOW, "steps": 5})
+    assert json.loads((tmp_path / "settings.json").read_text()) == OLDER
+
+
+def test_a_probe_of_an_older_version_that_counted_seconds_is_refused(tmp_path):
+    write_json(tmp_path / "settings.json", {**OLDER, "seconds": 60.0})
+    write_json(tmp_path / "results.json", {})
+    with pytest.raises(ValueError, match=r"begun with steps null, and this is 2000 \(and seconds\)"):
+        ProbeFolder(tmp_path).claim(NOW)

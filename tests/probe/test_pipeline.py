@@ -6,8 +6,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline, VQModel
 
 from latentae import VQVAE
 from latentae.probe.denoiser import DenoiserSize, build_denoiser
+from latentae.probe.generation import sample_images
 from latentae.probe.pipeline import build_pipeline, check_labels, pipeline_autoencoder
-from latentae.probe.sampling import sample_images
 from tests.probe.conftest import tiny_model
 
 
@@ -114,5 +114,5 @@ def test_of_order_one_the_sampler_is_eulers():
 
 def test_more_classes_than_the_pipeline_knows():
     check_labels(1000)
-    with pytest.raises(ValueError, match="1001 classes, and a DiTPipeline knows 1000: use --unconditional"):
+    with pytest.raises(ValueError, match="1001 classes, but a DiTPipeline takes 1000: use --unconditional"):
         check_labels(1001)

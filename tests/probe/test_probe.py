@@ -68,7 +68,7 @@ def test_interrupted_goes_on_to_the_same_numbers(request_of, measures, tmp_path,
         probe(request_of, CPU, interrupt, models, measures)
     again, said = run(request_of, measures)
     assert "a: finished earlier" in said
-    assert "b: going on after step 4" in said
+    assert "b: continues after step 4" in said
     assert numbers(again) == numbers(whole)
     for file in ("a/samples.png", "b/samples.png", "b/neighbours.png", "b/interpolations.png"):
         assert (request_of.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -159,7 +159,7 @@ def test_mended_options_are_accepted_after_a_refusal(request_of, measures):
 
 
 @pytest.mark.parametrize(
-    ("samples", "expected"), [(6, None), (16, "has 32 images .* distances 48"), (99, "has 24 images")]
+    ("samples", "expected"), [(6, None), (16, "with 32 images .* with 48"), (99, "with 24 images")]
 )
 def test_a_floor_of_fewer_images_is_remarked(samples, expected):
     remarks = [
