@@ -248,20 +248,16 @@ class ChannelHistograms:
     @classmethod
     def of(cls, values: Tensor) -> ChannelHistograms:
         """Counts values [c, n] in bins, four to eight of them per standard deviation, 4096 at most."""
-        # Moments: population variance, excess kurtosis
-        mean = values.mean(dim=1)
-        variance = torch.var(values, dim=1, correction=0)
-        fourth = (values - mean[:, None]).pow(4).mean(dim=1)
-        kurtosis = torch.where(variance > 0, fourth / variance.square().clamp(min=1e-300) - 3, 0.0)
-        std = variance.sqrt()
-        constant = constant_channels(mean, std)
-
-        # Bins around the mean of each channel
+        means, stds = values.mean(dim=1), torch.std(values, dim=1, correction=0)
+        constant = constant_channels(means, stds)
         channels = []
-        for channel, own in enumerate(values):
-            edges, counts = _count(own, mean[channel].item(), std[channel].item())
-            moments = mean[channel].item(), std[channel].item(), kurtosis[channel].item()
-            channels.append(ChannelHistogram(edges, counts, *moments, channel in constant))
+        for channel, own in enumerate(values):  # one by one, to need less memory
+            mean, std = means[channel].item(), stds[channel].item()
+            deviations = own - mean
+            fourth = deviations.pow(4).mean().item()
+            kurtosis = fourth / max(std**4, 1e-300) - 3 if std > 0 else 0.0
+            edges, counts = _count(deviations, mean, std)
+            channels.append(ChannelHistogram(edges, counts, mean, std, kurtosis, channel in constant))
         return cls(channels, values.shape[1])
 
     def figure(self, most: int = 16) -> Figure:
@@ -312,9 +308,12 @@ def channel_histograms(latents: Tensor | Iterable[Tensor]) -> ChannelHistograms:
     return ChannelHistograms.of(values)
 
 
-def _count(values: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
-    """Returns edges [n + 1] and counts [n]: bins 2^k wide, one of whose edges is the mean."""
-    deviations = values - mean
+def _count(deviations: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
+    """Returns edges [n + 1] and counts [n]: bins 2^k wide, one of whose edges is the mean.
+
+    Args:
+        deviations: of the values from their mean.
+    """
     narrowest = max(_FINEST * max(1.0, abs(mean)), 2 * deviations.abs().max().item() / (_MOST_BINS - 2))
     width = 2.0 ** math.ceil(math.log2(narrowest))
     if std > 0:

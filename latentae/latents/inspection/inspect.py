@@ -27,7 +27,7 @@ from latentae.evaluation.subject import weights_sha256
 from latentae.files import write_together
 from latentae.latents.inspection.channels import check_memory
 from latentae.latents.inspection.decoding import Autoencoder
-from latentae.latents.inspection.encoding import measure
+from latentae.latents.inspection.encoding import Measured, measure
 from latentae.latents.inspection.sections import NAMES, Inspected, Section, all_sections
 from latentae.models import KLVAE, VQVAE, load_autoencoder
 from latentae.models.tiny import TinyAutoencoder
@@ -81,13 +81,10 @@ def inspect(
         ValueError: a model, data, number or folder that cannot be used; fewer than 2 images; latents that
             need more than 2 GB.
     """
+    # The options, then the model, then the images: the cheapest checks come first
     check_seed(seed)
     _check(out, overwrite, max_images)
-    autoencoder = load_autoencoder(model, family=family)
-    if not isinstance(autoencoder, KLVAE | VQVAE | TinyAutoencoder):
-        raise ValueError(f"{model} is a {type(autoencoder).__name__}, which has no latents to inspect")
-    autoencoder.to(device or torch.device("cpu"))
-    autoencoder.eval()
+    autoencoder = _open_model(model, family, device or torch.device("cpu"))
     size = _image_size(autoencoder, image_size)
     chosen, source = open_images(
         data,
@@ -102,21 +99,12 @@ def inspect(
     for reason in broken:
         say(f"note: left out, because it cannot be decoded: {reason}")
     check_memory(len(dataset) * math.prod(autoencoder.latents_shape(torch.empty(1, 1, size, size))))
+
+    # One pass over the images, then the figures
     loader = validation_loader(dataset, batch_size=batch_size, num_workers=num_workers)
     measured = measure(autoencoder, tqdm(loader, unit="batch", leave=False, disable=None), seed=seed)
     sections = all_sections(Inspected(autoencoder, measured, seed, batch_size))
-    facts = {
-        "model": model,
-        "class": type(autoencoder).__name__,
-        "SHA-256 of the weights": weights_sha256(autoencoder),
-        "data": f"{data}, split {chosen}",
-        "images": f"{measured.images} central crops of {size} pixels",
-        "latents": f"{'x'.join(map(str, autoencoder.latents_shape(measured.kept)))}, raw",
-        "scaling_factor": getattr(autoencoder.config, "scaling_factor", None),
-        "shift_factor": getattr(autoencoder.config, "shift_factor", None),
-        "shown channels": _shown_channels(autoencoder.config.in_channels),
-        "seed": seed,
-    }
+    facts = _facts(model, autoencoder, f"{data}, split {chosen}", measured, seed)
     _write(out, sections, facts)
     return sections
 
@@ -138,6 +126,15 @@ def _check(out: Path, overwrite: bool, max_images: int) -> None:
         raise ValueError(
             f"{out} holds other files than an inspection: choose a new or an empty folder for --out"
         )
+
+
+def _open_model(model: str, family: str | None, device: torch.device) -> Autoencoder:
+    autoencoder = load_autoencoder(model, family=family)
+    if not isinstance(autoencoder, KLVAE | VQVAE | TinyAutoencoder):
+        raise ValueError(f"{model} is a {type(autoencoder).__name__}, which has no latents to inspect")
+    autoencoder.to(device)
+    autoencoder.eval()
+    return autoencoder
 
 
 def _image_size(model: Autoencoder, image_size: int | None) -> int:
@@ -164,6 +161,24 @@ def _dataset(model: Autoencoder, source: Any, size: int, data: str) -> tuple[Ima
             f"{_FEWEST_IMAGES} or more"
         )
     return ImageDataset(sound, CenterCrop(size), channels), broken
+
+
+def _facts(
+    path: str, model: Autoencoder, data: str, measured: Measured, seed: int
+) -> dict[str, str | float | None]:
+    """Returns what was inspected, and how, for the page and the numbers."""
+    return {
+        "model": path,
+        "class": type(model).__name__,
+        "SHA-256 of the weights": weights_sha256(model),
+        "data": data,
+        "images": f"{measured.images} central crops of {measured.kept.shape[-1]} pixels",
+        "latents": f"{'x'.join(map(str, model.latents_shape(measured.kept)))}, raw",
+        "scaling_factor": getattr(model.config, "scaling_factor", None),
+        "shift_factor": getattr(model.config, "shift_factor", None),
+        "shown channels": _shown_channels(model.config.in_channels),
+        "seed": seed,
+    }
 
 
 def _shown_channels(channels: int) -> str:
