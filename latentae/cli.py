@@ -126,7 +126,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "stats": lambda arguments: import_module("latentae.latents.command").main(arguments),
     "encode": lambda arguments: import_module("latentae.latents.encode_command").main(arguments),
     "inspect": lambda arguments: import_module("latentae.latents.inspect_command").main(arguments),
-    "probe": lambda arguments: import_module("latentae.diffusion.command").main(arguments),
+    "probe": lambda arguments: import_module("latentae.probe.command").main(arguments),
     "export": lambda arguments: import_module("latentae.export.command").main(arguments),
     "evaluate": lambda arguments: import_module("latentae.evaluation.evaluate_command").main(arguments),
     "compare": lambda arguments: import_module("latentae.evaluation.compare_command").main(arguments),

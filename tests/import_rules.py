@@ -24,7 +24,7 @@ class Rule:
 
 COMPONENTS = ("quantizers", "discriminators", "losses", "data")
 COMPONENT = Rule(("devices", "distributed", "files", "tracing"), forbidden=("diffusers", "pydantic", "yaml"))
-MEASURES = ("evaluation", "latents", "diffusion", "export")
+MEASURES = ("evaluation", "latents", "probe", "export")
 MEASURE = Rule(
     ("console", "devices", "distributed", "files", *COMPONENTS, "weights", "models", "report"),
     forbidden=("pydantic",),
@@ -51,7 +51,7 @@ RULES: dict[str, Rule] = {
     "build": Rule(("distributed", "config", *COMPONENTS, "weights", "weights_transformer", "models")),
     "evaluation": MEASURE,
     "latents": Rule((*MEASURE.internal, "evaluation", "export"), MEASURE.forbidden),
-    "diffusion": Rule((*MEASURE.internal, "evaluation", "latents", "export"), MEASURE.forbidden),
+    "probe": Rule((*MEASURE.internal, "evaluation", "latents", "export"), MEASURE.forbidden),
     "export": MEASURE,
     "training": Rule(RUN),
     "cli": Rule((*RUN, "training")),

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     from latentae import distributed
-    from latentae.latents.inspection.inspection import PAGE, inspect
+    from latentae.latents.inspection.inspect import PAGE, inspect
 
     try:
         with distributed.init_from_environment() as device:

@@ -1,4 +1,4 @@
-"""A codebook as pictures: what the decoder makes of each code alone."""
+"""The codes of a VQ model: how often each occurs, and each decoded alone."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentae.latents.inspection.encoding import as_batches, check_pixels
+from latentae.latents.inspection.channels import as_batches
+from latentae.latents.inspection.decoding import check_pixels
 from latentae.models import VQVAE
 from latentae.quantizers import Quantizer, ResidualQuantizer
 from latentae.quantizers.health import code_counts, codebook_health
 from latentae.report.grids import Figure, tile_grids
 
-# A map of so many positions a side, of whose picture the middle is shown: away from the borders.
+# A code is decoded as a map of so many positions per side; the middle one is shown, away from the borders.
 _POSITIONS = 5
 
 ABOUT = (
-    "Each code decoded as a map that is filled with it, the most used first; shown is what one position "
-    "becomes. Images are mixtures in which a code's neighbours decide how it looks, so these are its colour "
-    "and texture alone. Codes that these images do not use are rare or dead; what was never decoded in "
-    "training may look like anything."
+    "Each code, decoded as a map filled with it; each tile is one position of that map, the most used code "
+    "first. In an image a code's neighbours decide how it looks, so tiles show its colour and texture alone. "
+    "Codes that these images do not use are rare or dead. A code that was never decoded in training may look "
+    "like anything."
 )
-ABOUT_GRID = (
-    " The codes of this quantizer are a fixed grid: the pictures show what the decoder learned to make of "
-    "its points."
-)
+ABOUT_GRID = " The codes of this quantizer are a fixed grid: the tiles show how the decoder draws its points."
 ABOUT_RESIDUAL = (
     " Table 0 is decoded alone, each code of a later table on top of the most used codes of those before it: "
-    "later tables correct, and their pictures differ little."
+    "later tables correct, and their tiles differ little."
 )
 ABOUT_GROUPED = (
     " A code of one table is decoded with the most used code of every other table beside it, since a table "
@@ -43,10 +41,10 @@ class CodeTable:
     """Codes of one table, decoded.
 
     Attributes:
-        codes: [n] int64, in the order that is shown.
-        tiles: [n, C, f, f] what one position of each becomes, in about [−1, 1].
+        codes: [n] int64, in the order of the figure.
+        tiles: [n, C, f, f] one decoded position of each, in about [−1, 1].
         counts: [n] how often each occurred; None where nothing was counted.
-        usage, perplexity: of the whole table, as ``codebook_health`` gives them; None likewise.
+        usage, perplexity: of the whole table, from ``codebook_health``; None where nothing was counted.
     """
 
     codes: Tensor
@@ -61,9 +59,9 @@ class CodebookPictures:
     """Tables of codes, decoded.
 
     Attributes:
-        tables: one, or one a table of a composition.
+        tables: one, or one per table of a composition.
         num_codes: K, the codes of each table.
-        about: what the pictures show, in sentences.
+        about: an explanation of the figure, in sentences.
     """
 
     tables: list[CodeTable]
@@ -71,7 +69,7 @@ class CodebookPictures:
     about: str
 
     def figure(self) -> Figure:
-        """The tiles of each table, used before unused."""
+        """Draws the tiles of each table, used codes before unused ones."""
         blocks = [
             block
             for number, table in enumerate(self.tables)
@@ -80,7 +78,7 @@ class CodebookPictures:
         return tile_grids("Codes, decoded", blocks)
 
     def numbers(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the values for JSON."""
         return {
             "num_codes": self.num_codes,
             "tables": [
@@ -98,7 +96,7 @@ class CodebookPictures:
 
 @torch.no_grad()
 def count_codes(model: VQVAE, latents: Tensor | Iterable[Tensor]) -> Tensor:
-    """How often each code stands for a position of raw latents [B, d, h, w], or of batches of them.
+    """Counts how often each code stands for a position of raw latents [B, d, h, w], or of batches of them.
 
     Returns:
         [K] int64, or [depth, K] of a composition, on the CPU.
@@ -120,14 +118,14 @@ def codebook_pictures(
 ) -> CodebookPictures:
     """Decodes codes one by one, the most used first.
 
-    Of a composition one table after the other: of a residual quantizer on top of the most used codes of the
-    tables before, of a grouped one with the most used code of every other table.
+    A composition is decoded table by table. Codes of a residual quantizer are added to the most used codes of
+    the tables before; codes of a grouped one stand beside the most used code of every other table.
 
     Args:
         model: a VQ model in eval mode.
-        counts: [K] or [depth, K] from ``count_codes``; None: in the order of their indices, and code 0 in the
-            place of the most used.
-        most: codes of each table that are decoded, at most.
+        counts: [K] or [depth, K] from ``count_codes``; None: codes are in the order of their indices, and
+            code 0 takes the place of the most used one.
+        most: the largest number of codes of each table to decode.
         batch_size: codes decoded at a time.
 
     Raises:
@@ -165,7 +163,7 @@ def codebook_pictures(
 
 
 def _tiles(model: VQVAE, table: int, codes: Tensor, common: Tensor) -> Tensor:
-    """[n, C, f, f] of codes [n] of one table; ``common`` [depth] stands in the others."""
+    """Decodes codes [n] of one table to [n, C, f, f]; ``common`` [depth] stands in the others."""
     if model.quantize.depth is None:
         indices = codes[:, None, None].expand(-1, _POSITIONS, _POSITIONS)
     else:
@@ -189,7 +187,7 @@ def _about(quantizer: Quantizer) -> str:
 
 
 def _blocks(table: CodeTable, number: int, tables: int, num_codes: int) -> list[tuple[str, Tensor]]:
-    """Headings and tiles [n, C, f, f]."""
+    """Returns the headings and tiles [n, C, f, f] of a table."""
     name = f"table {number}: " if tables > 1 else ""
     if table.counts is None or table.usage is None or table.perplexity is None:
         return [(f"{name}{_part(len(table.codes), num_codes)}, in the order of their indices", table.tiles)]

@@ -1,32 +1,46 @@
-"""Images to latents and latents to images, batch by batch."""
+"""One pass over images: encodes them, and gathers everything that the figures need."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from latentae.latents.inspection.channels import ChannelHistograms, LatentGaussian, gather_channels
+from latentae.latents.inspection.codes import count_codes
+from latentae.latents.inspection.decoding import Autoencoder
+from latentae.latents.inspection.spectrum import (
+    SMALLEST_SIDE,
+    MapPower,
+    RadialSpectrum,
+    average_power,
+    map_power,
+)
 from latentae.latents.measurement import noise_generators
-from latentae.models import KLVAE, VQVAE
-from latentae.models.tiny import TinyAutoencoder
+from latentae.models import VQVAE
 
-Autoencoder = KLVAE | VQVAE | TinyAutoencoder
+KEPT = 4
+"""The number of images that are kept, to interpolate between and to traverse from."""
+
+_SPECTRA = ("images", "images, averaged down", "latents")
 
 
 @torch.no_grad()
 def encoded_latents(
     model: Autoencoder, batches: Iterable[Any], *, seed: int = 0, sample: bool = True
 ) -> Iterator[Tensor]:
-    """Raw latents [B, c, h, w] of each batch, as ``encode`` gives them and ``decode`` takes them.
+    """Yields the raw latents [B, c, h, w] of each batch, as ``encode`` gives them and ``decode`` takes them.
 
     Args:
         model: in eval mode.
         batches: with ``images`` [B, C, H, W] in [−1, 1] and ``indices`` [B].
         seed: of the posterior's noise, which is a function of (seed, index of the image).
-        sample: samples of the posterior, which is what denoisers learn from; False: its mode. VQ models have
-            one value there, the continuous one before quantization.
+        sample: True: samples of the posterior, which denoisers learn from; False: its mode. VQ models have
+            one value for both, the continuous latent before quantization.
 
     Raises:
         ValueError: latents that are not finite.
@@ -43,56 +57,61 @@ def encoded_latents(
         yield latents
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Statistics of the latents of some images.
+
+    Attributes:
+        images: the number of images.
+        gaussian, histograms: of the raw latents.
+        spectra: of the images, of the images averaged down to the latents' size, and of the latents, by name;
+            empty where the latents are too small for a spectrum.
+        counts: how often each code occurred, of VQ models.
+        kept: [n, C, H, W] the first images, n ≤ 4.
+    """
+
+    images: int
+    gaussian: LatentGaussian
+    histograms: ChannelHistograms
+    spectra: dict[str, RadialSpectrum]
+    counts: Tensor | None
+    kept: Tensor
+
+
 @torch.no_grad()
-def decoded(
-    model: Autoencoder,
-    latents: Tensor,
-    *,
-    size: tuple[int, int] | None = None,
-    batch_size: int = 16,
-    scaled: bool = False,
-) -> Tensor:
-    """Decodes latents [B, c, h, w] to images [B, C, H, W] in float32 on the CPU; VQ models quantize first.
+def measure(model: Autoencoder, batches: Iterable[Any], *, seed: int = 0) -> Measured:
+    """Encodes each image once, to samples of the posterior, and measures these in float64.
+
+    All latents are kept in memory. The size of the batches changes the result by rounding only.
 
     Args:
-        size: (H, W) to crop the images to.
-        batch_size: latents at a time.
-        scaled: the latents are a denoiser's, as ``to_latents`` gives them, and not raw.
+        model: in eval mode.
+        batches: with ``images`` [B, C, H, W] in [−1, 1], all of one size, and ``indices`` [B].
+        seed: of the posterior's noise.
 
     Raises:
-        ValueError: the decoder gives values that are not finite.
+        ValueError: no images, images of several sizes, or latents that are not finite or need more than 2 GB.
     """
-    parts = latents.to(model.device, model.dtype).split(batch_size)
-    if scaled:
-        images = torch.cat([model.from_latents(part, size=size).float().cpu() for part in parts])
-    else:
-        images = torch.cat([model.decode(part, size=size).sample.float().cpu() for part in parts])
-    check_pixels(images, model)
-    return images
-
-
-def check_pixels(images: Tensor, model: Autoencoder) -> None:
-    """Raises ValueError for decoded images that hold NaN or infinite values."""
-    finite = images.isfinite()
-    if not bool(finite.all()):
-        raise ValueError(
-            f"{int((~finite).sum())} of {images.numel()} values that the decoder gives are not finite in "
-            f"{model.dtype}: its weights are damaged, its training diverged, or they overflow in this dtype"
-        )
-
-
-def normal_noise(count: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """[count, *shape] standard normal values in float64; row i is a function of (seed, i)."""
-    generators = noise_generators(seed, torch.arange(count))
-    rows = [torch.randn(shape, generator=generator, dtype=torch.float64) for generator in generators]
-    return torch.stack(rows) if rows else torch.zeros(0, *shape, dtype=torch.float64)
-
-
-def as_batches(maps: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
-    """Batches of maps [B, c, h, w]; one tensor is one batch."""
-    return [maps] if isinstance(maps, Tensor) else maps
-
-
-def constant_channels(mean: Tensor, std: Tensor) -> list[int]:
-    """The channels whose standard deviation is nothing but rounding: of their mean, or of other channels."""
-    return (std <= 1e-6 * torch.maximum(mean.abs(), std.max())).nonzero().flatten().tolist()
+    gathered: list[Tensor] = []
+    kept: list[Tensor] = []
+    powers: dict[str, list[MapPower]] = {name: [] for name in _SPECTRA}
+    for batch in batches:
+        images = batch["images"]
+        (latents,) = encoded_latents(model, [batch], seed=seed)
+        gathered.append(latents.cpu())
+        kept += list(images[: KEPT - len(kept)])
+        # The power spectra, image by image: images themselves are not kept
+        if min(latents.shape[2:]) >= SMALLEST_SIDE:
+            height, width = latents.shape[2:]
+            small = F.adaptive_avg_pool2d(images.double(), (height, width))
+            for own, maps in zip(powers.values(), (images, small, latents), strict=True):
+                own.append(map_power(maps))
+    values, count = gather_channels(gathered)
+    return Measured(
+        images=count,
+        gaussian=LatentGaussian.of(values, count),
+        histograms=ChannelHistograms.of(values),
+        spectra={name: average_power(parts) for name, parts in powers.items() if parts},
+        counts=count_codes(model, gathered) if isinstance(model, VQVAE) else None,
+        kept=torch.stack(kept),
+    )

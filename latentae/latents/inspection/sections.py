@@ -1,4 +1,4 @@
-"""The parts of an inspection: each a figure, its numbers, and what is to be known of them."""
+"""The sections of an inspection: each has a figure, its numbers, an explanation and remarks."""
 
 from __future__ import annotations
 
@@ -6,40 +6,53 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from latentae.latents.inspection import (
-    codes,
-    correlations,
-    histograms,
-    interpolation,
-    prior,
-    spectrum,
-    traversal,
+from latentae.latents.inspection.channels import (
+    ABOUT_CORRELATIONS,
+    ABOUT_HISTOGRAMS,
+    ChannelCorrelations,
 )
-from latentae.latents.inspection.encoding import Autoencoder, encoded_latents
-from latentae.latents.inspection.measuring import Measured
+from latentae.latents.inspection.codes import codebook_pictures
+from latentae.latents.inspection.decoding import (
+    ABOUT_INTERPOLATION,
+    ABOUT_TRAVERSAL,
+    Autoencoder,
+    OppositeEndsError,
+    interpolate,
+    join_interpolations,
+    traverse,
+)
+from latentae.latents.inspection.encoding import Measured, encoded_latents
+from latentae.latents.inspection.samples import (
+    ABOUT_FITTED,
+    ABOUT_PRIOR,
+    sample_gaussian,
+    sample_prior,
+)
+from latentae.latents.inspection.spectrum import ABOUT as ABOUT_SPECTRUM
+from latentae.latents.inspection.spectrum import compare_spectra
 from latentae.models import KLVAE, VQVAE
 from latentae.report.grids import Figure
 
 NAMES = ("histograms", "spectrum", "correlations", "interpolation", "samples", "traversal", "codebook")
-"""Of all sections that there can be."""
+"""The names of all sections that can occur."""
 
 _MOST_CHANNELS = 16
 _SAMPLES = 7
-# Beside one another, all tables of a composition.
+# Of all tables of a composition together.
 _MOST_CODES = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One part.
+    """One section of the page.
 
     Attributes:
-        name: of its files, and in the numbers.
-        title: above it.
-        figure: None where it could not be made, and the remarks say why.
+        name: of its files and its key in the numbers.
+        title: its heading.
+        figure: None where it could not be made; the remarks say why.
         numbers: for JSON.
-        about: what the figure shows, in sentences.
-        remarks: what must be known of this model or these images.
+        about: an explanation of the figure, in sentences.
+        remarks: particular to this model or these images.
     """
 
     name: str
@@ -52,7 +65,7 @@ class Section:
 
 @dataclass(frozen=True, eq=False)
 class Inspected:
-    """What the sections are made of: a model, what was measured of it, and how to decode."""
+    """A model, the measurements of its latents, and how to decode."""
 
     model: Autoencoder
     measured: Measured
@@ -72,12 +85,12 @@ class Inspected:
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """Arguments that everything that decodes takes."""
+        """Keyword arguments of all functions that decode."""
         return {"size": self.size, "batch_size": self.batch_size}
 
 
 def all_sections(inspected: Inspected) -> list[Section]:
-    """Every part that there is for this kind of model, in the order of a report."""
+    """Makes every section of this kind of model, in the order of the page."""
     makers: list[Callable[[Inspected], Section]] = [
         _histograms,
         _spectra,
@@ -99,15 +112,15 @@ def _histograms(inspected: Inspected) -> Section:
         "Values of the channels",
         found.figure(_MOST_CHANNELS),
         found.numbers(),
-        histograms.ABOUT,
-        _said_of_constant(constant),
+        ABOUT_HISTOGRAMS,
+        _constant_remarks(constant),
     )
 
 
 def _spectra(inspected: Inspected) -> Section:
     found = inspected.measured.spectra
     remarks = [
-        f"{name}: constant in channel(s) {_listed(one.constant)}, which have no spectrum"
+        f"{name}: constant in channel(s) {_join(one.constant)}, which have no spectrum"
         for name, one in found.items()
         if one.constant
     ]
@@ -117,30 +130,30 @@ def _spectra(inspected: Inspected) -> Section:
     return Section(
         "spectrum",
         "Coarse and fine detail",
-        spectrum.compare_spectra(found) if found else None,
+        compare_spectra(found) if found else None,
         {name: one.numbers() for name, one in found.items()},
-        spectrum.ABOUT,
+        ABOUT_SPECTRUM,
         tuple(remarks),
     )
 
 
 def _correlations(inspected: Inspected) -> Section:
-    found = correlations.ChannelCorrelations.of(inspected.measured.gaussian)
-    remarks = _said_of_constant(found.constant)
+    found = ChannelCorrelations.of(inspected.measured.gaussian)
+    remarks = _constant_remarks(found.constant)
     if len(found.matrix) == 1:
-        remarks += ("there is one channel, and nothing for it to be correlated with",)
+        remarks += ("there is one channel, so there is nothing to correlate it with",)
     return Section(
         "correlations",
         "Channels that repeat others",
         found.figure(),
         found.numbers(),
-        correlations.ABOUT,
+        ABOUT_CORRELATIONS,
         remarks,
     )
 
 
 def _interpolation(inspected: Inspected) -> Section:
-    """Between the first two and the next two images, and between two noises of the fitted Gaussian."""
+    """Interpolates between images 1 and 2, images 3 and 4, and two noises of the fitted Gaussian."""
     kept, gaussian = inspected.measured.kept, inspected.measured.gaussian
     batch = {"images": kept, "indices": range(len(kept))}
     (latents,) = encoded_latents(inspected.model, [batch], sample=False)
@@ -154,31 +167,31 @@ def _interpolation(inspected: Inspected) -> Section:
     for label, first, second in pairs:
         try:
             found.append(
-                interpolation.interpolate(
+                interpolate(
                     inspected.model, first[None], second[None], centre=gaussian.mean, **inspected.decoding
                 )
             )
             labels.append(label)
-        except interpolation.OppositeEndsError as error:  # which latents of one or two values may be
+        except OppositeEndsError as error:  # latents of one or two values can be opposite
             remarks.append(f"{label}: {error}")
-    joined = interpolation.joined(found) if found else None
+    joined = join_interpolations(found) if found else None
     return Section(
         "interpolation",
         "From one image to another",
         None if joined is None else joined.figure(labels),
         {} if joined is None else {"pairs": labels, **joined.numbers()},
-        interpolation.ABOUT,
+        ABOUT_INTERPOLATION,
         tuple(remarks),
     )
 
 
 def _samples(inspected: Inspected) -> Section:
     model, gaussian = inspected.model, inspected.measured.gaussian
-    about = prior.ABOUT_FITTED
+    about = ABOUT_FITTED
     numbers: dict[str, Any] = {"kl_fitted_to_prior_nats_per_position": gaussian.divergence}
     remarks: list[str] = []
     if isinstance(model, KLVAE):
-        found = prior.sample_prior(
+        found = sample_prior(
             model,
             _SAMPLES,
             inspected.latents_shape,
@@ -186,19 +199,17 @@ def _samples(inspected: Inspected) -> Section:
             seed=inspected.seed,
             **inspected.decoding,
         )
-        about = prior.ABOUT_PRIOR + about
+        about = ABOUT_PRIOR + about
         if gaussian.divergence is not None:
             remarks.append(
-                f"KL(fitted Gaussian || N(0, I)) is {gaussian.divergence:.3g} nats a latent position: 0 "
-                "where the prior is where latents are"
+                f"KL(fitted Gaussian || N(0, I)) is {gaussian.divergence:.3g} nats per latent position; 0 "
+                "means that latents are distributed like the prior"
             )
     else:
-        found = prior.sample_gaussian(
+        found = sample_gaussian(
             model, gaussian, _SAMPLES, inspected.latents_shape[1:], seed=inspected.seed, **inspected.decoding
         )
-        remarks.append(
-            f"a {type(model).__name__} was trained towards no prior, so only the fitted Gaussian is shown"
-        )
+        remarks.append(f"a {type(model).__name__} has no prior, so only the fitted Gaussian is shown")
     return Section(
         "samples",
         "Noise, decoded",
@@ -214,35 +225,35 @@ def _traversal(inspected: Inspected) -> Section:
     (latents,) = encoded_latents(inspected.model, [batch], sample=False)
     gaussian = inspected.measured.gaussian
     channels = len(gaussian.mean)
-    found = traversal.traverse(
+    found = traverse(
         inspected.model,
         latents[0],
         gaussian.std,
         channels=range(min(channels, _MOST_CHANNELS)),
         **inspected.decoding,
     )
-    remarks = _said_of_constant(gaussian.constant)
+    remarks = _constant_remarks(gaussian.constant)
     if channels > _MOST_CHANNELS:
-        remarks += (f"shown are the first {_MOST_CHANNELS} of {channels} channels",)
+        remarks += (f"the figure shows the first {_MOST_CHANNELS} of {channels} channels",)
     return Section(
-        "traversal", "What each channel does", found.figure(), found.numbers(), traversal.ABOUT, remarks
+        "traversal", "What each channel does", found.figure(), found.numbers(), ABOUT_TRAVERSAL, remarks
     )
 
 
 def _codes(inspected: Inspected) -> Section:
     model = inspected.model
     assert isinstance(model, VQVAE)
-    found = codes.codebook_pictures(
+    found = codebook_pictures(
         model, inspected.measured.counts, most=_MOST_CODES // (model.quantize.depth or 1)
     )
     return Section("codebook", "The codes", found.figure(), found.numbers(), found.about)
 
 
-def _said_of_constant(channels: list[int]) -> tuple[str, ...]:
+def _constant_remarks(channels: list[int]) -> tuple[str, ...]:
     if not channels:
         return ()
-    return (f"channel(s) {_listed(channels)} do not vary over these images: nothing is stored in them",)
+    return (f"channel(s) {_join(channels)} do not vary over these images: they store nothing",)
 
 
-def _listed(numbers: list[int]) -> str:
+def _join(numbers: list[int]) -> str:
     return ", ".join(str(number) for number in numbers)

@@ -1,8 +1,8 @@
-"""How much of maps is coarse and how much is fine: their radially averaged power spectrum."""
+"""The radially averaged power spectrum of maps: how much of them is coarse, and how much is fine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 
 from latentae.devices import to_float64_on_cpu
-from latentae.latents.inspection.encoding import as_batches, constant_channels
+from latentae.latents.inspection.channels import as_batches, constant_channels
 from latentae.report import figures
 from latentae.report.grids import Figure
+
+SMALLEST_SIDE = 4
+"""Of maps that have a spectrum."""
+
+_MAPS_AT_ONCE = 16  # for a tensor of many large images the transform would take several times its memory
 
 ABOUT = (
     "Power at each spatial frequency, averaged over directions, relative to its mean: white noise is a level "
     "line at 1, photographs fall with a slope of about -2. Frequencies are relative to each map's own "
     "Nyquist frequency (half a cycle per pixel, or a latent position). Latents that lie above the images "
-    "averaged down to their size at high frequencies hold more fine detail than a picture of that size, "
+    "averaged down to their size at high frequencies hold more fine detail than an image of that size, "
     "which denoisers find harder to learn; a level end is noise. Thin lines are single channels."
 )
 
@@ -30,9 +35,9 @@ class RadialSpectrum:
     Attributes:
         frequency: [n] in cycles a pixel of the map; the last is the Nyquist frequency, 0.5, or just below it.
         power: [c, n] of each channel; white noise of variance σ² has σ² at every frequency.
-        bins: [n] how many frequencies of the map each value is the mean of.
+        bins: [n] the number of the map's frequencies that each value is the mean of.
         constant: the channels without any power.
-        maps: how many maps it is of.
+        maps: the number of maps.
     """
 
     frequency: Tensor
@@ -80,7 +85,7 @@ class RadialSpectrum:
         return None if power is None else (power[self.frequency > 0.25].sum() / power.sum()).item()
 
     def numbers(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the values for JSON."""
         return {
             "frequency_cycles_per_pixel": self.frequency.tolist(),
             "power": self.power.tolist(),
@@ -91,104 +96,101 @@ class RadialSpectrum:
         }
 
 
-class SpectrumSum:
-    """Sums the power spectra of maps of one size, batch by batch, in float64.
-
-    Each channel of each map loses its mean and is multiplied by a Hann window before its Fourier transform,
-    or the jump from one border to the opposite one would look like fine detail. Frequencies are put into
-    rings of whole cycles along the shorter side; the corners beyond Nyquist are in none. Of white noise the
-    lowest ring keeps 0.71 of its power, since the window spreads the mean over it; the others keep all.
+@dataclass(frozen=True, eq=False)
+class MapPower:
+    """The power of single maps, before it is averaged over them.
 
     Attributes:
-        smallest_side: of maps that can be added.
-        maps: how many were.
+        size: (h, w) of the maps.
+        bins: [n] the number of frequencies in each ring.
+        power: [B, c, n] the mean power of each ring.
+        mean, variance: [B, c] of the maps; the mean is weighted by the window.
     """
 
-    smallest_side = 4
+    size: tuple[int, int]
+    bins: Tensor
+    power: Tensor
+    mean: Tensor
+    variance: Tensor
 
-    def __init__(self) -> None:
-        self.maps = 0
-        self._size = (0, 0)
-        self._sum = torch.zeros(0, 0, dtype=torch.float64)
-        self._squares = torch.zeros(0, dtype=torch.float64)
-        self._means = torch.zeros(0, dtype=torch.float64)
 
-    @torch.no_grad()
-    def add(self, maps: Tensor) -> None:
-        """Takes maps [B, c, h, w].
+@torch.no_grad()
+def map_power(maps: Tensor) -> MapPower:
+    """Measures the power of each map [B, c, h, w] in rings of frequency, in float64.
 
-        Raises:
-            ValueError: sides below 4, or another size or number of channels than before.
-        """
-        values = to_float64_on_cpu(maps.detach())
-        size = (values.shape[2], values.shape[3])
-        if min(size) < self.smallest_side:
-            raise ValueError(
-                f"maps of {size[0]}x{size[1]} are too small for a spectrum, which takes "
-                f"{self.smallest_side}x{self.smallest_side} or more: take larger images"
-            )
-        if not self.maps:
-            self._size, (self._ring, self._bins) = size, _rings(*size)
-            self._window = torch.outer(*(torch.hann_window(n, dtype=torch.float64) for n in size))
-            self._sum = values.new_zeros(values.shape[1], len(self._bins))
-            self._squares = values.new_zeros(values.shape[1])
-            self._means = values.new_zeros(values.shape[1])
-        if size != self._size or values.shape[1] != len(self._sum):
-            raise ValueError(
-                f"maps {list(values.shape[1:])} follow maps {[len(self._sum), *self._size]}; a spectrum is "
-                "of maps of one size"
-            )
-        self.maps += len(values)
-        for one in values:  # map by map, so that the order of summation does not depend on the batches
-            self._add(one)
+    Each channel of each map loses its mean and is multiplied by a Hann window before its Fourier transform.
+    Otherwise the jump from one border to the opposite one would look like fine detail. Frequencies are put
+    into rings of whole cycles along the shorter side; the corners beyond Nyquist are in none. Of white noise
+    the lowest ring keeps 0.71 of its power, since the window spreads the mean over it; the others keep all.
 
-    def result(self) -> RadialSpectrum:
-        """The spectrum of all that was added.
-
-        Raises:
-            ValueError: nothing was.
-        """
-        if not self.maps:
-            raise ValueError("there are no maps to take a spectrum of")
-        std = (self._squares / self.maps).sqrt()
-        rings = torch.arange(1, len(self._bins) + 1, dtype=torch.float64)
-        return RadialSpectrum(
-            frequency=rings / min(self._size),
-            power=self._sum / self.maps / self._bins,
-            bins=self._bins,
-            constant=constant_channels(self._means / self.maps, std),
-            maps=self.maps,
+    Raises:
+        ValueError: sides below 4.
+    """
+    size = (maps.shape[2], maps.shape[3])
+    if min(size) < SMALLEST_SIDE:
+        raise ValueError(
+            f"maps of {size[0]}x{size[1]} are too small for a spectrum, which takes "
+            f"{SMALLEST_SIDE}x{SMALLEST_SIDE} or more: take larger images"
         )
+    ring, bins = _rings(*size)
+    window = torch.outer(*(torch.hann_window(n, dtype=torch.float64) for n in size))
+    powers, means, variances = [], [], []
+    for part in maps.detach().split(_MAPS_AT_ONCE):
+        # The power of each frequency
+        values = to_float64_on_cpu(part)
+        mean = (values * window).sum(dim=(2, 3)) / window.sum()
+        centred = values - mean[:, :, None, None]
+        spectrum = torch.fft.fft2(centred * window).abs().square() / window.square().sum()
+        # Its sum over each ring; the first ring is the mean, the last one outside
+        rings = values.new_zeros(*mean.shape, len(bins) + 2)
+        rings.index_add_(2, ring.flatten(), spectrum.flatten(2))
+        powers.append(rings[..., 1:-1] / bins)
+        means.append(mean)
+        variances.append(centred.square().mean(dim=(2, 3)))
+    return MapPower(size, bins, torch.cat(powers), torch.cat(means), torch.cat(variances))
 
-    def _add(self, one: Tensor) -> None:
-        mean = (one * self._window).sum(dim=(1, 2)) / self._window.sum()
-        centred = one - mean[:, None, None]
-        spectrum = torch.fft.fft2(centred * self._window).abs().square() / self._window.square().sum()
-        rings = self._sum.new_zeros(len(one), len(self._bins) + 2)
-        rings.index_add_(1, self._ring.flatten(), spectrum.flatten(1))
-        self._sum += rings[:, 1:-1]
-        self._squares += centred.square().mean(dim=(1, 2))
-        self._means += mean.abs()
+
+def average_power(parts: Sequence[MapPower]) -> RadialSpectrum:
+    """Averages the power of maps of one size.
+
+    Raises:
+        ValueError: no maps, or maps of several sizes or numbers of channels.
+    """
+    if not sum(len(part.power) for part in parts):
+        raise ValueError("there are no maps to take a spectrum of")
+    shape = [parts[0].mean.shape[1], *parts[0].size]
+    for part in parts:
+        own = [part.mean.shape[1], *part.size]
+        if own != shape:
+            raise ValueError(f"maps {own} follow maps {shape}; a spectrum is of maps of one size")
+    power, mean, variance = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("power", "mean", "variance")
+    )
+    bins = parts[0].bins
+    return RadialSpectrum(
+        frequency=torch.arange(1, len(bins) + 1, dtype=torch.float64) / min(shape[1:]),
+        power=power.mean(dim=0),
+        bins=bins,
+        constant=constant_channels(mean.abs().mean(dim=0), variance.mean(dim=0).sqrt()),
+        maps=len(power),
+    )
 
 
 def radial_power_spectrum(maps: Tensor | Iterable[Tensor]) -> RadialSpectrum:
-    """The radial power spectrum of maps [B, c, h, w], or of batches of them: latents, or images.
+    """Measures the radial power spectrum of maps [B, c, h, w], or of batches of them: latents, or images.
 
     Raises:
         ValueError: no maps, sides below 4, or maps of different sizes.
     """
-    total = SpectrumSum()
-    for batch in as_batches(maps):
-        total.add(batch)
-    return total.result()
+    return average_power([map_power(batch) for batch in as_batches(maps)])
 
 
 def compare_spectra(spectra: Mapping[str, RadialSpectrum], title: str = "Radial power spectra") -> Figure:
     """Draws one line per spectrum, the mean over channels; of the last also each channel, thin.
 
     Args:
-        spectra: name → spectrum. Those without any power are named and not drawn.
-        title: stands above the chart.
+        spectra: name → spectrum; one without any power is named and not drawn.
+        title: above the chart.
     """
     lines = [
         figures.Spectrum(_label(name, s.slope), (2 * s.frequency).numpy(), s.relative.numpy())
@@ -202,7 +204,10 @@ def _label(name: str, slope: float | None) -> str:
 
 
 def _rings(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """[h, w] the ring of each frequency, and how many are in rings 1 to n: 0 is the mean, n + 1 outside."""
+    """Returns the ring of each frequency [h, w], and how many are in rings 1 to n.
+
+    Ring 0 is the mean, ring n + 1 lies outside.
+    """
     side = min(height, width)
     rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width))
     ring = (side * torch.hypot(rows[:, None], columns)).round().long()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latentae import KLVAE
-from latentae.latents.inspection.measuring import measure
+from latentae.latents.inspection.encoding import measure
 from latentae.latents.inspection.sections import Inspected, all_sections
 from tests.latents.conftest import SHAPE, batches_of, draw_tensors, make_kl
 from tests.latents.inspection.conftest import make_quantized
@@ -35,7 +35,7 @@ def test_any_number_of_image_channels(bands):
     )
     assert list(parts) == ALL
     assert parts["interpolation"].numbers["pairs"] == ["images 1 and 2", "images 3 and 4", "two noises"]
-    assert any("nats a latent position" in remark for remark in parts["samples"].remarks)
+    assert any("nats per latent position" in remark for remark in parts["samples"].remarks)
 
 
 def test_constant_images_and_channels_are_said_to_be_that():

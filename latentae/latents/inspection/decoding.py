@@ -1,0 +1,316 @@
+"""Decoded points of the latent space: interpolations between latents, and one channel moved at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentae.devices import to_float64, to_float64_on_cpu
+from latentae.models import KLVAE, VQVAE
+from latentae.models.tiny import TinyAutoencoder
+from latentae.report.grids import Figure, image_grid
+
+Autoencoder = KLVAE | VQVAE | TinyAutoencoder
+
+# Within this of 0 or π the formula divides by next to nothing.
+_SMALLEST_ANGLE = 1e-4
+
+ABOUT_INTERPOLATION = (
+    "Decoded points on the arc between two latents, around the latents' mean: spherical interpolation keeps "
+    "them as far from it as real latents are, where a straight line passes too near. The ends are the "
+    "reconstructions. Smooth changes without grey or torn images in between speak for the space; a "
+    "denoiser does not need them. A VQ model quantizes each point first. The noises are drawn from the "
+    "Gaussian fitted to the latents, position by position."
+)
+ABOUT_TRAVERSAL = (
+    "One image's latents decoded with one channel moved, at all positions alike, by multiples of its "
+    "standard deviation. The number beside each row is the change of the pixels for one standard deviation. "
+    "Rows in which nothing changes are channels that the decoder hardly reads. A VQ model quantizes the "
+    "moved latents first."
+)
+
+
+@torch.no_grad()
+def decode_latents(
+    model: Autoencoder,
+    latents: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 16,
+    scaled: bool = False,
+) -> Tensor:
+    """Decodes latents [B, c, h, w] to images [B, C, H, W] in float32 on the CPU; VQ models quantize first.
+
+    Args:
+        size: (H, W) to crop the images to.
+        batch_size: latents at a time.
+        scaled: the latents are a denoiser's, as ``to_latents`` gives them, and not raw.
+
+    Raises:
+        ValueError: the decoder gives values that are not finite.
+    """
+    parts = latents.to(model.device, model.dtype).split(batch_size)
+    if scaled:
+        images = torch.cat([model.from_latents(part, size=size).float().cpu() for part in parts])
+    else:
+        images = torch.cat([model.decode(part, size=size).sample.float().cpu() for part in parts])
+    check_pixels(images, model)
+    return images
+
+
+def check_pixels(images: Tensor, model: Autoencoder) -> None:
+    """Raises ValueError for decoded images that hold NaN or infinite values."""
+    finite = images.isfinite()
+    if not bool(finite.all()):
+        raise ValueError(
+            f"{int((~finite).sum())} of {images.numel()} values that the decoder gives are not finite in "
+            f"{model.dtype}: its weights are damaged, its training diverged, or they overflow in this dtype"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolation:
+    """Decoded points on the arcs between pairs of latents.
+
+    Attributes:
+        weights: [steps] from 0, the first, to 1, the second.
+        images: [pairs, steps, C, H, W] in about [−1, 1], on the CPU.
+        norms: [pairs, steps] Euclidean norms of the latents, from the centre of the arcs.
+        angles: [pairs] between the two ends, in degrees.
+    """
+
+    weights: Tensor
+    images: Tensor
+    norms: Tensor
+    angles: Tensor
+
+    def figure(self, labels: list[str] | None = None) -> Figure:
+        """Draws one row per pair, with its angle; ``labels`` name the pairs."""
+        labels = labels or [f"pair {number + 1}" for number in range(len(self.images))]
+        named = [f"{label}\n{angle:.0f} degrees" for label, angle in zip(labels, self.angles, strict=True)]
+        columns = [f"{weight:.2f}" for weight in self.weights.tolist()]
+        return image_grid(
+            "Spherical interpolation",
+            self.images,
+            rows=named,
+            columns=columns,
+            column_title="share of the second latent",
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """Returns the values for JSON."""
+        return {
+            "weights": self.weights.tolist(),
+            "angles_degrees": self.angles.tolist(),
+            "norms": self.norms.tolist(),
+        }
+
+
+class OppositeEndsError(ValueError):
+    """The two ends point in opposite directions, so that no arc between them is the shortest."""
+
+
+def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    """Returns points [n, *shape] on the arc from one tensor to another of the same shape, in float64.
+
+    sin((1−t)Ω)/sin Ω · a + sin(tΩ)/sin Ω · b with Ω the angle between a and b as vectors (Shoemake 1985,
+    section 3.3). Where the norms differ, the norm changes smoothly. Where there is no angle, because the two
+    are parallel or one is zero, the points lie on the straight line, which is the formula's limit.
+
+    Args:
+        weights: [n] t; 0 gives ``first`` and 1 ``second``.
+
+    Raises:
+        ValueError: different shapes.
+        OppositeEndsError: opposite directions.
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"one end is {list(first.shape)}, the other {list(second.shape)}, but they must be alike"
+        )
+    a, b = to_float64(first), to_float64(second)
+    t = weights.to(a).view(-1, *[1] * a.ndim)
+    omega = math.radians(angle_between(a, b))
+    if math.pi - omega < _SMALLEST_ANGLE:
+        raise OppositeEndsError(
+            "the two ends point in opposite directions, so that no arc between them is shortest"
+        )
+    if omega < _SMALLEST_ANGLE:
+        return (1 - t) * a + t * b
+    return (((1 - t) * omega).sin() * a + (t * omega).sin() * b) / math.sin(omega)
+
+
+def angle_between(first: Tensor, second: Tensor) -> float:
+    """Returns the angle between two tensors as vectors, in degrees; 0 where one is zero."""
+    a, b = to_float64(first).flatten(), to_float64(second).flatten()
+    lengths = a.norm() * b.norm()
+    if not lengths > 0:
+        return 0.0
+    return math.degrees(math.acos(max(-1.0, min(1.0, (a @ b / lengths).item()))))
+
+
+def interpolate(
+    model: Autoencoder,
+    first: Tensor,
+    second: Tensor,
+    *,
+    steps: int = 7,
+    centre: Tensor | None = None,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 16,
+) -> Interpolation:
+    """Decodes points on the arcs between pairs of raw latents, of images or of noise.
+
+    Args:
+        model: in eval mode.
+        first, second: [B, c, h, w] the ends of each pair, such as ``model.encode(images).latents``, or
+            ``torch.randn`` of that shape.
+        steps: points of each arc, 2 or more, with both ends.
+        centre: [c] of the arcs, such as ``fit_gaussian(…).mean``; None: zero.
+        size: (H, W) to crop the images to.
+        batch_size: latents decoded at a time.
+
+    Raises:
+        ValueError: fewer than 2 steps, latents of different shapes, none, or in opposite directions.
+    """
+    if steps < 2:
+        raise ValueError(f"steps is {steps}, but must be 2 or more: both ends count")
+    if first.shape != second.shape or first.ndim != 4 or not len(first):
+        raise ValueError(
+            f"the ends are {list(first.shape)} and {list(second.shape)}, but must both be [B, c, h, w] with "
+            "one pair or more"
+        )
+    ends = to_float64_on_cpu(first.detach()), to_float64_on_cpu(second.detach())
+    middle = torch.zeros(first.shape[1]) if centre is None else centre
+    middle = to_float64_on_cpu(middle.detach())[:, None, None]
+    weights = torch.linspace(0, 1, steps, dtype=torch.float64)
+    pairs = [(a - middle, b - middle) for a, b in zip(*ends, strict=True)]
+    arcs = torch.stack([slerp(a, b, weights) for a, b in pairs])
+    images = decode_latents(model, (arcs + middle).flatten(0, 1), size=size, batch_size=batch_size)
+    return Interpolation(
+        weights=weights,
+        images=images.view(len(pairs), steps, *images.shape[1:]),
+        norms=arcs.flatten(2).norm(dim=2),
+        angles=torch.tensor([angle_between(a, b) for a, b in pairs], dtype=torch.float64),
+    )
+
+
+def join_interpolations(parts: Sequence[Interpolation]) -> Interpolation:
+    """Returns several interpolations with the same weights as one."""
+    return Interpolation(
+        weights=parts[0].weights,
+        images=torch.cat([part.images for part in parts]),
+        norms=torch.cat([part.norms for part in parts]),
+        angles=torch.cat([part.angles for part in parts]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Traversal:
+    """One image's latents with one channel moved at a time.
+
+    Attributes:
+        channels: the moved channels, one per row.
+        offsets: [steps] in standard deviations of the channel.
+        images: [channels, steps, C, H, W] in about [−1, 1], on the CPU.
+        std: [channels] the standard deviations; 0 for a channel that does not vary.
+        changes: [channels, steps] root mean square of the pixels' change from offset 0, in the images' units.
+    """
+
+    channels: list[int]
+    offsets: Tensor
+    images: Tensor
+    std: Tensor
+    changes: Tensor
+
+    @property
+    def sensitivity(self) -> Tensor:
+        """[channels] pixel change for one standard deviation: the slope of ``changes`` through zero."""
+        steps = self.offsets.abs()
+        return (self.changes @ steps) / steps.square().sum()
+
+    def figure(self) -> Figure:
+        """Draws one row per channel and one column per offset."""
+        rows = [
+            f"channel {channel}\n{f'change {change:.3f}' if std > 0 else 'constant'}"
+            for channel, change, std in zip(
+                self.channels, self.sensitivity.tolist(), self.std.tolist(), strict=True
+            )
+        ]
+        columns = [f"{offset:+.3g}" if offset else "0" for offset in self.offsets.tolist()]
+        return image_grid(
+            "One channel moved at a time",
+            self.images,
+            rows=rows,
+            columns=columns,
+            column_title="offset in standard deviations of the channel",
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """Returns the values for JSON."""
+        return {
+            "channels": self.channels,
+            "offsets": self.offsets.tolist(),
+            "std": self.std.tolist(),
+            "pixel_change": self.changes.tolist(),
+            "pixel_change_per_std": self.sensitivity.tolist(),
+        }
+
+
+def traverse(
+    model: Autoencoder,
+    latents: Tensor,
+    std: Tensor,
+    *,
+    channels: Sequence[int] | None = None,
+    reach: float = 3.0,
+    steps: int = 7,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 16,
+) -> Traversal:
+    """Moves one channel at a time by up to ±``reach`` standard deviations, at all positions alike.
+
+    Args:
+        model: in eval mode.
+        latents: [c, h, w] raw latents of one image.
+        std: [c] of each channel, such as ``fit_gaussian(…).std``.
+        channels: the channels to move, in this order; None: all.
+        reach: the largest offset, in standard deviations.
+        steps: an odd number of 3 or more, so that the middle one is the image itself.
+        size: (H, W) to crop the images to.
+        batch_size: latents decoded at a time.
+
+    Raises:
+        ValueError: latents of another shape, a channel that is not there, an even number of steps, or a reach
+            that is not positive.
+    """
+    if latents.ndim != 3 or len(std) != len(latents):
+        raise ValueError(
+            f"latents are {list(latents.shape)} with {len(std)} standard deviations, but must be [c, h, w] "
+            "with c of them"
+        )
+    if steps < 3 or steps % 2 == 0:
+        raise ValueError(f"steps is {steps}, but must be odd and 3 or more: the middle one is the image")
+    if not reach > 0:
+        raise ValueError(f"reach is {reach}, but must be positive")
+    chosen = list(range(len(latents)) if channels is None else channels)
+    missing = [channel for channel in chosen if not 0 <= channel < len(latents)]
+    if missing or not chosen:
+        raise ValueError(
+            f"channels are {chosen}, but must be one or more of the {len(latents)}, counted from 0"
+        )
+    base = to_float64_on_cpu(latents.detach())
+    deviations = to_float64_on_cpu(std.detach())[chosen]
+    offsets = torch.linspace(-reach, reach, steps, dtype=torch.float64)
+    moved = base.repeat(len(chosen), steps, 1, 1, 1)
+    for row, channel in enumerate(chosen):
+        moved[row, :, channel] += (offsets * deviations[row])[:, None, None]
+    images = decode_latents(model, moved.flatten(0, 1), size=size, batch_size=batch_size)
+    images = images.view(len(chosen), steps, *images.shape[1:])
+    change = (images.double() - images[:, steps // 2 : steps // 2 + 1].double()).flatten(2)
+    return Traversal(chosen, offsets, images, deviations, change.square().mean(dim=2).sqrt())

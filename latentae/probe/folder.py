@@ -1,0 +1,187 @@
+"""A probe's folder: its settings, its finished and unfinished models, and no files of anyone else."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from latentae.files import has_keys, write_aside, written_aside
+
+SETTINGS, RESULTS = "settings.json", "results.json"
+_KEYS = {"models", "sampling_steps"}  # of a probe's settings
+# Of settings. In version 1, random numbers had other seeds: a probe of it opens where it is complete.
+_VERSION = 2
+_STEPS_OF_VERSION_1 = 2000  # which noted its default as null
+
+_ELSEWHERE = "choose another --out, or remove this one"
+
+
+@dataclass(frozen=True)
+class ProbeFolder:
+    """Where a probe writes.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    def check(self) -> None:
+        """Checks that a probe may write here; nothing is written.
+
+        Raises:
+            ValueError: the folder holds other files, is a file, or is write-protected.
+        """
+        root = self.root
+        if root.is_dir() and any(root.iterdir()) and not has_keys(root / SETTINGS, _KEYS):
+            raise ValueError(
+                f"{root} holds other files than a probe: choose a new or an empty folder for --out"
+            )
+        place = root
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise ValueError(f"{root} cannot be a folder: {place} is a file")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ValueError(f"{root} cannot be written: there is no permission to write in {place}")
+
+    def claim(self, settings: dict[str, Any]) -> None:
+        """Writes the settings of a new probe, or checks that this one has the same.
+
+        Raises:
+            ValueError: it has other settings, which the message names; or it is unfinished and was begun by
+                a version with other random numbers.
+        """
+        settings = json.loads(json.dumps(settings))  # as it will be read
+        if not (self.root / SETTINGS).is_file():
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_json(self.root / SETTINGS, {"version": _VERSION, **settings})
+            return
+        version, begun = self._begun()
+        differing = [name for name in {**settings, **begun} if begun.get(name) != settings.get(name)]
+        if differing:
+            name = differing[0]
+            others = f" (and {', '.join(differing[1:])})" if differing[1:] else ""
+            change = _change(name, begun.get(name), settings.get(name))
+            raise ValueError(f"{self.root} was begun with {change}{others}: {_ELSEWHERE}")
+        if version != _VERSION and not self.is_complete:
+            raise ValueError(
+                f"{self.root} is unfinished and was begun by another version of latentae, whose random "
+                f"numbers differ: {_ELSEWHERE}"
+            )
+
+    def _begun(self) -> tuple[int, dict[str, Any]]:
+        """Returns the version and the settings with which the probe was begun."""
+        begun: dict[str, Any] = json.loads((self.root / SETTINGS).read_text(encoding="utf-8"))
+        version = begun.pop("version", 1)
+        if version == 1 and begun.get("seconds") is None:  # else steps followed from a measured speed
+            begun.pop("seconds", None)
+            begun["steps"] = begun.get("steps") or _STEPS_OF_VERSION_1
+        return version, begun
+
+    @property
+    def is_complete(self) -> bool:
+        """True once the report is written."""
+        return (self.root / RESULTS).is_file()
+
+    def model(self, name: str) -> ModelFolder:
+        """Returns the subfolder of a model."""
+        return ModelFolder(self.root / name)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The subfolder of one model.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    @property
+    def pipeline(self) -> Path:
+        """The trained denoiser with its autoencoder."""
+        return self.root / "pipeline"
+
+    @property
+    def latents(self) -> Path:
+        """The caches of latents."""
+        return self.root / "latents"
+
+    def result(self) -> dict[str, Any] | None:
+        """Returns the results of the model; None while it is unfinished."""
+        file = self.root / "result.json"
+        if not file.is_file():
+            return None
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Writes the results, and removes the training's state."""
+        write_json(self.root / "result.json", result)
+        self._state.unlink(missing_ok=True)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Writes a training's state, whole or not at all.
+
+        Raises:
+            FullDiskError: the disk is full; the previous state remains.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.root.glob(f".{self._state.name}.*"):
+            unfinished.unlink()
+        content = io.BytesIO()  # written to a file, torch reports a full disk as another error
+        torch.save(state, content)
+        write_aside(self._state, content.getvalue())
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Returns the state of a stopped training; None where there is none."""
+        if not self._state.is_file():
+            return None
+        state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
+        return state
+
+    def write_pipeline(self, pipeline: Any) -> None:
+        """Saves the pipeline, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written; the disk may be full.
+        """
+        try:
+            with written_aside(self.pipeline) as aside:
+                pipeline.save_pretrained(aside)
+        except (SafetensorError, OSError) as error:
+            raise OSError(f"{self.pipeline} cannot be written: {error}") from error
+
+    @property
+    def _state(self) -> Path:
+        return self.root / "training.pt"
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Writes a file, whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_aside(file, text.encode(errors="backslashreplace"))  # a surrogate becomes JSON's own escape
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    """Describes a changed setting; models by their names, since a hash tells a reader nothing."""
+    if name != "models" or not isinstance(before, dict):
+        return f"{name} {_text(before)}, and this is {_text(now)}"
+    if set(before) != set(now):
+        return f"the models {', '.join(before)}, and this is of {', '.join(now)}"
+    changed = [model for model in now if before[model] != now[model]]
+    return f"another model as {', '.join(changed)}, or with this one before it changed"
+
+
+def _text(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,171 @@
+"""The probe's folder, errors and how it goes on; tests/probe/test_end_to_end.py has the whole chain."""
+
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from latentae.probe.denoiser import DenoiserSize
+from latentae.probe.probe import _remarks, probe
+from latentae.probe.request import ProbeRequest
+from tests.probe.conftest import draw_images, tiny_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def request_of(image_folder, tmp_path):
+    """A probe of six steps of the models ``a`` and ``b``, which ``models`` opens."""
+    return ProbeRequest(
+        models=["a=kl", "b=vq"],
+        data=str(image_folder),
+        out=tmp_path / "probe",
+        steps=6,
+        batch_size=8,
+        image_size=32,
+        samples=6,
+        sampling_steps=3,
+        size=DenoiserSize(32, 1),
+    )
+
+
+def models(path):
+    return tiny_model(path, seed=3)
+
+
+def run(request, measures, **arguments):
+    said = []
+    results = probe(request, CPU, said.append, arguments.pop("open_model", models), measures, **arguments)
+    return results, said
+
+
+def numbers(results):
+    """All that a probe measures, without what a clock says."""
+    return {
+        name: (model.metrics, [replace(point, seconds=0) for point in model.curve])
+        for name, model in results.models.items()
+    }
+
+
+def test_interrupted_goes_on_to_the_same_numbers(request_of, measures, tmp_path, monkeypatch):
+    whole, _ = run(replace(request_of, out=tmp_path / "whole"), measures)
+    assert list(whole.models) == ["a", "b"]
+    assert {len(model.curve) for model in whole.models.values()} == {6}
+
+    monkeypatch.setattr("latentae.probe.model_probe._SAVE_EVERY", 0)
+    monkeypatch.setattr("latentae.probe.model_probe._STRIDE", 4)
+    said = []
+
+    def interrupt(text):
+        said.append(text)
+        if text.startswith("b: step 4"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        probe(request_of, CPU, interrupt, models, measures)
+    again, said = run(request_of, measures)
+    assert "a: finished earlier" in said
+    assert "b: continues after step 4" in said
+    assert numbers(again) == numbers(whole)
+    for file in ("a/samples.png", "b/samples.png", "b/neighbours.png", "b/interpolations.png"):
+        assert (request_of.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert not (request_of.out / "b" / "training.pt").exists()
+
+    same, said = run(request_of, measures)
+    assert said == [f"the probe in {request_of.out} is complete"]
+    assert same == again
+
+
+def test_report(request_of, measures):
+    results, _ = run(request_of, measures)
+    out = request_of.out
+    stored = json.loads((out / "results.json").read_text())
+    assert stored["settings"]["steps"] == 6
+    assert stored["models"]["a"]["metrics"] == results.models["a"].metrics
+    assert set(results.reconstruction["a"]) >= {"psnr", "ssim"}
+    page = (out / "probe.html").read_text()
+    assert page.count("data:image/") == 6
+    assert "http" not in page.replace("http-equiv", "")
+    assert "FD-VGG16, generated" in (out / "probe.md").read_text()
+
+
+def test_other_settings_overwrite_nothing(request_of, measures):
+    run(request_of, measures)
+    before = {path: path.read_bytes() for path in request_of.out.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"was begun with steps 6, and this is 7: choose another --out"):
+        run(replace(request_of, steps=7), measures)
+    with pytest.raises(ValueError, match="another model as a, b, or"):
+        run(request_of, measures, open_model=lambda path: tiny_model(path, seed=4))
+    assert {path: path.read_bytes() for path in request_of.out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 64}, "48 training images, fewer than a batch of 64: choose a smaller --batch-size"),
+        ({"image_size": 30}, "image_size is 30, but a needs a multiple of 4"),
+        ({"models": ["a=grey", "b=kl"]}, r"different numbers of channels \(a 1, b 3\)"),
+        ({"models": ["a=unscaled"]}, "a: the scale of its latents is not known: measure it"),
+        ({"data": "nowhere/at/all"}, "nowhere/at/all"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_written(request_of, measures, changes, message):
+    kinds = {
+        "grey": lambda: tiny_model(in_channels=1, out_channels=1),
+        "unscaled": lambda: tiny_model(scaling_factor=None),
+    }
+    with pytest.raises(ValueError, match=message):
+        run(
+            replace(request_of, **changes),
+            measures,
+            open_model=lambda path: kinds.get(path, lambda: models(path))(),
+        )
+    assert not request_of.out.exists()
+
+
+def test_no_images(request_of, measures, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image"):
+        run(replace(request_of, data=str(tmp_path / "empty")), measures)
+
+
+def test_constant_latents_are_named(request_of, measures):
+    def constant(path):
+        model = tiny_model("kl")
+        with torch.no_grad():
+            model.quant_conv.weight[0] = 0
+            model.quant_conv.bias[4] = -100  # and no noise of the posterior
+        return model
+
+    with pytest.raises(ValueError, match=r"a: its latent channel\(s\) \[0\] do not vary"):
+        run(replace(request_of, models=["a=kl"]), measures, open_model=constant)
+
+
+def test_images_of_several_sizes_are_cropped(request_of, measures, image_folder):
+    draw_images(image_folder / "train" / "larger", 4, size=48)
+    results, _ = run(replace(request_of, models=["a=kl"], unconditional=True), measures)
+    assert results.settings["training_images"] == 52
+    assert results.models["a"].latent_shape == [4, 8, 8]
+
+
+def test_mended_options_are_accepted_after_a_refusal(request_of, measures):
+    guided = replace(request_of, unconditional=True, guidance_scale=2.0)
+    with pytest.raises(ValueError, match="no labels to be guided by: leave it out"):
+        run(guided, measures)
+    assert not request_of.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"), [(6, None), (16, "with 32 images .* with 48"), (99, "with 24 images")]
+)
+def test_a_floor_of_fewer_images_is_remarked(samples, expected):
+    remarks = [
+        remark
+        for remark in _remarks(48, samples, {"a": SimpleNamespace(parameters=5)})
+        if remark.startswith("FD, real")
+    ]
+    assert len(remarks) == (expected is not None)
+    assert expected is None or re.search(expected, remarks[0])
