@@ -64,7 +64,7 @@ def test_a_rehearsal_measures_whole_images(everything):
     trainer.networks.autoencoder.decoder.register_forward_hook(
         lambda module, arguments, output: shapes.append(tuple(output.shape[-2:]))
     )
-    before = trainer.networks.step.latent_losses.latents
+    before = trainer.networks.step.latent_losses.equivariance
     measure_memory(trainer, trainer._batches())
     assert shapes[0] == (32, 32)
-    assert trainer.networks.step.latent_losses.latents is before
+    assert trainer.networks.step.latent_losses.equivariance is before
