@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +73,7 @@ def test_the_family_gives_the_scale(places, tmp_path):
     assert "N(0, I), scaled" in numbers["samples"]["share_outside_of_range"]
 
 
-def test_help_is_there_before_torch_and_the_script_is_the_command():
+def test_help_is_there_before_torch():
     code = (
         "import sys; from latentae.cli import main; code = main(['inspect', '--help']); "
         "sys.exit(code or 'torch' in sys.modules)"
@@ -82,8 +81,3 @@ def test_help_is_there_before_torch_and_the_script_is_the_command():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "--max-images" in done.stdout
-    script = ROOT / "scripts/inspect_latents.py"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
-    assert done.returncode == 2
-    assert "usage: latentae inspect" in done.stderr
