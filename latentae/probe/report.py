@@ -14,7 +14,7 @@ from latentae.probe.training import CurvePoint
 from latentae.report import figures
 from latentae.report.evaluation import PageChart
 from latentae.report.page import data_uri, render
-from latentae.report.results import Results, Value
+from latentae.report.results import Results, Value, finite
 from latentae.report.tables import metric_rows, render_markdown
 
 
@@ -74,7 +74,7 @@ class ProbeResults:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the values for JSON; numbers that are not finite become null."""
-        data: dict[str, Any] = _finite(asdict(self))
+        data: dict[str, Any] = finite(asdict(self))
         return data
 
     @classmethod
@@ -104,16 +104,6 @@ class ProbeResults:
     def reconstruction_table(self) -> Results:
         """Returns the metrics of reconstructed images, for the tables of a report."""
         return Results(self.settings, self.reconstruction)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_finite(value) for value in data]
-    if isinstance(data, float) and not math.isfinite(data):
-        return None
-    return data
 
 
 SHOWN = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class Results:
 
     def to_json(self) -> str:
         """The text of ``results.json``; numbers that are not finite become null, which JSON can hold."""
-        return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(finite(asdict(self)), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Results:
@@ -124,11 +125,12 @@ def _value(entry: dict[str, Any]) -> Value:
     return Value(float("nan") if entry["value"] is None else entry["value"], entry["low"], entry["high"])
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """Returns nested data with null in place of numbers that are not finite, which JSON cannot hold."""
     if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: finite(value) for key, value in data.items()}
     if isinstance(data, list):
-        return [_finite(value) for value in data]
-    if isinstance(data, float) and (data != data or abs(data) == float("inf")):
+        return [finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
         return None
     return data
