@@ -180,7 +180,7 @@ def _states(checkpoint: Path) -> dict[str, Any]:
     for path in sorted(checkpoint.iterdir()):
         if path.suffix == ".safetensors":
             states[path.name] = load_file(path)
-        elif path.suffix != ".json":
+        elif path.suffix not in (".json", ".yaml"):
             states[path.name] = torch.load(path, weights_only=False)
     return states
 
