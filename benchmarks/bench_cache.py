@@ -43,7 +43,8 @@ def main() -> None:
     crop = CenterCrop(arguments.size)
     images = torch.stack([crop(source.load(index, 3)) for index in range(len(source))])
     print(
-        f"{describe_run(device)}\n{len(images)} images of {arguments.size} pixels, batches of {arguments.batch_size}\n"
+        f"{describe_run(device)}\n"
+        f"{len(images)} images of {arguments.size} pixels, batches of {arguments.batch_size}\n"
     )
     _compare(model, source, images, arguments)
     _storage(model, source, images, arguments)
