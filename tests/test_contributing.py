@@ -78,8 +78,8 @@ def edit(path: Path, kind: str | None, anchor: str, text: str) -> None:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package and its tests with all recipes applied, beside a folder of images."""
     root = tmp_path_factory.mktemp("copy")
-    for folder in ("latentae", "configs", "tests"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("latentae", "configs", "tests", "benchmarks"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
     shutil.copy(ROOT / "pyproject.toml", root)
     for recipe in RECIPES.values():
         apply(recipe, root)
