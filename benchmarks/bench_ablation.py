@@ -1,9 +1,8 @@
-"""From latents to pictures: does what an autoencoder is trained with help the denoiser behind it?
+"""Compares how losses and quantizers of an autoencoder affect the denoiser that is trained on its latents.
 
-`python benchmarks/bench_ablation.py path/to/photos OUT [--steps N] [--probe-steps N] [--only NAME ...]`
-trains an autoencoder for each row of MODELS, the same backbone on the same crops for the same steps, probes
-them all with the same denoiser, and prints a Markdown table of reconstruction and generation. OUT keeps the
-runs and the probe's report; started again, it goes on from there.
+Trains one autoencoder per row of MODELS, with the same backbone on the same crops for the same steps. Then
+trains the same denoiser on the latents of each, and prints a table of reconstruction and generation. The
+runs and the probe's report are kept in OUT; a second call resumes from there.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from machine import commit, hardware
+from measuring import benchmark_parser, commit, hardware, print_head, print_row
 
 MODELS: dict[str, tuple[str, str, list[str]]] = {
     "ae": ("kl_vae", "quickstart_ae", []),
@@ -30,7 +29,7 @@ MODELS: dict[str, tuple[str, str, list[str]]] = {
     "vq": ("vq_vae", "quickstart_vq", []),
     "vqgan": ("vqgan", "quickstart", ["loss.adversarial.weight=0.8"]),  # the paper's
 }
-"""Name -> family, config, and what differs from it."""
+"""Name -> family, config, changes to it."""
 
 _RECONSTRUCTION = {"psnr": ("PSNR, dB", ".2f"), "lpips_alex": ("LPIPS", ".3f"), "ssim": ("SSIM", ".3f")}
 _GENERATION = {
@@ -40,7 +39,7 @@ _GENERATION = {
     "relative_flow_loss": ("flow loss, relative", ".3f"),
     "copied_share": ("suspiciously near", ".3f"),
 }
-"""A report's key -> what the column is called, and its digits."""
+"""Key in the report -> column and number format."""
 
 
 def main() -> None:
@@ -68,7 +67,7 @@ def main() -> None:
         f"{arguments.probe_steps} steps of 32; "
         f"{arguments.samples} samples.\n"
     )
-    print(table(results))
+    print_table(results)
 
 
 def _train(name: str, arguments: argparse.Namespace) -> Path:
@@ -99,31 +98,29 @@ def _latentae(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "latentae.cli", *arguments], check=True, stdout=sys.stderr)
 
 
-def table(results: dict[str, Any]) -> str:
-    """A line a model of a probe's results.json: reconstruction of held-out images, then generation."""
-    head = [*(name for name, _ in _RECONSTRUCTION.values()), *(name for name, _ in _GENERATION.values())]
-    lines = [f"| model | {' | '.join(head)} |", f"| --- {'| ---: ' * len(head)}|"]
+def print_table(results: dict[str, Any]) -> None:
+    """Prints one row per model of a probe's results.json: reconstruction, then generation."""
+    print_head("model", *(name for name, _ in [*_RECONSTRUCTION.values(), *_GENERATION.values()]))
     for name, model in results["models"].items():
         measured = results["reconstruction"][name]
         cells = [format(measured[key]["value"], digits) for key, (_, digits) in _RECONSTRUCTION.items()]
         cells += [format(model["metrics"][key], digits) for key, (_, digits) in _GENERATION.items()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        print_row(name, *cells)
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = benchmark_parser(__doc__)
     parser.add_argument("data", help="folder of images")
-    parser.add_argument("out", type=Path, help="where the runs and the report go")
-    parser.add_argument("--steps", type=int, default=600, help="of each autoencoder")
-    parser.add_argument("--probe-steps", type=int, default=1000, help="of each denoiser")
+    parser.add_argument("out", type=Path, help="folder of the runs and of the report")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of each autoencoder")
+    parser.add_argument("--probe-steps", type=int, default=1000, help="training steps of each denoiser")
     parser.add_argument("--width", type=int, default=192, help="channels of a denoiser's token")
-    parser.add_argument("--depth", type=int, default=6, help="its blocks")
-    parser.add_argument("--largest-side", type=int, default=16, help="tokens along a side at most")
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--size", type=int, default=64, help="pixels a side")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--only", nargs="+", choices=list(MODELS))
+    parser.add_argument("--depth", type=int, default=6, help="blocks of a denoiser")
+    parser.add_argument("--largest-side", type=int, default=16, help="most tokens along a side")
+    parser.add_argument("--samples", type=int, default=256, help="images each denoiser generates")
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
+    parser.add_argument("--batch-size", type=int, default=8, help="batch size of the autoencoders")
+    parser.add_argument("--only", nargs="+", choices=list(MODELS), help="these models only")
     return parser.parse_args()
 
 

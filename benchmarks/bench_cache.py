@@ -1,10 +1,10 @@
-"""Caching latents against the bare encoder, and what each way of storing them costs, in one run.
+"""Compares caching latents with running the bare encoder, and the number formats latents are stored in.
 
-`python benchmarks/bench_cache.py MODEL [--data NAME] [--size N] [--limit N] [--rounds N]` prints two tables.
-The bare encoder is `model.encode` on batches in memory; the cache decodes the images, encodes them, writes
-and flushes the shards and their index. They take turns; the ratio is the median over the rounds, of process
-time on a CPU without workers, else of wall time. Then, for each dtype: bytes an image, how far stored latents
-are from the encoder's, and the PSNR between images decoded from either.
+The first table: the bare encoder is `model.encode` on batches in memory. The cache decodes the images,
+encodes them, and writes and flushes the shards and their index. Both take turns. The ratio is the median over
+the rounds, of process time on a CPU without workers, else of wall time. The second table, for each dtype:
+bytes per image, the largest difference from the encoder's latents, and the PSNR between images decoded from
+either.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import commit, hardware
+from measuring import (
+    benchmark_parser,
+    default_device,
+    describe_run,
+    print_head,
+    print_row,
+    show_ratio,
+)
 from torch import Tensor
 
 from latentae import LatentDataset, load_autoencoder
@@ -30,13 +37,13 @@ from latentae.latents.cache.planning import DTYPES
 def main() -> None:
     arguments = _parse()
     torch.set_num_threads(arguments.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     model: Any = load_autoencoder(arguments.model).to(device)
     source = take_evenly(open_source(arguments.data, split=arguments.split), arguments.limit)
     crop = CenterCrop(arguments.size)
     images = torch.stack([crop(source.load(index, 3)) for index in range(len(source))])
     print(
-        f"{hardware()}, {arguments.threads} threads, torch {torch.__version__}, commit {commit()}\n"
+        f"{describe_run(device)}\n"
         f"{len(images)} images of {arguments.size} pixels, batches of {arguments.batch_size}\n"
     )
     _compare(model, source, images, arguments)
@@ -44,7 +51,7 @@ def main() -> None:
 
 
 def _compare(model: Any, source: ImageSource, images: Tensor, arguments: argparse.Namespace) -> None:
-    # Where all is done by this process, the time that others take from it does not count.
+    # Process time excludes other programs, but also the work of workers and of a GPU.
     alone = model.device.type == "cpu" and not arguments.workers
     clock = time.process_time if alone else time.perf_counter
     bare, cached = [], []
@@ -54,12 +61,10 @@ def _compare(model: Any, source: ImageSource, images: Tensor, arguments: argpars
             started = clock()
             _encode(model, source, folder, arguments)
             cached.append(len(images) / (clock() - started))
-    ratios = [own / other for own, other in zip(cached[1:], bare[1:], strict=True)]
-    print("| bare encoder, images/s | cache, images/s | ratio (range) |\n| --- | --- | --- |")
-    print(
-        f"| {statistics.median(bare[1:]):.2f} | {statistics.median(cached[1:]):.2f} | "
-        f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) |\n"
-    )
+    print_head("bare encoder, images/s", "cache, images/s", "ratio (range)")
+    speeds = [f"{statistics.median(speed[1:]):.2f}" for speed in (bare, cached)]
+    print_row(*speeds, show_ratio(cached[1:], bare[1:]))
+    print()
 
 
 @torch.no_grad()
@@ -76,8 +81,7 @@ def _bare(model: Any, images: Tensor, batch_size: int, clock: Callable[[], float
 def _storage(model: Any, source: ImageSource, images: Tensor, arguments: argparse.Namespace) -> None:
     batches = images.split(arguments.batch_size)
     exact = torch.cat([model.encode(batch.to(model.device)).latents.cpu() for batch in batches])
-    print("| dtype | bytes an image | largest error | relative to std | PSNR of decoded images, dB |")
-    print("| --- | --- | --- | --- | --- |")
+    print_head("dtype", "bytes per image", "largest error", "relative to std", "PSNR of decoded images, dB")
     for dtype in DTYPES:
         with tempfile.TemporaryDirectory() as folder:
             report = _encode(model, source, folder, arguments, dtype=dtype)
@@ -95,7 +99,7 @@ def _storage(model: Any, source: ImageSource, images: Tensor, arguments: argpars
         mean = torch.cat(squared).mean().item()
         psnr = f"{10 * torch.tensor(4 / mean).log10().item():.1f}" if mean else "exact"
         std = exact.std().item()
-        print(f"| {dtype} | {report.bytes_per_image:,.0f} | {error:.1e} | {error / std:.1e} | {psnr} |")
+        print_row(dtype, f"{report.bytes_per_image:,.0f}", f"{error:.1e}", f"{error / std:.1e}", psnr)
 
 
 def _encode(
@@ -113,18 +117,14 @@ def _encode(
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", help="what load_autoencoder opens")
+    parser = benchmark_parser(__doc__, rounds=5, threads=1)
+    parser.add_argument("model", help="a model, as load_autoencoder opens it")
     parser.add_argument("--data", default="photos", help="images, as open_source takes them")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", default="train", help="split of the data")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
-    parser.add_argument("--limit", type=int, default=64, help="images")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--limit", type=int, default=64, help="number of images")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per batch")
+    parser.add_argument("--workers", type=int, default=0, help="decoding processes of the cache")
     return parser.parse_args()
 
 

@@ -1,10 +1,9 @@
-"""Images per second of every way to read data, against torchvision's, and what a resume costs, in one run.
+"""Compares every way to read data with torchvision's ImageFolder, and measures what a resume costs.
 
-`python benchmarks/bench_data.py [--images FOLDER] [--count N] [--workers 0 2] [--rounds N]` prints a table of
-each. Images are those of a folder, or crops of the built-in photographs as JPEG; the same ones are put into
-tar and parquet files. All loaders deliver batches of equal crops in float32, and take turns; the ratio is the
-median over the rounds: of process time without workers, of wall time with them, since they are processes of
-their own. One thread a process.
+The images are those of a folder, or crops of the built-in photographs as JPEG. The same ones are packed into
+tar and parquet files. All loaders deliver batches of equal crops in float32, and take turns. The ratio is the
+median over the rounds: of process time without workers, of wall time with workers, which are processes of
+their own. Each process has one thread.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import datasets
 import PIL
 import torch
 import torchvision.datasets
-from machine import commit, hardware
+from measuring import benchmark_parser, describe_run, print_head, print_row, show_ratio
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -49,32 +48,27 @@ def main() -> None:
         _write_tars(files, root / "tars")
         _write_parquet(files, root / "parquet")
         kilobytes = sum(path.stat().st_size for path in files) / len(files) / 1024
-        print(
-            f"{hardware()}, {os.cpu_count()} cores, torch {torch.__version__}, Pillow {PIL.__version__}, "
-            f"commit {commit()}"
-        )
+        print(f"{describe_run()} {os.cpu_count()} cores, Pillow {PIL.__version__}.")
         print(
             f"{len(files)} files of {kilobytes:.0f} kB, crops of {arguments.size} pixels, batches of "
             f"{arguments.batch_size}\n"
         )
-        print("| workers | torchvision ImageFolder | ours | images/s | ratio (range) |")
-        print("| --- | --- | --- | --- | --- |")
+        print_head("workers", "torchvision ImageFolder", "ours", "images/s", "ratio (range)")
         for workers in arguments.workers:
             _compare(root, arguments, workers)
         print("\nSeconds of process time to the first batch:\n")
-        print("| stream | of a run | after 20.5 epochs | the same, lengths of shards noted |")
-        print("| --- | --- | --- | --- |")
+        print_head("stream", "at the start", "after 20.5 epochs", "the same, lengths of shards noted")
         for name in ("tars", "parquet"):
             notes = root / f"notes_{name}"
             seconds = [_first_batch(root / name, notes, start) for start in (0.0, 20.5)]
             notes.mkdir()
             _first_batch(root / name, notes, 20.5)
             seconds.append(_first_batch(root / name, notes, 20.5))
-            print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in seconds) + " |")
+            print_row(name, *(f"{value:.2f}" for value in seconds))
 
 
 def _first_batch(folder: Path, notes: Path, epochs: float) -> float:
-    """Process time until the first batch of a stream that goes on after so many epochs."""
+    """Returns the process time until the first batch of a stream that resumes after some epochs."""
     opened = open_streams(str(folder), max_validation=1, notes=notes)
     images = sum(len(list(opened.train.read(shard))) for shard in range(len(opened.train)))
     opened = open_streams(str(folder), max_validation=1, notes=notes)  # which has not read any shard yet
@@ -103,18 +97,14 @@ def _compare(root: Path, arguments: argparse.Namespace, workers: int) -> None:
             clock = time.perf_counter if workers else time.process_time
             speeds[name].append(_images_per_second(iter(make()), arguments, clock))
     for name in ours:
-        ratios = [mine / theirs for mine, theirs in zip(speeds[name], speeds["torchvision"], strict=True)]
-        print(
-            f"| {workers} | {statistics.median(speeds['torchvision']):.0f} | {name} | "
-            f"{statistics.median(speeds[name]):.0f} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
-        )
+        middle, own = (f"{statistics.median(speeds[each]):.0f}" for each in ("torchvision", name))
+        print_row(workers, middle, name, own, show_ratio(speeds[name], speeds["torchvision"]))
 
 
 def _images_per_second(
     batches: Iterator[Any], arguments: argparse.Namespace, clock: Callable[[], float]
 ) -> float:
-    """Over so many seconds, after the first batches."""
+    """Returns the speed over some seconds, after a few batches that are not counted."""
     for _ in range(4):
         next(batches)
     started, count = clock(), 0
@@ -135,7 +125,7 @@ def _stream(folder: Path) -> Callable[[int], ImageStream]:
 
 
 def _peer(folder: Path, arguments: argparse.Namespace, workers: int) -> Iterator[Any]:
-    """What many trainers do: ImageFolder and torchvision's transforms, shuffled, for ever."""
+    """Returns what many trainers use: an endless loader of ImageFolder with torchvision's transforms."""
     transform = v2.Compose(
         [
             v2.Resize(arguments.size, interpolation=v2.InterpolationMode.BICUBIC),
@@ -158,7 +148,7 @@ def _peer(folder: Path, arguments: argparse.Namespace, workers: int) -> Iterator
 
 
 def _collect(given: str | None, count: int, folder: Path) -> list[Path]:
-    """Up to `count` image files, linked or drawn into a folder."""
+    """Links or draws up to `count` image files into a folder."""
     folder.mkdir(parents=True)
     if given is None:
         windows = WindowSource(training_photos(), window=256, stride=48)
@@ -193,16 +183,13 @@ def _write_parquet(files: list[Path], folder: Path) -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", help="a folder of JPEG or PNG files; without: crops of photographs")
-    parser.add_argument("--count", type=int, default=1200, help="images at most")
+    parser = benchmark_parser(__doc__, rounds=5)
+    parser.add_argument("--images", help="a folder of JPEG or PNG files; without it, crops of photographs")
+    parser.add_argument("--count", type=int, default=1200, help="most images")
     parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="measured for each loader and round")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per batch")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="loading processes")
+    parser.add_argument("--seconds", type=float, default=3.0, help="measured per loader and round")
     return parser.parse_args()
 
 

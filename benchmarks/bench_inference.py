@@ -1,20 +1,25 @@
-"""Encoding and decoding at the size of Stable Diffusion's autoencoder: number formats and memory orders.
+"""Compares number formats and memory orders for encoding and decoding, at the size of Stable Diffusion's VAE.
 
-`python benchmarks/bench_inference.py [--size PIXELS] [--rounds N] [--threads N]` prints a table for each of
-the two. The variants take turns on the same image and the same random weights; a ratio is the median over the
-rounds of stock float32's process time (wall time on a GPU) against the variant's. Errors are against float32,
-relative to the root mean square of what it gives.
+The variants take turns on the same image and the same random weights. A ratio is the median over the rounds
+of the time of stock float32 (process time, wall time on a GPU) over that of the variant. Errors are against
+float32, relative to the root mean square of its output.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Callable
 
 import torch
-from machine import commit, hardware
-from measuring import in_turns, ratios
+from measuring import (
+    benchmark_parser,
+    default_device,
+    describe_run,
+    in_turns,
+    print_head,
+    print_row,
+    show_ratio,
+)
 from torch import Tensor
 
 from latentae import KLVAE
@@ -23,10 +28,13 @@ _LEVELS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("
 
 
 def main() -> None:
-    arguments = _parse()
+    parser = benchmark_parser(__doc__, rounds=5, threads=1)
+    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
+    parser.add_argument("--batch", type=int, default=1, help="number of images")
+    arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     model = KLVAE(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **_LEVELS).eval().to(device)
     images = torch.rand(arguments.batch, 3, arguments.size, arguments.size, device=device) * 2 - 1
     latents = torch.randn(arguments.batch, 4, arguments.size // 8, arguments.size // 8, device=device)
@@ -38,9 +46,7 @@ def main() -> None:
     models["bfloat16, channels last"] = copy.deepcopy(models["bfloat16"]).to(
         memory_format=torch.channels_last
     )
-    print(
-        f"{_device_name(device)}, {arguments.threads} threads, torch {torch.__version__}, commit {commit()}."
-    )
+    print(describe_run(device))
     print(f"{arguments.batch} x {arguments.size}x{arguments.size} pixels, {arguments.rounds} rounds\n")
     encode = {name: _call(m, lambda m, x: m.encode(x).latents, images) for name, m in models.items()}
     decode = {name: _call(m, lambda m, x: m.decode(x).sample, latents) for name, m in models.items()}
@@ -64,28 +70,12 @@ def _call(model: KLVAE, function: Callable[[KLVAE, Tensor], Tensor], inputs: Ten
 def _table(name: str, calls: dict[str, Callable[[], Tensor]], rounds: int, device: torch.device) -> None:
     expected = calls["float32"]()
     measured = in_turns(calls, rounds, device)
-    print(f"| {name} | s | float32 / it | error |\n| --- | --- | --- | --- |")
+    print_head(name, "s", "float32 / it", "error")
     for variant, spent in measured.items():
-        middle, low, high = ratios(measured["float32"], spent)
         error = (calls[variant]().float() - expected).norm() / expected.norm()
-        seconds = sorted(spent)[len(spent) // 2]
-        print(f"| {variant} | {seconds:.2f} | {middle:.2f} ({low:.2f} to {high:.2f}) | {error:.1e} |")
+        seconds = f"{sorted(spent)[len(spent) // 2]:.2f}"
+        print_row(variant, seconds, show_ratio(measured["float32"], spent), f"{error:.1e}")
     print()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else hardware()
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

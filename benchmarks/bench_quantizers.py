@@ -1,13 +1,13 @@
-"""Every quantizer behind the same encoder and decoder, on the same images for the same steps.
+"""Trains one VQ-VAE per quantizer, with the same encoder and decoder on the same images for the same steps.
 
-`python benchmarks/bench_quantizers.py path/to/photos --steps 600`: trains a VQ-VAE at f8 with about 1,024
-codes a position for each quantizer, and prints a Markdown table. Usage and perplexity are over all training
-images, the rest over the validation images.
+Each has a downsampling factor of 8 and about 1,024 codes per position. Usage and perplexity are over all
+training images, the other numbers over the validation images.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -17,11 +17,9 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from measuring import benchmark_parser, describe_run, print_head, print_row
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.machine import commit, hardware
 from latentae import load_autoencoder
 from latentae.config import load_config
 from latentae.data import CenterCrop, ImageDataset, open_source, validation_loader
@@ -50,24 +48,28 @@ QUANTIZERS = {
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
+    arguments = _parse()
     print(
-        f"{hardware()}, {arguments.threads} thread(s), torch {torch.__version__}, commit {commit()}\n\n"
-        f"{arguments.steps} steps of {arguments.batch_size} images, {arguments.size} px, "
-        f"widths {arguments.widths}, {arguments.data}\n"
+        f"{describe_run()}\n\n{arguments.steps} steps of {arguments.batch_size} images, {arguments.size} px, "
+        f"widths {arguments.widths}, {arguments.threads} thread(s), {arguments.data}\n"
     )
-    print(
-        "| quantizer | PSNR, dB | SSIM | LPIPS (alex) | bits/image | entropy | codes used | perplexity | s |"
+    print_head(
+        *("quantizer", "PSNR, dB", "SSIM", "LPIPS (alex)", "bits/image", "entropy"),
+        *("codes used", "perplexity", "s"),
     )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    wanted = arguments.only or list(QUANTIZERS)
-    for name in wanted:
+    for name in arguments.only or QUANTIZERS:
         with tempfile.TemporaryDirectory() as folder:
             row = _run(name, Path(folder) / "run", arguments)
-        print(
-            f"| {name} | {row['psnr']:.2f} | {row['ssim']:.3f} | {row['lpips']:.3f} | {row['bits']:.0f} | "
-            f"{row['entropy']:.0f} | {row['usage']:.1%} | {row['perplexity']:.0f} | {row['seconds']:.0f} |",
-            flush=True,
+        print_row(
+            name,
+            f"{row['psnr']:.2f}",
+            f"{row['ssim']:.3f}",
+            f"{row['lpips']:.3f}",
+            f"{row['bits']:.0f}",
+            f"{row['entropy']:.0f}",
+            f"{row['usage']:.1%}",
+            f"{row['perplexity']:.0f}",
+            f"{row['seconds']:.0f}",
         )
 
 
@@ -97,11 +99,8 @@ def _run(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, An
     )
     AcceleratorState._reset_state(reset_partial_state=True)
     started = time.perf_counter()
-    stdout, sys.stdout = sys.stdout, sys.stderr  # the table stays clean
-    try:
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the table
         Trainer(config).fit()
-    finally:
-        sys.stdout = stdout
     seconds = time.perf_counter() - started
     summary = json.loads((folder / "summary.json").read_text())
     return {**summary, **_codes(folder / "model", arguments), "seconds": seconds}
@@ -109,7 +108,7 @@ def _run(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, An
 
 @torch.no_grad()
 def _codes(model_folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """How the codes of all training images are spread."""
+    """Measures which codes the training images use, and how often."""
     model = load_autoencoder(model_folder)
     source = open_source(arguments.data, split="train")
     images = ImageDataset(source, CenterCrop(arguments.size, None), channels=3)
@@ -129,18 +128,15 @@ def _codes(model_folder: Path, arguments: argparse.Namespace) -> dict[str, float
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="?", default="photos", help="images to train on (photos)")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--size", type=int, default=64, help="pixels a side")
+def _parse() -> argparse.Namespace:
+    parser = benchmark_parser(__doc__, threads=1)
+    parser.add_argument("data", nargs="?", default="photos", help="images to train on")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of each model")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per step")
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--widths", default="32, 32, 64, 96", help="block_out_channels, four multiples of 16")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--only", action="append", choices=QUANTIZERS, help="one of the rows; may be repeated"
-    )
-    return parser
+    parser.add_argument("--only", action="append", choices=QUANTIZERS, help="one row; may be repeated")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

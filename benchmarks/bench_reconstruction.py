@@ -1,9 +1,8 @@
-"""Public autoencoders and one's own side by side on one data set, beside the numbers that were published.
+"""Measures public autoencoders and your own on one data set, and shows published numbers next to them.
 
-`python benchmarks/bench_reconstruction.py --data FOLDER_OR_HUB_SET --out FOLDER [MODEL ...]` writes a report
-and prints a table. Models are names of the list below, or what `latentae evaluate` takes; without any, all of
-the list. What cannot be had (no connection, a licence to accept first) is left out with a sentence. Under
-torchrun or `accelerate launch` several devices share the work.
+Writes a report and prints a table. A MODEL is a name of the list below, or what `latentae evaluate` takes;
+without any, all of the list are measured. Models that cannot be opened (no connection, a licence that was not
+accepted) are left out with a message. Under torchrun or `accelerate launch` several devices share the work.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderDC
 from diffusers.configuration_utils import FrozenDict
+from measuring import benchmark_parser
 from torch import Tensor, nn
 
 from latentae import distributed
@@ -37,12 +37,12 @@ _SHOWN = ("rfid", "psnr", "ssim", "lpips_alex", "lpips_vgg", "lpips")
 
 @dataclass(frozen=True)
 class Published:
-    """Numbers somebody else measured.
+    """Numbers that others measured.
 
     Attributes:
-        numbers: metric → number; ``lpips`` where the network is not stated.
-        data: on what.
-        remark: how it was measured otherwise than here, as far as is known.
+        numbers: metric to value; ``lpips`` if the network is not stated.
+        data: the data set.
+        remark: known differences from how this script measures.
     """
 
     numbers: dict[str, float]
@@ -52,7 +52,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Public:
-    """A model on the hub, and what was published of it."""
+    """A model on the hub and the numbers published for it."""
 
     path: str
     published: Sequence[Published] = field(default_factory=tuple)
@@ -99,7 +99,7 @@ PUBLIC = {
 
 
 class DeepCompression(nn.Module):
-    """diffusers' AutoencoderDC, which `load_autoencoder` does not open, as an evaluation needs a model."""
+    """diffusers' AutoencoderDC, which `load_autoencoder` does not open, with what an evaluation needs."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class DeepCompression(nn.Module):
         self.latents_channels = int(self.stock.config.latent_channels)
 
     def forward(self, images: Tensor) -> AutoencoderOutput:
-        """The reconstruction of images [B, C, H, W] in [−1, 1] whose sides the factor divides."""
+        """Reconstructs images [B, C, H, W] in [-1, 1]. The factor divides height and width."""
         latents = self.stock.encode(images).latent
         return AutoencoderOutput(sample=self.stock.decode(latents).sample, latents=latents)
 
@@ -145,7 +145,7 @@ def main() -> int:
 
 
 def open_model(path: str) -> Any:
-    """Whatever `load_autoencoder` opens, and diffusers' AutoencoderDC."""
+    """Opens what `load_autoencoder` opens, and diffusers' AutoencoderDC."""
     try:
         return load_autoencoder(path, torch_dtype=torch.float32)
     except ValueError as error:
@@ -155,7 +155,7 @@ def open_model(path: str) -> Any:
 
 
 def render(results: Results) -> str:
-    """Measured numbers, published ones under them, what differs, and all that was measured, as Markdown."""
+    """Returns measured and published numbers, their differences, and all metrics, as Markdown."""
     protocol = results.protocol
     data = protocol["data"]
     name = "a folder of photographs" if Path(data["name"]).exists() else f"{data['name']} ({data['split']})"
@@ -172,9 +172,9 @@ def render(results: Results) -> str:
             cells = [f"{found[name]:g}" if name in found else "-" for name in _SHOWN]
             remark = _difference(published, results)
             lines.append(f"| | published | {' | '.join(cells)} | {published.data} | {remark} |")
-    home = str(Path.home())  # of no interest to others
+    home = str(Path.home())  # not to be published
     lines += [f"\n{remark.replace(home, '~')}." for remark in caveats(results)]
-    return "\n".join([*lines, "\nAll that was measured:\n", render_markdown(results)])
+    return "\n".join([*lines, "\nAll metrics:\n", render_markdown(results)])
 
 
 def _difference(published: Published, results: Results) -> str:
@@ -184,13 +184,13 @@ def _difference(published: Published, results: Results) -> str:
 
 
 def _available(wanted: Sequence[str]) -> dict[str, tuple[str, Any]]:
-    """Name → path and model, of those that can be opened; says why of the others.
+    """Returns name to path and model for those that can be opened, and reports why others cannot.
 
     Raises:
-        ValueError: none of them can.
+        ValueError: none can be opened.
     """
     models: dict[str, tuple[str, Any]] = {}
-    with distributed.main_first():  # the first rank fetches, the others find
+    with distributed.main_first():  # the first rank downloads
         for name, path in name_models(wanted).items():
             try:
                 models[name] = (path, open_model(path))
@@ -207,19 +207,17 @@ def _say(text: str) -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(PUBLIC)}, or name=path")
-    parser.add_argument("--data", required=True, help="a folder of images, or a dataset of the hub")
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--split")
-    parser.add_argument("--protocol", default="imagenet-256")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--num-workers", type=int, default=0)
-    parser.add_argument("--inception", type=Path)
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--data", required=True, help="a folder of images, or a dataset on the hub")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the report")
+    parser.add_argument("--split", help="split of the data")
+    parser.add_argument("--protocol", default="imagenet-256", help="size and crop of the images")
+    parser.add_argument("--limit", type=int, help="most images")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per batch")
+    parser.add_argument("--num-workers", type=int, default=0, help="decoding processes")
+    parser.add_argument("--inception", type=Path, help="file of FID's Inception weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that is there")
     return parser.parse_args()
 
 

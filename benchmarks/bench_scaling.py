@@ -1,16 +1,16 @@
-"""How a step's time and memory grow with the image's side, the batch, the number of codes and the ranks.
+"""Measures how a step's time and memory grow with image size, batch size, number of codes and ranks.
 
-`python benchmarks/bench_scaling.py [--rounds N] [--threads N] [key=value ...]` prints a table for each, and
-the exponent p of cost ~ x^p fitted to all points by least squares of logarithms: 2 in the side and 1 in the
-batch say that nothing but the work grows. Time is process time (wall time on a GPU); memory is what autograd
-keeps for the backward pass of the autoencoder, in training as `performance=auto` sets it up.
+Prints a table for each, and the exponent p of cost ~ x^p, fitted to all points by least squares of
+logarithms: 2 for the image side and 1 for the batch mean that cost is proportional to the work. Time is
+process time (wall time on a GPU). Memory is what autograd keeps for the backward pass of the autoencoder,
+with `performance=auto`.
 
-Ranks are processes on this machine, each with the whole batch: 0 says that another one costs the others
-nothing. Theirs is a step of the trainer, optimizer and averages included. Its wall time is given as well, and
-means something where there is a core, or a GPU, for each.
+Ranks are processes on this machine, each with the whole batch, so an exponent of 0 means that another rank
+costs the others nothing. They run whole steps of the trainer, optimizer and averages included. Their wall
+time is meaningful only if each has a core or a GPU.
 
-Noise is what one rank draws in a step with so many ranks: a posterior of 4 x 32 x 32 for each of 16 images,
-and the draws that both sides are augmented by. It is drawn on a processor, whatever the device.
+Noise is what one rank draws per step with that number of ranks, always on the CPU: a posterior of 4 x 32 x 32
+for each of 16 images, and the draws that augment images and reconstructions.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
-from machine import commit, hardware
-from measuring import in_turns
+from measuring import benchmark_parser, default_device, describe_run, in_turns, print_head, print_row
 from torch import Tensor
 
 from latentae import build
@@ -49,47 +48,50 @@ _AXES = {
     "batch_size": (1, 2, 4, 8),
     "model.quantizer.num_codes": (256, 1024, 4096, 16384),
 }
-_RANK_STEPS = 5  # of each rank in a round
+_RANK_STEPS = 5  # per round
 _NOISE_WORLDS, _NOISE_BATCH, _NOISE_DRAWS = (1, 8, 64), 16, 10
 
 
 def main() -> None:
-    arguments = _parse()
+    parser = benchmark_parser(__doc__, rounds=3, threads=1)
+    parser.add_argument("--ranks", type=int, default=2, help="most ranks")
+    parser.add_argument("overrides", nargs="*", help="key=value, as in training")
+    arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else hardware()
-    print(f"{name}, {arguments.threads} threads, torch {torch.__version__}, commit {commit()}.")
-    print(
-        f"quickstart with {arguments.overrides or 'nothing changed'}, at {_BASE}; {arguments.rounds} rounds\n"
-    )
+    device = default_device()
+    print(describe_run(device))
+    changes = arguments.overrides or "no overrides"
+    print(f"quickstart with {changes}, at {_BASE}; {arguments.rounds} rounds\n")
+
     for axis, values in _AXES.items():
         steps = {str(value): _step({**_BASE, axis: value}, arguments.overrides, device) for value in values}
         measured = in_turns({value: step for value, (step, _) in steps.items()}, arguments.rounds, device)
         seconds = [statistics.median(spent) for spent in measured.values()]
         kept = [meter() / 2**20 for _, meter in steps.values()]
-        print(f"| {axis} | s | kept MiB |\n| --- | --- | --- |")
-        for value, spent, memory in zip(values, seconds, kept, strict=True):
-            print(f"| {value} | {spent:.3f} | {memory:.1f} |")
-        print(f"| exponent | {exponent(values, seconds):.2f} | {exponent(values, kept):.2f} |\n")
+        _print_table((axis, "s", "kept MiB"), values, (seconds, ".3f"), (kept, ".1f"))
+
     worlds = tuple(range(1, 1 + arguments.ranks))
-    spent = [_ranks(world, arguments) for world in worlds]
-    print("| ranks | s of processor time of each | s |\n| --- | --- | --- |")
-    for world, (own, wall) in zip(worlds, spent, strict=True):
-        print(f"| {world} | {own:.3f} | {wall:.3f} |")
-    if len(worlds) > 1:
-        own, wall = (exponent(worlds, [*costs]) for costs in zip(*spent, strict=True))
-        print(f"| exponent | {own:.2f} | {wall:.2f} |")
+    own, wall = zip(*(_ranks(world, arguments) for world in worlds), strict=True)
+    _print_table(("ranks", "s of processor time of each", "s"), worlds, (own, ".3f"), (wall, ".3f"))
+
     draws = {str(world): partial(_noise, world) for world in _NOISE_WORLDS}
     measured = in_turns(draws, arguments.rounds, torch.device("cpu"))
     noise = [1000 * statistics.median(spent) / _NOISE_DRAWS for spent in measured.values()]
-    print("\n| ranks | ms of one rank's noise |\n| --- | --- |")
-    for world, spent_on_noise in zip(_NOISE_WORLDS, noise, strict=True):
-        print(f"| {world} | {spent_on_noise:.2f} |")
-    print(f"| exponent | {exponent(_NOISE_WORLDS, noise):.2f} |")
+    _print_table(("ranks", "ms of one rank's noise"), _NOISE_WORLDS, (noise, ".2f"))
 
 
-def exponent(values: tuple[int, ...], costs: list[float]) -> float:
-    """p of the power law costs ~ values^p that is nearest in logarithms."""
+def _print_table(head: Sequence[str], values: Sequence[int], *columns: tuple[Sequence[float], str]) -> None:
+    """Prints costs over values, each with its format, and their exponents."""
+    print_head(*head)
+    for row, value in enumerate(values):
+        print_row(value, *(format(costs[row], digits) for costs, digits in columns))
+    if len(values) > 1:
+        print_row("exponent", *(f"{exponent(values, costs):.2f}" for costs, _ in columns))
+    print()
+
+
+def exponent(values: Sequence[int], costs: Sequence[float]) -> float:
+    """Returns p of the power law costs ~ values^p, fitted by least squares of logarithms."""
     x, y = ([math.log(number) for number in numbers] for numbers in (values, costs))
     return statistics.linear_regression(x, y).slope
 
@@ -97,7 +99,7 @@ def exponent(values: tuple[int, ...], costs: list[float]) -> float:
 def _step(
     settings: dict[str, int], overrides: list[str], device: torch.device
 ) -> tuple[Callable[[], None], Callable[[], int]]:
-    """A training step, and what gives the bytes that its autoencoder's forward keeps."""
+    """Returns a training step, and a function that measures the bytes its forward pass keeps."""
     torch.manual_seed(0)
     given = [f"{key}={value}" for key, value in settings.items()]
     config = load_config("vqgan", ["--config", "quickstart", *given, *overrides])
@@ -124,7 +126,7 @@ def _step(
 
 
 def _noise(world: int) -> None:
-    """The last rank's draws of a few steps."""
+    """Makes the draws of the last rank for a few steps."""
     for step in range(_NOISE_DRAWS):
         randomness = StepRandomness(0, step, rank=world - 1, world_size=world)
         randomness.normal("posterior", _NOISE_BATCH, 4, 32, 32)
@@ -133,7 +135,7 @@ def _noise(world: int) -> None:
 
 
 def _ranks(world: int, arguments: argparse.Namespace) -> tuple[float, float]:
-    """A step's time on the processor and on the clock, the median of the steps of all ranks."""
+    """Returns the process time and the wall time of a step, medians over the steps of all ranks."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_rank, (world, Path(folder), arguments), nprocs=world)
         spent = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
@@ -160,17 +162,6 @@ def _rank(rank: int, world: int, folder: Path, arguments: argparse.Namespace) ->
         own.append(time.process_time() - began[0])
         wall.append(time.perf_counter() - began[1])
     (folder / f"{rank}.json").write_text(json.dumps([own[1:], wall[1:]]))
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--ranks", type=int, default=2, help="at most, in the last table")
-    parser.add_argument("overrides", nargs="*", help="key=value, as in training")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,33 +1,40 @@
-"""Our training step against other programs': time, operations, memory, in one run.
+"""Compares our training step with those of other programs: time, operations and memory.
 
-`python benchmarks/bench_step.py [--rounds N] [--threads N] [key=value ...]` prints two tables, for a VQGAN
-and for a KL-VAE of the same layers. The formulations (formulations.py) take turns on the same images; a ratio
-is the median over the rounds of process time against process time (wall time on a GPU, after
-synchronisation). Memory is measured in a process of its own for each. Without key=value the networks are
-taming-transformers' VQGAN at half its width, LPIPS on VGG16 and its PatchGAN, on 4 images of 128 x 128.
+Prints one table for a VQGAN and one for a KL-VAE with the same layers. The steps (peers.py) take turns on the
+same images. A ratio is the median over the rounds of process time (wall time on a GPU). Memory is measured in
+a process of its own for each. By default the networks are taming-transformers' VQGAN at half its width, LPIPS
+on VGG16 and its PatchGAN, on 4 images of 128x128; key=value overrides change them.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from formulations import (
+from measuring import (
+    FlopCount,
+    benchmark_parser,
+    convolution_rate,
+    default_device,
+    describe_run,
+    in_fresh_process,
+    in_turns,
+    peak_memory,
+    print_head,
+    print_row,
+    ratios,
+    show_ratio,
+)
+from peers import (
     diffusers_kl_steps,
     diffusers_vqgan_steps,
     packaged_lpips,
     taming_step,
     with_taming_blocks,
 )
-from machine import commit, hardware
-from measuring import FlopCount, convolution_rate, in_turns, peak_memory, ratios
 from torch import Tensor, nn
 
 from latentae import build
@@ -49,12 +56,12 @@ SETTINGS = [
     "data.image_size=128",
     "batch_size=4",
 ]
-_TOO_NOISY = 0.15  # the ratios' range over their median
+_TOO_NOISY = 0.15  # range of the ratios over their median
 
 
 @dataclass
 class Bench:
-    """The networks of one kind, and each formulation's step on them."""
+    """The networks of one kind, and the step of each program on them."""
 
     autoencoder: nn.Module
     discriminator: nn.Module
@@ -63,7 +70,7 @@ class Bench:
     steps: dict[str, Callable[[], None]]
 
     def run(self, name: str) -> Callable[[], None]:
-        """One step of a formulation, which leaves no gradients behind."""
+        """Returns a step that clears the gradients afterwards."""
 
         def step() -> None:
             self.steps[name]()
@@ -76,7 +83,7 @@ class Bench:
 def main() -> None:
     arguments = _parse()
     torch.set_num_threads(arguments.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     if arguments.memory_of:
         kind, name = arguments.memory_of
         run = _bench(kind, arguments.overrides, device).run(name)
@@ -84,50 +91,44 @@ def main() -> None:
         print(peak_memory(run, device))
         return
     rate = convolution_rate(device)
-    print(
-        f"{_device_name(device)}, {arguments.threads} threads, torch {torch.__version__}, commit {commit()}."
-    )
-    print(f"Convolutions alone reach {rate / 1e9:.0f} GFLOP/s.\n")
+    print(f"{describe_run(device)}\nConvolutions alone reach {rate / 1e9:.0f} GFLOP/s.\n")
     for kind in arguments.kinds:
         _table(kind, arguments, device, rate)
 
 
 def _table(kind: str, arguments: argparse.Namespace, device: torch.device, rate: float) -> None:
+    # Count, time, and measure the memory of each step.
     bench = _bench(kind, arguments.overrides, device)
-    if arguments.steps:
-        bench.steps = {name: step for name, step in bench.steps.items() if name in arguments.steps}
+    names = [name for name in bench.steps if not arguments.steps or name in arguments.steps]
     operations = {}
-    for name in bench.steps:
+    for name in names:
         with FlopCount() as count:
             bench.run(name)()
         operations[name] = count.total
-    measured = in_turns({name: bench.run(name) for name in bench.steps}, arguments.rounds, device)
-    peaks = {name: _memory(kind, name, arguments) for name in bench.steps}
-    names = list(bench.steps)
-    others, ours = [name for name in names if not name.startswith("ours")], names[-1]
+    measured = in_turns({name: bench.run(name) for name in names}, arguments.rounds, device)
+    words = (*arguments.overrides, f"--threads={arguments.threads}", "--memory-of", kind)
+    peaks = {name: in_fresh_process(__file__, *words, name) for name in names}
     rate_now = max(rate, convolution_rate(device))
+
+    # Print a row per step, with its ratio to each of the other programs.
     shape = "x".join(str(side) for side in bench.images.shape[2:])
     print(f"{kind}: {len(bench.images)} images of {shape}, an update of each; {arguments.rounds} rounds\n")
-    columns = ["s", "GFLOP", "of the convolutions' rate", "peak MiB", *(f"{other} / it" for other in others)]
-    print(f"| step | {' | '.join(columns)} |")
-    print("| --- " * (5 + len(others)) + "|")
-    noisy = False
+    others = [name for name in names if not name.startswith("ours")]
+    columns = ["step", "s", "GFLOP", "of the convolutions' rate", "peak MiB"]
+    print_head(*columns, *(f"{other} / it" for other in others))
     for name in names:
-        against = [ratios(measured[other], measured[name]) for other in others]
-        noisy |= name == ours and any(high - low > _TOO_NOISY * middle for middle, low, high in against)
         spent = sorted(measured[name])[len(measured[name]) // 2]
-        cells = [f"{middle:.2f} ({low:.2f} to {high:.2f})" for middle, low, high in against]
-        share = operations[name] / spent / rate_now
-        row = [
+        print_row(
             name,
             f"{spent:.2f}",
             f"{operations[name] / 1e9:.0f}",
-            f"{share:.0%}",
+            f"{operations[name] / spent / rate_now:.0%}",
             f"{peaks[name]:.0f}",
-            *cells,
-        ]
-        print(f"| {' | '.join(row)} |")
-    print("\nToo noisy to tell: run it again on a quieter machine.\n" if noisy else "")
+            *(show_ratio(measured[other], measured[name]) for other in others),
+        )
+    against = [ratios(measured[other], measured[names[-1]]) for other in others]
+    noisy = any(high - low > _TOO_NOISY * middle for middle, low, high in against)
+    print("\nThe ratios vary too much: run it again on a quieter machine.\n" if noisy else "")
 
 
 def _bench(kind: str, overrides: list[str], device: torch.device) -> Bench:
@@ -190,7 +191,7 @@ def _bench(kind: str, overrides: list[str], device: torch.device) -> Bench:
 
 
 def with_perceptual(objective: ReconstructionObjective, perceptual: nn.Module) -> ReconstructionObjective:
-    """The objective with another perceptual loss in the place of its own."""
+    """Returns the objective with another perceptual loss."""
     changed = copy.copy(objective)
     changed._modules = {**objective._modules, "perceptual": perceptual}
     return changed
@@ -203,30 +204,15 @@ def _config(kind: str, overrides: list[str]) -> RunConfig:
     return load_config("vqgan", ["--config", "quickstart", *settings])
 
 
-def _memory(kind: str, name: str, arguments: argparse.Namespace) -> float:
-    command = [sys.executable, __file__, "--threads", str(arguments.threads), "--memory-of", kind, name]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(
-        [*command, *arguments.overrides], capture_output=True, text=True, env=environment, cwd=Path.cwd()
-    )
-    if done.returncode:
-        raise RuntimeError(f"measuring the memory of {name!r} failed:\n{done.stderr[-2000:]}")
-    return float(done.stdout.splitlines()[-1])
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else hardware()
-
-
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = benchmark_parser(__doc__, rounds=7, threads=1)
+    parser.add_argument(
+        "--kinds", nargs="+", default=["VQGAN", "KL-VAE"], choices=["VQGAN", "KL-VAE"], help="tables to print"
     )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--kinds", nargs="+", default=["VQGAN", "KL-VAE"], choices=["VQGAN", "KL-VAE"])
-    parser.add_argument("--steps", nargs="+", help="these formulations alone, by their names in the table")
-    parser.add_argument("--memory-of", nargs=2, metavar=("KIND", "STEP"), help="measure this alone")
+    parser.add_argument("--steps", nargs="+", help="these steps only, by their names in the table")
+    parser.add_argument(
+        "--memory-of", nargs=2, metavar=("KIND", "STEP"), help="print the memory of this step"
+    )
     parser.add_argument("overrides", nargs="*", help="key=value, as in training")
     return parser.parse_intermixed_args()
 

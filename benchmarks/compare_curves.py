@@ -1,17 +1,17 @@
-"""Two runs' loss curves on top of each other: whether a change of speed has changed the training.
+"""Compares the loss curves of two runs, for example to check that a faster step trains as well.
 
-`python benchmarks/compare_curves.py RUN/metrics.jsonl OTHER/metrics.jsonl --out curves.png` prints a table:
-of each number that both runs logged, the median and the largest difference between the same steps, beside how
-much the first run's own number moves from one step to the next. The picture has a panel a number.
+Prints, for each number that both runs logged, the median and the largest difference between the same steps,
+and how much the first run's own number changes from one step to the next. Draws a panel for each number.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
 from pathlib import Path
+
+from measuring import benchmark_parser, print_head, print_row
 
 from latentae.report.figures import paired_curves
 
@@ -22,19 +22,22 @@ _NAMES = ("loss", "reconstruction", "perceptual", "generator", "discriminator", 
 
 
 def main() -> None:
-    arguments = _parse()
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("metrics", nargs=2, help="metrics.jsonl of two runs")
+    parser.add_argument("--names", nargs="+", default=list(_NAMES), help="numbers to compare")
+    parser.add_argument("--out", help="draw the curves into this PNG file")
+    arguments = parser.parse_args()
     first, second = (read_curves(Path(path)) for path in arguments.metrics)
     names = [name for name in arguments.names if name in first and name in second]
-    print("| number | median difference | largest | from step to step, median |\n| --- | --- | --- | --- |")
+    print_head("number", "median difference", "largest", "from step to step, median")
     for name in names:
-        middle, largest, moves = differences(first[name], second[name])
-        print(f"| {name} | {middle:.2g} | {largest:.2g} | {moves:.2g} |")
+        print_row(name, *(f"{value:.2g}" for value in differences(first[name], second[name])))
     if arguments.out:
         paired_curves({name: (first[name], second[name]) for name in names}).save(arguments.out)
 
 
 def read_curves(path: Path) -> Curves:
-    """The numbers of a run's metrics.jsonl."""
+    """Reads the numbers of a run's metrics.jsonl."""
     curves: Curves = {}
     for line in path.read_text().splitlines():
         numbers = json.loads(line)
@@ -45,21 +48,11 @@ def read_curves(path: Path) -> Curves:
 
 
 def differences(first: dict[int, float], second: dict[int, float]) -> tuple[float, float, float]:
-    """Median and largest difference at the steps that both have, and the median move of the first."""
+    """Returns median and largest difference over the common steps, and the first's median change per step."""
     steps = sorted(first.keys() & second.keys())
     apart = [abs(first[step] - second[step]) for step in steps]
     moves = [abs(first[a] - first[b]) for a, b in itertools.pairwise(steps)]
     return statistics.median(apart), max(apart), statistics.median(moves)
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("metrics", nargs=2, help="a run's metrics.jsonl, twice")
-    parser.add_argument("--names", nargs="+", default=list(_NAMES))
-    parser.add_argument("--out", help="the picture, a PNG")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

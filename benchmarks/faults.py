@@ -1,31 +1,37 @@
-"""Real runs struck by faults, continued, and compared with a run that was left alone.
+"""Interrupts real training runs, resumes them, and compares them with an undisturbed run.
 
-`python benchmarks/faults.py [--kills N] [--steps N] [--only WORD ...] [--out FILE]` prints a table in
-Markdown. The runs are the quickstart's model on files of the built-in photographs, in processes of their own,
-one thread each, on the CPU. What was lost is what the last checkpoint, the model and the log of the continued
-run lack, or have otherwise than those of the run that was left alone: every tensor, bit by bit. A full disk
-needs the permission to mount a tmpfs.
+The runs train the quickstart model on files of the built-in photographs. Each is a process of its own on the
+CPU, with one thread. The last column of the table compares the last checkpoint, the exported model and the
+log of the resumed run with those of the undisturbed run: every tensor, bit by bit. Filling a disk needs the
+permission to mount a tmpfs.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fault_comparison import newest_checkpoint
-from fault_runs import EVERY, Bench, kill_group
-from machine import commit, hardware
+import torch
+from measuring import ROOT, benchmark_parser, commit, hardware, print_head, print_row
+from PIL import Image
+from safetensors.torch import load_file
+
+from latentae.data.photos import training_photos
+
+EVERY = 4  # steps between checkpoints
+_CLOCK = frozenset({"images_per_second"})  # differs from run to run
 
 _NAN_RUN = """
 import sys
@@ -40,12 +46,173 @@ trainer.fit()
 """
 
 
+# --- runs
+
+
+class Bench:
+    """A folder with images, an undisturbed run, and what starts other runs like it.
+
+    Attributes:
+        root: the folder of the images and of all runs.
+        steps: optimizer steps of each run.
+        random: draws the moments of the kills.
+        seconds: how long the undisturbed run took.
+    """
+
+    def __init__(self, root: Path, steps: int, seed: int) -> None:
+        self.root = root
+        self.steps = steps
+        self.random = random.Random(seed)
+        self.images = root / "images"
+        draw_images(self.images)
+        started = time.perf_counter()
+        self.whole = root / "whole"
+        self.finish("whole")
+        self.seconds = time.perf_counter() - started
+
+    def start(
+        self, name: str, *changes: str, processes: int = 1, program: tuple[str, ...] = ()
+    ) -> subprocess.Popen:
+        """Starts a run in ``root / name``, as a process group of its own."""
+        words = [sys.executable]
+        if processes > 1:
+            words += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        words += program or ("scripts/train_vqgan.py",)
+        settings = [
+            f"output_dir={self.root / name}",
+            f"data.name={self.images}",
+            f"max_steps={self.steps}",
+            f"checkpoint_every={EVERY}",
+            *("batch_size=4", "cpu_threads=1", "log_every=1", "sample_every=100000", "data.num_workers=1"),
+            *("loss.adversarial.start_step=8", "loss.adversarial.discriminator_warmup_steps=2"),
+            *("validate_every=8", "best_metric=validation_psnr"),
+        ]
+        environment = {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [*words, *settings, *changes],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, name: str, *changes: str, **options: Any) -> str:
+        """Starts a run, waits for its end, and returns what it printed."""
+        process = self.start(name, *changes, **options)
+        printed, _ = process.communicate()
+        if process.returncode != 0:
+            raise RuntimeError(f"the run ended with {process.returncode}:\n{printed[-3000:]}")
+        return printed
+
+    def wait_for_step(self, name: str, step: int, process: subprocess.Popen) -> None:
+        """Waits until the log has a line for the step."""
+        metrics = self.root / name / "metrics.jsonl"
+        while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
+            if process.poll() is not None:
+                raise RuntimeError(
+                    f"the run ended with {process.returncode}:\n{process.stdout.read()[-3000:]}"
+                )
+            time.sleep(0.05)
+
+    def lost(self, name: str, whole: str = "whole") -> str:
+        """Compares a run with the undisturbed one."""
+        return difference(self.root / whole, self.root / name)
+
+    def kill_and_resume(self, whole: str, *changes: str, **options: Any) -> str:
+        """Kills a run like ``whole`` in its twelfth step, resumes it, and compares the two."""
+        name = f"{whole}_killed"
+        process = self.start(name, *changes, **options)
+        self.wait_for_step(name, 12, process)
+        kill_group(process)
+        self.finish(name, *changes, **options)
+        return self.lost(name, whole)
+
+
+def draw_images(folder: Path, side: int = 160, count: int = 36) -> None:
+    """Writes crops of the built-in photographs as PNG files."""
+    folder.mkdir(parents=True)
+    photos = training_photos()
+    dice = random.Random(0)
+    for number in range(count):
+        photo = Image.fromarray(photos.load(number % len(photos), 3))
+        left, top = (dice.randrange(extent - side) for extent in photo.size)
+        photo.crop((left, top, left + side, top + side)).save(folder / f"{number:03d}.png")
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """Sends SIGKILL to a run and all of its processes."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+# --- comparison
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """Returns the complete checkpoint with the highest step."""
+    found = [
+        path for path in (run / "checkpoints").glob("step_*") if path.name.removeprefix("step_").isdigit()
+    ]
+    return max(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def difference(whole: Path, run: Path) -> str:
+    """Returns the first difference between two runs, or "nothing" and the number of values compared."""
+    expected, found = (dict(_leaves(_states(newest_checkpoint(path)))) for path in (whole, run))
+    if newest_checkpoint(whole).name != newest_checkpoint(run).name or expected.keys() != found.keys():
+        return "the last checkpoint is of another step or shape"
+    for name, value in expected.items():
+        if not _equal(value, found[name]):
+            return f"{name} differs"
+    model = "model/diffusion_pytorch_model.safetensors"
+    if (whole / model).read_bytes() != (run / model).read_bytes():
+        return "the exported model differs"
+    if _log(whole) != _log(run):
+        return "the log differs"
+    return f"nothing: {len(expected)} tensors and numbers, the model and the log are equal bit by bit"
+
+
+def _states(checkpoint: Path) -> dict[str, Any]:
+    states: dict[str, Any] = {}
+    for path in sorted(checkpoint.iterdir()):
+        if path.suffix == ".safetensors":
+            states[path.name] = load_file(path)
+        elif path.suffix not in (".json", ".yaml"):
+            states[path.name] = torch.load(path, weights_only=False)
+    return states
+
+
+def _leaves(state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+        if isinstance(value, dict | list | tuple):
+            yield from _leaves(value, f"{name}{key}.")
+        else:
+            yield f"{name}{key}", value
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    return bool(first.tobytes() == second.tobytes() if hasattr(first, "tobytes") else first == second)
+
+
+def _log(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in _CLOCK} for line in lines]
+
+
+# --- faults
+
+
 Row = tuple[str, str, str]
 Fault = Callable[[Bench], Iterator[Row]]
 
 
 def place(run: Path, log_before: int) -> str:
-    """Where in its course a run was killed, from what it left."""
+    """Tells from the files of a killed run what it was doing."""
     if not run.exists() or not (run / "config.yaml").exists():
         return "before it began"
     if any(run.glob(".model.*")) or ((run / "model").exists() and not (run / "summary.json").exists()):
@@ -59,7 +226,7 @@ def place(run: Path, log_before: int) -> str:
 
 
 def random_kills(bench: Bench, number: int) -> Iterator[Row]:
-    """``kill -9`` of the whole group at uniformly random times, again and again until the run is done."""
+    """``kill -9`` of the whole process group at random times, repeated until the run is done."""
     places: dict[str, int] = {}
     verdicts, runs, kills = [], 0, 0
     while kills < number:
@@ -69,7 +236,7 @@ def random_kills(bench: Bench, number: int) -> Iterator[Row]:
             metrics = run / "metrics.jsonl"
             before = metrics.stat().st_size if metrics.exists() else 0
             process = bench.start(name)
-            # A fifth of them anywhere, the others after the start, which would take most of them.
+            # One kill in five may come at any time; the others after the start, which takes most of the time.
             if bench.random.random() > 0.2:
                 while process.poll() is None and (not metrics.exists() or metrics.stat().st_size <= before):
                     time.sleep(0.02)
@@ -110,7 +277,7 @@ def one_rank_killed(bench: Bench) -> Iterator[Row]:
 
 
 def asked_to_leave(bench: Bench) -> Iterator[Row]:
-    """SIGTERM, SIGINT, SIGUSR1 to the whole group, the loader's workers too."""
+    """SIGTERM, SIGINT and SIGUSR1 to the whole process group, including the loader's workers."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         name = number.name
         process = bench.start(name)
@@ -129,7 +296,7 @@ def asked_to_leave(bench: Bench) -> Iterator[Row]:
 
 
 def damaged_checkpoints(bench: Bench) -> Iterator[Row]:
-    """The newest checkpoint truncated, with a flipped bit, without a file."""
+    """The newest checkpoint is truncated, has a flipped bit, or lacks a file."""
 
     def truncate(file: Path) -> None:
         os.truncate(file, file.stat().st_size // 2)
@@ -154,7 +321,7 @@ def damaged_checkpoints(bench: Bench) -> Iterator[Row]:
 
 
 def full_disk(bench: Bench) -> Iterator[Row]:
-    """A disk that is full during the second checkpoint, and has room again later."""
+    """The disk is full during the second checkpoint and has room again later."""
     disk = bench.root / "disk"
     disk.mkdir()
     size = sum(file.stat().st_size for file in newest_checkpoint(bench.whole).iterdir())
@@ -195,19 +362,19 @@ def worker_killed(bench: Bench) -> Iterator[Row]:
 
 
 def not_a_number(bench: Bench) -> Iterator[Row]:
-    """A loss that is NaN in step 10, in a run that is also killed two steps later and continued."""
+    """A loss that is NaN in step 10, in a run that is then killed two steps later and resumed."""
     program = ("-c", _NAN_RUN)
     printed = bench.finish("nan", program=program)
     lines = [json.loads(line) for line in (bench.root / "nan" / "metrics.jsonl").read_text().splitlines()]
     odd = [line["step"] for line in lines if "NaN" in json.dumps(line) or "Infinity" in json.dumps(line)]
     said = next((line for line in printed.splitlines() if "step 10 skipped" in line), "nothing said")
-    lost = _killed_and_continued(bench, "nan", program=program)
+    lost = bench.kill_and_resume("nan", program=program)
     happened = f"{said.split(':')[0]}; {lines[-1]['step']} steps done, lines with a NaN: {odd or 'none'}"
     yield "loss NaN in one step", happened, f"{lines[-1]['skipped_steps']} update; killed later: {lost}"
 
 
 def broken_images(bench: Bench) -> Iterator[Row]:
-    """Files that are truncated, empty, or no images, in a run that is also killed and continued."""
+    """Files that are truncated, empty or not images, in a run that is then killed and resumed."""
     folder = bench.root / "broken_images"
     shutil.copytree(bench.images, folder)
     os.truncate(folder / "003.png", (folder / "003.png").stat().st_size // 2)
@@ -217,23 +384,12 @@ def broken_images(bench: Bench) -> Iterator[Row]:
     printed = bench.finish("broken", data)
     said = next((line for line in printed.splitlines() if "cannot be read" in line), "nothing said")
     named = sorted(set(re.findall(r"(?<!\d)\d{3}\.png", printed)))
-    lost = _killed_and_continued(bench, "broken", data)
+    lost = bench.kill_and_resume("broken", data)
     happened = f"{said.strip().rstrip(':')}: {', '.join(named)}"
     yield "images truncated, empty, mislabelled", happened, f"{len(named)} images; killed later: {lost}"
 
 
-def _killed_and_continued(bench: Bench, whole: str, *changes: str, **options: Any) -> str:
-    """What a run like another one lacks after a ``kill -9`` in its twelfth step."""
-    name = f"{whole}_killed"
-    process = bench.start(name, *changes, **options)
-    bench.wait_for_step(name, 12, process)
-    kill_group(process)
-    bench.finish(name, *changes, **options)
-    return bench.lost(name, whole)
-
-
 def main() -> None:
-    arguments = _parse()
     faults: dict[str, Fault] = {
         "kills": lambda bench: random_kills(bench, arguments.kills),
         "rank": one_rank_killed,
@@ -244,34 +400,34 @@ def main() -> None:
         "nan": not_a_number,
         "images": broken_images,
     }
-    lines = [
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="number of random kills")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of each run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
+    parser.add_argument("--only", nargs="+", choices=list(faults), help="run these faults only")
+    parser.add_argument("--out", type=Path, help="also write the table to this Markdown file")
+    arguments = parser.parse_args()
+    heading = (
         f"{hardware()}, {len(os.sched_getaffinity(0))} cores, commit {commit()}, seed {arguments.seed}; "
-        f"{arguments.steps} steps of 4 images of 64x64, a checkpoint every {EVERY} steps",
-        "",
-        "| fault | what happened | what was lost |",
-        "| --- | --- | --- |",
-    ]
-    print("\n".join(lines), flush=True)
+        f"{arguments.steps} steps of 4 images of 64x64, a checkpoint every {EVERY} steps\n"
+    )
+    print(heading)
+    columns = ("fault", "what happened", "what was lost")
+    print_head(*columns, numbers=False)
+    rows = []
     with tempfile.TemporaryDirectory(prefix="faults_") as root:
         bench = Bench(Path(root), arguments.steps, arguments.seed)
-        for name, fault in faults.items():
-            if arguments.only and name not in arguments.only:
-                continue
-            for row in fault(bench):
-                lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |")
-                print(lines[-1], flush=True)
+        for name in arguments.only or faults:
+            for row in faults[name](bench):
+                rows.append(row)
+                print_row(*row)
     if arguments.out is not None:
-        arguments.out.write_text("\n".join(["# Runs struck by faults", "", *lines]) + "\n")
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20, help="random kills")
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of each run")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("--only", nargs="*", help="kills, rank, signals, damage, disk, worker, nan, images")
-    parser.add_argument("--out", type=Path, help="a Markdown file to write the table to")
-    return parser.parse_args()
+        with arguments.out.open("w") as file, contextlib.redirect_stdout(file):
+            print("# Runs struck by faults\n")
+            print(heading)
+            print_head(*columns, numbers=False)
+            for row in rows:
+                print_row(*row)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Every export format written, read back and compared, as a Markdown table.
+"""Writes every export format, reads it back and compares, as a Markdown table.
 
-`python benchmarks/format_round_trips.py` draws random weights for the f8 architectures of Stable Diffusion
-and FLUX and for a VQGAN, exports them, and prints the errors that the exporter itself measures, and the share
-of codes that stay the same. Errors are largest differences over the source's largest value.
+Draws random weights for the f8 architectures of Stable Diffusion and FLUX and for a VQGAN. Prints the errors
+that the exporter measures (largest difference over the largest value of the source), and the share of codes
+that stay the same.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from measuring import benchmark_parser, print_head, print_row
 
 from latentae import KLVAE, VQVAE, load_autoencoder
 from latentae.build import build_autoencoder
 from latentae.config import read_config, shipped_configs
 from latentae.export import export_autoencoder
 
-# (shipped config, normalisation given to it, format, family)
+# (shipped config, shift and scale given to it, format, family)
 _CASES = (
     ("kl_f8", (0.3, 0.9), "diffusers", None),
     ("kl_f8", (0.3, 0.9), "ldm", None),
@@ -30,11 +31,12 @@ _CASES = (
     ("vqgan_f16", (0.3, 0.9), "ldm", None),
 )
 _DTYPES = ("fp32", "fp16")
+_QUANTITIES = ("encode", "decode", "normalised latents")
 
 
 def main() -> None:
-    print("| config | format | family | dtype | encode | decode | normalised latents | codes kept |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    benchmark_parser(__doc__).parse_args()
+    print_head("config", "format", "family", "dtype", *_QUANTITIES, "codes kept")
     models: dict[str, KLVAE | VQVAE] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, normalisation, format_, family in _CASES:
@@ -42,9 +44,7 @@ def main() -> None:
                 models = {name: _model(name, *normalisation)}  # one at a time: they are large
             for dtype in _DTYPES:
                 cells = _round_trip(models[name], Path(folder), format_, family, dtype)
-                print(
-                    f"| `{name}` | {format_} | {family or ''} | {dtype} | {' | '.join(cells)} |", flush=True
-                )
+                print_row(f"`{name}`", format_, family or "", dtype, *cells)
 
 
 def _model(name: str, shift: float, scale: float) -> KLVAE | VQVAE:
@@ -63,7 +63,7 @@ def _round_trip(
 ) -> Iterator[str]:
     path = folder / ("model" if format_ == "diffusers" else "model.safetensors")
     report = export_autoencoder(model, path, format=format_, family=family, dtype=dtype, overwrite=True)
-    for quantity in ("encode", "decode", "normalised latents"):
+    for quantity in _QUANTITIES:
         yield f"{report.errors[quantity]:.1e}"
     if isinstance(model, VQVAE):
         reopened = load_autoencoder(path)

@@ -1,13 +1,11 @@
-"""The speed benchmarks, one after the other, each written to results/<theme>_<hardware>_<date>.md.
+"""Runs the speed benchmarks and writes each to results/<theme>_<hardware>_<date>.md.
 
-`python benchmarks/run_all.py [--themes step inference scaling] [--rounds N] [--threads N]`. Each runs in a
-process of its own; on a CPU with one thread it is held to one core, so that process time means something
-beside other programs. What a file says after its "## Notes" was written by people and is kept.
+Each runs in a process of its own. On a CPU with one thread the process is held to one core, so that process
+time is meaningful next to other programs. What a file has below its "## Notes" is kept.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import os
 import re
@@ -16,7 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
-from machine import hardware
+from measuring import benchmark_parser, hardware
 
 _HERE = Path(__file__).parent
 _TITLES = {
@@ -28,16 +26,16 @@ _NOTES = "\n## Notes\n"
 
 
 def main() -> None:
-    arguments = _parse()
+    parser = benchmark_parser(__doc__, rounds=3, threads=1)
+    parser.add_argument(
+        "--themes", nargs="+", default=list(_TITLES), choices=list(_TITLES), help="benchmarks to run"
+    )
+    parser.add_argument("--out", type=Path, default=_HERE / "results", help="folder of the pages")
+    arguments = parser.parse_args()
     short = hardware_name()
     for theme in arguments.themes:
-        command = [
-            f"bench_{theme}.py",
-            "--rounds",
-            str(arguments.rounds),
-            "--threads",
-            str(arguments.threads),
-        ]
+        options = ["--rounds", str(arguments.rounds), "--threads", str(arguments.threads)]
+        command = [f"bench_{theme}.py", *options]
         tables = subprocess.run(
             [sys.executable, str(_HERE / command[0]), *command[1:]],
             stdout=subprocess.PIPE,
@@ -51,14 +49,14 @@ def main() -> None:
 
 
 def page(theme: str, command: str, tables: str, before: str = "") -> str:
-    """A page of results, with the notes of the page that was there before."""
+    """Returns a page of results, with the notes of the previous page."""
     _, heading, notes = before.partition(_NOTES)
     written = f"# {_TITLES[theme]}\n\nWritten by `python benchmarks/{command}`.\n\n{tables.strip()}\n"
     return written + heading + notes
 
 
 def hardware_name() -> str:
-    """A word for file names, such as `xeon-avx512` or `nvidia-h200`."""
+    """Returns a word for file names, such as `xeon-avx512` or `nvidia-h200`."""
     if torch.cuda.is_available():
         return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     family = re.search(r"xeon|epyc|ryzen|core|apple m\d|neoverse|graviton", hardware().lower())
@@ -70,17 +68,6 @@ def hardware_name() -> str:
 def _hold_to_one_core() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--themes", nargs="+", default=list(_TITLES), choices=list(_TITLES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=_HERE / "results")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ class CodebookQuantizer(Quantizer):
     """Chooses the nearest code of a table. The base of ``vector``, ``ema``, ``cosine`` and ``simvq``.
 
     A subclass defines ``table`` if its codes are not the weight itself, ``prepare`` if it compares something
-    other than the latents, and ``initialise`` if its weights start elsewhere.
+    other than the latents, ``choose`` if it does not take the nearest code, and ``initialise`` if its weights
+    start elsewhere.
 
     Args:
         num_codes: K, the number of codes.
@@ -111,10 +112,14 @@ class CodebookQuantizer(Quantizer):
         """Maps latents [N, d] to what is compared with the codes."""
         return flat
 
+    def choose(self, prepared: Tensor, table: Tensor) -> Tensor:
+        """Returns the indices [N] of the codes [K, d] that prepared latents [N, d] get."""
+        return nearest_code(prepared, table)
+
     def quantize(self, flat: Tensor) -> FlatOutput:
         prepared = self.prepare(flat)
         table = self.table(flat.device).to(flat.dtype)
-        indices = nearest_code(prepared, table)
+        indices = self.choose(prepared, table)
         codes = F.embedding(indices, table)
         losses = self.losses(prepared, codes)
         return FlatOutput(GRADIENTS[self.gradient](prepared, codes), indices, losses)

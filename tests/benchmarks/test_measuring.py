@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measuring import FlopCount, in_turns, ratios
+from benchmarks.measuring import FlopCount, in_turns, print_head, print_row, ratios, show_ratio
 
 CPU = torch.device("cpu")
 
@@ -24,6 +24,20 @@ def test_operations_of_a_convolution_and_its_gradients():
 
 def test_ratios_are_of_each_round():
     assert ratios([2.0, 3.0, 8.0], [1.0, 3.0, 2.0]) == (2.0, 1.0, 4.0)
+    assert show_ratio([2.0, 3.0, 8.0], [1.0, 3.0, 2.0]) == "2.00 (1.00 to 4.00)"
+
+
+def test_operations_of_a_gradient_with_respect_to_a_leaf():
+    images = torch.zeros(2, 3, 5, 5, requires_grad=True)
+    with FlopCount() as count:
+        torch.autograd.grad(F.conv2d(images, torch.zeros(4, 3, 3, 3)).sum(), images)
+    assert count.total == 2 * (2 * (2 * 4 * 9) * (3 * 9))
+
+
+def test_tables_are_markdown(capsys):
+    print_head("name", "s")
+    print_row("a|b", 1)
+    assert capsys.readouterr().out == "| name | s |\n| --- | ---: |\n| a/b | 1 |\n"
 
 
 def test_turns_are_taken_and_the_first_does_not_count():

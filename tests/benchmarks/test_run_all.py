@@ -1,17 +1,10 @@
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 
-import benchmarks
-
 
 @pytest.fixture
-def run_all(monkeypatch):
-    # Scripts in that folder import each other as their neighbours.
-    monkeypatch.syspath_prepend(str(Path(benchmarks.__path__[0])))
-    return importlib.import_module("run_all")
+def run_all(script):
+    return script("run_all")
 
 
 def test_a_page_keeps_the_notes_of_the_one_before(run_all):

@@ -3,6 +3,7 @@ import torch
 from safetensors.torch import load_file
 from torchvision.models import vgg16
 
+from latentae.config import load_config
 from latentae.losses.perceptual import LPIPS
 from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.models.lean import make_lean
@@ -15,6 +16,8 @@ from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
 from latentae.training.trainer import Trainer
 from tests.models.conftest import make
+from tests.training.conftest import draw_images
+from tests.training.launch import log_lines
 from tests.training.small_networks import assert_same_gradients, gradients, small_networks
 
 CPU = torch.device("cpu")
@@ -237,3 +240,25 @@ def test_float32_elsewhere_is_left_alone(tiny):
     expected = "float32_precision=high: is about CUDA, nothing to set on cpu"
     assert expected in networks.describe()
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_auto_has_the_losses_of_off_when_latents_are_transformed(tmp_path, tiny):
+    """Equivariance changes the size of the decoder's input and of the images that LPIPS sees."""
+    draw_images(tmp_path / "large", count=6, size=96)
+    shared = [
+        *("model.class=KLVAE", "loss.adversarial=null", "discriminator=null"),
+        *("data.image_size=64", f"data.name={tmp_path}/large", "log_every=1", "max_steps=4"),
+        "loss.equivariance={probability: 0.6, min_scale: 0.5, low_resolution_probability: 0.5}",
+    ]
+    logs = []
+    for performance in ("auto", "off"):
+        words = [*shared, f"performance={performance}", f"output_dir={tmp_path}/{performance}"]
+        trainer = Trainer(load_config("kl_vae", ["--config", str(tiny.file), *words]))
+        assert ("LeanResnetBlock2D" in kinds(trainer.networks.autoencoder)) == (performance == "auto")
+        trainer.fit()
+        logs.append(log_lines(tmp_path / performance))
+    auto, off = logs
+    assert any("equivariance" in line for line in off)
+    assert any("equivariance" not in line for line in off)
+    for line, expected in zip(auto, off, strict=True):
+        assert line == pytest.approx(expected, rel=1e-4)

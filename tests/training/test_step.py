@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.textbook import textbook_step
+from benchmarks.peers import textbook_step
 from latentae.discriminators import DiffAugment
 from latentae.losses.adversarial import ADVERSARIAL_LOSSES, R1, AdversarialTerms, LeCAM
 from latentae.losses.kl import KLRegulariser

@@ -1,9 +1,9 @@
 """The autoencoders and their quantizers.
 
-A new quantizer is a section here and its name in the unions `MemberConfig` and `QuantizerConfig`.
+A new quantizer is a section here and its name in the union `_Member`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -166,7 +166,7 @@ class BSQConfig(_Signs):
     (arXiv 1711.00937, eq. 3)."""
 
 
-MemberConfig = Annotated[
+_Member: TypeAlias = (
     VectorQuantizerConfig
     | EMAQuantizerConfig
     | CosineQuantizerConfig
@@ -174,9 +174,9 @@ MemberConfig = Annotated[
     | IBQConfig
     | FSQConfig
     | LFQConfig
-    | BSQConfig,
-    Field(discriminator="type"),
-]
+    | BSQConfig
+)
+MemberConfig = Annotated[_Member, Field(discriminator="type")]
 
 
 class ResidualQuantizerConfig(Section):
@@ -209,17 +209,7 @@ class GroupedQuantizerConfig(Section):
 
 
 QuantizerConfig = Annotated[
-    VectorQuantizerConfig
-    | EMAQuantizerConfig
-    | CosineQuantizerConfig
-    | SimVQConfig
-    | IBQConfig
-    | FSQConfig
-    | LFQConfig
-    | BSQConfig
-    | ResidualQuantizerConfig
-    | GroupedQuantizerConfig,
-    Field(discriminator="type"),
+    _Member | ResidualQuantizerConfig | GroupedQuantizerConfig, Field(discriminator="type")
 ]
 
 

@@ -2,14 +2,14 @@ import copy
 
 import torch
 
-from benchmarks.formulations import (
+from benchmarks.peers import (
     diffusers_kl_steps,
     diffusers_vqgan_steps,
     packaged_lpips,
     taming_step,
+    textbook_step,
     with_taming_blocks,
 )
-from benchmarks.textbook import textbook_step
 from latentae.losses.adversarial import AdversarialTerms
 from latentae.losses.perceptual import LPIPS
 from latentae.models import KLVAE

@@ -1,0 +1,34 @@
+"""Every command that a page names still starts."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "benchmarks/results").glob("*.md")]
+COMMAND = re.compile(r"benchmarks/(\w+\.py)((?: +(?:[\w./=-]+|\"[^\"]*\"|[A-Z_]+))*)")
+SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
+
+
+def test_named_scripts_and_flags_exist():
+    for page in PAGES:
+        for name, words in COMMAND.findall(page.read_text().replace("\n", " ")):
+            script = ROOT / "benchmarks" / name
+            assert script.is_file(), f"{page.name} names {name}"
+            code = script.read_text()
+            for flag in re.findall(r"(?<= )--[a-z-]+", words):
+                option = flag if flag not in ("--rounds", "--threads") else flag.strip("-") + "="
+                assert option in code, f"{page.name} names {name} {flag}"
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in ("measuring.py", "peers.py")])
+def test_scripts_explain_themselves(script, name, monkeypatch, capsys):
+    module = script(name.removesuffix(".py"))
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 0
+    help_text = capsys.readouterr().out
+    assert module.__doc__.splitlines()[0] in help_text
