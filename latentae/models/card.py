@@ -68,12 +68,12 @@ def _description(model: Any) -> str:
     rows = {
         "class": f"`latentae.{type(model).__name__}`, {parameters / 1e6:.2f} M parameters",
         "images": f"{config.in_channels} channels, values in [-1, 1], any size from {factor}x{factor}",
-        "latents": f"{config.latent_channels} channels, one position for {factor}x{factor} pixels",
+        "latents": f"{config.latent_channels} channels, one position per {factor}x{factor} pixels",
     }
     if quantize is not None:
         rows["codes"] = f"{config.num_vq_embeddings}, each of {model.quant_conv.out_channels} values"
         if quantize.depth is not None:
-            rows["codes"] = f"{quantize.depth} for each position, of {config.num_vq_embeddings} each"
+            rows["codes"] = f"{quantize.depth} per position, from tables of {config.num_vq_embeddings}"
     rows["scaling"] = _scaling(config)
     return _table(rows)
 
@@ -91,23 +91,19 @@ def _usage(model: Any, name: str) -> str:
     as_stock = (
         f"`vae.to_diffusers()` is a stock `{stock}` with the same weights."
         if model.fits_stock_class
-        else "No class of diffusers' own can hold its weights."
+        else "No diffusers class can hold its weights."
     )
-    return "\n".join(
-        [
-            "```python",
-            "import torch",
-            "from latentae import load_autoencoder",
-            "",
-            f"vae = load_autoencoder({name!r})",
-            f"images = torch.rand(1, {model.config.in_channels}, 256, 256) * 2 - 1  # values in [-1, 1]",
-            "latents = vae.to_latents(images)  # as a denoiser should see them",
-            "images = vae.from_latents(latents)",
-            "```",
-            "",
-            f"It serves as `vae=` or `vqvae=` of a diffusers pipeline. {as_stock}",
-        ]
-    )
+    return f"""```python
+import torch
+from latentae import load_autoencoder
+
+vae = load_autoencoder({name!r})
+images = torch.rand(1, {model.config.in_channels}, 256, 256) * 2 - 1  # values in [-1, 1]
+latents = vae.to_latents(images)  # scaled for a denoiser
+images = vae.from_latents(latents)
+```
+
+It serves as `vae=` or `vqvae=` of a diffusers pipeline. {as_stock}"""
 
 
 def _training(config: dict[str, Any] | None) -> str:

@@ -166,9 +166,8 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             latents = posterior.sample(generator=generator)
         else:
             latents = posterior.mode()
-        height, width = sample.shape[-2:]
         if change is None:
-            images = self.decode(latents, size=(height, width)).sample
+            images = self.decode(latents, size=sample.shape[-2:]).sample
         else:
             images = self.decode(change(latents)).sample
         if not return_dict:

@@ -54,7 +54,7 @@ def clean_names(values: Mapping[str, Value]) -> dict[str, Value]:
         clean = clean_name(name)
         if clean in cleaned:
             raise ValueError(
-                f"{origin[clean]} and {name} are the same tensor's name, but for a wrapper's part"
+                f"{origin[clean]} and {name} are the same tensor's name apart from a wrapper's part"
             )
         cleaned[clean], origin[clean] = value, name
     return cleaned

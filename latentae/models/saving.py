@@ -106,9 +106,7 @@ def _rename(state: Any, prefix: str, name_of: Callable[[str], str]) -> None:
         for name, tensor in state.items()
     }
     if len(renamed) < len(state):
-        raise ValueError(
-            "two tensors have the same name, but for a wrapper's part of it, such as `_orig_mod`"
-        )
+        raise ValueError("two tensors have the same name apart from a wrapper's part, such as `_orig_mod`")
     if renamed.keys() != state.keys():
         state.clear()
         state.update(renamed)

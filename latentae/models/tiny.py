@@ -84,8 +84,8 @@ def build_layers(descriptions: Sequence[str]) -> nn.Sequential:
             layers.append(_LAYERS[kind](*map(int, channels)))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{description!r} is no layer of a TinyAutoencoder: it must be one of {', '.join(_LAYERS)}, "
-                "with input and output channels after that of a convolution or a block"
+                f"{description!r} is not a layer of TinyAutoencoder: it must be one of {', '.join(_LAYERS)}; "
+                "a convolution or block is followed by its input and output channels"
             ) from error
     return nn.Sequential(*layers)
 
@@ -190,14 +190,13 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
     def forward(self, sample: Tensor, return_dict: bool = True) -> AutoencoderOutput | tuple[Tensor]:
         """Reconstructs images [B, C, H, W] in [−1, 1] of any size."""
         latents = self.encode(sample).latents
-        height, width = sample.shape[-2:]
-        images = self.decode(latents, size=(height, width)).sample
+        images = self.decode(latents, size=sample.shape[-2:]).sample
         return AutoencoderOutput(sample=images, latents=latents) if return_dict else (images,)
 
     def train(self, mode: bool = True) -> TinyAutoencoder:
         """Raises ValueError if ``mode`` is true: it has no posterior and no regulariser to train."""
         if mode:
-            raise ValueError("an AutoencoderTiny is read for evaluation only; train a KLVAE, VQVAE or VQGAN")
+            raise ValueError("an AutoencoderTiny is for evaluation only; train a KLVAE, VQVAE or VQGAN")
         super().train(False)
         return self
 

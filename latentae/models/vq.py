@@ -106,7 +106,7 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
         if norm_type == "spatial" and code_dim != latent_channels:
             raise ValueError(
                 f"vq_embed_dim is {code_dim} and latent_channels is {latent_channels}, but must be the "
-                "same where norm_type is 'spatial'"
+                "same if norm_type is 'spatial'"
             )
         widths: dict[str, Any] = {
             "block_out_channels": block_out_channels,
