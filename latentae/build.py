@@ -56,7 +56,7 @@ from latentae.losses.reconstruction import (
     ReconstructionObjective,
 )
 from latentae.models import KLVAE, VQGAN, VQVAE, load_autoencoder
-from latentae.models.architecture import describe_architecture
+from latentae.models.adapting import describe_architecture
 from latentae.models.loading import is_single_file
 from latentae.weights import load_trunk
 from latentae.weights_transformer import load_vision_transformer

@@ -19,8 +19,14 @@ from latentae.export.ldm import LDM
 from latentae.export.report import ExportReport
 from latentae.files import list_files, written_aside
 from latentae.models import KLVAE, VQVAE, TinyAutoencoder
-from latentae.models.plain import check_weights, dequantise, make_plain
-from latentae.models.wrappers import check_hooks, remove_offloading, unwrap
+from latentae.models.plain import (
+    check_hooks,
+    check_weights,
+    dequantise,
+    make_plain,
+    remove_offloading,
+    unwrap,
+)
 
 _FORMATS: dict[str, Format] = {"diffusers": DIFFUSERS, "ldm": LDM, "comfyui": COMFYUI}
 # What a model folder consists of, by how names begin: only such a folder may be replaced.

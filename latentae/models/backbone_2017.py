@@ -13,8 +13,8 @@ class ResidualStack(nn.Module):
     """Blocks of ReLU, 3×3, ReLU, 1×1 with a skip connection, and a ReLU at the end.
 
     Args:
-        channels: of input and output; a quarter of them lies between the two convolutions, as in the paper.
-        num_blocks: how many blocks.
+        channels: of input and output; a quarter as many between the two convolutions, as in the paper.
+        num_blocks: number of blocks.
     """
 
     def __init__(self, channels: int, num_blocks: int) -> None:
@@ -31,7 +31,7 @@ class ResidualStack(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[B, channels, h, w] to the same."""
+        """Maps [B, channels, h, w] to the same shape."""
         for block in self.blocks:
             hidden = hidden + block(hidden)
         return F.relu(hidden)
@@ -42,9 +42,10 @@ class Encoder2017(nn.Module):
 
     Args:
         in_channels: of the images.
-        out_channels: of the latents, made by a last 1×1 convolution.
-        block_out_channels: widths of the strided convolutions, then of the rest: 64, 128, 128 in the paper.
-        layers_per_block: blocks of the residual stack, 2 in the paper.
+        out_channels: of the latents, the output of a last 1×1 convolution.
+        block_out_channels: widths of the strided convolutions, then of the other layers; the paper has
+            64, 128, 128.
+        layers_per_block: blocks of the residual stack; the paper has 2.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Encoder2017(nn.Module):
         self.conv_out = nn.Conv2d(width, out_channels, 1)
 
     def forward(self, sample: Tensor) -> Tensor:
-        """Images [B, C, H, W] to latents [B, c, h, w]; each strided convolution halves the sides."""
+        """Maps images [B, C, H, W] to latents [B, c, h, w]; each strided convolution halves the sides."""
         return self.conv_out(self.stack(self.down(sample)))
 
 
@@ -88,5 +89,5 @@ class Decoder2017(nn.Module):
         self.conv_out = nn.ConvTranspose2d(widths[-1], out_channels, 4, 2, 1)
 
     def forward(self, sample: Tensor, latent_embeds: Tensor | None = None) -> Tensor:
-        """Latents [B, c, h, w] to images [B, C, H, W]; the second argument is the stock decoder's, unused."""
+        """Maps latents [B, c, h, w] to images [B, C, H, W]; the second argument is not used."""
         return self.conv_out(self.up(self.stack(self.conv_in(sample))))

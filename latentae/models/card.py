@@ -1,18 +1,15 @@
-"""The model card that goes along with a model to the hub."""
+"""The model card that is uploaded to the hub with a model."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from latentae.quantizers import Quantizer
-
 _MARK = "<!-- written by latentae: edit this line away, and the card is yours -->"
-# What diffusers writes where there is no card yet.
+# Part of the card that diffusers writes if there is none yet.
 _PLACEHOLDER = "This model card has been automatically generated."
 _METRICS = {
     "psnr": ("PSNR", "{:.2f} dB"),
@@ -23,15 +20,26 @@ _METRICS = {
 }
 
 
-def model_card(model: Any, name: str) -> str:
-    """Markdown with the hub's YAML header: what the model is, how to load it, its training and its metrics.
+def write_card(model: Any, folder: Path, name: str) -> None:
+    """Replaces the README.md that diffusers wrote in ``folder``, or an older card of ours, by a model card.
 
-    The latter come from ``config.yaml`` and ``summary.json``, where these lie in the folder that the model
-    was loaded from, or in the one above, as they do in a run.
+    A card that somebody has edited stays, and without a README.md nothing is written.
+    """
+    path = folder / "README.md"
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if _MARK in old or _PLACEHOLDER in old:
+        path.write_text(model_card(model, name), encoding="utf-8")
+
+
+def model_card(model: Any, name: str) -> str:
+    """Returns Markdown with the hub's YAML header: the model, how to load it, its training and its metrics.
+
+    Training and metrics come from a run's ``config.yaml`` and ``summary.json``, if these are in the folder
+    that the model was loaded from or in its parent.
 
     Args:
         model: a KLVAE, VQVAE or VQGAN.
-        name: what the reader will load it as: a hub id or a folder.
+        name: what the reader will pass to ``load_autoencoder``: a hub id or a folder.
     """
     header = yaml.safe_dump(
         {"library_name": "diffusers", "tags": ["latentae", "autoencoder", type(model).__name__.lower()]},
@@ -52,35 +60,20 @@ def model_card(model: Any, name: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-class ModelCardMixin:
-    """Puts a model card beside what ``push_to_hub`` uploads, unless somebody has written one."""
-
-    def _upload_folder(self, working_dir: str | os.PathLike[str], repo_id: str, **arguments: Any) -> Any:
-        # Where both of diffusers' ways to the hub meet; for a subfolder they write no card.
-        path = Path(working_dir) / "README.md"
-        if path.is_file() and _is_generated(path.read_text(encoding="utf-8")):
-            path.write_text(model_card(self, repo_id), encoding="utf-8")
-        return super()._upload_folder(working_dir, repo_id, **arguments)  # type: ignore[misc]
-
-
-def _is_generated(card: str) -> bool:
-    return _MARK in card or _PLACEHOLDER in card
-
-
 def _description(model: Any) -> str:
     config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     factor = model.downsampling_factor
-    quantize: Quantizer | None = getattr(model, "quantize", None)
+    quantize = getattr(model, "quantize", None)
     rows = {
         "class": f"`latentae.{type(model).__name__}`, {parameters / 1e6:.2f} M parameters",
         "images": f"{config.in_channels} channels, values in [-1, 1], any size from {factor}x{factor}",
-        "latents": f"{config.latent_channels} channels, one position for {factor}x{factor} pixels",
+        "latents": f"{config.latent_channels} channels, one position per {factor}x{factor} pixels",
     }
     if quantize is not None:
         rows["codes"] = f"{config.num_vq_embeddings}, each of {model.quant_conv.out_channels} values"
         if quantize.depth is not None:
-            rows["codes"] = f"{quantize.depth} for each position, of {config.num_vq_embeddings} each"
+            rows["codes"] = f"{quantize.depth} per position, from tables of {config.num_vq_embeddings}"
     rows["scaling"] = _scaling(config)
     return _table(rows)
 
@@ -97,24 +90,20 @@ def _usage(model: Any, name: str) -> str:
     stock = model._stock_class.__name__
     as_stock = (
         f"`vae.to_diffusers()` is a stock `{stock}` with the same weights."
-        if getattr(model, "fits_stock_class", True)
-        else "No class of diffusers' own can hold its weights."
+        if model.fits_stock_class
+        else "No diffusers class can hold its weights."
     )
-    return "\n".join(
-        [
-            "```python",
-            "import torch",
-            "from latentae import load_autoencoder",
-            "",
-            f"vae = load_autoencoder({name!r})",
-            f"images = torch.rand(1, {model.config.in_channels}, 256, 256) * 2 - 1  # values in [-1, 1]",
-            "latents = vae.to_latents(images)  # as a denoiser should see them",
-            "images = vae.from_latents(latents)",
-            "```",
-            "",
-            f"It serves as `vae=` or `vqvae=` of a diffusers pipeline. {as_stock}",
-        ]
-    )
+    return f"""```python
+import torch
+from latentae import load_autoencoder
+
+vae = load_autoencoder({name!r})
+images = torch.rand(1, {model.config.in_channels}, 256, 256) * 2 - 1  # values in [-1, 1]
+latents = vae.to_latents(images)  # scaled for a denoiser
+images = vae.from_latents(latents)
+```
+
+It serves as `vae=` or `vqvae=` of a diffusers pipeline. {as_stock}"""
 
 
 def _training(config: dict[str, Any] | None) -> str:
@@ -135,7 +124,7 @@ def _training(config: dict[str, Any] | None) -> str:
 
 
 def _data_name(name: str) -> str:
-    """A data set's id, or the last part of a path: where it lay concerns nobody."""
+    """Returns a data set's id, or the last part of a path; the rest of a path is private."""
     local = name.startswith(("/", "~", ".")) or Path(name).exists()
     return f"`{Path(name).name}`, a local file or folder" if local else f"`{name}`"
 
@@ -156,7 +145,7 @@ def _table(rows: dict[str, str]) -> str:
 
 
 def _beside(model: Any, file: str) -> dict[str, Any] | None:
-    """A run's file near the folder that the model was loaded from."""
+    """Reads a run's file in the folder that the model was loaded from, or in its parent."""
     source = model.config.get("_name_or_path")
     if not source or not Path(source).is_dir():
         return None

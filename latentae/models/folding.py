@@ -1,8 +1,8 @@
-"""Another scale and origin for a model's raw latents, with the same pixels: it is moved into the weights.
+"""Folds another scale and origin of the raw latents into the weights; the images stay the same.
 
-Most pipelines know a single ``scaling_factor`` and nothing else. A mean of the latents, a standard deviation
-by channel, or the constants that another program expects therefore go into the convolutions around the
-latents: with z' = (z − shift) · scale, ``quant_conv`` puts out z' and ``post_quant_conv`` takes it.
+Most pipelines only know a single ``scaling_factor``. A mean of the latents, a standard deviation per channel,
+or the constants that another program expects therefore go into the convolutions around the latents: with z' =
+(z − shift) · scale, ``quant_conv`` outputs z' and ``post_quant_conv`` takes it.
 """
 
 from __future__ import annotations
@@ -25,30 +25,29 @@ def fold_normalisation(
 ) -> None:
     """Changes the model in place so that its raw latents become z' = (z − shift) · scale.
 
-    Images decode as before, exact but for rounding, which happens once, from float64 to the dtype of the
-    weights: fold in float32 and cast afterwards where there is a choice. A KL-VAE's log-variance grows by
-    2 log scale. diffusers' posterior clamps it to [−30, 20]; only beyond these limits, at standard deviations
-    under 3e-7 or over 2e4, is the noise of a sample not carried over. A VQ model's codebook moves along, so
-    that indices stay what they were; an EMA quantizer's averages begin anew at the moved codes. Codes that
-    cannot move by themselves, those of a cosine quantizer, are first written out as a plain codebook.
+    Latents decode to the same images up to one rounding from float64 to the dtype of the weights. If you can
+    choose, fold in float32 and cast afterwards. A KL-VAE's log-variance grows by 2 log scale. diffusers'
+    posterior clamps it to [−30, 20]; only for standard deviations below 3e-7 or above 2e4 do samples lose
+    their noise. A VQ model's codes move too, so that indices stay the same, and an EMA quantizer's averages
+    restart at the moved codes. A cosine quantizer, whose codes cannot move, is first replaced by a plain
+    codebook.
 
-    ``scaling_factor``, ``shift_factor``, ``latents_mean`` and ``latents_std`` of the config are left alone:
-    they speak of raw latents, which have changed, and only the caller knows what the new ones shall be. To
-    keep ``to_latents`` what it was, set scaling_factor / scale and (shift_factor − shift) · scale in their
-    place.
+    The config's ``scaling_factor``, ``shift_factor``, ``latents_mean`` and ``latents_std`` do not change.
+    They refer to the raw latents, and only the caller knows the new values. To keep the results of
+    ``to_latents``, set scaling_factor / scale and (shift_factor − shift) · scale.
 
     Args:
         model: its parameters keep their identity, dtype and device.
-        shift: a number, or [c] one for each latent channel, in units of the present latents.
-        scale: a positive number, or [c]; for a VQ model the same for all channels, since anything else
-            would change which code is nearest.
-        add_convs: give a KL-VAE that lacks ``quant_conv`` or ``post_quant_conv`` the missing one, and say so
-            in its config. Otherwise it is refused, since its architecture would change.
+        shift: a number, or one per latent channel [c], in units of the current latents.
+        scale: a positive number, or one per latent channel [c]. For a VQ model all channels need the same
+            scale, because another one would change which code is nearest.
+        add_convs: add ``quant_conv`` or ``post_quant_conv`` to a KL-VAE that lacks them, also in its config.
+            Otherwise such a model is refused, because folding would change its architecture.
 
     Raises:
         ValueError: a shift or scale of another length or not finite; a scale that is not positive, or differs
-            by channel for a VQ model; convolutions that are missing; a quantizer whose codes cannot move;
-            values that overflow the dtype of the weights. The model is then as it was.
+            between the channels of a VQ model; missing convolutions; a quantizer whose codes cannot move;
+            values that overflow the dtype of the weights. Then nothing is changed.
     """
     channels = model.config.latent_channels if isinstance(model, KLVAE) else _code_dim(model)
     shifts = _by_channel("shift", shift, channels)
@@ -60,15 +59,22 @@ def fold_normalisation(
             f"scale is {scales.tolist()}, but a VQ model takes one scale for all channels, since another in "
             "each would change which code is nearest. Fold one number, or the shift alone"
         )
+
+    # The new value of every parameter, before any is changed.
     added = _missing_convs(model, add_convs) if isinstance(model, KLVAE) else {}
     quant_conv = added.get("quant_conv", model.quant_conv)
     post_quant_conv = added.get("post_quant_conv", model.post_quant_conv)
-    changes = _quant_conv(quant_conv, shifts, scales) + _taking_conv(post_quant_conv, shifts, scales)
+    changes = _fold_output(quant_conv, shifts, scales) + _fold_input(post_quant_conv, shifts, scales)
     for norm in (module for module in model.decoder.modules() if isinstance(module, SpatialNorm)):
-        # These see the codes, too.
-        changes += _taking_conv(norm.conv_y, shifts, scales) + _taking_conv(norm.conv_b, shifts, scales)
+        # These normalisations also take the codes as input.
+        changes += _fold_input(norm.conv_y, shifts, scales) + _fold_input(norm.conv_b, shifts, scales)
     if isinstance(model, VQVAE):
-        quantizer, moved = _moved_codes(model.quantize, shifts, scales[0])
+        quantizer = model.quantize
+        moved = quantizer.moved_weights(shifts, scales[0])
+        if moved is None:
+            quantizer = plain_quantizer(quantizer)
+            moved = quantizer.moved_weights(shifts, scales[0])
+        assert moved is not None  # checked by _code_dim
         changes += moved
     _check_overflow(changes)
 
@@ -77,14 +83,14 @@ def fold_normalisation(
     if isinstance(model, VQVAE):
         if isinstance(quantizer, VectorQuantizer) and quantizer is not model.quantize:
             model.use_plain_codebook(quantizer)
-        quantizer.weights_changed()  # an EMA quantizer's averages, or its next step would undo the move
+        quantizer.weights_changed()  # restarts EMA averages, or the next step would undo the move
     for name, conv in added.items():
         setattr(model, name, conv)
         model.change_config(**{f"use_{name}": True})
 
 
 def codes_can_move(quantizer: Quantizer) -> bool:
-    """Whether the codes can follow another scale and origin of the latents, if need be written out."""
+    """Returns whether the codes can follow another scale and origin, if necessary as a plain codebook."""
     origin = torch.zeros(quantizer.code_dim, dtype=torch.float64)
     return quantizer.is_euclidean or quantizer.moved_weights(origin, torch.ones_like(origin[0])) is not None
 
@@ -99,7 +105,7 @@ def _code_dim(model: VQVAE) -> int:
 
 
 def _by_channel(name: str, value: float | Tensor, channels: int) -> Tensor:
-    """[c] on the CPU in float64."""
+    """Returns the values [c] on the CPU in float64."""
     values = to_float64_on_cpu(torch.as_tensor(value).detach())
     if values.shape not in ((), (1,), (channels,)):
         raise ValueError(f"{name} has shape {list(values.shape)}, but must be a number or [{channels}]")
@@ -109,7 +115,7 @@ def _by_channel(name: str, value: float | Tensor, channels: int) -> Tensor:
 
 
 def _missing_convs(model: KLVAE, add: bool) -> dict[str, nn.Conv2d]:
-    """Identities for the convolutions that the model lacks, by name."""
+    """Returns identity convolutions for those that the model lacks, by name."""
     channels = model.config.latent_channels
     sizes = {"quant_conv": 2 * channels, "post_quant_conv": channels}  # the former: mean and log-variance
     missing = {name: size for name, size in sizes.items() if getattr(model, name) is None}
@@ -119,55 +125,35 @@ def _missing_convs(model: KLVAE, add: bool) -> dict[str, nn.Conv2d]:
             "scaling_factor in its config, or pass add_convs=True to add them, which changes its architecture"
         )
     like = model.encoder.conv_out.weight
-    return {name: _identity_conv(size).to(like).train(model.training) for name, size in missing.items()}
-
-
-def _identity_conv(channels: int) -> nn.Conv2d:
-    conv = nn.Conv2d(channels, channels, 1)
-    nn.init.dirac_(conv.weight)
-    nn.init.zeros_(_bias(conv))
-    return conv
+    added = {}
+    for name, size in missing.items():
+        conv = nn.Conv2d(size, size, 1)
+        nn.init.dirac_(conv.weight)
+        nn.init.zeros_(_bias(conv))
+        added[name] = conv.to(like).train(model.training)
+    return added
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:
-    assert conv.bias is not None  # diffusers makes none without
+    assert conv.bias is not None  # all of diffusers' convolutions have one
     return conv.bias
 
 
-def _precise(parameter: Tensor) -> Tensor:
-    """Its values, on the CPU."""
-    return to_float64_on_cpu(parameter.detach())
-
-
-def _quant_conv(conv: nn.Conv2d, shift: Tensor, scale: Tensor) -> _Changes:
-    """Scales and moves the rows of the latents; rows of log-variances, where they follow, grow by 2 log s."""
-    weight, bias = _precise(conv.weight), _precise(_bias(conv))
+def _fold_output(conv: nn.Conv2d, shift: Tensor, scale: Tensor) -> _Changes:
+    """Makes a convolution output z' instead of z; log-variances, if they follow, grow by 2 log scale."""
+    weight, bias = (to_float64_on_cpu(parameter.detach()) for parameter in (conv.weight, _bias(conv)))
     rows = len(scale)
     new_weight = torch.cat([weight[:rows] * scale[:, None, None, None], weight[rows:]])
     log_variance = bias[rows:] + 2 * scale.log() if len(bias) > rows else bias[rows:]
-    return [
-        (conv.weight, new_weight),
-        (_bias(conv), torch.cat([(bias[:rows] - shift) * scale, log_variance])),
-    ]
+    new_bias = torch.cat([(bias[:rows] - shift) * scale, log_variance])
+    return [(conv.weight, new_weight), (_bias(conv), new_bias)]
 
 
-def _taking_conv(conv: nn.Conv2d, shift: Tensor, scale: Tensor) -> _Changes:
-    """A 1×1 convolution that takes z' where it took z = z' / scale + shift."""
-    weight, bias = _precise(conv.weight), _precise(_bias(conv))
-    return [
-        (conv.weight, weight / scale[:, None, None]),
-        (_bias(conv), bias + weight[:, :, 0, 0] @ shift),
-    ]
-
-
-def _moved_codes(quantizer: Quantizer, shift: Tensor, scale: Tensor) -> tuple[Quantizer, _Changes]:
-    """A quantizer whose codes can move, this one if it is one, and how its weights change."""
-    moved = quantizer.moved_weights(shift, scale)
-    if moved is None:
-        quantizer = plain_quantizer(quantizer)
-        moved = quantizer.moved_weights(shift, scale)
-    assert moved is not None  # _code_dim has seen to it
-    return quantizer, moved
+def _fold_input(conv: nn.Conv2d, shift: Tensor, scale: Tensor) -> _Changes:
+    """Makes a 1×1 convolution take z' instead of z = z' / scale + shift."""
+    weight, bias = (to_float64_on_cpu(parameter.detach()) for parameter in (conv.weight, _bias(conv)))
+    new_bias = bias + weight[:, :, 0, 0] @ shift
+    return [(conv.weight, weight / scale[:, None, None]), (_bias(conv), new_bias)]
 
 
 def _check_overflow(changes: _Changes) -> None:

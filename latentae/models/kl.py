@@ -18,25 +18,25 @@ from latentae.models.plain import fuse_projections, plain
 
 
 class KLVAE(LatentAutoencoder, AutoencoderKL):
-    """diffusers' AutoencoderKL with the interface all latentae models share.
+    """diffusers' AutoencoderKL with the interface that all latentae models share.
 
-    Weights, key names and config are the stock class's; either loads what the other saved. With the KL term
-    off and the posterior's mode as latents it is a plain autoencoder.
+    Weights, key names and config are those of the stock class; each class loads what the other saved. Without
+    a KL term, and with the posterior's mode as latents, it is a plain autoencoder.
 
     Args:
-        in_channels, out_channels: channels of the images; equal but for special uses.
-        down_block_types, up_block_types: a diffusers block type for each level.
-        block_out_channels: width of each level; each but the last halves the resolution.
-        layers_per_block: residual blocks a level (the decoder has one more).
+        in_channels, out_channels: channels of the images, normally equal.
+        down_block_types, up_block_types: a diffusers block type per level.
+        block_out_channels: width of each level; every level but the last halves the resolution.
+        layers_per_block: residual blocks per level (the decoder has one more).
         act_fn: activation, ``silu``.
         latent_channels: channels of the latents.
         norm_num_groups: groups of the group normalisation.
-        sample_size: the image size trained on, in pixels; with tiling on, tiles are as large.
-        scaling_factor, shift_factor: what ``to_latents`` applies, (latents − shift) · scale. A scale of None
-            is not known yet; no shift is a shift of 0.
-        latents_mean, latents_std: a value for each latent channel, in place of the shift: (latents − mean) ·
-            scale / std, as SDXL pipelines do it.
-        force_upcast: whether SDXL pipelines run the model in float32 although the rest is in float16.
+        sample_size: the image size of the training, in pixels; also the size of tiles.
+        scaling_factor, shift_factor: ``to_latents`` returns (latents − shift) · scale. A scale of None means
+            that it is not known yet, a shift of None means 0.
+        latents_mean, latents_std: one value per latent channel, used instead of the shift: (latents − mean) ·
+            scale / std, as in SDXL pipelines.
+        force_upcast: whether SDXL pipelines run the model in float32 when the rest runs in float16.
         use_quant_conv, use_post_quant_conv: 1×1 convolutions around the latents (SD 1 and SDXL have them, SD3
             and FLUX do not).
         mid_block_add_attention: attention at the lowest resolution.
@@ -87,34 +87,34 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             use_post_quant_conv=use_post_quant_conv,
             mid_block_add_attention=mid_block_add_attention,
         )
-        self._check_normalisation()
-        self._start_whole(sample_size)
+        self._finish_config()
+        self._reset_tiling(sample_size)
 
     @classmethod
     def from_single_file(
         cls, pretrained_model_link_or_path_or_dict: str | None = None, **kwargs: Any
     ) -> KLVAE:
-        """diffusers' ``from_single_file``; what ``original_config`` leaves out means the stock default."""
+        """diffusers' ``from_single_file``; keys missing in ``original_config`` get the stock defaults."""
         model = super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
         if kwargs.get("original_config") is not None:
             unset = model.config["_use_default_values"]
-            told = {name: value for name, value in model.config.items() if name not in unset}
-            model.change_config(**stock_meaning(told, AutoencoderKL))
+            given = {name: value for name, value in model.config.items() if name not in unset}
+            model.change_config(**stock_meaning(given, AutoencoderKL))
         return model
 
     @apply_forward_hook
     def encode(
         self, x: Tensor, return_dict: bool = True
     ) -> PosteriorOutput | tuple[DiagonalGaussianDistribution]:
-        """Posterior of images [B, C, H, W] in [−1, 1], and its mode as ``latents`` [B, c, h, w].
+        """Encodes images [B, C, H, W] in [−1, 1] to a posterior, and to its mode as ``latents`` [B, c, h, w].
 
-        Sides that the downsampling factor does not divide are padded by repeating the edge.
+        Sides that are no multiple of the downsampling factor are padded by repeating the edge.
 
         Raises:
             ValueError: wrong shape, channel count, dtype or range, or images smaller than one latent.
         """
         self._check_images(x)
-        posterior = DiagonalGaussianDistribution(self._encode_in_pieces(self._encode_whole, self._pad(x)))
+        posterior = DiagonalGaussianDistribution(self._encode_in_pieces(self._pad(x)))
         if not return_dict:
             return (posterior,)
         return PosteriorOutput(latent_dist=posterior, latents=posterior.mode())
@@ -127,19 +127,17 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         generator: torch.Generator | None = None,
         size: tuple[int, int] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Images [B, C, H, W] of unscaled latents [B, c, h, w].
+        """Decodes unscaled latents [B, c, h, w] to images [B, C, H, W].
 
         Args:
-            generator: accepted because pipelines pass it; nothing is random here.
+            generator: unused; pipelines pass it.
             size: (H, W) to crop the images to.
 
         Raises:
             ValueError: latents of another shape, channel count or dtype.
         """
         self._check_latents(z, self.config.latent_channels)
-        images = self._decode_in_pieces(self._images, z)
-        if size is not None:
-            images = images[..., : size[0], : size[1]]
+        images = self._decode_in_pieces(z, size)
         return DecoderOutput(sample=images) if return_dict else (images,)
 
     def forward(
@@ -151,15 +149,15 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         noise: Tensor | None = None,
         change: Callable[[Tensor], Tensor] | None = None,
     ) -> AutoencoderOutput | tuple[Tensor]:
-        """Reconstruction of images [B, C, H, W] in [−1, 1], of any size.
+        """Reconstructs images [B, C, H, W] in [−1, 1] of any size.
 
         Args:
             sample: the images.
             sample_posterior: decode a sample of the posterior instead of its mode.
-            generator: draws that sample.
-            noise: [B, c, h, w] standard normal noise for the sample, in the place of the generator.
-            change: what is done to the latents before they are decoded; the reconstruction is then as large
-                as they say, and the output's ``latents`` are those before it.
+            generator: for that sample.
+            noise: [B, c, h, w] standard normal noise for the sample; replaces the generator.
+            change: applied to the latents before they are decoded. The size of the reconstruction then
+                follows from the changed latents; the output's ``latents`` are the unchanged ones.
         """
         posterior = self.encode(sample).latent_dist
         if noise is not None:
@@ -168,9 +166,8 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             latents = posterior.sample(generator=generator)
         else:
             latents = posterior.mode()
-        height, width = sample.shape[-2:]
         if change is None:
-            images = self.decode(latents, size=(height, width)).sample
+            images = self.decode(latents, size=sample.shape[-2:]).sample
         else:
             images = self.decode(change(latents)).sample
         if not return_dict:
@@ -181,38 +178,33 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
 
     @torch.no_grad()
     def pin_posterior(self) -> None:
-        """Makes the posterior certain, for a plain autoencoder: its log-variance at the floor for any image.
+        """Sets the log-variance to its minimum for every image, for a plain autoencoder.
 
-        Where nothing trains the log-variance it would stay what it was drawn as, and samples would carry
-        noise that the decoder never saw.
+        Without a KL term nothing trains the log-variance. It would keep its random initial values, and
+        samples would carry noise that the decoder never saw.
         """
         moments = self.encoder.conv_out if self.quant_conv is None else self.quant_conv
         moments.weight[self.config.latent_channels :] = 0
         moments.bias[self.config.latent_channels :] = -30.0
 
-    fits_stock_class = True
-
     def to_diffusers(self) -> AutoencoderKL:
-        """A stock AutoencoderKL with the same weights, in eval mode, which loads without latentae.
+        """Returns a stock AutoencoderKL with the same weights, in eval mode, which loads without latentae.
 
         Adapters are merged, fused projections split, and quantised weights turned into floats.
 
         Raises:
-            ValueError: weights that are on the meta device, sharded, or quantised beyond return.
+            ValueError: weights that are on the meta device, sharded, or quantised irreversibly.
         """
-        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        stock = AutoencoderKL(**config)
-        stock.load_state_dict(plain(self).state_dict())
-        return self._like_self(stock)
+        return self._build_stock(plain(self).state_dict())
 
     def _encode_whole(self, images: Tensor) -> Tensor:
-        """Mean and log-variance [B, 2c, h, w]."""
+        """Returns mean and log-variance [B, 2c, h, w]."""
         moments = self.encoder(images)
         return moments if self.quant_conv is None else self.quant_conv(moments)
 
-    def _images(self, latents: Tensor) -> Tensor:
+    def _decode_whole(self, latents: Tensor) -> Tensor:
         return self.decoder(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
 
 
-# Pipelines record a component as (top module, class name), and load it from there.
+# Pipelines record a component as (top module, class name) and load it from there.
 KLVAE.__module__ = "latentae"

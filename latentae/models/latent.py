@@ -1,56 +1,55 @@
-"""The interface all autoencoders share: outputs, input checks, padding, and scaling for a denoiser."""
+"""The interface that all autoencoders share: outputs, input checks, padding, and scaling for a denoiser."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from latentae.models.card import ModelCardMixin
 from latentae.models.checkpoints.folders import stock_meaning
 from latentae.models.saving import SavingMixin
-from latentae.models.tiling import PiecewiseMixin
+from latentae.models.tiling import TilingMixin
 from latentae.tracing import is_exporting, values_are_readable
 
-# Beyond this an image is not in [-1, 1]. Bicubic resizing overshoots by up to a fifth of the contrast.
+# Images in [-1, 1] stay below this; bicubic resizing overshoots by up to a fifth of the contrast.
 _LARGEST_VALUE = 1.5
-# Beyond this it is not normalised at all. Normal noise stays below 7, the usual means and deviations below 4.
+# Normalised images stay below this: normal noise below 7, the usual means and deviations below 4.
 _LARGEST_NORMALISED_VALUE = 10.0
 _CONVERSION = "; values from 0 to 255 become so by images.float() / 127.5 - 1"
 
-Stock = TypeVar("Stock", bound=nn.Module)
-
 
 class PointDistribution:
-    """A posterior that is certain of its latents, so that code written for a KL-VAE runs with a VQ model."""
+    """A posterior without variance, so that code written for a KL-VAE also runs with a VQ model."""
 
     def __init__(self, latents: Tensor) -> None:
         self.latents = latents
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """The latents; there is nothing to draw, so the generator is left alone."""
+        """Returns the latents; the generator is not used."""
         return self.latents
 
     def mode(self) -> Tensor:
-        """The latents."""
+        """Returns the latents."""
         return self.latents
 
 
 @dataclass
 class EncoderOutput(BaseOutput):
-    """What a VQ model's ``encode`` returns; the first field is what VQModel's has.
+    """What ``encode`` of a model without a posterior returns; the first field is the one VQModel has.
 
     Attributes:
-        latents: [B, c, h, w] the latents before quantization, unscaled.
-        latent_dist: the same as a posterior, with ``sample(generator)`` and ``mode()``.
+        latents: [B, c, h, w] the unscaled latents, of VQ models before quantization.
+        latent_dist: the same latents as a posterior, with ``sample(generator)`` and ``mode()``.
     """
 
     latents: Tensor
@@ -59,7 +58,7 @@ class EncoderOutput(BaseOutput):
 
 @dataclass
 class PosteriorOutput(BaseOutput):
-    """What a KL-VAE's ``encode`` returns; the first field is what AutoencoderKL's has.
+    """What ``encode`` of a KL-VAE returns; the first field is the one AutoencoderKL has.
 
     Attributes:
         latent_dist: the posterior, with ``sample(generator)`` and ``mode()``.
@@ -76,11 +75,11 @@ class AutoencoderOutput(BaseOutput):
 
     Attributes:
         sample: [B, C, H, W] the reconstruction, as large as the images.
-        commit_loss: the sum of ``losses``, under the name and in the place diffusers' VQModel gives it.
-        latents: [B, c, h, w] what was decoded (VQ: before quantization), unscaled.
+        commit_loss: the sum of ``losses``, under the name and at the position that diffusers' VQModel uses.
+        latents: [B, c, h, w] the unscaled latents that were decoded, of VQ models before quantization.
         losses: regularisers by name, scalars, already weighted.
-        indices: [B, h, w] the codes, of VQ models.
-        mean, log_variance: [B, c, h, w] the posterior's, of KL models.
+        indices: [B, h, w] the codes of VQ models.
+        mean, log_variance: [B, c, h, w] the posterior of KL models.
     """
 
     sample: Tensor
@@ -92,12 +91,15 @@ class AutoencoderOutput(BaseOutput):
     log_variance: Tensor | None = None
 
 
-class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
-    """Mixin of every model: needs ``config``, ``encode``, ``decode``, ``encoder`` and ``decoder``."""
+class LatentAutoencoder(TilingMixin, SavingMixin):
+    """Mixin of every model.
+
+    A model provides ``config``, ``encoder``, ``decoder``, ``_encode_whole``, ``_decode_whole`` and
+    ``decode``.
+    """
 
     config: Any
     register_to_config: Callable[..., None]
-    encode: Callable[..., Any]
     decode: Callable[..., Any]
     encoder: Any
     decoder: Any
@@ -106,69 +108,99 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
     dtype: Any
     training: bool
     _warned_of_range = False
-    _stock_class: ClassVar[type | None] = None  # diffusers' own, with the same weights and other defaults
+    _stock_class: ClassVar[type]  # diffusers' own class with the same weights; its defaults may differ
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """diffusers' ``from_config``; what a stock class's config leaves out means that class's default."""
+        """diffusers' ``from_config``; keys missing in a stock class's config get that class's defaults."""
         stock = cls._stock_class
-        if stock is not None and isinstance(config, dict) and config.get("_class_name") == stock.__name__:
+        if isinstance(config, dict) and config.get("_class_name") == stock.__name__:
             config = {**config, **stock_meaning(config, stock)}
         return super().from_config(config, return_unused_kwargs, **kwargs)  # type: ignore[misc]
+
+    @property
+    def stock_objection(self) -> str | None:
+        """Why the stock class cannot hold the weights, as a clause; None if it can."""
+        return None
+
+    @property
+    def fits_stock_class(self) -> bool:
+        """Whether the stock class can hold the weights, or a plain codebook that replaces the quantizer."""
+        return self.stock_objection is None
 
     @property
     def downsampling_factor(self) -> int:
         """Pixels per latent position along each side."""
         return int(2 ** (len(self.config.block_out_channels) - 1))
 
+    @property
+    def latents_channels(self) -> int:
+        """Channels of the latents that ``encode`` returns."""
+        return int(self.config.latent_channels)
+
     def latents_shape(self, images: Tensor) -> tuple[int, int, int]:
-        """(c, h, w) of the latents that images [B, C, H, W] are encoded to."""
+        """Returns (c, h, w) of the latents of images [B, C, H, W]."""
         height, width = (-(-side // self.downsampling_factor) for side in images.shape[-2:])
         return self.latents_channels, height, width
 
     @property
-    def latents_channels(self) -> int:
-        """Channels of the latents that ``encode`` gives: the length of a code on VQ models."""
-        quantizer = getattr(self, "quantize", None)
-        return int(self.config.latent_channels if quantizer is None else quantizer.code_dim)
-
-    @property
     def last_layer(self) -> nn.Conv2d:
-        """The decoder's last convolution, at which the adaptive weight is measured."""
+        """The decoder's last convolution, where the adaptive weight is measured."""
         return self.decoder.conv_out
 
-    def to_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents [B, c, h, w] as a denoiser should see them: (sample − shift) · scale.
+    @apply_forward_hook
+    def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
+        """Encodes images [B, C, H, W] in [−1, 1] to continuous latents [B, c, h, w].
 
-        Where the config has ``latents_mean`` and ``latents_std``: (sample − mean) · scale / std, by channel.
+        Sides that are no multiple of the downsampling factor are padded by repeating the edge.
+
+        Raises:
+            ValueError: wrong shape, channel count, dtype or range, or images smaller than one latent.
+        """
+        self._check_images(x)
+        latents = self._encode_in_pieces(self._pad(x))
+        if not return_dict:
+            return (latents,)
+        return EncoderOutput(latents=latents, latent_dist=PointDistribution(latents))
+
+    def to_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Encodes images to latents [B, c, h, w] as a denoiser expects them: (sample − shift) · scale.
+
+        If the config has ``latents_mean`` and ``latents_std``: (sample − mean) · scale / std, per channel.
 
         Args:
             images: [B, C, H, W] in [−1, 1].
-            generator: draws the posterior's sample.
+            generator: for the posterior's sample.
 
         Raises:
-            ValueError: the model's normalisation is not known.
+            ValueError: the scale of the model's latents is not known.
         """
         latents = self.encode(images).latent_dist.sample(generator)
         shift, scale = self._normalisation(latents)
         return (latents - shift) * scale
 
     def from_latents(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Images [B, C, H, W] of a denoiser's latents [B, c, h, w]; undoes ``to_latents``."""
+        """Decodes a denoiser's latents [B, c, h, w] to images [B, C, H, W]; undoes ``to_latents``."""
         shift, scale = self._normalisation(latents)
         return self.decode(latents / scale + shift, size=size).sample
 
     def change_config(self, **values: Any) -> None:
-        """Changes the model's config, also for ``from_config(model.config)``.
+        """Changes the model's config so that ``from_config(model.config)`` sees the change.
 
-        diffusers notes which parameters were left at their defaults, and would leave them there again.
+        diffusers records which parameters were left at their defaults, and would reset those.
         """
         unset = [name for name in self.config.get("_use_default_values", []) if name not in values]
         self.register_to_config(**values, _use_default_values=unset)
 
-    def _check_normalisation(self) -> None:
-        """Raises ValueError for a config whose scale, shift, mean or deviation cannot be one."""
+    def _finish_config(self) -> None:
+        """Checks the normalisation, and records in the config if only latentae can open the model.
+
+        Raises:
+            ValueError: a scale, shift, mean or deviation that is not a valid number.
+        """
         config = self.config
+        if self.stock_objection is not None:
+            self.register_to_config(_requires=f"latentae.load_autoencoder: {self.stock_objection}")
         if config.scaling_factor is not None:
             _check_numbers("scaling_factor", [config.scaling_factor], positive=True)
         if config.shift_factor is not None:
@@ -187,7 +219,7 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
             _check_numbers(name, values, positive=name == "latents_std")
 
     def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and scale, each a number or [c, 1, 1]."""
+        """Returns shift and scale, each a scalar or [c, 1, 1]."""
         config = self.config
         if config.scaling_factor is None:
             raise ValueError(
@@ -204,9 +236,10 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
         """Raises ValueError for images that ``encode`` cannot take."""
         channels = self.config.in_channels
         if not _are_maps(images, channels):
+            is_bytes = isinstance(images, Tensor) and images.dtype == torch.uint8
             raise ValueError(
                 f"{type(self).__name__} encodes floating-point images [B, {channels}, H, W] in [-1, 1]; got "
-                f"{_describe(images)}{_CONVERSION if _is_of_bytes(images) else ''}"
+                f"{_describe(images)}{_CONVERSION if is_bytes else ''}"
             )
         if min(images.shape[-2:]) < self.downsampling_factor:
             raise ValueError(
@@ -214,32 +247,32 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
                 f"stands for {self.downsampling_factor}x{self.downsampling_factor}"
             )
         self._check_dtype("images", images, self.encoder)
-        # Training images come through a loader that scales them. A hook may change what the encoder gets.
+        # Skip training, whose loader scales the images; hooks, which may change what the encoder gets; and
+        # devices where reading the values would make the host wait.
         watched = self.training or any(map(_has_hooks, (self, self.encoder)))
-        # On another device the host would have to wait for the values.
         is_read = images.device.type == "cpu" and values_are_readable(images)
         if is_read and not watched and images.numel() > 0:
             self._check_range(images)
 
     def _check_range(self, images: Tensor) -> None:
-        """Raises ValueError for images that are not normalised; warns once of a range other than [-1, 1]."""
+        """Raises ValueError for images that are not normalised; warns once about a range beyond [-1, 1]."""
         low, high = (float(value) for value in torch.aminmax(images.detach()))
         message = f"{type(self).__name__} encodes images in [-1, 1]; these run from {low:g} to {high:g}"
         largest = max(-low, high)
-        if not largest <= _LARGEST_NORMALISED_VALUE:  # so that NaN is caught, too
+        if not largest <= _LARGEST_NORMALISED_VALUE:  # not `>`, which would let NaN pass
             raise ValueError(f"{message}{_CONVERSION if low >= 0 and math.isfinite(high) else ''}")
         if largest > _LARGEST_VALUE and not self._warned_of_range:
             self._warned_of_range = True
-            warnings.warn(f"{message}. This is said once for each model", stacklevel=5)
+            warnings.warn(f"{message}. This warning comes once per model", stacklevel=5)
 
     def _check_dtype(self, name: str, inputs: Tensor, first: nn.Module) -> None:
-        """Raises ValueError where ``inputs`` would meet weights of another dtype in ``first``."""
+        """Raises ValueError if ``inputs`` and the weights of ``first`` have different dtypes."""
         weight = next(first.parameters())
         if (
             inputs.dtype != weight.dtype
-            and type(weight) is nn.Parameter  # else sharded or quantized, by someone who also converts
+            and type(weight) is nn.Parameter  # else sharded or quantised by a library that also converts
             and not torch.is_autocast_enabled(inputs.device.type)
-            and inputs.dtype != self.dtype  # which knows of weights that are only stored in another dtype
+            and inputs.dtype != self.dtype  # which differs from weights that are only stored in another dtype
         ):
             raise ValueError(
                 f"the {name} are {_name(inputs.dtype)} and the {type(self).__name__} is "
@@ -264,15 +297,26 @@ class LatentAutoencoder(PiecewiseMixin, ModelCardMixin, SavingMixin):
             )
         self._check_dtype("latents", latents, self.post_quant_conv or self.decoder)
 
-    def _like_self(self, stock: Stock) -> Stock:
-        """A stock model on this one's device and in its dtype, in eval mode."""
+    def _check_fits_stock_class(self) -> None:
+        """Raises ValueError if the stock class cannot hold the weights."""
+        if self.stock_objection is not None:
+            raise ValueError(
+                f"{self.stock_objection}; save_pretrained keeps the model, and latentae.load_autoencoder "
+                "opens it"
+            )
+
+    def _build_stock(self, state: Mapping[str, Tensor]) -> Any:
+        """Builds the stock class from this config, with ``state``; same device and dtype, in eval mode."""
+        names = inspect.signature(self._stock_class).parameters
+        stock: Any = self._stock_class(**{name: self.config[name] for name in names if name in self.config})
+        stock.load_state_dict(state)
         if self.dtype != stock.dtype:
             stock = stock.to(self.dtype)
         return stock.to(self.device).eval()
 
 
 def _check_numbers(name: str, values: Sequence[Any], *, positive: bool = False) -> None:
-    """Raises ValueError for a value of a config that is no finite number, or not positive."""
+    """Raises ValueError for a config value that is not a finite number, or not positive."""
     for value in values:
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or (positive and value <= 0):
@@ -282,13 +326,9 @@ def _check_numbers(name: str, values: Sequence[Any], *, positive: bool = False) 
 
 
 def _are_maps(values: Any, channels: int) -> bool:
-    """Whether these are floating-point numbers [B, channels, h, w]."""
+    """Returns whether the values are a floating-point tensor [B, channels, h, w]."""
     is_tensor = isinstance(values, Tensor)
     return is_tensor and values.ndim == 4 and values.shape[1] == channels and values.is_floating_point()
-
-
-def _is_of_bytes(values: Any) -> bool:
-    return isinstance(values, Tensor) and values.dtype == torch.uint8
 
 
 def _describe(values: Any) -> str:
@@ -302,6 +342,6 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _has_hooks(module: Any) -> bool:
-    """Whether torch, accelerate or diffusers runs something of its own before or after the module."""
+    """Returns whether torch, accelerate or diffusers runs code before or after the module."""
     own = module._forward_pre_hooks or module._forward_hooks
     return bool(own) or hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")

@@ -1,4 +1,4 @@
-"""Opening an autoencoder, whoever wrote it: a folder, a file, or a repository on the hub."""
+"""Opens autoencoders of any program: a folder, a file, or a repository on the hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from latentae.models.checkpoints.reading import read_metadata
 from latentae.models.checkpoints.single_file import find_configs, load_single_file
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)(?<!\.pt)(?<!\.pth)(?<!\.bin)")
-# The files of a model's folder: its config, and weights of a variant or none, whole or in shards.
+# The files of a model's folder: its config, and its weights with or without a variant, whole or in shards.
 _MODEL_FILE = re.compile(
     r"config\.json|diffusion_pytorch_model(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
     r"|diffusion_pytorch_model\.(?:safetensors|bin)\.index(?:\.([\w-]+))?\.json"
@@ -34,38 +34,39 @@ def load_autoencoder(
     variant: str | None = None,
     **arguments: Any,
 ) -> Autoencoder:
-    """The autoencoder at ``path``, in eval mode.
+    """Opens the autoencoder at ``path``, in eval mode.
 
-    That may be the folder of a model (latentae's, or diffusers' AutoencoderKL, VQModel, AutoencoderTiny), of
-    a run, or of a pipeline; the id of one on the hub; or a single file, safetensors or a pickle, in latent
-    diffusion's, taming's, diffusers' or TAESD's layout, also within a whole Stable Diffusion checkpoint or
-    a trainer's. Of TAESD in two files either may be named, or their folder. The architecture of a single file
-    is read off its tensors; what they do not show is read in the file's metadata, where latentae writes it,
-    or in a ``config.json`` beside the file. Pickles are read without running anything.
+    ``path`` may be the folder of a model (latentae's, or diffusers' AutoencoderKL, VQModel or
+    AutoencoderTiny), of a run, or of a pipeline; a repository on the hub; or a single file, safetensors or a
+    pickle, in the layout of latent diffusion, taming, diffusers or TAESD, also inside a Stable Diffusion or
+    training checkpoint. For a TAESD in two files, name either file or their folder. The architecture of a
+    single file is derived from its tensors. What they do not show is read from the file's metadata, which
+    latentae writes, or from a ``config.json`` in the same folder. Pickles are read without executing
+    anything.
 
-    An AutoencoderKL becomes a ``KLVAE``, a VQModel and the file of a VQ model a ``VQGAN``, and an
-    AutoencoderTiny a ``TinyAutoencoder``, which is for evaluation only.
+    An AutoencoderKL becomes a ``KLVAE``, a VQModel or a VQ model's file becomes a ``VQGAN``, and an
+    AutoencoderTiny becomes a ``TinyAutoencoder``, which is for evaluation only.
 
-    The latents' scale and shift are those of ``family``; else those in the folder's config or the file's
-    metadata; else those of the family whose denoiser lies in the same file. Where none of these says, the
-    model's ``config.scaling_factor`` is None: ``encode`` and ``decode`` work, and ``to_latents`` raises.
+    The latents' scale and shift come from ``family``, else from the folder's config or the file's metadata,
+    else from the family of a denoiser in the same file. Otherwise ``config.scaling_factor`` is None:
+    ``encode`` and ``decode`` work, and ``to_latents`` raises.
 
     Args:
-        path: a path, or ``owner/name`` on the hub where there is no such path.
+        path: a path, or ``owner/name`` on the hub if there is no such path.
         family: ``sd1``, ``sdxl``, ``sd3`` or ``flux``.
-        subfolder: of a folder or repository; a run's ``model`` and a pipeline's autoencoder are found by
-            themselves.
-        dtype: of the weights; None means float32. ``torch_dtype`` is its older name.
-        variant: which of a folder's files, as in ``diffusion_pytorch_model.fp16.safetensors``. Of a single
-            file, ``ema`` takes the averaged weights, which LDM keeps as ``model_ema.*`` and other trainers
-            under names such as ``ema_model`` or ``params_ema``; None takes the plain ones, or the averages
-            where the file has nothing else.
-        arguments: constructor arguments of the model in place of what was found, such as ``norm_num_groups``,
-            which tensors do not show; for folders and repositories also what ``from_pretrained`` takes, such
-            as ``device_map`` or ``revision``.
+        subfolder: of a folder or repository. A run's ``model`` and a pipeline's autoencoder are found without
+            it.
+        dtype: of the weights; None means float32. ``torch_dtype`` is the older name.
+        variant: which of a folder's files, as in ``diffusion_pytorch_model.fp16.safetensors``. For a single
+            file, ``ema`` means the averaged weights, which LDM calls ``model_ema.*`` and other trainers
+            ``ema_model`` or ``params_ema``, for example; None means the plain weights, or the averages if
+            there are no others.
+        arguments: constructor arguments that replace what was found, such as ``norm_num_groups``, which
+            tensors do not show; for folders and repositories also arguments of ``from_pretrained``, such as
+            ``device_map`` or ``revision``.
 
     Raises:
-        ValueError: nothing is there, or something else; the message says what it looks like.
+        ValueError: there is no autoencoder; the message says what is there.
     """
     if family is not None and family not in FAMILIES:
         raise ValueError(f"family is {family!r}, but must be one of {', '.join(FAMILIES)}")
@@ -86,7 +87,7 @@ def load_autoencoder(
         named = _MODEL_FILE.fullmatch(place.name)
         if named is None or not (place.parent / CONFIG).is_file():
             return _load_file(place, variant, family=family, torch_dtype=dtype, **arguments)
-        # The config beside the weights knows what tensors do not show, and a shard is of no use alone.
+        # Open the folder: its config contains what tensors do not show, and a shard alone is incomplete.
         place, variant = place.parent, variant or named[1] or named[2]
     if place.is_dir() and look_for_config(place, subfolder) is None:
         encoder = find_pair(place / (subfolder or ""))
@@ -103,7 +104,7 @@ def load_autoencoder(
 
 
 def _check_length(place: Path) -> None:
-    """Raises ValueError for a path that the file system cannot have."""
+    """Raises ValueError for a path that the file system does not allow."""
     try:
         place.exists()
     except OSError as error:
@@ -111,13 +112,13 @@ def _check_length(place: Path) -> None:
 
 
 def is_single_file(path: str | Path) -> bool:
-    """Whether a path is that of a file that no config describes, neither in it nor beside it."""
+    """Returns whether the path is a file without a config, neither in its metadata nor in its folder."""
     place = Path(path).expanduser()
     return place.is_file() and not find_configs(place, read_metadata(place))
 
 
 def _one_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype | None:
-    """What ``dtype`` or its older name says."""
+    """Returns the value of ``dtype`` or its older name."""
     for name, value in (("dtype", dtype), ("torch_dtype", torch_dtype)):
         if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
             raise ValueError(f"{name} is {value!r}, but must be a floating-point torch.dtype or None")
@@ -130,5 +131,5 @@ def _one_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> to
 
 def _load_file(path: Path, variant: str | None, **arguments: Any) -> Autoencoder:
     if variant not in (None, "ema"):
-        raise ValueError(f"variant is {variant!r}, but of a single file it must be 'ema' or None")
+        raise ValueError(f"variant is {variant!r}, but for a single file it must be 'ema' or None")
     return load_single_file(path, ema=variant == "ema", **arguments)

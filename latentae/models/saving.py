@@ -1,4 +1,4 @@
-"""How models are saved and take up weights: under their own names, with their config in the file."""
+"""How models are saved: tensors under their own names, the config in the file, a card on the hub."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any
 
 from torch import Tensor
 
+from latentae.models.card import write_card
 from latentae.models.checkpoints.metadata import embed_config
 from latentae.models.checkpoints.reading import read_checkpoint
 from latentae.models.checkpoints.tensors import check_floating
-from latentae.models.plain import has_adapters, without_fused_projections
-from latentae.models.wrappers import clean_name, clean_names
+from latentae.models.plain import clean_name, clean_names, has_adapters, without_fused_projections
 
 
 class SavingMixin:
-    """Names of tensors as the model's class gives them, whatever wraps its parts; the config in the file.
+    """Saves tensors under the names that the model's class gives them, with the config in the weights' file.
 
-    A part may be compiled, parallel or checkpointed (``vae.decoder = torch.compile(vae.decoder)``): the state
-    dict, and so all that is saved, has the names it would have without. Weights may have either.
+    Parts of a model may be compiled, parallel or checkpointed (``vae.decoder = torch.compile(vae.decoder)``).
+    The state dict, and so all saved files, has the names without these wrappers. Weights may have either when
+    loaded.
     """
 
     config: Any
@@ -33,14 +34,14 @@ class SavingMixin:
         return state
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        # Of all modules in the state dict's tree, torch calls this one's first, and its parts see the change.
+        # torch calls this method before those of the submodules, so they see the renamed tensors.
         raw: Mapping[str, Tensor] = super().state_dict()  # type: ignore[misc]
         places = {clean_name(name): name for name in raw}
         _rename(state_dict, prefix, lambda name: places.get(clean_name(name), clean_name(name)))
         super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
 
     def _fix_state_dict_keys_on_load(self, state_dict: Any) -> Any:
-        """What ``from_pretrained`` does to the weights that it has read."""
+        """Cleans and checks the weights that ``from_pretrained`` has read."""
         cleaned = clean_names(state_dict)
         state_dict.clear()
         state_dict.update(cleaned)
@@ -53,7 +54,7 @@ class SavingMixin:
     def _load_pretrained_model(
         cls, model: Any, state_dict: Any, files: Any, place: Any, names: Any, **arguments: Any
     ) -> Any:
-        """What ``from_pretrained`` fills a model with; shards have not been looked at before."""
+        """Checks shards before ``from_pretrained`` fills the model with them; they arrive here unread."""
         if state_dict is None and "quantization_config" not in model.config:
             are_clean = clean_names(dict.fromkeys(names)).keys() == set(names)
             shards: dict[str, Tensor] = {}
@@ -75,9 +76,8 @@ class SavingMixin:
     ) -> None:
         """diffusers' ``save_pretrained``, which also writes the config into the metadata of the weights.
 
-        So a file of weights that is renamed, or lies elsewhere, still says what its tensors do not show.
-        Fused projections are written as those they were made of. Adapters are written as they are, with a
-        warning.
+        So a weights file that is renamed or moved still contains what its tensors do not show. Fused
+        projections are saved split. Adapters are saved as they are, with a warning.
         """
         if has_adapters(self):  # type: ignore[arg-type]
             warnings.warn(
@@ -92,21 +92,21 @@ class SavingMixin:
         if is_main_process and Path(save_directory).is_dir():
             embed_config(Path(save_directory))
 
-    def _upload_folder(self, working_dir: str | os.PathLike[str], *args: Any, **arguments: Any) -> Any:
-        embed_config(Path(working_dir))  # save_pretrained(push_to_hub=True) uploads before it returns
-        return super()._upload_folder(working_dir, *args, **arguments)  # type: ignore[misc]
+    def _upload_folder(self, working_dir: str | os.PathLike[str], repo_id: str, **arguments: Any) -> Any:
+        # Both of diffusers' ways to the hub end here; save_pretrained(push_to_hub=True) before it returns.
+        write_card(self, Path(working_dir), repo_id)
+        embed_config(Path(working_dir))
+        return super()._upload_folder(working_dir, repo_id, **arguments)  # type: ignore[misc]
 
 
 def _rename(state: Any, prefix: str, name_of: Callable[[str], str]) -> None:
-    """Renames what is below ``prefix`` in a state dict, in place, and keeps the order."""
+    """Renames the tensors below ``prefix`` in a state dict, in place and in the same order."""
     renamed = {
         prefix + name_of(name.removeprefix(prefix)) if name.startswith(prefix) else name: tensor
         for name, tensor in state.items()
     }
     if len(renamed) < len(state):
-        raise ValueError(
-            "two tensors have the same name, but for a wrapper's part of it, such as `_orig_mod`"
-        )
+        raise ValueError("two tensors have the same name apart from a wrapper's part, such as `_orig_mod`")
     if renamed.keys() != state.keys():
         state.clear()
         state.update(renamed)

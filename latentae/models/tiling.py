@@ -1,4 +1,4 @@
-"""Work in pieces: one image at a time, or overlapping tiles of one that is too large for memory."""
+"""Encoding and decoding in pieces: one image at a time, or overlapping tiles of a large image."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Pair = tuple[int, int]
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin that cover ``length`` positions, each sharing at least ``overlap`` with the next.
+    """Returns the starts of tiles that cover ``length`` positions and overlap by at least ``overlap``.
 
-    The last tile ends with the image, so that all are equally large: a narrow rest would be normalised and
-    attended to on its own and come out unlike its neighbours.
+    The last tile ends with the image, so that all tiles have the same size. A narrow remainder would have
+    group statistics and attention of its own, and would look unlike its neighbours.
     """
     last = max(0, length - tile)
     return [*range(0, last, tile - overlap), last]
 
 
 def blend_windows(starts: list[int], length: int, tile: int, overlap: int) -> list[Tensor]:
-    """For each tile of one axis the weight [tile] of its positions: ramps, and 1 in sum at every position.
+    """Returns one window [tile] per tile of an axis: linear ramps that sum to 1 at every position.
 
     Args:
         starts: from ``tile_starts``.
-        length, tile, overlap: the axis, a tile, and the ramp of a tile's edges, in positions.
+        length, tile, overlap: the lengths of the axis, of a tile, and of the ramp at its edges, in positions.
     """
     tile = min(tile, length)
     ramp = torch.arange(1, tile + 1, dtype=torch.float64) / (overlap + 1)
@@ -50,15 +50,16 @@ def tiled(
     input_step: int,
     output_step: int,
 ) -> Tensor:
-    """``function`` applied to overlapping tiles of inputs [B, C, H, W], the results cross-faded.
+    """Applies ``function`` to overlapping tiles of inputs [B, C, H, W] and cross-fades the results.
 
-    Where ``function`` sees no further than a tile's overlap, the result is that of the whole input.
+    If an output of ``function`` depends on its own latent position only, the result equals function(inputs).
 
     Args:
-        function: maps [B, C, i · n, i · m] to [B, D, o · n, o · m], with i and o the steps.
-        tile, overlap: in positions of the latents, for both axes or (rows, columns); the overlap is smaller
-            than the tile.
-        input_step, output_step: how many rows of the inputs and of the outputs a position stands for.
+        function: maps [B, C, i · n, i · m] to [B, D, o · n, o · m] for any n and m latent positions; i and o
+            are the steps.
+        tile, overlap: in latent positions, for both axes or (rows, columns); the overlap is smaller than the
+            tile.
+        input_step, output_step: rows of the inputs and of the outputs per latent position.
     """
     sides = [side // input_step for side in inputs.shape[-2:]]
     tiles, overlaps = ((each, each) if isinstance(each, int) else each for each in (tile, overlap))
@@ -72,36 +73,34 @@ def tiled(
         )
         for starts, side, tile, overlap in zip((rows, columns), sides, tiles, overlaps, strict=True)
     )
+
+    # Every tile, multiplied by its window, is added to the result.
     result: Tensor | None = None
     for top, row_window in zip(rows, row_windows, strict=True):
         for left, column_window in zip(columns, column_windows, strict=True):
-            output = function(inputs[(..., *_square(top, left, tiles, input_step))])
+            output = function(inputs[(..., *_tile_slices(top, left, tiles, input_step))])
             if result is None:
                 result = output.new_zeros(*output.shape[:2], *(side * output_step for side in sides))
             window = row_window[:, None] * column_window
-            result[(..., *_square(top, left, tiles, output_step))] += output * window.to(output)
+            result[(..., *_tile_slices(top, left, tiles, output_step))] += output * window.to(output)
     assert result is not None
     return result
 
 
-def _square(top: int, left: int, tiles: Pair, step: int) -> tuple[slice, slice]:
-    """Rows and columns of a tile, ``step`` for each position."""
+def _tile_slices(top: int, left: int, tiles: Pair, step: int) -> tuple[slice, slice]:
+    """Returns the rows and columns of a tile, ``step`` per latent position."""
     height, width = tiles
     return slice(top * step, (top + height) * step), slice(left * step, (left + width) * step)
 
 
-class PiecewiseMixin:
-    """Slicing and tiling under the names that diffusers' autoencoders have for them.
+class TilingMixin:
+    """Slicing and tiling under the names that diffusers' autoencoders use.
 
     Attributes:
         use_slicing: encode and decode the images of a batch one by one.
         use_tiling: encode and decode images larger than a tile in tiles.
-        tile_sample_min_size, tile_latent_min_size: side of a tile, in pixels and in latents.
-        tile_overlap_factor: share of a tile that it has in common with the next one.
-        tile_sample_min_height, tile_sample_min_width: the tile's sides in pixels, each in place of
-            ``tile_sample_min_size`` and ``tile_latent_min_size``; None where those decide.
-        tile_sample_stride_height, tile_sample_stride_width: pixels from the start of a tile to the start of
-            the next one, in place of ``tile_overlap_factor``; None where that decides.
+        tile_latent_min_size: ``tile_sample_min_size`` in latents. The other attributes are the arguments of
+            ``enable_tiling``; None means that the square size, or the overlap factor, decides.
     """
 
     use_slicing: bool
@@ -116,16 +115,17 @@ class PiecewiseMixin:
     downsampling_factor: Any
     encode: Callable[..., Any]
     decode: Callable[..., Any]
-    _encode_whole: Function
+    _encode_whole: Function  # one forward through the encoder, without slices or tiles
+    _decode_whole: Function
     _check_images: Callable[[Tensor], None]
     _pad: Function
 
     def enable_slicing(self) -> None:
-        """Encode and decode the images of a batch one by one, which saves memory."""
+        """Encodes and decodes the images of a batch one by one from now on, which saves memory."""
         self.use_slicing = True
 
     def disable_slicing(self) -> None:
-        """Encode and decode whole batches again."""
+        """Encodes and decodes whole batches again."""
         self.use_slicing = False
 
     def enable_tiling(
@@ -139,26 +139,25 @@ class PiecewiseMixin:
         tile_overlap_factor: float | None = None,
         use_tiling: bool = True,
     ) -> None:
-        """Encode and decode large images in overlapping tiles: memory no longer grows with the image.
+        """Encodes and decodes large images in overlapping tiles from now on, with bounded memory.
 
-        The tiles are as large as the images the model was trained on (``config.sample_size``), unless an
-        argument says otherwise. Each has its own statistics for normalisation and attention, so the result
-        differs slightly from the whole image's.
+        By default a tile has the size of the training images (``config.sample_size``). Each tile has its own
+        statistics for normalisation and attention, so the result differs slightly from that without tiles.
 
-        An argument that is left out keeps its present value. Sizes and strides are rounded down to whole
+        Arguments that are left out keep their current values. Sizes and strides are rounded down to whole
         latents. ``enable_tiling(False)`` turns tiling off, as in older versions of diffusers.
 
         Args:
             tile_sample_min_height, tile_sample_min_width: the tile's sides, in pixels.
-            tile_sample_stride_height, tile_sample_stride_width: pixels from the start of a tile to the start
-                of the next one: at most the tile's side.
+            tile_sample_stride_height, tile_sample_stride_width: pixels from the start of one tile to the
+                start of the next, at most the tile's side.
             tile_sample_min_size: the side of square tiles, in pixels.
-            tile_overlap_factor: share of a tile that it has in common with the next one, in [0, 1).
-            use_tiling: whether to tile at all.
+            tile_overlap_factor: fraction of a tile that overlaps with the next one, in [0, 1).
+            use_tiling: False turns tiling off.
 
         Raises:
-            ValueError: a side or a stride below one latent, a stride longer than the tile, a factor outside
-                of [0, 1), or ``tile_sample_min_size`` beside a height or a width.
+            ValueError: a side or stride below one latent, a stride longer than the tile, a factor outside [0,
+                1), or ``tile_sample_min_size`` together with a height or width.
         """
         if isinstance(tile_sample_min_height, bool):
             use_tiling, tile_sample_min_height = tile_sample_min_height, None
@@ -182,19 +181,19 @@ class PiecewiseMixin:
         self.use_tiling = use_tiling
 
     def disable_tiling(self) -> None:
-        """Encode and decode images whole again."""
+        """Encodes and decodes whole images again."""
         self.use_tiling = False
 
     @apply_forward_hook
     def tiled_encode(self, x: Tensor, return_dict: bool | None = None) -> Any:
-        """What the encoder makes of images [B, C, H, W] with tiling on, whether it is or not.
+        """Encodes images [B, C, H, W] in tiles, even if tiling is off.
 
-        A KL-VAE's are the moments [B, 2c, h, w] that ``DiagonalGaussianDistribution`` takes, a VQ model's
-        the latents [B, c, h, w].
+        Returns the encoder's output: of a KL-VAE the moments [B, 2c, h, w] that
+        ``DiagonalGaussianDistribution`` takes, of other models the latents [B, c, h, w].
 
         Args:
             x: images as ``encode`` takes them.
-            return_dict: deprecated, as in diffusers, which removes it at 1.0. With it the result is that of
+            return_dict: deprecated, as in diffusers, which removes it in 1.0. If given, the result is that of
                 ``encode``.
         """
         if return_dict is not None:
@@ -210,10 +209,10 @@ class PiecewiseMixin:
     @apply_forward_hook
     def _encode_tiled(self, images: Tensor) -> Tensor:
         self._check_images(images)
-        return self._with_tiling(lambda: self._encode_in_pieces(self._encode_whole, self._pad(images)))
+        return self._with_tiling(lambda: self._encode_in_pieces(self._pad(images)))
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> Any:
-        """``decode`` with tiling on, whether it is or not."""
+        """``decode`` in tiles, even if tiling is off."""
         return self._with_tiling(lambda: self.decode(z, return_dict=return_dict))
 
     def _with_tiling(self, work: Callable[[], Any]) -> Any:
@@ -224,8 +223,8 @@ class PiecewiseMixin:
         finally:
             self.use_tiling = before
 
-    def _start_whole(self, sample_size: int | tuple[int, int]) -> None:
-        """Neither slicing nor tiling; tiles as large as the images trained on."""
+    def _reset_tiling(self, sample_size: int | tuple[int, int]) -> None:
+        """Turns slicing and tiling off, with tiles of the size of the training images."""
         if not isinstance(sample_size, int):
             sample_size = max(sample_size)
         self.use_slicing = self.use_tiling = False
@@ -234,7 +233,7 @@ class PiecewiseMixin:
         self.tile_overlap_factor = 0.25
 
     def _check_tiles(self, given: dict[str, Any]) -> None:
-        """Raises ValueError for tiles that ``enable_tiling`` cannot make, before anything has changed."""
+        """Raises ValueError for tiles that ``enable_tiling`` cannot make; nothing is changed yet."""
         factor = self.downsampling_factor
         for name, value in given.items():
             if name == "tile_overlap_factor":
@@ -257,44 +256,42 @@ class PiecewiseMixin:
                     "tiles leave gaps"
                 )
 
-    def _encode_in_pieces(self, function: Function, images: Tensor) -> Tensor:
-        """``function``, from images to latents, applied as slicing and tiling say."""
+    def _encode_in_pieces(self, images: Tensor) -> Tensor:
+        """Applies ``_encode_whole`` to padded images, in slices and tiles if these are on."""
         tile = self.tile_sample_min_size // self.downsampling_factor
-        return self._in_pieces(function, images, tile, self.downsampling_factor, 1)
+        return self._in_pieces(self._encode_whole, images, tile, self.downsampling_factor, 1)
 
-    def _decode_in_pieces(self, function: Function, latents: Tensor) -> Tensor:
-        """``function``, from latents to images, applied as slicing and tiling say."""
-        return self._in_pieces(function, latents, self.tile_latent_min_size, 1, self.downsampling_factor)
+    def _decode_in_pieces(self, latents: Tensor, size: Pair | None = None) -> Tensor:
+        """Applies ``_decode_whole`` to latents, in slices and tiles if these are on; crops to ``size``."""
+        images = self._in_pieces(
+            self._decode_whole, latents, self.tile_latent_min_size, 1, self.downsampling_factor
+        )
+        return images if size is None else images[..., : size[0], : size[1]]
 
     def _in_pieces(
         self, function: Function, inputs: Tensor, tile: int, input_step: int, output_step: int
     ) -> Tensor:
         if self.use_slicing and len(inputs) > 1:
-            slices = [
-                self._in_pieces(function, one, tile, input_step, output_step) for one in inputs.split(1)
-            ]
-            return torch.cat(slices)
+            return torch.cat(
+                [self._in_pieces(function, one, tile, input_step, output_step) for one in inputs.split(1)]
+            )
         if not self.use_tiling:
             return function(inputs)
-        height, top_overlap = self._axis(tile, self.tile_sample_min_height, self.tile_sample_stride_height)
-        width, left_overlap = self._axis(tile, self.tile_sample_min_width, self.tile_sample_stride_width)
+        height, top = self._tile_and_overlap(
+            tile, self.tile_sample_min_height, self.tile_sample_stride_height
+        )
+        width, left = self._tile_and_overlap(tile, self.tile_sample_min_width, self.tile_sample_stride_width)
         if inputs.shape[-2] <= height * input_step and inputs.shape[-1] <= width * input_step:
             return function(inputs)
-        return tiled(
-            function,
-            inputs,
-            tile=(height, width),
-            overlap=(top_overlap, left_overlap),
-            input_step=input_step,
-            output_step=output_step,
-        )
+        steps = {"input_step": input_step, "output_step": output_step}
+        return tiled(function, inputs, tile=(height, width), overlap=(top, left), **steps)
 
-    def _axis(self, square: int, side: int | None, stride: float | None) -> tuple[int, int]:
-        """A tile's length along an axis and what it has in common with the next one, in latents.
+    def _tile_and_overlap(self, square: int, side: int | None, stride: float | None) -> Pair:
+        """Returns the length of a tile along an axis and its overlap with the next one, in latents.
 
         Args:
             square: the side of square tiles, in latents.
-            side, stride: the axis's own, in pixels, or None.
+            side, stride: the settings of this axis, in pixels, or None.
         """
         tile = max(1, square if side is None else int(side) // self.downsampling_factor)
         if stride is None:

@@ -1,4 +1,4 @@
-"""TAESD (madebyollin), the tiny stand-in for a family's VAE, to be measured beside the models it imitates."""
+"""TAESD (madebyollin), a tiny autoencoder with the latents of a larger VAE; for evaluation only."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from latentae.models.checkpoints.metadata import embed_config
-from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PointDistribution
-
-# What a stock AutoencoderTiny has no parameter for.
-_OWN_KEYS = ("block_out_channels", "encoder_layers", "decoder_layers")
+from latentae.models.latent import AutoencoderOutput, LatentAutoencoder
 
 
 class TinyBlock(AutoencoderTinyBlock):
     """TAESD's residual block: three 3×3 convolutions with ReLU between them.
 
     Args:
-        in_channels, out_channels: where they differ, a 1×1 convolution is on the skip connection.
+        in_channels, out_channels: if they differ, the skip connection has a 1×1 convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -34,7 +31,7 @@ class TinyBlock(AutoencoderTinyBlock):
 
 
 class PooledBlock(TinyBlock):
-    """The block of TAESD for FLUX.2, whose input is normalised over all positions beside it: x + pool(x).
+    """The block of TAESD for FLUX.2, which adds a branch with group normalisation to its input: x + pool(x).
 
     Args:
         in_channels, out_channels: as in ``TinyBlock``.
@@ -51,7 +48,7 @@ class PooledBlock(TinyBlock):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, h, w] to [B, out_channels, h, w]."""
+        """Maps [B, in_channels, h, w] to [B, out_channels, h, w]."""
         return super().forward(x + self.pool(x))
 
 
@@ -59,7 +56,7 @@ def _conv(**arguments: Any) -> Callable[[int, int], nn.Module]:
     return lambda inputs, outputs: nn.Conv2d(inputs, outputs, 3, padding=1, **arguments)
 
 
-# By the first word of a layer's description; the channels that follow are their arguments.
+# First word of a layer's description -> what builds it from the channels that follow.
 _LAYERS: dict[str, Callable[..., nn.Module]] = {
     "conv": _conv(),
     "conv_without_bias": _conv(bias=False),
@@ -75,7 +72,7 @@ _LAYERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_layers(descriptions: Sequence[str]) -> nn.Sequential:
-    """The layers of one half, such as ``["conv 3 64", "block 64 64", "strided_conv_without_bias 64 64"]``.
+    """Builds an encoder or decoder of layers such as ``["conv 3 64", "block 64 64", "upsample"]``.
 
     Raises:
         ValueError: an unknown layer, or the wrong number of channels for one.
@@ -87,8 +84,8 @@ def build_layers(descriptions: Sequence[str]) -> nn.Sequential:
             layers.append(_LAYERS[kind](*map(int, channels)))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{description!r} is no layer of a TinyAutoencoder: it must be one of {', '.join(_LAYERS)}, "
-                "with input and output channels after that of a convolution or a block"
+                f"{description!r} is not a layer of TinyAutoencoder: it must be one of {', '.join(_LAYERS)}; "
+                "a convolution or block is followed by its input and output channels"
             ) from error
     return nn.Sequential(*layers)
 
@@ -96,16 +93,16 @@ def build_layers(descriptions: Sequence[str]) -> nn.Sequential:
 class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
     """diffusers' AutoencoderTiny behind the common interface, for evaluation only.
 
-    Its latents are those that the family's denoiser sees: already scaled. ``forward`` decodes them as they
-    are, where the stock class's rounds them to 8 bits on the way.
+    Its latents are already scaled, as the family's denoiser expects them. ``forward`` decodes them unchanged;
+    the stock class rounds them to 8 bits first.
 
     Args:
         in_channels, out_channels, encoder_block_out_channels, decoder_block_out_channels, act_fn,
         upsample_fn, latent_channels, upsampling_scaling_factor, num_encoder_blocks, num_decoder_blocks,
         latent_magnitude, latent_shift, force_upcast, scaling_factor, shift_factor: as in the stock class.
-        encoder_layers, decoder_layers: every layer of a half, as ``build_layers`` takes them, for editions
-            of TAESD that the stock class cannot hold; None takes the stock class's. The decoder's begin after
-            its clamp. Each level has a width beside them, as in the stock class.
+        encoder_layers, decoder_layers: the layers as ``build_layers`` takes them, for editions of TAESD that
+            the stock class cannot hold; None means the stock class's. The decoder's layers come after its
+            clamp. The lists of widths still need one entry per level.
     """
 
     _stock_class = AutoencoderTiny
@@ -153,19 +150,17 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
             self.encoder.layers = build_layers(encoder_layers)
         if decoder_layers is not None:
             self.decoder.layers = build_layers(decoder_layers)
-            if "pixel_shuffle" in decoder_layers:  # pipelines count levels to know the factor
+            if "pixel_shuffle" in decoder_layers:  # pipelines derive the factor from the number of levels
                 widths = (*decoder_block_out_channels, decoder_block_out_channels[-1])
                 self.register_to_config(block_out_channels=widths)
-        if self.stock_objection is not None:
-            self.register_to_config(_requires=f"latentae.load_autoencoder: {self.stock_objection}")
-        self._check_normalisation()
+        self._finish_config()
         self.tile_latent_min_size = self.tile_sample_min_size // self.downsampling_factor
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """diffusers' own, without its warning of ``block_out_channels``, which the constructor derives."""
-        told = {name: value for name, value in config_dict.items() if name != "block_out_channels"}
-        return super().extract_init_dict(told, **kwargs)
+        """diffusers' method, but silent about ``block_out_channels``, which the constructor derives."""
+        given = {name: value for name, value in config_dict.items() if name != "block_out_channels"}
+        return super().extract_init_dict(given, **kwargs)
 
     @property
     def last_layer(self) -> nn.Conv2d:
@@ -174,24 +169,10 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
 
     @property
     def stock_objection(self) -> str | None:
-        """Why diffusers' AutoencoderTiny cannot hold the weights, in a clause; None where it can."""
+        """Why diffusers' AutoencoderTiny cannot hold the weights, as a clause; None if it can."""
         if self.config.encoder_layers is None and self.config.decoder_layers is None:
             return None
         return "diffusers' AutoencoderTiny has no layers like those of this edition of TAESD"
-
-    @property
-    def fits_stock_class(self) -> bool:
-        """Whether diffusers' AutoencoderTiny can hold the weights."""
-        return self.stock_objection is None
-
-    @apply_forward_hook
-    def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
-        """Latents [B, c, h, w] of images [B, C, H, W] in [−1, 1], of any size."""
-        self._check_images(x)
-        latents = self._encode_in_pieces(self._encode_whole, self._pad(x))
-        if not return_dict:
-            return (latents,)
-        return EncoderOutput(latents=latents, latent_dist=PointDistribution(latents))
 
     @apply_forward_hook
     def decode(
@@ -201,46 +182,32 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         return_dict: bool = True,
         size: tuple[int, int] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Images [B, C, H, W] of latents [B, c, h, w], cropped to ``size`` (H, W)."""
+        """Decodes latents [B, c, h, w] to images [B, C, H, W], cropped to ``size`` (H, W)."""
         self._check_latents(x, self.config.latent_channels)
-        images = self._decode_in_pieces(self.decoder, x)
-        if size is not None:
-            images = images[..., : size[0], : size[1]]
+        images = self._decode_in_pieces(x, size)
         return DecoderOutput(sample=images) if return_dict else (images,)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> AutoencoderOutput | tuple[Tensor]:
-        """Reconstruction of images [B, C, H, W] in [−1, 1], of any size."""
+        """Reconstructs images [B, C, H, W] in [−1, 1] of any size."""
         latents = self.encode(sample).latents
-        height, width = sample.shape[-2:]
-        images = self.decode(latents, size=(height, width)).sample
+        images = self.decode(latents, size=sample.shape[-2:]).sample
         return AutoencoderOutput(sample=images, latents=latents) if return_dict else (images,)
 
     def train(self, mode: bool = True) -> TinyAutoencoder:
-        """Refuses to: there is no posterior to sample and no regulariser to train with.
-
-        Raises:
-            ValueError: ``mode`` is true.
-        """
+        """Raises ValueError if ``mode`` is true: it has no posterior and no regulariser to train."""
         if mode:
-            raise ValueError("an AutoencoderTiny is read for evaluation only; train a KLVAE, VQVAE or VQGAN")
+            raise ValueError("an AutoencoderTiny is for evaluation only; train a KLVAE, VQVAE or VQGAN")
         super().train(False)
         return self
 
     def to_diffusers(self) -> AutoencoderTiny:
-        """A stock AutoencoderTiny with the same weights, in eval mode.
+        """Returns a stock AutoencoderTiny with the same weights, in eval mode.
 
         Raises:
             ValueError: AutoencoderTiny cannot hold the model.
         """
-        if self.stock_objection is not None:
-            raise ValueError(
-                f"{self.stock_objection}; save_pretrained keeps the model, and latentae.load_autoencoder "
-                "opens it"
-            )
-        config = {k: v for k, v in self.config.items() if k not in _OWN_KEYS and not k.startswith("_")}
-        stock = AutoencoderTiny(**config)
-        stock.load_state_dict(self.state_dict())
-        return self._like_self(stock)
+        self._check_fits_stock_class()
+        return self._build_stock(self.state_dict())
 
     def save_pretrained(
         self,
@@ -249,7 +216,7 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         *args: Any,
         **arguments: Any,
     ) -> None:
-        """Writes the stock class's folder wherever that can hold the weights."""
+        """Writes the stock class's folder if that class can hold the weights."""
         if not self.fits_stock_class:
             super().save_pretrained(save_directory, is_main_process, *args, **arguments)
             return
@@ -260,9 +227,12 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
     def _encode_whole(self, images: Tensor) -> Tensor:
         return self.encoder(images)
 
+    def _decode_whole(self, latents: Tensor) -> Tensor:
+        return self.decoder(latents)
+
     def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         return latents.new_tensor(self.config.shift_factor), latents.new_tensor(self.config.scaling_factor)
 
 
-# Pipelines record a component as (top module, class name), and load it from there.
+# Pipelines record a component as (top module, class name) and load it from there.
 TinyAutoencoder.__module__ = "latentae"

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from latentae.devices import to_float64_on_cpu
 from latentae.models.backbone_2017 import Decoder2017, Encoder2017
-from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PointDistribution
+from latentae.models.latent import AutoencoderOutput, LatentAutoencoder
 from latentae.models.plain import fuse_projections, plain
-from latentae.models.tokens import TokenMixin
 from latentae.quantizers import (
     QUANTIZERS,
     EMAQuantizer,
@@ -27,54 +26,46 @@ from latentae.quantizers import (
     Quantizer,
     VectorQuantizer,
     create_quantizer,
-    own_size,
+    implied_size,
     plain_quantizer,
     quantizer_size,
 )
 
-_STOCK_NUM_CODES = 256  # what VQModel takes where it is told nothing
-# What a stock VQModel has no parameter for.
-_OWN_KEYS = ("shift_factor", "latents_mean", "latents_std", "quantizer", "backbone")
+_STOCK_NUM_CODES = 256  # VQModel's default
 
 
-class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
-    """The backbone and parameter names of diffusers' VQModel around one of our quantizers.
+class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
+    """The backbone and parameter names of diffusers' VQModel with one of our quantizers.
 
     The latents for diffusion are the continuous ones before quantization; ``decode`` quantizes them first, as
-    in latent diffusion (arXiv 2112.10752, section 3.1).
+    in latent diffusion (arXiv 2112.10752, section 3.1). Discrete tokens for autoregressive and masked models
+    come from ``encode_indices``, and ``decode_indices`` turns them into images.
 
     Args:
-        in_channels, out_channels: channels of the images; equal but for special uses.
-        down_block_types, up_block_types: a diffusers block type for each level.
-        block_out_channels: width of each level; each but the last halves the resolution.
-        layers_per_block: residual blocks a level (the decoder has one more).
-        act_fn: activation, ``silu``.
-        latent_channels: channels of the latents that leave the encoder.
-        sample_size: the image size trained on, in pixels; with tiling on, tiles are as large.
-        num_vq_embeddings: number of codes, of each table where the quantizer has several.
-        norm_num_groups: groups of the group normalisation.
-        vq_embed_dim: length of a code, or of the codes of all groups together; None means
-            ``latent_channels``. A quantizer whose arguments say the number of codes and their length, such as
-            FSQ by its levels, sets both in the config.
-        scaling_factor, shift_factor: what ``to_latents`` applies, (latents − shift) · scale. A scale of None
-            is not known yet.
+        in_channels, out_channels, down_block_types, up_block_types, block_out_channels, layers_per_block,
+        act_fn, sample_size, norm_num_groups, scaling_factor, latents_mean, latents_std,
+        mid_block_add_attention: as in ``KLVAE``.
+        latent_channels: channels of the encoder's output, before ``quant_conv``.
+        num_vq_embeddings: number of codes; for a quantizer with several tables, of each table.
+        vq_embed_dim: length of a code, for a grouped quantizer of all groups together; None means
+            ``latent_channels``. Quantizers whose arguments imply the number and length of the codes, such as
+            FSQ's levels, set both in the config.
         norm_type: ``group``, or ``spatial`` for a decoder whose normalisations see the codes (MoVQ, arXiv
-            2209.09002); the latter wants codes as long as the latents.
-        mid_block_add_attention: attention at the lowest resolution.
+            2209.09002), which needs codes as long as the latents.
         lookup_from_codebook, force_upcast: read by diffusers pipelines, as in VQModel.
-        latents_mean, latents_std: as in ``KLVAE``.
-        quantizer: its ``type`` and arguments other than its size; None means ``{"type": "vector"}``.
-        backbone: ``stock``, that of VQModel, or ``2017``, the first VQ-VAE's strided convolutions, which no
-            stock class can hold; it takes widths and ``layers_per_block`` alone.
+        shift_factor: as in ``KLVAE``.
+        quantizer: its ``type`` and its arguments other than its size; None means ``{"type": "vector"}``.
+        backbone: ``stock``, VQModel's, or ``2017``, the strided convolutions of the first VQ-VAE. The latter
+            has no stock class, and uses only the widths and ``layers_per_block``.
     """
 
     _stock_class = VQModel
     _supports_gradient_checkpointing = True
-    _supports_group_offloading = False  # the codebook is read without a call to its module, as in VQModel
+    _supports_group_offloading = False  # as in VQModel: the codebook is read without calling its module
     _skip_layerwise_casting_patterns = ("quantize",)
     _no_split_modules = ("ResnetBlock2D", *(quantizer.__name__ for quantizer in QUANTIZERS.values()))
 
-    # AttentionMixin has no fusion for the attention class that autoencoders are built of.
+    # AttentionMixin does not fuse the attention class that autoencoders consist of.
     set_default_attn_processor = AutoencoderKL.set_default_attn_processor
     fuse_qkv_projections = fuse_projections
     unfuse_qkv_projections = AutoencoderKL.unfuse_qkv_projections
@@ -109,29 +100,28 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
         if backbone not in ("stock", "2017"):
             raise ValueError(f"backbone is {backbone!r}, but must be 'stock' or '2017'")
         quantizer = dict(quantizer or {"type": "vector"})
-        num_codes, code_dim = _size(quantizer, num_vq_embeddings, vq_embed_dim, latent_channels)
+        num_codes, code_dim = _codebook_size(quantizer, num_vq_embeddings, vq_embed_dim, latent_channels)
         if norm_type not in ("group", "spatial"):
             raise ValueError(f"norm_type is {norm_type!r}, but must be 'group' or 'spatial'")
         if norm_type == "spatial" and code_dim != latent_channels:
             raise ValueError(
                 f"vq_embed_dim is {code_dim} and latent_channels is {latent_channels}, but must be the "
-                "same where norm_type is 'spatial'"
+                "same if norm_type is 'spatial'"
             )
-        shared: dict[str, Any] = {
+        widths: dict[str, Any] = {
             "block_out_channels": block_out_channels,
             "layers_per_block": layers_per_block,
-            "act_fn": act_fn,
-            "norm_num_groups": norm_num_groups,
-            "mid_block_add_attention": mid_block_add_attention,
         }
         if backbone == "2017":
-            widths: dict[str, Any] = {
-                "block_out_channels": block_out_channels,
-                "layers_per_block": layers_per_block,
-            }
             self.encoder = Encoder2017(in_channels, latent_channels, **widths)
             self.decoder = Decoder2017(latent_channels, out_channels, **widths)
         else:
+            shared = {
+                **widths,
+                "act_fn": act_fn,
+                "norm_num_groups": norm_num_groups,
+                "mid_block_add_attention": mid_block_add_attention,
+            }
             self.encoder = Encoder(
                 in_channels, latent_channels, down_block_types=down_block_types, double_z=False, **shared
             )
@@ -145,36 +135,35 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
         self.post_quant_conv = nn.Conv2d(code_dim, latent_channels, 1)
         if num_codes != num_vq_embeddings or code_dim != (vq_embed_dim or latent_channels):
             self.change_config(num_vq_embeddings=num_codes, vq_embed_dim=code_dim)
-        if self.stock_objection is not None:
-            self.register_to_config(_requires=f"latentae.load_autoencoder: {self.stock_objection}")
-        self._check_normalisation()
-        self._start_whole(sample_size)
+        self._finish_config()
+        self._reset_tiling(sample_size)
+
+    @property
+    def num_codes(self) -> int:
+        """Number of codes of a table: indices are in [0, num_codes)."""
+        return self.quantize.num_codes
+
+    @property
+    def latents_channels(self) -> int:
+        """Channels of the latents that ``encode`` returns: the length of a code."""
+        return self.quantize.code_dim
+
+    @property
+    def stock_objection(self) -> str | None:
+        """Why diffusers' VQModel cannot hold the weights, as a clause; None if it can."""
+        if self.config.backbone != "stock":
+            return f"diffusers' VQModel cannot hold backbone {self.config.backbone!r}"
+        if not self.quantize.is_euclidean:
+            kind = self.config.quantizer["type"]
+            return f"diffusers' VQModel holds one table of codes, which quantizer {kind!r} is not"
+        return None
 
     def enable_group_offload(self, *arguments: Any, **options: Any) -> None:
-        """Refuses to: a group's weights are fetched when its module is called, and codes are read otherwise.
-
-        Raises:
-            ValueError: always.
-        """
+        """Raises ValueError: the codebook is read without a call to its module, which would fetch it."""
         raise ValueError(
             f"{type(self).__name__} does not support group offloading, because its codebook is read without "
             "a call to its module: give the pipeline exclude_modules='vae', or call enable_model_cpu_offload"
         )
-
-    @apply_forward_hook
-    def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
-        """Continuous latents [B, d, h, w] of images [B, C, H, W] in [−1, 1].
-
-        Sides that the downsampling factor does not divide are padded by repeating the edge.
-
-        Raises:
-            ValueError: wrong shape, channel count, dtype or range, or images smaller than one latent.
-        """
-        self._check_images(x)
-        latents = self._encode_in_pieces(self._encode_whole, self._pad(x))
-        if not return_dict:
-            return (latents,)
-        return EncoderOutput(latents=latents, latent_dist=PointDistribution(latents))
 
     @apply_forward_hook
     def decode(
@@ -186,20 +175,23 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
         generator: torch.Generator | None = None,
         size: tuple[int, int] | None = None,
     ) -> DecoderOutput | tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] of unscaled latents [B, d, h, w], which are quantized first.
+        """Quantizes unscaled latents [B, d, h, w] and decodes them to images [B, C, H, W].
 
         Args:
-            h: the latents; with ``force_not_quantize`` they are decoded as they are, or looked up where
-                ``config.lookup_from_codebook`` says that they are indices.
+            h: the latents. With ``force_not_quantize`` they are decoded as they are; if
+                ``config.lookup_from_codebook`` is also set, they are indices and are looked up.
             shape: (B, h, w, d) of such indices.
-            generator: accepted because pipelines pass it; nothing is random here.
+            generator: unused; pipelines pass it.
             size: (H, W) to crop the images to.
 
         Raises:
             ValueError: latents of another shape, channel count or dtype, or an index outside the codebook.
         """
         if force_not_quantize and self.config.lookup_from_codebook:
-            h = self.codes_to_latents(h if shape is None else self._as_maps(h, shape))
+            if shape is not None:
+                tables = () if self.quantize.depth is None else (-1,)
+                h = h.reshape(shape[0], *tables, *shape[1:3])
+            h = self.codes_to_latents(h)
         else:
             self._check_latents(h, self.quantize.code_dim)
         commit_loss = torch.zeros((), device=h.device)
@@ -207,51 +199,8 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
             quantized = self.quantize(h)
             commit_loss = quantized.loss
             h = quantized.quantized
-        images = self._decode(h, size)
+        images = self._decode_in_pieces(h, size)
         return DecoderOutput(sample=images, commit_loss=commit_loss) if return_dict else (images, commit_loss)
-
-    @property
-    def stock_objection(self) -> str | None:
-        """Why diffusers' VQModel cannot hold the weights, in a clause; None where it can."""
-        if self.config.backbone != "stock":
-            return f"diffusers' VQModel cannot hold backbone {self.config.backbone!r}"
-        if not self.quantize.is_euclidean:
-            kind = self.config.quantizer["type"]
-            return f"diffusers' VQModel holds one table of codes, which quantizer {kind!r} is not"
-        return None
-
-    @property
-    def fits_stock_class(self) -> bool:
-        """Whether diffusers' VQModel can hold the weights, or a table of codes written out from them."""
-        return self.stock_objection is None
-
-    def write_out_codebook(self) -> bool:
-        """Puts a plain codebook in place of the quantizer, which gives every latent the code it had.
-
-        Returns:
-            False where the quantizer had a plain one already, and nothing has changed.
-
-        Raises:
-            ValueError: there is no such codebook.
-        """
-        if isinstance(self.quantize, VectorQuantizer | EMAQuantizer):
-            return False
-        self.use_plain_codebook(plain_quantizer(self.quantize))
-        return True
-
-    @torch.no_grad()
-    def move_latents(self, change: LatentMap) -> None:
-        """Changes ``quant_conv`` in place, so that latents z become A z + b; codes stay where they are."""
-        conv = self.quant_conv
-        matrix, shift = (to_float64_on_cpu(part) for part in change)
-        conv.weight.copy_(torch.einsum("ij,jchw->ichw", matrix, to_float64_on_cpu(conv.weight)))
-        assert conv.bias is not None
-        conv.bias.copy_(matrix @ to_float64_on_cpu(conv.bias) + shift)
-
-    def use_plain_codebook(self, plain: VectorQuantizer) -> None:
-        """Puts a plain codebook of the same size in place of the quantizer."""
-        self.quantize = plain
-        self.change_config(quantizer={"type": "vector"})
 
     def forward(
         self,
@@ -262,15 +211,15 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
         noise: Tensor | None = None,
         change: Callable[[Tensor], Tensor] | None = None,
     ) -> AutoencoderOutput | tuple[Tensor, Tensor]:
-        """Reconstruction of images [B, C, H, W] in [−1, 1], of any size, with the quantizer's losses.
+        """Reconstructs images [B, C, H, W] in [−1, 1] of any size, and computes the quantizer's losses.
 
-        ``sample_posterior``, ``generator`` and ``noise`` are a KL-VAE's; nothing is random here. ``change``
-        is as there, done before quantization.
+        The arguments are those of ``KLVAE.forward``. ``sample_posterior``, ``generator`` and ``noise`` are
+        not used; ``change`` is applied before quantization.
         """
         latents = self.encode(sample).latents
         quantized = self.quantize(latents if change is None else change(latents))
         height, width = sample.shape[-2:]
-        images = self._decode(quantized.quantized, (height, width) if change is None else None)
+        images = self._decode_in_pieces(quantized.quantized, (height, width) if change is None else None)
         if not return_dict:
             return images, quantized.loss
         return AutoencoderOutput(
@@ -281,52 +230,111 @@ class VQVAE(TokenMixin, LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMix
             indices=quantized.indices,
         )
 
-    def to_diffusers(self) -> VQModel:
-        """A stock VQModel with the same weights, in eval mode, which loads without latentae.
+    def indices_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Returns (h, w), or (depth, h, w) for several tables: the shape of one image's indices.
 
-        Adapters are merged, fused projections split, and quantised weights turned into floats. Warns where
-        the latents' normalisation is more than a scale, since VQModel has no place for it.
+        Args:
+            height, width: of the image, in pixels.
+        """
+        factor = self.downsampling_factor
+        depth = () if self.quantize.depth is None else (self.quantize.depth,)
+        return (*depth, -(-height // factor), -(-width // factor))
+
+    @apply_forward_hook
+    def encode_indices(self, images: Tensor) -> Tensor:
+        """Encodes images [B, C, H, W] in [−1, 1] to indices [B, h, w], or [B, depth, h, w] of several tables.
+
+        Raises:
+            ValueError: as in ``encode``; an empty batch; latents that are not finite.
+        """
+        return self.quantize.indices(self.encode(images).latents)
+
+    @apply_forward_hook
+    def decode_indices(self, indices: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Decodes indices [B, h, w] or [B, depth, h, w] to images [B, C, H, W]; undoes ``encode_indices``.
+
+        Args:
+            indices: int64 or int32; a residual quantizer also accepts those of its first few tables only.
+            size: (H, W) to crop the images to.
+
+        Raises:
+            ValueError: another shape, an index outside the codebook, or indices that are not integers.
+        """
+        return self._decode_in_pieces(self.codes_to_latents(indices), size)
+
+    @apply_forward_hook
+    def codes_to_latents(self, indices: Tensor) -> Tensor:
+        """Looks up indices, as ``decode_indices`` takes them, and returns quantized latents [B, d, h, w].
+
+        ``decode(latents, force_not_quantize=True)`` turns them into images.
+
+        Raises:
+            ValueError: as in ``decode_indices``.
+        """
+        return self.quantize.codes(indices).to(self.dtype)
+
+    def write_out_codebook(self) -> bool:
+        """Replaces the quantizer by a plain codebook that gives every latent the same code.
+
+        Returns:
+            False if the quantizer already is a plain codebook; then nothing changes.
+
+        Raises:
+            ValueError: no plain codebook is equivalent.
+        """
+        if isinstance(self.quantize, VectorQuantizer | EMAQuantizer):
+            return False
+        self.use_plain_codebook(plain_quantizer(self.quantize))
+        return True
+
+    def use_plain_codebook(self, plain: VectorQuantizer) -> None:
+        """Replaces the quantizer by a plain codebook of the same size."""
+        self.quantize = plain
+        self.change_config(quantizer={"type": "vector"})
+
+    @torch.no_grad()
+    def move_latents(self, change: LatentMap) -> None:
+        """Changes ``quant_conv`` in place so that latents z become A z + b; the codes do not change."""
+        conv = self.quant_conv
+        matrix, shift = (to_float64_on_cpu(part) for part in change)
+        conv.weight.copy_(torch.einsum("ij,jchw->ichw", matrix, to_float64_on_cpu(conv.weight)))
+        assert conv.bias is not None
+        conv.bias.copy_(matrix @ to_float64_on_cpu(conv.bias) + shift)
+
+    def to_diffusers(self) -> VQModel:
+        """Returns a stock VQModel with the same weights, in eval mode, which loads without latentae.
+
+        Adapters are merged, fused projections split, and quantised weights turned into floats. Warns if the
+        latents' normalisation is more than a scale, since VQModel has no place for it.
 
         Raises:
             ValueError: VQModel cannot hold the model; weights that are on the meta device, sharded, or
-                quantised beyond return.
+                quantised irreversibly.
         """
-        if self.stock_objection is not None:
-            raise ValueError(
-                f"{self.stock_objection}; save_pretrained keeps the model, and latentae.load_autoencoder "
-                "opens it"
-            )
+        self._check_fits_stock_class()
         if self.config.shift_factor or self.config.latents_mean is not None:
             warnings.warn(
                 "a stock VQModel keeps scaling_factor only, not shift_factor, latents_mean or latents_std; "
                 "scripts/latent_stats.py folds the mean into the weights",
                 stacklevel=2,
             )
-        config = {k: v for k, v in self.config.items() if k not in _OWN_KEYS and not k.startswith("_")}
-        stock = VQModel(**config)
-        wanted = stock.state_dict().keys()
         own = plain(self)
-        state = {key: value for key, value in own.state_dict().items() if key in wanted}
-        stock.load_state_dict({**state, "quantize.embedding.weight": own.quantize.euclidean_codebook()})
-        return self._like_self(stock)
+        state = {name: value for name, value in own.state_dict().items() if not name.startswith("quantize.")}
+        return self._build_stock({**state, "quantize.embedding.weight": own.quantize.euclidean_codebook()})
 
     def _encode_whole(self, images: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(images))
 
-    def _decode(self, quantized: Tensor, size: tuple[int, int] | None) -> Tensor:
-        images = self._decode_in_pieces(self._images, quantized)
-        return images if size is None else images[..., : size[0], : size[1]]
-
-    def _images(self, quantized: Tensor) -> Tensor:
+    def _decode_whole(self, quantized: Tensor) -> Tensor:
         spatial = self.config.norm_type == "spatial"
         return self.decoder(self.post_quant_conv(quantized), quantized if spatial else None)
 
 
-def _size(
+def _codebook_size(
     quantizer: dict[str, Any], num_codes: int, code_dim: int | None, latent_channels: int
 ) -> tuple[int, int]:
-    """Number and length of the codes; what is left at its default gives way to what the quantizer knows."""
-    if own_size(**quantizer) is None:
+    """Returns number and length of the codes; sizes left at their defaults give way to the implied ones."""
+    if implied_size(**quantizer) is None:
         code_dim = code_dim or latent_channels
     elif num_codes == _STOCK_NUM_CODES:
         return quantizer_size(**{**quantizer, "code_dim": code_dim})
@@ -337,5 +345,5 @@ class VQGAN(VQVAE):
     """A VQVAE trained with a perceptual and an adversarial loss; same weights, same interface."""
 
 
-# Pipelines record a component as (top module, class name), and load it from there.
+# Pipelines record a component as (top module, class name) and load it from there.
 VQVAE.__module__ = VQGAN.__module__ = "latentae"

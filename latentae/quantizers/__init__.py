@@ -4,7 +4,7 @@ from latentae.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuant
 from latentae.quantizers.codebook import CodebookQuantizer
 from latentae.quantizers.composition import ComposedQuantizer, GroupedQuantizer, ResidualQuantizer
 from latentae.quantizers.cosine import CosineQuantizer
-from latentae.quantizers.create import QUANTIZERS, create_quantizer, own_size, quantizer_size
+from latentae.quantizers.create import QUANTIZERS, create_quantizer, implied_size, quantizer_size
 from latentae.quantizers.ema import EMAQuantizer
 from latentae.quantizers.fsq import FiniteScalarQuantizer
 from latentae.quantizers.health import (
@@ -43,8 +43,8 @@ __all__ = [
     "code_counts",
     "codebook_health",
     "create_quantizer",
+    "implied_size",
     "nearest_code",
-    "own_size",
     "plain_quantizer",
     "quantizer_size",
     "reachable_usage",

@@ -75,7 +75,7 @@ def quantizer_size(
     Raises:
         ValueError: no such quantizer, sizes that are missing or do not fit its other arguments.
     """
-    own = own_size(type, **arguments)
+    own = implied_size(type, **arguments)
     if own is not None:
         for name, given, known in (("num_codes", num_codes, own[0]), ("code_dim", code_dim, own[1])):
             if given is not None and given != known:
@@ -91,7 +91,7 @@ def quantizer_size(
     return num_codes, code_dim
 
 
-def own_size(type: str, **arguments: Any) -> tuple[int, int] | None:
+def implied_size(type: str, **arguments: Any) -> tuple[int, int] | None:
     """Returns ``num_codes`` and ``code_dim`` if the other arguments determine them; None: they must be given.
 
     Raises:
@@ -109,7 +109,7 @@ def own_size(type: str, **arguments: Any) -> tuple[int, int] | None:
         return 2**bits, bits
     if type in COMPOSITIONS:
         number, member = _repeated(type, arguments)
-        size = own_size(**member)
+        size = implied_size(**member)
         return None if size is None else (size[0], size[1] * (number if type == "grouped" else 1))
     given = arguments.get("num_codes"), arguments.get("code_dim")
     return None if given[0] is None or given[1] is None else (given[0], given[1])

@@ -28,7 +28,7 @@ def describe_pretrained(data: Mapping[str, Any]) -> dict[str, Any]:
         return recorded
 
     from latentae.build import open_pretrained
-    from latentae.models.architecture import describe_architecture
+    from latentae.models.adapting import describe_architecture
 
     is_number = isinstance(groups, int) and groups > 0
     return describe_architecture(open_pretrained(place, groups if is_number else None))

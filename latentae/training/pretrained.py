@@ -13,8 +13,7 @@ from latentae import build, distributed
 from latentae.config import RunConfig
 from latentae.files import write_json
 from latentae.models import KLVAE, VQVAE
-from latentae.models.adapting import AdaptedTensor, load_what_fits, settings_of
-from latentae.models.architecture import latent_differences
+from latentae.models.adapting import AdaptedTensor, latent_differences, latent_settings, load_what_fits
 from latentae.training.ema import EMA
 
 RECORD = "pretrained.json"
@@ -95,7 +94,7 @@ class Pretrained:
                 f"{'; '.join(map(str, changed))}, and freeze_encoder keeps latents as they are: leave one of "
                 "these keys out"
             )
-        settings = settings_of(model)
+        settings = latent_settings(model)
         if changed:  # other latents have a scale of their own, which the run's end measures
             settings = {name: settings[name] for name in ("force_upcast",) if name in settings}
         self.record = {

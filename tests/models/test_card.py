@@ -50,7 +50,7 @@ def test_the_card_of_a_run(run):
         "# flowers-f2",
         "vae = load_autoencoder('someone/flowers-f2')",
         "| images | 3 channels, values in [-1, 1], any size from 2x2 |",
-        "| latents | 4 channels, one position for 2x2 pixels |",
+        "| latents | 4 channels, one position per 2x2 pixels |",
         "| codes | 32, each of 4 values |",
         "| scaling | (latents - 0) * 0.25 |",
         "| images | `user/flowers` |",
@@ -69,8 +69,8 @@ def test_the_card_of_a_run(run):
 def test_codes_of_several_tables():
     quantizer = {"type": "residual", "depth": 3, "member": {"type": "ema"}}
     card = model_card(make(VQGAN, quantizer=quantizer), "a/b")
-    assert "| codes | 3 for each position, of 32 each |" in card.splitlines()
-    assert "No class of diffusers' own can hold its weights." in card
+    assert "| codes | 3 per position, from tables of 32 |" in card.splitlines()
+    assert "No diffusers class can hold its weights." in card
 
 
 def test_where_the_images_lay_is_nobodys_business(run, tmp_path):
@@ -96,8 +96,8 @@ def test_a_tiny_autoencoder():
 
 
 def test_a_model_for_which_diffusers_has_no_class():
-    assert "No class of diffusers' own" in model_card(make(VQVAE, backbone="2017"), "vq")
-    assert "No class of diffusers' own" not in model_card(make(VQVAE), "vq")
+    assert "No diffusers class" in model_card(make(VQVAE, backbone="2017"), "vq")
+    assert "No diffusers class" not in model_card(make(VQVAE), "vq")
 
 
 def test_scaling_by_channel():

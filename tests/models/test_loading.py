@@ -61,7 +61,7 @@ def test_a_single_file(kl, tmp_path):
         assert (loaded.config.scaling_factor, loaded.training) == (None, False)
         named = load_autoencoder(tmp_path / name, family="sd1", torch_dtype=torch.bfloat16)
         assert (named.config.scaling_factor, named.dtype) == (0.18215, torch.bfloat16)
-    with pytest.raises(ValueError, match=r"variant is 'fp16', but of a single file it must be 'ema' or None"):
+    with pytest.raises(ValueError, match=r"variant is 'fp16', but .* must be 'ema' or None"):
         load_autoencoder(tmp_path / "vae.ckpt", variant="fp16")
     with pytest.raises(ValueError, match=r"variant is 'ema', but .* have no average"):
         load_autoencoder(tmp_path / "vae.ckpt", variant="ema")

@@ -44,6 +44,12 @@ def test_as_the_stock_class_but_without_rounding_the_latents(model):
     assert not torch.equal(stock(images).sample, model(images).sample)
 
 
+@pytest.mark.parametrize("layer", ["convolution 4 64", "conv 4", "block", "conv four 64", "relu 64 64 1"])
+def test_layers_that_cannot_be_built(layer):
+    with pytest.raises(ValueError, match=rf"'{layer}' is not a layer .* one of conv, .*block"):
+        TinyAutoencoder(decoder_layers=["conv 4 64", layer, "conv 64 3"])
+
+
 def test_for_evaluation_only(model, tmp_path):
     with pytest.raises(ValueError, match="for evaluation only"):
         model.train()

@@ -1,6 +1,6 @@
 import pytest
 
-from latentae.quantizers import QUANTIZERS, create_quantizer, own_size, quantizer_size
+from latentae.quantizers import QUANTIZERS, create_quantizer, implied_size, quantizer_size
 from tests.quantizers.conftest import CASES
 
 
@@ -24,7 +24,7 @@ def test_every_type_is_created_by_its_name():
     ],
 )
 def test_sizes_that_arguments_tell(arguments, size):
-    assert own_size(**arguments) == size
+    assert implied_size(**arguments) == size
 
 
 def test_members_share_the_channels():

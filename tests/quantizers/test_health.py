@@ -8,7 +8,7 @@ from latentae.quantizers import (
     code_counts,
     codebook_health,
     create_quantizer,
-    own_size,
+    implied_size,
     reachable_usage,
     table_healths,
     usage_deciles,
@@ -130,6 +130,6 @@ def test_every_type_has_some(kind):
 def test_levels_that_are_named_can_be_built():
     remedy = create_quantizer("fsq", levels=[2, 2]).remedies()[-1]
     levels = [int(level) for level in remedy.removeprefix("levels=").strip("[]").split(",")]
-    assert own_size("fsq", levels=levels) == (5, 1)
+    assert implied_size("fsq", levels=levels) == (5, 1)
     larger = create_quantizer("fsq", levels=[8, 8, 4, 4], init="none", spread_weight=0.0)
     assert larger.remedies() == ["init=data", "spread_weight=0.1", "levels=[7, 8, 4, 4]"]

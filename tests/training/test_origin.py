@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from latentae.config import dump_config
-from latentae.models.architecture import describe_architecture
+from latentae.models.adapting import describe_architecture
 from latentae.training.origin import describe_pretrained
 from tests.training.pretrained_models import fine_tuning, make_pretrained, write_pretrained
 

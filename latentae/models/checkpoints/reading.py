@@ -18,7 +18,7 @@ from torch import Tensor
 from latentae.models.checkpoints.contents import is_average
 from latentae.models.checkpoints.recognise import describe_bytes
 from latentae.models.checkpoints.stubs import inert_globals
-from latentae.models.wrappers import clean_name, clean_names
+from latentae.models.plain import clean_name, clean_names
 
 _DEEPEST = 4  # mappings around the tensors
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format

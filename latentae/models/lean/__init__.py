@@ -1,5 +1,85 @@
-"""Encoders and decoders that keep less for the backward pass: ``make_lean``."""
+"""Encoders and decoders that keep less for the backward pass: ``make_lean`` exchanges their blocks."""
 
-from latentae.models.lean.apply import make_lean, make_stock
+from __future__ import annotations
+
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from latentae.models.lean.attention import LeanAttentionProcessor
+from latentae.models.lean.blocks import (
+    LeanActivatedNorm,
+    LeanLastConv,
+    LeanLastSiLU,
+    LeanResnetBlock2D,
+    LeanUpsample2D,
+)
 
 __all__ = ["make_lean", "make_stock"]
+
+_BLOCKS: dict[type[nn.Module], type[LeanResnetBlock2D] | type[LeanUpsample2D]] = {
+    ResnetBlock2D: LeanResnetBlock2D,
+    Upsample2D: LeanUpsample2D,
+}
+
+
+def make_lean(model: nn.Module, recomputed_channels: int = 0) -> int:
+    """Makes diffusers' ``Encoder`` and ``Decoder`` keep about a third of the tensors for the backward pass.
+
+    Outputs and gradients stay the same up to rounding; parameters, their names, the state dict and saved
+    files do not change. Blocks of other kinds (time embeddings, dropout, normalisation by the codes, other
+    activations) stay as they are. Without gradients, the stock blocks' own code runs. Lean blocks are
+    differentiable once, not twice. A block with an adapter (LoRA) or a hook on one of its layers runs the
+    stock code and saves no memory.
+
+    Args:
+        model: any module that contains encoders or decoders; changed in place.
+        recomputed_channels: residual blocks with at most this many channels keep only their input, and run
+            their first convolution twice. Levels with few channels have many pixels: the most memory for the
+            least work.
+
+    Returns:
+        the number of blocks exchanged.
+    """
+    exchanged = 0
+    for part in [module for module in model.modules() if isinstance(module, Encoder | Decoder)]:
+        for module in part.modules():
+            lean = _BLOCKS.get(type(module))
+            if lean is not None and lean.fits(module):
+                module.__class__ = lean
+                module.recomputed_channels = recomputed_channels
+                exchanged += 1
+            elif LeanAttentionProcessor.fits(module):
+                assert isinstance(module, Attention)
+                module.set_processor(LeanAttentionProcessor())
+                exchanged += 1
+        exchanged += _make_end_lean(part)
+    return exchanged
+
+
+def _make_end_lean(part: Encoder | Decoder) -> bool:
+    """Exchanges the last normalisation, activation and convolution; returns whether they were stock ones."""
+    norm, activation, conv = part.conv_norm_out, part.conv_act, part.conv_out
+    if type(norm) is not nn.GroupNorm or type(activation) is not nn.SiLU or type(conv) is not nn.Conv2d:
+        return False
+    norm.__class__, activation.__class__, conv.__class__ = LeanActivatedNorm, LeanLastSiLU, LeanLastConv
+    assert isinstance(norm, LeanActivatedNorm)
+    assert isinstance(activation, LeanLastSiLU)
+    assert isinstance(conv, LeanLastConv)
+    norm.part, activation.before, conv.before = [part], [norm], [norm]
+    return True
+
+
+def make_stock(model: nn.Module) -> None:
+    """Undoes ``make_lean``."""
+    stock: dict[type[nn.Module], type[nn.Module]] = {lean: block for block, lean in _BLOCKS.items()}
+    stock |= {LeanActivatedNorm: nn.GroupNorm, LeanLastSiLU: nn.SiLU, LeanLastConv: nn.Conv2d}
+    for module in list(model.modules()):
+        if type(module) in stock:
+            module.__class__ = stock[type(module)]
+            for name in ("recomputed_channels", "part", "before"):
+                vars(module).pop(name, None)
+        elif isinstance(module, Attention) and type(module.processor) is LeanAttentionProcessor:
+            module.set_processor(AttnProcessor2_0())

@@ -1,4 +1,4 @@
-"""The attention of autoencoders, which keeps its input for the backward pass and not the normalised input."""
+"""Self-attention that keeps its input for the backward pass instead of the normalised input."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from latentae.models.lean.normalisation import (
+from latentae.models.lean.functions import (
+    Gradients,
+    autocast_dtype,
     computing_dtype,
+    is_plain,
     normalisation_gradient,
     normalise,
     normalise_again,
 )
-from latentae.models.lean.parts import is_plain
 
 
 class LeanAttentionProcessor(AttnProcessor2_0):
@@ -24,7 +26,7 @@ class LeanAttentionProcessor(AttnProcessor2_0):
 
     @classmethod
     def fits(cls, attention: nn.Module) -> bool:
-        """Whether it is as autoencoders have it: a group normalisation first, projections with biases."""
+        """Returns whether the module has the form autoencoders use: group norm, projections with biases."""
         return (
             isinstance(attention, Attention)
             and type(attention.processor) is AttnProcessor2_0
@@ -45,7 +47,7 @@ class LeanAttentionProcessor(AttnProcessor2_0):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """[B, C, H, W] of [B, C, H, W]; the other arguments are the stock processor's."""
+        """Maps [B, C, H, W] to the same shape; the other arguments are the stock processor's."""
         more = (encoder_hidden_states, attention_mask, temb)
         layers = (attn.to_q, attn.to_k, attn.to_v)
         if (
@@ -65,13 +67,12 @@ class LeanAttentionProcessor(AttnProcessor2_0):
 
 
 def normalised_projections(inputs: Tensor, norm: nn.GroupNorm, layers: tuple[nn.Linear, ...]) -> Tensor:
-    """[B, N, ΣC'], the linear layers' outputs side by side, of normalised inputs [B, C, N].
+    """Returns the linear layers' outputs side by side, [B, N, ΣC'], of the normalised inputs [B, C, N].
 
-    It can be differentiated once.
+    It is differentiable once.
     """
-    device = inputs.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layers[0].weight.dtype
     parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    dtype = autocast_dtype(inputs, layers[0].weight)
     return _NormalisedProjection.apply(inputs, norm.weight, norm.bias, norm, dtype, *parameters)
 
 
@@ -96,12 +97,12 @@ class _NormalisedProjection(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
         inputs, mean, rstd, norm_weight, norm_bias, *weights = ctx.saved_tensors
         computing = inputs.to(computing_dtype(inputs, norm_weight))
         normalised = normalise_again(computing, mean, rstd, norm_weight, norm_bias).to(ctx.dtype)
         gradient = gradient.to(ctx.dtype)
-        # d/dW = Σ_b gᵀ y, and d/dy = Wᵀ gᵀ, laid out as the inputs are
+        # d/dW = Σ_b gᵀ y; d/dy = Wᵀ gᵀ, in the layout of the inputs
         of_weights = torch.einsum("bno,bcn->oc", gradient, normalised).to(weights[0].dtype)
         of_biases = gradient.sum(dim=(0, 1)).to(weights[0].dtype)
         weight = torch.cat(weights).to(ctx.dtype)

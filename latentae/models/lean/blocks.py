@@ -1,7 +1,7 @@
-"""diffusers' blocks with the same parameters and function that keep less for the backward pass, or do less.
+"""diffusers' blocks with the same parameters and outputs that need less memory or work for the backward pass.
 
-Each is made of a stock block by exchanging its class, so that parameters, their names, and what refers to
-them stay. Without gradients the stock forward runs, and so it does where a layer has an adapter or a hook.
+``make_lean`` changes the class of an existing block, so that its parameters, their names and all references
+to them stay valid. The stock forward runs without gradients, and if a layer has an adapter or a hook.
 """
 
 from __future__ import annotations
@@ -15,28 +15,25 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from latentae.models.lean.activated import activate, activated_conv
-from latentae.models.lean.parts import is_plain
-from latentae.models.lean.residual import residual
-from latentae.models.lean.upsampling import doubled_conv
+from latentae.models.lean.functions import activate, activated_conv, doubled_conv, is_plain, residual
 
 
 class LeanResnetBlock2D(ResnetBlock2D):
-    """A residual block that keeps its input and what its first convolution puts out: two tensors of six.
+    """A residual block that keeps its input and its first convolution's output: two tensors instead of six.
 
     Attributes:
-        recomputed_channels: with as few channels or fewer, the input alone.
+        recomputed_channels: a block with at most this many input channels keeps only its input.
     """
 
     recomputed_channels: int = 0
 
     @classmethod
     def fits(cls, block: nn.Module) -> bool:
-        """Whether the block is as autoencoders have it: SiLU, no time embedding, resampling or dropout."""
+        """Returns whether the block is an autoencoder's: SiLU, no time embedding, resampling or dropout."""
         return (
             type(block) is ResnetBlock2D
             and block.time_emb_proj is None
-            and block.time_embedding_norm in ("default", "group")  # the same, but for a time embedding
+            and block.time_embedding_norm in ("default", "group")  # they differ only with a time embedding
             and block.upsample is None
             and block.downsample is None
             and block.dropout.p == 0
@@ -46,7 +43,7 @@ class LeanResnetBlock2D(ResnetBlock2D):
         )
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        """[B, C', H, W] of [B, C, H, W]."""
+        """Maps [B, C, H, W] to [B, C', H, W]."""
         layers = (self.norm1, self.conv1, self.norm2, self.conv2)
         if temb is not None or not torch.is_grad_enabled() or not is_plain(layers, nn.GroupNorm, nn.Conv2d):
             return super().forward(input_tensor, temb, *args, **kwargs)
@@ -54,18 +51,18 @@ class LeanResnetBlock2D(ResnetBlock2D):
         keeps_hidden = self.conv1.in_channels > self.recomputed_channels
         hidden = residual(input_tensor, layers, adds=shortcut is None, keeps_hidden=keeps_hidden)
         if shortcut is not None:
-            # Nothing keeps it, and it is as large as all that is kept.
+            # In place, because nothing else refers to this tensor.
             hidden = hidden.add_(shortcut(input_tensor.contiguous()))
-        # A division by one would be another pass over it, forward and backward.
+        # Dividing by one would cost another pass over memory, forward and backward.
         return hidden if self.output_scale_factor == 1 else hidden / self.output_scale_factor
 
 
 class LeanUpsample2D(Upsample2D):
-    """Doubling and a 3×3 convolution, in one transposed convolution: ``doubled_conv``."""
+    """Nearest-neighbour doubling and a 3×3 convolution as one transposed convolution: ``doubled_conv``."""
 
     @classmethod
     def fits(cls, block: nn.Module) -> bool:
-        """Whether the block is one as autoencoders have: nearest neighbours, then a 3×3 convolution."""
+        """Returns whether the block is an autoencoder's: nearest neighbours, then a 3×3 convolution."""
         return (
             type(block) is Upsample2D
             and block.norm is None
@@ -82,7 +79,7 @@ class LeanUpsample2D(Upsample2D):
     def forward(
         self, hidden_states: Tensor, output_size: int | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """[B, C', 2H, 2W] of [B, C, H, W]."""
+        """Maps [B, C, H, W] to [B, C', 2H, 2W]."""
         if output_size is not None or not torch.is_grad_enabled() or not is_plain([self.conv], nn.Conv2d):
             return super().forward(hidden_states, output_size, *args, **kwargs)
         return doubled_conv(hidden_states, self.conv.weight, self.conv.bias)
@@ -91,15 +88,16 @@ class LeanUpsample2D(Upsample2D):
 class LeanActivatedNorm(nn.GroupNorm):
     """The normalisation before an encoder's or decoder's last convolution.
 
-    With gradients it and the SiLU after it leave their work to the ``LeanLastConv`` after them.
+    With gradients, it and the SiLU after it return their input, and ``LeanLastConv`` does all three
+    operations.
     """
 
-    # In a list, for a module would become a part of this one, with names of its own in the state dict.
+    # In a list, because a module would become a submodule of this one and enter the state dict.
     part: list[Encoder | Decoder]
 
     @property
     def is_left_to_conv(self) -> bool:
-        """Whether the convolution that follows does this work, where there are gradients."""
+        """Whether the following convolution normalises and activates, if there are gradients."""
         part = self.part[0]
         return (
             part.conv_norm_out is self
@@ -108,41 +106,41 @@ class LeanActivatedNorm(nn.GroupNorm):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """norm(x), [B, C, H, W], or x where the convolution does this work."""
+        """Returns norm(x) [B, C, H, W], or x if the convolution normalises."""
         left = torch.is_grad_enabled() and self.is_left_to_conv
         return inputs if left else super().forward(inputs)
 
 
 class LeanLastSiLU(nn.SiLU):
-    """The activation between the two."""
+    """The SiLU between the normalisation and the last convolution."""
 
-    before: list[LeanActivatedNorm]  # in a list, as there
+    before: list[LeanActivatedNorm]  # in a list, as above
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """silu(x), or x where the convolution does this work."""
+        """Returns silu(x), or x if the convolution activates."""
         left = torch.is_grad_enabled() and self.before[0].is_left_to_conv
         return inputs if left else super().forward(inputs)
 
 
 class LeanLastConv(nn.Conv2d):
-    """An encoder's or decoder's last convolution, with gradients also what comes before it."""
+    """An encoder's or decoder's last convolution; with gradients, also the norm and SiLU before it."""
 
-    # In a sequence, as there. Empty in the convolutions that an adapter makes in this one's image.
+    # In a sequence, as above. Empty in convolutions that an adapter creates after this one's class.
     before: Sequence[LeanActivatedNorm] = ()
 
     @property
     def does_norm(self) -> bool:
-        """Whether, where there are gradients, the inputs are to be normalised and activated here."""
+        """Whether this layer normalises and activates its inputs, if there are gradients."""
         return bool(self.before) and self.before[0].is_left_to_conv
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, C', H, W] of [B, C, H, W], which is normalised and activated already unless ``does_norm``."""
+        """Maps [B, C, H, W], already normalised and activated unless ``does_norm``, to [B, C', H, W]."""
         if torch.is_grad_enabled() and self.does_norm:
             return activated_conv(inputs, self.before[0], self)
         return super().forward(inputs)
 
     def convolved(self, inputs: Tensor) -> Tensor:
-        """What was convolved where, with gradients, these were the inputs; detached."""
+        """Returns what a forward pass with gradients and these inputs convolves, detached."""
         if not self.does_norm:
             return inputs.detach()
         with torch.no_grad():
