@@ -52,7 +52,10 @@ def plain_expansion(latents, codebook):
 @pytest.mark.parametrize("num_codes", [1, 2, 7, 1024])
 def test_equals_brute_force(dim, num_codes):
     latents, codebook = normal(40 if dim > 64 else 200, dim, seed=1), normal(num_codes, dim, seed=2)
-    assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
+    # Distances that differ by less than the rounding of float32 are ties; processors decide differently.
+    assert excess(latents, codebook) <= 1e-7 * latents.square().sum(1).max().item()
+    same = nearest_code(latents, codebook) == brute_force(latents, codebook)
+    assert same.double().mean() >= 0.99
 
 
 def test_more_rows_and_codes_than_a_tile_holds():
