@@ -15,7 +15,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentae.models.card import ModelCardMixin
-from latentae.models.checkpoints.folders import stock_meaning
+from latentae.models.checkpoints.configs import stock_meaning
 from latentae.models.saving import SavingMixin
 from latentae.models.tiling import PiecewiseMixin
 from latentae.tracing import is_exporting, values_are_readable

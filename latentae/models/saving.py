@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from latentae.models.checkpoints.metadata import embed_config
-from latentae.models.checkpoints.reading import read_checkpoint
-from latentae.models.checkpoints.tensors import check_floating
+from latentae.models.checkpoints.configs import embed_config
+from latentae.models.checkpoints.reading import check_floating, read_checkpoint
 from latentae.models.plain import has_adapters, without_fused_projections
 from latentae.models.wrappers import clean_name, clean_names
 
