@@ -70,34 +70,22 @@ def infer_architecture(
     """
     _check_kind(state)
     widths = _widths(state)
-    levels = range(len(widths))
-    layers = _count(state, "encoder.down_blocks.0.resnets.")
-    latent_channels = state["decoder.conv_in.weight"].shape[1]
+    groups = _check_groups(widths, norm_num_groups)
+    down, up = (
+        [_count(state, f"{blocks}.{level}.attentions.") > 0 for level in range(len(widths))]
+        for blocks in ("encoder.down_blocks", "decoder.up_blocks")
+    )
     arguments: dict[str, Any] = {
         "in_channels": state["encoder.conv_in.weight"].shape[1],
         "out_channels": _shape(state, "decoder.conv_out.weight")[0],
         "block_out_channels": widths,
-        "down_block_types": tuple(
-            "AttnDownEncoderBlock2D"
-            if _count(state, f"encoder.down_blocks.{i}.attentions.")
-            else "DownEncoderBlock2D"
-            for i in levels
-        ),
-        "up_block_types": tuple(
-            "AttnUpDecoderBlock2D"
-            if _count(state, f"decoder.up_blocks.{i}.attentions.")
-            else "UpDecoderBlock2D"
-            for i in levels
-        ),
-        "layers_per_block": layers,
-        "latent_channels": latent_channels,
+        "down_block_types": tuple("AttnDownEncoderBlock2D" if x else "DownEncoderBlock2D" for x in down),
+        "up_block_types": tuple("AttnUpDecoderBlock2D" if x else "UpDecoderBlock2D" for x in up),
+        "layers_per_block": _count(state, "encoder.down_blocks.0.resnets."),
+        "latent_channels": state["decoder.conv_in.weight"].shape[1],
         "mid_block_add_attention": _count(state, "encoder.mid_block.attentions.") > 0,
-        "norm_num_groups": _groups(widths) if norm_num_groups is None else norm_num_groups,
+        "norm_num_groups": groups,
     }
-    if any(width % arguments["norm_num_groups"] for width in widths):
-        raise ValueError(
-            f"has widths {list(widths)}, which norm_num_groups {norm_num_groups} does not divide"
-        )
     guessed = norm_num_groups is None and not is_ldm and widths not in _PUBLISHED
     if _CODEBOOK in state:
         arguments["num_vq_embeddings"], arguments["vq_embed_dim"] = _shape(state, _CODEBOOK)
@@ -146,17 +134,21 @@ def _widths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     return widths
 
 
-def _groups(widths: tuple[int, ...]) -> int:
-    if any(width % _GROUPS for width in widths):
-        largest = math.gcd(*widths)
-        possible = [str(number) for number in range(1, largest + 1) if largest % number == 0]
-        raise ValueError(
-            f"does not tell how many groups its normalisation has, and the usual {_GROUPS} does not divide "
-            f"widths {list(widths)}: pass norm_num_groups ({' or '.join(possible[:12])}), put the model's "
-            "config.json beside the file, or write a folder that records it with `latentae export FILE "
-            "--norm-num-groups N --format diffusers --out FOLDER`"
-        )
-    return _GROUPS
+def _check_groups(widths: tuple[int, ...], norm_num_groups: int | None) -> int:
+    """Returns the number of groups, which must divide all widths; None means the usual one."""
+    groups = _GROUPS if norm_num_groups is None else norm_num_groups
+    if not any(width % groups for width in widths):
+        return groups
+    if norm_num_groups is not None:
+        raise ValueError(f"has widths {list(widths)}, which norm_num_groups {groups} does not divide")
+    largest = math.gcd(*widths)
+    possible = [str(number) for number in range(1, largest + 1) if largest % number == 0]
+    raise ValueError(
+        f"does not tell how many groups its normalisation has, and the usual {_GROUPS} does not divide "
+        f"widths {list(widths)}: pass norm_num_groups ({' or '.join(possible[:12])}), put the model's "
+        "config.json beside the file, or write a folder that records it with `latentae export FILE "
+        "--norm-num-groups N --format diffusers --out FOLDER`"
+    )
 
 
 def _count(state: Mapping[str, Tensor], before: str) -> int:

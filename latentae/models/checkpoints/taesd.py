@@ -97,7 +97,9 @@ def find_halves(tensors: Mapping[str, Tensor]) -> dict[str, Half]:
         if side is None:
             side = _side_of(layers)
         if side in halves:
-            raise ValueError(f"holds several {side}s of TAESD, one under {prefix!r}: save one by itself")
+            raise ValueError(
+                f"holds several {side}s of TAESD, one under {prefix or ''!r}: save one by itself"
+            )
         if side == DECODER and not is_diffusers:
             layers = {number - 1: layer for number, layer in layers.items()}
         halves[side] = Half(side, layers)
