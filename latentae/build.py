@@ -58,8 +58,7 @@ from latentae.losses.reconstruction import (
 from latentae.models import KLVAE, VQGAN, VQVAE, load_autoencoder
 from latentae.models.adapting import describe_architecture
 from latentae.models.loading import is_single_file
-from latentae.weights import load_trunk
-from latentae.weights_transformer import load_vision_transformer
+from latentae.weights import load_trunk, load_vision_transformer
 
 _VQ_MODELS: dict[str, type[VQVAE]] = {"VQVAE": VQVAE, "VQGAN": VQGAN}
 _DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN}

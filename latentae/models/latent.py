@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from latentae.models.checkpoints.folders import stock_meaning
+from latentae.models.checkpoints.configs import stock_meaning
 from latentae.models.saving import SavingMixin
 from latentae.models.tiling import TilingMixin
 from latentae.tracing import is_exporting, values_are_readable

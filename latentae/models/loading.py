@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 
-from latentae.models.checkpoints.classes import Autoencoder
+from latentae.models.checkpoints.configs import CONFIG, find_model_folder, look_for_config, read_config
 from latentae.models.checkpoints.families import FAMILIES
-from latentae.models.checkpoints.folders import CONFIG, find_model_folder, look_for_config, read_config
-from latentae.models.checkpoints.pairs import find_pair
-from latentae.models.checkpoints.pretrained import fetch_config, load_pretrained
+from latentae.models.checkpoints.open import (
+    Autoencoder,
+    fetch_config,
+    find_configs,
+    load_pretrained,
+    load_single_file,
+)
 from latentae.models.checkpoints.reading import read_metadata
-from latentae.models.checkpoints.single_file import find_configs, load_single_file
+from latentae.models.checkpoints.taesd import find_pair
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)(?<!\.pt)(?<!\.pth)(?<!\.bin)")
 # The files of a model's folder: its config, and its weights with or without a variant, whole or in shards.

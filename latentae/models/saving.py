@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from latentae.models.card import write_card
-from latentae.models.checkpoints.metadata import embed_config
-from latentae.models.checkpoints.reading import read_checkpoint
-from latentae.models.checkpoints.tensors import check_floating
+from latentae.models.checkpoints.configs import embed_config
+from latentae.models.checkpoints.reading import check_floating, read_checkpoint
 from latentae.models.plain import clean_name, clean_names, has_adapters, without_fused_projections
 
 

@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from latentae.models.checkpoints.metadata import embed_config
+from latentae.models.checkpoints.configs import embed_config
 from latentae.models.latent import AutoencoderOutput, LatentAutoencoder
 
 

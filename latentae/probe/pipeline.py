@@ -11,8 +11,7 @@ import torch
 from diffusers import DiTPipeline, DiTTransformer2DModel, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from latentae.export.codebook import write_out_codebook
-from latentae.export.normalisation import MEASURE, fold_to, read_normalisation
+from latentae.export.prepare import MEASURE, fold_to, read_normalisation, write_out_codebook
 from latentae.models import KLVAE, VQVAE
 from latentae.models.folding import codes_can_move
 from latentae.probe.denoiser import NULL_LABEL

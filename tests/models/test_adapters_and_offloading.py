@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
 from latentae import KLVAE, VQGAN, VQVAE
-from latentae.models.checkpoints.names import to_ldm_names
+from latentae.models.checkpoints.layouts import to_ldm_names
 from latentae.models.lean import make_lean
 from tests.models.test_drop_in import build, output
 

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from latentae import KLVAE, VQGAN, VQVAE, load_autoencoder
 from latentae.models import TinyAutoencoder
-from latentae.models.checkpoints.names import to_ldm_names
+from latentae.models.checkpoints.layouts import to_ldm_names
 from latentae.models.loading import is_single_file
 from tests.models.checkpoints.examples import build, images_for
 

@@ -1,1 +1,1 @@
-"""Checkpoints that others wrote: read, told apart, and translated."""
+"""Reads checkpoints that other programs wrote and turns them into our models."""

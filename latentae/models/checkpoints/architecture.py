@@ -1,18 +1,17 @@
-"""The architecture of an autoencoder, read off the shapes of its tensors."""
+"""Infers the architecture of an autoencoder from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 _CODEBOOK = "quantize.embedding.weight"
-_GROUPS = 32  # in every published autoencoder of this kind, and in the code of latent diffusion and taming
-# Widths of the published ones: SD, SDXL, SD 3, FLUX and their like; then the f4, f8, f16 and f32 models of
+_GROUPS = 32  # of every published autoencoder of this kind, and of latent diffusion's and taming's code
+# Widths of published models: SD, SDXL, SD 3, FLUX and their like; then the f4, f8, f16 and f32 models of
 # latent diffusion and taming; aMUSEd; CogView 4.
 _PUBLISHED = {
     (128, 256, 512, 512),
@@ -24,18 +23,17 @@ _PUBLISHED = {
     (128, 256, 256, 512, 768),
     (128, 512, 1024, 1024),
 }
-_LDM_NAME = re.compile(r"(.*\.)?encoder\.down\.\d+\.block\..*")
 
 
 @dataclass
 class Architecture:
-    """An autoencoder's class and constructor arguments, as far as tensors show them.
+    """An autoencoder's class and constructor arguments, as far as its tensors show them.
 
     Attributes:
         quantized: whether it is a VQ model; otherwise a KL-VAE.
         arguments: for the constructor of ``VQGAN`` or ``KLVAE``.
-        guessed_groups: whether ``norm_num_groups``, which leaves no trace in tensors, is the usual number and
-            may be another: no published model has these widths.
+        guessed_groups: whether ``norm_num_groups`` is a guess. Tensors do not show it, and no published model
+            has these widths.
     """
 
     quantized: bool
@@ -44,98 +42,84 @@ class Architecture:
 
     @property
     def latent_channels(self) -> int:
-        """Channels of what ``encode`` returns, for a VQ model the length of a code."""
+        """Channels of what ``encode`` returns; for a VQ model the length of a code."""
         return int(self.arguments["vq_embed_dim" if self.quantized else "latent_channels"])
 
     @property
     def factor(self) -> int:
-        """Pixels per latent along a side."""
+        """Pixels per latent along each side."""
         return int(2 ** (len(self.arguments["block_out_channels"]) - 1))
 
 
 def infer_architecture(
     state: Mapping[str, Tensor], norm_num_groups: int | None = None, *, is_ldm: bool = False
 ) -> Architecture:
-    """The architecture whose tensors these are.
+    """Returns the architecture of the model that these tensors belong to.
 
-    The number of normalisation groups leaves no trace in them. It is 32 in latent diffusion's layout and in
-    published models, and is taken to be 32 where other widths allow it.
+    Tensors do not show the number of normalisation groups. It is 32 in latent diffusion's layout and in
+    published models. Other widths are assumed to have 32 groups, too, if 32 divides them.
 
     Args:
         state: the tensors of an autoencoder under diffusers' names.
-        norm_num_groups: that number, where the caller knows it.
-        is_ldm: whether the names were latent diffusion's, whose code has 32 groups and no other number.
+        norm_num_groups: the number of groups, where the caller knows it.
+        is_ldm: whether the names were latent diffusion's, whose code always has 32 groups.
 
     Raises:
-        ValueError: tensors that neither ``KLVAE`` nor ``VQGAN`` can hold, or widths that do not allow 32
-            groups without ``norm_num_groups``; the message says which and why.
+        ValueError: neither ``KLVAE`` nor ``VQGAN`` can hold the tensors, or 32 does not divide the widths and
+            ``norm_num_groups`` is None; the message says which and why.
     """
     _check_kind(state)
     widths = _widths(state)
-    levels = range(len(widths))
-    layers = _count(state, "encoder.down_blocks.0.resnets.")
-    latent_channels = state["decoder.conv_in.weight"].shape[1]
+    groups = _check_groups(widths, norm_num_groups)
+    down, up = (
+        [_count(state, f"{blocks}.{level}.attentions.") > 0 for level in range(len(widths))]
+        for blocks in ("encoder.down_blocks", "decoder.up_blocks")
+    )
     arguments: dict[str, Any] = {
         "in_channels": state["encoder.conv_in.weight"].shape[1],
         "out_channels": _shape(state, "decoder.conv_out.weight")[0],
         "block_out_channels": widths,
-        "down_block_types": tuple(
-            "AttnDownEncoderBlock2D"
-            if _count(state, f"encoder.down_blocks.{i}.attentions.")
-            else "DownEncoderBlock2D"
-            for i in levels
-        ),
-        "up_block_types": tuple(
-            "AttnUpDecoderBlock2D"
-            if _count(state, f"decoder.up_blocks.{i}.attentions.")
-            else "UpDecoderBlock2D"
-            for i in levels
-        ),
-        "layers_per_block": layers,
-        "latent_channels": latent_channels,
+        "down_block_types": tuple("AttnDownEncoderBlock2D" if x else "DownEncoderBlock2D" for x in down),
+        "up_block_types": tuple("AttnUpDecoderBlock2D" if x else "UpDecoderBlock2D" for x in up),
+        "layers_per_block": _count(state, "encoder.down_blocks.0.resnets."),
+        "latent_channels": state["decoder.conv_in.weight"].shape[1],
         "mid_block_add_attention": _count(state, "encoder.mid_block.attentions.") > 0,
-        "norm_num_groups": _groups(widths) if norm_num_groups is None else norm_num_groups,
+        "norm_num_groups": groups,
     }
-    if any(width % arguments["norm_num_groups"] for width in widths):
-        raise ValueError(
-            f"has widths {list(widths)}, which norm_num_groups {norm_num_groups} does not divide"
-        )
     guessed = norm_num_groups is None and not is_ldm and widths not in _PUBLISHED
     if _CODEBOOK in state:
         arguments["num_vq_embeddings"], arguments["vq_embed_dim"] = _shape(state, _CODEBOOK)
         return Architecture(quantized=True, arguments=arguments, guessed_groups=guessed)
     for name in ("quant_conv", "post_quant_conv"):
         arguments[f"use_{name}"] = f"{name}.weight" in state
-    # As in the stock class: SDXL's own weights overflow in float16. Its pipelines look for a quant conv then.
+    # The stock class's default, since SDXL's own weights overflow in float16. Pipelines then use the conv.
     arguments["force_upcast"] = arguments["use_post_quant_conv"]
     return Architecture(quantized=False, arguments=arguments, guessed_groups=guessed)
 
 
 def _check_kind(state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for relatives that share some names."""
+    """Raises ValueError for related models that share some of the names."""
     if any(tensor.ndim == 5 for tensor in state.values()):
         raise ValueError("is a video autoencoder: its convolutions have three dimensions")
     for name in ("encoder.conv_in.weight", "decoder.conv_in.weight"):
         if state[name].ndim != 4:
             raise ValueError(
-                f"has {name} of shape {list(state[name].shape)}, where a convolution has four sizes"
+                f"has {name} of shape {list(state[name].shape)}, but a convolution has four dimensions"
             )
     if "quantize.embed.weight" in state:
         raise ValueError("is a VQGAN with a Gumbel quantizer, which is not supported")
     encoded, latents = _shape(state, "encoder.conv_out.weight")[0], state["decoder.conv_in.weight"].shape[1]
     if _CODEBOOK in state and encoded != latents:
-        raise ValueError(
-            f"has an encoder that puts out {encoded} channels and a decoder that takes {latents}"
-        )
+        raise ValueError(f"has an encoder that returns {encoded} channels and a decoder that takes {latents}")
     if _CODEBOOK not in state and encoded != 2 * latents:
         raise ValueError(
-            f"has no codebook ({_CODEBOOK}), and its encoder puts out {encoded} channels, where a posterior "
-            f"over {latents} takes {2 * latents}"
+            f"has no codebook ({_CODEBOOK}), and its encoder returns {encoded} channels, where a posterior "
+            f"over {latents} needs {2 * latents}"
         )
 
 
 def _widths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Width of each level, from the image's resolution downwards."""
+    """Returns the width of each level, from the image's resolution downwards."""
     count = _count(state, "encoder.down_blocks.")
     first = state["encoder.conv_in.weight"].shape[0]
     widths = tuple(_shape(state, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(count))
@@ -150,26 +134,25 @@ def _widths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     return widths
 
 
-def _groups(widths: tuple[int, ...]) -> int:
-    if any(width % _GROUPS for width in widths):
-        largest = math.gcd(*widths)
-        possible = [str(number) for number in range(1, largest + 1) if largest % number == 0]
-        raise ValueError(
-            f"does not tell how many groups its normalisation has, and widths {list(widths)} do not allow "
-            f"the usual {_GROUPS}: name the number by norm_num_groups ({' or '.join(possible[:12])}), put "
-            "the model's config.json beside the file, or write a folder that tells it with `latentae export "
-            "FILE --norm-num-groups N --format diffusers --out FOLDER`"
-        )
-    return _GROUPS
-
-
-def is_ldm_layout(names: Collection[str]) -> bool:
-    """Whether an autoencoder among tensors of these names has latent diffusion's names."""
-    return any(_LDM_NAME.fullmatch(name) for name in names)
+def _check_groups(widths: tuple[int, ...], norm_num_groups: int | None) -> int:
+    """Returns the number of groups, which must divide all widths; None means the usual one."""
+    groups = _GROUPS if norm_num_groups is None else norm_num_groups
+    if not any(width % groups for width in widths):
+        return groups
+    if norm_num_groups is not None:
+        raise ValueError(f"has widths {list(widths)}, which norm_num_groups {groups} does not divide")
+    largest = math.gcd(*widths)
+    possible = [str(number) for number in range(1, largest + 1) if largest % number == 0]
+    raise ValueError(
+        f"does not tell how many groups its normalisation has, and the usual {_GROUPS} does not divide "
+        f"widths {list(widths)}: pass norm_num_groups ({' or '.join(possible[:12])}), put the model's "
+        "config.json beside the file, or write a folder that records it with `latentae export FILE "
+        "--norm-num-groups N --format diffusers --out FOLDER`"
+    )
 
 
 def _count(state: Mapping[str, Tensor], before: str) -> int:
-    """How many different numbers follow ``before``."""
+    """Counts the different numbers that follow ``before``."""
     return len({name.removeprefix(before).split(".")[0] for name in state if name.startswith(before)})
 
 

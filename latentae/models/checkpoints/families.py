@@ -1,4 +1,4 @@
-"""The scale and shift of latents: what a checkpoint says of them, or what lies around the autoencoder."""
+"""Finds the scale and shift of latents: in a checkpoint's metadata, or from the denoiser beside it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FAMILY_KEY = "latentae.family"
 
 @dataclass(frozen=True)
 class Family:
-    """What a family's programs take for granted about its VAE.
+    """The constants that a family's programs assume about its VAE.
 
     Attributes:
-        latent_channels: c, of the latents.
+        latent_channels: channels of the latents.
         scale, shift: a denoiser of the family sees (latents − shift) · scale.
-        sample_size: side of the images its denoiser was trained on, in pixels.
+        sample_size: side, in pixels, of the images that its denoiser was trained on.
     """
 
     latent_channels: int
@@ -40,20 +40,20 @@ FAMILIES: dict[str, Family] = {
 
 _FACTOR = 8  # pixels per latent along a side, in all of the families
 _CROSS_ATTENTION = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight")
-# Width of the text embeddings that the UNet attends to: CLIP's in SD 1, OpenCLIP's in SD 2, both in SDXL.
+# By the width of the text embeddings that the UNet attends to: SD 1 has CLIP, SD 2 OpenCLIP, SDXL both.
 _FAMILY_BY_WIDTH = {768: "sd1", 1024: "sd1", 2048: "sdxl"}
-_PLAYGROUND_SCALE = 0.5  # of Playground 2.5, which is SDXL with a mean and std of its own
+_PLAYGROUND_SCALE = 0.5  # Playground 2.5 is SDXL with its own mean and std
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What ``to_latents`` applies.
+    """What ``to_latents`` applies to raw latents.
 
     Attributes:
         scaling_factor: None where it is not known.
-        shift_factor: a number for all channels.
-        latents_mean, latents_std: one number a channel, in place of the shift.
-        family: the name of the family it is taken from, None where it is from elsewhere.
+        shift_factor: one number for all channels.
+        latents_mean, latents_std: one number per channel, in place of the shift.
+        family: the name of the family that the numbers are from; None where they are from elsewhere.
     """
 
     scaling_factor: float | None = None
@@ -63,15 +63,15 @@ class Normalisation:
     family: str | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """For the constructor of a model."""
+        """Returns the arguments for the constructor of a model."""
         return {name: value for name, value in asdict(self).items() if name != "family"}
 
 
 def check_family(name: str, latent_channels: int) -> Family:
-    """The family of that name.
+    """Returns the family of that name.
 
     Raises:
-        ValueError: there is none, or its latents have another number of channels than ``latent_channels``.
+        ValueError: there is none, or its latents do not have ``latent_channels`` channels.
     """
     if name not in FAMILIES:
         raise ValueError(f"family is {name!r}, but must be one of {', '.join(FAMILIES)}")
@@ -92,18 +92,18 @@ def find_normalisation(
     tensors: Mapping[str, Tensor],
     family: str | None = None,
 ) -> Normalisation:
-    """Scale and shift by the first that says: ``family``, the metadata, the tensors around the autoencoder.
+    """Takes scale and shift from the first of ``family``, the metadata and the tensors that has them.
 
     Args:
         latent_channels: of the autoencoder's latents.
         factor: pixels per latent along a side.
-        metadata: a safetensors file's, where our exports write scale, shift and family.
-        tensors: the whole checkpoint's. LDM keeps a scale measured on data as ``scale_factor``; otherwise the
-            denoiser tells the family, as long as channels and factor are the family's.
+        metadata: of a safetensors file. Our exports write scale, shift and family there.
+        tensors: of the whole checkpoint. LDM keeps a scale measured on data as ``scale_factor``. Otherwise
+            the denoiser identifies the family, if channels and factor are the family's.
         family: the name of a family, where the caller knows it.
 
     Raises:
-        ValueError: no such family, one with other latents, or metadata that are no positive scale and shift.
+        ValueError: an unknown family, one with other latents, or an invalid scale or shift in the metadata.
     """
     if family is None and SCALE_KEY in metadata:
         shift = _number(SHIFT_KEY, metadata.get(SHIFT_KEY, "0"))
@@ -128,7 +128,7 @@ def _of_family(name: str, latent_channels: int) -> Normalisation:
 
 
 def _surrounding_family(tensors: Mapping[str, Tensor]) -> str | None:
-    """The family of the denoiser in a whole checkpoint, None where there is none or it is unknown."""
+    """Identifies the family by the denoiser in a whole checkpoint; None: no denoiser, or an unknown one."""
     if any(".joint_blocks." in name for name in tensors):
         return "sd3"
     if any(".double_blocks." in name for name in tensors):
@@ -137,7 +137,7 @@ def _surrounding_family(tensors: Mapping[str, Tensor]) -> str | None:
     if widths:
         sdxl_refiner = widths == {1280} and any(name.startswith("conditioner.embedders.") for name in tensors)
         return "sdxl" if sdxl_refiner else _FAMILY_BY_WIDTH.get(max(widths))
-    # Two text encoders, and no UNet: SDXL's conditioner saved along with the autoencoder.
+    # Two text encoders and no UNet: SDXL's conditioner was saved with the autoencoder.
     return "sdxl" if any(name.startswith("conditioner.embedders.1.") for name in tensors) else None
 
 

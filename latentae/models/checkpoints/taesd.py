@@ -1,22 +1,27 @@
-"""TAESD's layouts: two sequential networks, in one file or in one each, and the layers that tensors show."""
+"""Reads TAESD: two sequential networks, in one file or two, whose tensors show the layers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from latentae.models.checkpoints.configs import WEIGHTS
+from latentae.models.checkpoints.reading import Checkpoint, read_checkpoint
+
 ENCODER, DECODER = "encoder", "decoder"
-# TAESD's own class saves encoder.N, ComfyUI's files have taesd_encoder.N, diffusers encoder.layers.N, and the
-# two files of an edition N alone.
+# TAESD's own class saves encoder.N, ComfyUI's files have taesd_encoder.N, diffusers has encoder.layers.N, and
+# a pair of files has only N.
 _NAME = re.compile(
     r"(?:(?P<prefix>.+?)\.)??(?:(?:taesd_)?(?P<side>encoder|decoder)\.(?P<layers>layers\.)?)?"
     r"(?P<number>\d+)\.(?P<rest>weight|bias|conv\.[024]\.\w+|skip\.weight|pool\.[013]\.\w+)"
 )
 _UNSHUFFLE, _SHUFFLE = "pixel_unshuffle", "pixel_shuffle"
+_SIDE = re.compile(f"({ENCODER}|{DECODER})(?!.*({ENCODER}|{DECODER}))", re.IGNORECASE)  # the last one
 
 
 @dataclass
@@ -25,15 +30,15 @@ class Half:
 
     Attributes:
         side: ``encoder`` or ``decoder``.
-        tensors: by what follows the number of their layer, by that number. The decoder's layers are counted
-            from its first convolution, as diffusers does: the clamp before it has no weights.
+        tensors: number of a layer → {name inside the layer: tensor}. The decoder's layers are counted from
+            its first convolution, as in diffusers: the clamp before it has no weights.
     """
 
     side: str
     tensors: dict[int, dict[str, Tensor]]
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors under the names of diffusers' AutoencoderTiny."""
+        """Returns the tensors under the names of diffusers' AutoencoderTiny."""
         return {
             f"{self.side}.layers.{number}.{rest}": tensor
             for number, layer in sorted(self.tensors.items())
@@ -41,8 +46,37 @@ class Half:
         }
 
 
+@dataclass
+class Taesd:
+    """Both halves of TAESD under diffusers' names, and the arguments of a TinyAutoencoder for them."""
+
+    state: dict[str, Tensor]
+    arguments: dict[str, Any]
+
+
+def find_taesd(path: Path, checkpoint: Checkpoint) -> Taesd | None:
+    """Finds TAESD in the checkpoint read from ``path``; None where it is another model.
+
+    Where it holds one half, the other one is read from a second file beside it.
+
+    Raises:
+        ValueError: half of TAESD, layers that no edition has, or halves that do not belong together.
+    """
+    halves = find_halves(checkpoint.tensors)
+    if not halves:
+        return None
+    if len(halves) == 1:
+        (side,) = halves
+        other = find_other_half(path, side)
+        halves = {**find_halves(read_checkpoint(other).tensors), **halves}
+        if len(halves) == 1:
+            raise ValueError(f"holds the {side} of a TAESD, but {other.name} does not hold the other half")
+    encoder, decoder = halves[ENCODER], halves[DECODER]
+    return Taesd({**encoder.state(), **decoder.state()}, taesd_arguments(encoder, decoder))
+
+
 def find_halves(tensors: Mapping[str, Tensor]) -> dict[str, Half]:
-    """The halves of TAESD among a checkpoint's tensors, by side; empty where there is none.
+    """Returns the halves of TAESD among a checkpoint's tensors, by side; empty where there is none.
 
     Args:
         tensors: in any of TAESD's layouts, under any prefix.
@@ -63,20 +97,88 @@ def find_halves(tensors: Mapping[str, Tensor]) -> dict[str, Half]:
         if side is None:
             side = _side_of(layers)
         if side in halves:
-            raise ValueError(f"holds several {side}s of TAESD, one under {prefix!r}: save one by itself")
+            raise ValueError(
+                f"holds several {side}s of TAESD, one under {prefix or ''!r}: save one by itself"
+            )
         if side == DECODER and not is_diffusers:
             layers = {number - 1: layer for number, layer in layers.items()}
         halves[side] = Half(side, layers)
     return halves
 
 
+# --- halves in two files ---
+
+
+def find_other_half(path: Path, side: str) -> Path:
+    """Finds the file with the other half of a model by its name.
+
+    Args:
+        path: of the file with the half ``side``.
+
+    Raises:
+        ValueError: there is none; the message says which name it must have.
+    """
+    other = DECODER if side == ENCODER else ENCODER
+    named = _with_side(path, other)
+    if named is None:
+        raise ValueError(
+            f"holds the {side} of a TAESD, and the name does not tell where its {other} is: call the two "
+            f"files NAME_{ENCODER}{path.suffix} and NAME_{DECODER}{path.suffix}, in one folder"
+        )
+    if named.name == path.name:
+        raise ValueError(f"holds the {side} of a TAESD, but its name says that it is the {other}: rename it")
+    if (place := _in_any_format(named)) is not None:
+        return place
+    raise ValueError(f"holds the {side} of a TAESD: its {other} must lie beside it, as {named.name}")
+
+
+def find_pair(folder: Path) -> Path | None:
+    """Returns the encoder's file of the one pair of files in a folder; None where there is no pair.
+
+    Raises:
+        ValueError: there are several pairs.
+    """
+    pairs: dict[str, Path] = {}
+    for suffix in WEIGHTS:  # the first one counts where a pair is there in two formats
+        for path in sorted(folder.glob(f"*{suffix}")):
+            word = _SIDE.search(path.stem)
+            decoder = _with_side(path, DECODER)
+            if word and word[1].lower() == ENCODER and decoder is not None and _in_any_format(decoder):
+                pairs.setdefault(path.stem, path)
+    if len(pairs) > 1:
+        names = sorted(path.name for path in pairs.values())
+        raise ValueError(
+            f"{folder} holds {len(pairs)} autoencoders in two files each: name one, such as "
+            f"{', '.join(names[:3])}"
+        )
+    return next(iter(pairs.values()), None)
+
+
+def _in_any_format(path: Path) -> Path | None:
+    """Returns the file of that name, whichever suffix of weights it has; None where there is none."""
+    places = (path.with_suffix(suffix) for suffix in (path.suffix, *WEIGHTS))
+    return next((place for place in places if place.is_file()), None)
+
+
+def _with_side(path: Path, side: str) -> Path | None:
+    """Replaces the last "encoder" or "decoder" in a file's name; None where there is neither."""
+    word = _SIDE.search(path.stem)
+    if word is None:
+        return None
+    new = side.upper() if word[1].isupper() else side.capitalize() if word[1][0].isupper() else side
+    return path.with_name(path.stem[: word.start()] + new + path.stem[word.end() :] + path.suffix)
+
+
+# --- the layers that tensors show ---
+
+
 def taesd_arguments(encoder: Half, decoder: Half) -> dict[str, Any]:
-    """The arguments of a TinyAutoencoder that has these halves.
+    """Returns the arguments of a TinyAutoencoder that has these halves.
 
     Raises:
         ValueError: layers that no edition of TAESD has, or halves that do not belong together.
     """
-    down, up = _encoder_layers(encoder), _decoder_layers(decoder)
+    down, up = _describe_layers(encoder), _describe_layers(decoder)
     for side, layers in ((ENCODER, down), (DECODER, up)):
         _check_sequence(side, layers)
     if _UNSHUFFLE in down:
@@ -105,7 +207,7 @@ def taesd_arguments(encoder: Half, decoder: Half) -> dict[str, Any]:
 
 
 def _is_sequence(layers: Mapping[int, Mapping[str, Tensor]]) -> bool:
-    """Whether these are TAESD's: convolutions of 3x3 and residual blocks of three of them."""
+    """Whether these are TAESD's layers: 3x3 convolutions, and residual blocks of three of them."""
     kernels = [
         tensor
         for layer in layers.values()
@@ -117,90 +219,66 @@ def _is_sequence(layers: Mapping[int, Mapping[str, Tensor]]) -> bool:
 
 
 def _side_of(layers: Mapping[int, Mapping[str, Tensor]]) -> str:
-    """Which half it is: a decoder has an upsampling, without tensors, before each conv without a bias."""
+    """Tells the halves apart: a decoder has an upsampling (no tensors) before each conv without a bias."""
     plain = [number for number, layer in layers.items() if layer.keys() == {"weight"}]
     upsampled = [number for number in plain if number - 1 not in layers]
-    # One of a single resolution has none of these; a decoder begins with its clamp.
+    # With a single resolution there are no such convs, but a decoder begins with its clamp.
     return DECODER if (len(upsampled) == len(plain) if plain else min(layers) == 1) else ENCODER
 
 
-def _encoder_layers(half: Half) -> list[str]:
-    """An encoder's layers, as ``build_layers`` takes them."""
-    layers = half.tensors
-    described = [_UNSHUFFLE] if 0 not in layers else []
+def _describe_layers(half: Half) -> list[str]:
+    """Describes an encoder's layers, or a decoder's after its clamp, as ``build_layers`` takes them."""
+    layers, is_encoder = half.tensors, half.side == ENCODER
+    described = [_UNSHUFFLE] if is_encoder and 0 not in layers else []
     for number in range(len(described), max(layers) + 1):
-        if number not in layers:
-            described.append(_activation(half, number))
-        elif "weight" in layers[number]:
-            # Convolutions before an activation halve the image, but for one whose pixels were folded.
+        layer = layers.get(number)
+        if layer is None and number > 1 and not is_encoder:
+            described.append("upsample")
+        elif layer is None:
+            if not {"weight", "bias"} <= layers.get(number - 1, {}).keys():
+                raise ValueError(f"holds a TAESD {half.side} without the tensors of its layer {number}")
+            described.append("relu")
+        elif "weight" in layer:
+            # A convolution before an activation halves the image, unless its pixels are folded into channels.
             is_stem = number + 1 not in layers and number < max(layers) and _UNSHUFFLE not in described
-            has_bias = "bias" in layers[number]
-            strided = "strided_" if is_stem or not has_bias else ""
-            described.append(_described(half, number, f"{strided}conv{'' if has_bias else '_without_bias'}"))
+            strided = "strided_" if is_encoder and (is_stem or "bias" not in layer) else ""
+            kind = f"{strided}conv{'' if 'bias' in layer else '_without_bias'}"
+            described.append(_with_channels(kind, layer["weight"]))
+        elif "conv.0.weight" in layer:
+            kind = "pooled_block" if any(rest.startswith("pool.") for rest in layer) else "block"
+            described.append(_with_channels(kind, layer["conv.0.weight"]))
         else:
-            described.append(_described_block(half, number))
+            raise ValueError(
+                f"holds a TAESD {half.side} whose layer {number} is neither a convolution nor a block: "
+                f"it has {', '.join(sorted(layer))}"
+            )
     return described
 
 
-def _decoder_layers(half: Half) -> list[str]:
-    """A decoder's layers after its clamp, as ``build_layers`` takes them."""
-    layers = half.tensors
-    described: list[str] = []
-    for number in range(max(layers) + 1):
-        if number not in layers:
-            described.append("upsample" if number > 1 else _activation(half, number))
-        elif "weight" in layers[number]:
-            has_bias = "bias" in layers[number]
-            described.append(_described(half, number, f"conv{'' if has_bias else '_without_bias'}"))
-        else:
-            described.append(_described_block(half, number))
-    return described
-
-
-def _activation(half: Half, number: int) -> str:
-    """A layer without tensors after a convolution with a bias."""
-    before = half.tensors.get(number - 1, {})
-    if not {"weight", "bias"} <= before.keys():
-        raise ValueError(f"holds a TAESD {half.side} without the tensors of its layer {number}")
-    return "relu"
-
-
-def _described_block(half: Half, number: int) -> str:
-    layer = half.tensors[number]
-    if "conv.0.weight" not in layer:
-        raise ValueError(
-            f"holds a TAESD {half.side} whose layer {number} is no convolution and no block: it has "
-            f"{', '.join(sorted(layer))}"
-        )
-    kind = "pooled_block" if any(rest.startswith("pool.") for rest in layer) else "block"
-    outputs, inputs = layer["conv.0.weight"].shape[:2]
-    return f"{kind} {inputs} {outputs}"
-
-
-def _described(half: Half, number: int, kind: str) -> str:
-    outputs, inputs = half.tensors[number]["weight"].shape[:2]
+def _with_channels(kind: str, weight: Tensor) -> str:
+    outputs, inputs = weight.shape[:2]
     return f"{kind} {inputs} {outputs}"
 
 
 def _check_sequence(side: str, layers: list[str]) -> None:
-    """Raises ValueError for layers that do not fit each other, or an end that is missing."""
+    """Raises ValueError where layers do not fit each other or the last one is missing."""
     channels = _channels(layers)
     if channels[1:-1:2] != channels[2::2] or not layers[-1].startswith("conv "):
-        raise ValueError(f"holds a TAESD {side} of which layers are missing: it has {', '.join(layers)}")
+        raise ValueError(f"holds a TAESD {side} with missing layers: it has {', '.join(layers)}")
 
 
 def _channels(layers: list[str]) -> list[int]:
-    """All numbers of channels, from the input to the output."""
+    """Returns all numbers of channels, from the input to the output."""
     return [int(number) for layer in layers for number in layer.split()[1:]]
 
 
 def _doublings(layers: list[str], *kinds: str) -> int:
-    """How many layers change the resolution by two."""
+    """Counts the layers that change the resolution by two."""
     return sum(layer.startswith(kinds) for layer in layers)
 
 
 def _levels(layers: list[str], change: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Width and number of blocks of each level; a new one begins with each layer of the kind ``change``."""
+    """Returns width and number of blocks per level; each layer of the kind ``change`` begins a new level."""
     widths, blocks = [_channels(layers)[1]], [0]
     for layer in layers:
         kind, *channels = layer.split()
@@ -223,7 +301,7 @@ def _stock_layers(
     num_encoder_blocks: tuple[int, ...],
     num_decoder_blocks: tuple[int, ...],
 ) -> tuple[list[str], list[str]]:
-    """The layers that diffusers' AutoencoderTiny has with these arguments."""
+    """Describes the layers that diffusers' AutoencoderTiny has with these arguments."""
     down: list[str] = []
     for width, blocks in zip(encoder_block_out_channels, num_encoder_blocks, strict=True):
         down.append(f"strided_conv_without_bias {width} {width}" if down else f"conv {in_channels} {width}")

@@ -1,14 +1,25 @@
+import argparse
 import collections
 import io
+import pathlib
 import pickle
+import sys
+import types
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from latentae.models.checkpoints.reading import read_checkpoint
+from latentae.models.checkpoints.reading import (
+    InertMapping,
+    InertObject,
+    describe_bytes,
+    inert_globals,
+    read_checkpoint,
+)
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.tensor([1.5], dtype=torch.float16)}
 
@@ -122,7 +133,7 @@ def test_a_download_that_was_cut_off(tmp_path, share):
     save_file({"weight": torch.zeros(1000)}, path)
     data = path.read_bytes()
     path.write_bytes(data[: share if share > 1 else int(share * len(data))])
-    with pytest.raises(ValueError, match=r"vae\.safetensors is (cut off: \d+ bytes are there of at|no file)"):
+    with pytest.raises(ValueError, match=r"vae\.safetensors is (cut off: it has \d+ of at least|not a file)"):
         read_checkpoint(path)
 
 
@@ -145,10 +156,10 @@ def test_a_damaged_header(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no file of weights: it is empty"),
-        (b"<html><body>Sign in", "no file of weights: it is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1", "no file of weights: it is a Git LFS pointer"),
-        (b"GGUF\x03\x00\x00\x00\x00", "no file of weights: it is a GGUF file"),
+        (b"", "not a file of weights: it is empty"),
+        (b"<html><body>Sign in", "not a file of weights: it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "not a file of weights: it is a Git LFS pointer"),
+        (b"GGUF\x03\x00\x00\x00\x00", "not a file of weights: it is a GGUF file"),
     ],
 )
 def test_something_else_by_that_name(tmp_path, content, message):
@@ -167,7 +178,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, bomb, name, ne
     torch.save(
         {"state_dict": TENSORS, "extra": bomb(str(victim))}, path, _use_new_zipfile_serialization=new_format
     )
-    with pytest.raises(ValueError, match=rf"names ({name}), which is no tensor and could run code"):
+    with pytest.raises(ValueError, match=rf"names ({name}), which is not a tensor and could run code"):
         read_checkpoint(path)
     assert not victim.exists()
     torch.load(path, weights_only=False)  # the file would have done it
@@ -240,3 +251,112 @@ def test_a_damaged_archive(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"vae\.ckpt is (a damaged archive|damaged, cut off)"):
         read_checkpoint(path)
+
+
+WEIGHTS = {"first_stage_model.decoder.conv_in.weight": torch.randn(4, 3, 3, 3)}
+
+
+@pytest.fixture
+def make_class(monkeypatch):
+    """Makes a class that pickles under a name, as if a library that is not installed were."""
+
+    def make(name, bases=(), **members):
+        *packages, class_name = name.split(".")
+        for depth in range(1, len(packages) + 1):
+            module_name = ".".join(packages[:depth])
+            module = sys.modules.get(module_name) or types.ModuleType(module_name)
+            monkeypatch.setitem(sys.modules, module_name, module)
+        made = type(class_name, bases, {"__module__": module_name, "__qualname__": class_name, **members})
+        monkeypatch.setattr(module, class_name, made, raising=False)
+        return made
+
+    return make
+
+
+def _saved(content, path, monkeypatch):
+    torch.save(content, path)
+    monkeypatch.undo()  # the libraries are gone again
+    return read_checkpoint(path).tensors
+
+
+def test_a_lightning_checkpoint_with_callbacks_under_their_classes(tmp_path, make_class, monkeypatch):
+    model_checkpoint = make_class("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")
+    early_stopping = make_class("pytorch_lightning.callbacks.early_stopping.EarlyStopping")
+    content = {
+        "epoch": 4,
+        "global_step": 21005,
+        "pytorch-lightning_version": "1.4.2",
+        "state_dict": collections.OrderedDict(WEIGHTS),
+        "callbacks": {
+            model_checkpoint: {"best_model_score": torch.tensor(0.4), "current_score": np.float32(0.25)},
+            early_stopping: {"wait_count": 0, "best_score": np.float64(1.0)},
+        },
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 4.5e-6}]}],
+        "lr_schedulers": [{"base_lrs": [1e-4], "_last_lr": np.arange(2.0)}],
+    }
+    tensors = _saved(content, tmp_path / "last.ckpt", monkeypatch)
+    assert list(tensors) == list(WEIGHTS)
+    assert torch.equal(*tensors.values(), *WEIGHTS.values())
+    assert "pytorch_lightning" not in sys.modules
+
+
+def test_hyperparameters_of_other_libraries(tmp_path, make_class, monkeypatch):
+    attribute_dict = make_class("pytorch_lightning.utilities.parsing.AttributeDict", (dict,))
+    dict_config = make_class("omegaconf.dictconfig.DictConfig")()
+    metadata = make_class("omegaconf.base.ContainerMetadata")()
+    metadata.resolver_cache = collections.defaultdict(dict, {"x": {}})
+    metadata.object_type, metadata.key_type = dict, str
+    dict_config.__dict__["_metadata"] = metadata
+    dict_config.__dict__["_content"] = {"embed_dim": make_class("omegaconf.nodes.AnyNode")()}
+    content = {
+        "state_dict": WEIGHTS,
+        "hyper_parameters": attribute_dict(lr=1e-4, config=dict_config),
+        "arguments": argparse.Namespace(batch=4),
+        "where": pathlib.Path("logs"),
+        "version": torch.__version__,
+    }
+    assert list(_saved(content, tmp_path / "last.ckpt", monkeypatch)) == list(WEIGHTS)
+
+
+def test_a_class_that_is_not_listed_is_refused(tmp_path, make_class, monkeypatch):
+    other = make_class("pytorch_lightning.callbacks.mine.Callback")
+    with pytest.raises(ValueError, match=r"names pytorch_lightning\.callbacks\.mine\.Callback"):
+        _saved({"state_dict": WEIGHTS, "callbacks": {other: {}}}, tmp_path / "last.ckpt", monkeypatch)
+
+
+def test_reading_leaves_nothing_allowed_behind(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "vae.ckpt")
+    before = set(torch.serialization.get_safe_globals())
+    read_checkpoint(tmp_path / "vae.ckpt")
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_the_stand_ins_do_and_keep_nothing():
+    thing = InertObject("a", 1, option=2)
+    thing.__setstate__({"x": 1})
+    assert vars(thing) == {}
+    assert InertMapping("a", dict) == {}
+    assert {stand_in for stand_in, _ in inert_globals()} == {InertObject, InertMapping}
+    names = [name for _, name in inert_globals()]
+    assert len(set(names)) == len(names)
+    assert not any(name.startswith(("os.", "posix.", "subprocess.", "sys.")) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"", "is empty"),
+        (bytes(512), "zeros"),
+        (b"\n<!DOCTYPE html>\n<html><head><title>Log in", "web page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied', "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
+        (b'{"error": "not found"}', 'text that begins \'{"error"'),
+        ("Straße\tund Weg\r\n".encode(), "text that begins 'Straße"),
+        (b"GGUF\x03\x00\x00\x00", "GGUF"),
+        (b"\x89PNG\r\n\x1a\n", "PNG"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"\x00\x01\x02\x03garbage\x00", "begins with the bytes 00 01 02 03"),
+    ],
+)
+def test_files_that_hold_no_tensors(head, words):
+    assert words in describe_bytes(head)

@@ -108,7 +108,7 @@ def test_half_a_taesd(tmp_path):
     ):
         load_autoencoder(tmp_path / "taesd_encoder.pth")
     torch.save(halves[0].state_dict(), tmp_path / "taesd_decoder.pth")
-    with pytest.raises(ValueError, match=r"taesd_decoder\.pth not the other half"):
+    with pytest.raises(ValueError, match=r"taesd_decoder\.pth does not hold the other half"):
         load_autoencoder(tmp_path / "taesd_encoder.pth")
     with pytest.raises(ValueError, match=r"its name says that it is the decoder"):
         load_autoencoder(tmp_path / "taesd_decoder.pth")
@@ -148,5 +148,5 @@ def test_no_family_and_no_averages(tmp_path):
     _save_pair(tmp_path, build("taesd"))
     with pytest.raises(ValueError, match="this is TAESD, whose latents are scaled already"):
         load_autoencoder(tmp_path, family="sd1")
-    with pytest.raises(ValueError, match="this is TAESD, of which there are no averages"):
+    with pytest.raises(ValueError, match="this is TAESD, which has no averaged weights"):
         load_autoencoder(tmp_path, variant="ema")

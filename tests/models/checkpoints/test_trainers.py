@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentae import KLVAE, VQGAN, load_autoencoder
-from latentae.models.checkpoints.names import to_ldm_names
+from latentae.models.checkpoints.layouts import to_ldm_names
 from tests.models.checkpoints.examples import build, images_for
 
 DENOISER = {"x_embedder.proj.weight": torch.zeros(3), "blocks.0.attn.qkv.weight": torch.zeros(3)}

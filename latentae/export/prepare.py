@@ -1,4 +1,4 @@
-"""A model's normalisation, read from its config, and moved into its weights for formats that have none."""
+"""Moves what a format cannot record into a model's weights: normalisation, and other quantizers' codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEASURE = "measure it with scripts/latent_stats.py MODEL --data IMAGES --out FOL
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What ``to_latents`` applies: (latents − shift) · scale, by channel.
+    """What ``to_latents`` applies: (latents − shift) · scale, per channel.
 
     Attributes:
         shift, scale: [c] float64.
@@ -26,7 +26,7 @@ class Normalisation:
 
 
 def read_normalisation(model: KLVAE | VQVAE) -> Normalisation | None:
-    """The normalisation in a model's config; None where its scale is not known."""
+    """Returns the normalisation in a model's config; None where its scale is not known."""
     config = model.config
     if config.scaling_factor is None:
         return None
@@ -38,35 +38,28 @@ def read_normalisation(model: KLVAE | VQVAE) -> Normalisation | None:
     return Normalisation(mean, scale / std)
 
 
-def write_normalisation(model: KLVAE | VQVAE, shift: float, scale: float) -> None:
-    """Puts one shift and one scale into a model's config."""
-    model.change_config(scaling_factor=scale, shift_factor=shift, latents_mean=None, latents_std=None)
-
-
 def fold_to(model: KLVAE | VQVAE, shift: float, scale: float) -> str | None:
     """Changes a model's weights and config in place so that its normalisation is (latents − shift) · scale.
 
-    Pixels and normalised latents stay what they were. A KL-VAE without convolutions around its latents gets
-    them, unless there is nothing to change.
+    Pixels and normalised latents stay the same. A KL-VAE without convolutions around its latents gets them,
+    unless nothing has to change.
 
     Returns:
-        A remark on what was done; None where there was nothing to do.
+        A remark on what was changed; None where nothing was.
 
     Raises:
-        ValueError: the model's scale is not known, or differs by channel for a VQ model.
+        ValueError: the model's scale is not known, or differs per channel in a VQ model.
     """
     own = read_normalisation(model)
     if own is None:
-        raise ValueError(
-            f"the scale of this model's latents is not known, and so cannot be folded: {MEASURE}"
-        )
+        raise ValueError(f"the scale of this model's latents is not known, so it cannot be folded: {MEASURE}")
     # (z − s) · k = (z' − S) · K for z' = (z − s) · k / K + S
     factor = own.scale / scale
     origin = own.shift - shift / factor
-    write_normalisation(model, shift, scale)
+    model.change_config(scaling_factor=scale, shift_factor=shift, latents_mean=None, latents_std=None)
     unchanged = bool((factor == 1).all() and (origin == 0).all())
     missing = [conv for conv in (model.quant_conv, model.post_quant_conv) if conv is None]
-    if unchanged and len(missing) != 1:  # one alone is more than some readers can hold
+    if unchanged and len(missing) != 1:  # some readers cannot hold one convolution alone
         return None
     fold_normalisation(model, origin, factor, add_convs=True)
     convs = "1x1 convolutions, which were added around" if missing else "the convolutions around"
@@ -74,3 +67,25 @@ def fold_to(model: KLVAE | VQVAE, shift: float, scale: float) -> str | None:
         f"the normalisation was folded into {convs} the latents, so that a denoiser sees "
         f"(latents - {shift:g}) * {scale:g}"
     )
+
+
+def write_out_codebook(model: KLVAE | VQVAE) -> list[str]:
+    """Puts a plain codebook into a VQ model, in place; every latent keeps its code.
+
+    Returns:
+        A remark where that changed anything.
+
+    Raises:
+        ValueError: the stock class cannot hold the model; the message says what it needs instead.
+    """
+    if not isinstance(model, VQVAE):
+        return []
+    if model.stock_objection is not None:
+        raise ValueError(
+            f"{model.stock_objection}. Keep the model as it is, or write it with save_pretrained: only "
+            "latentae.load_autoencoder opens that"
+        )
+    kind = (model.config.quantizer or {}).get("type")
+    if not model.write_out_codebook():
+        return []
+    return [f"the codes of quantizer {kind!r} were written out as a plain codebook, with the same indices"]

@@ -1,22 +1,19 @@
-"""Export of an autoencoder in any format: written aside, reopened, compared, then put in its place."""
+"""Exports an autoencoder: writes it beside its place, reopens it, compares it, then moves it there."""
 
 from __future__ import annotations
 
 import copy
 import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from latentae.console import FAMILIES
-from latentae.export.choices import DTYPES, FORMATS
-from latentae.export.comfyui import COMFYUI
+from latentae.export import DTYPES, FORMATS
 from latentae.export.comparison import TOLERANCES, compare, find_overflow
-from latentae.export.diffusers import DIFFUSERS
-from latentae.export.format import Format
-from latentae.export.ldm import LDM
-from latentae.export.report import ExportReport
+from latentae.export.formats import LDM, ComfyUI, Diffusers, Format
 from latentae.files import list_files, written_aside
 from latentae.models import KLVAE, VQVAE, TinyAutoencoder
 from latentae.models.plain import (
@@ -28,10 +25,40 @@ from latentae.models.plain import (
     unwrap,
 )
 
-_FORMATS: dict[str, Format] = {"diffusers": DIFFUSERS, "ldm": LDM, "comfyui": COMFYUI}
-# What a model folder consists of, by how names begin: only such a folder may be replaced.
-_MODEL_FILES = ("config.json", "diffusion_pytorch_model", "README.md", ".gitattributes")
+_FORMATS: dict[str, Format] = {"diffusers": Diffusers(), "ldm": LDM(), "comfyui": ComfyUI()}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# The beginnings of the names in a model's folder. Only a folder of such files may be replaced.
+_MODEL_FILES = ("config.json", "diffusion_pytorch_model", "README.md", ".gitattributes")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A finished export, reopened and compared with its source.
+
+    Attributes:
+        path: the file or folder that was written.
+        format: ``diffusers``, ``ldm`` or ``comfyui``.
+        files: names of all files, relative to ``path`` where that is a folder.
+        errors: the largest difference from the source, divided by the source's largest value, for each
+            quantity that was compared: ``encode``, ``decode``, and ``normalised latents`` where the scale is
+            known.
+        tolerance: the limit of the errors, given the dtype of the weights.
+        load_hint: one line on how to load it.
+        remarks: sentences on what a user should know, such as convolutions that were added.
+    """
+
+    path: Path
+    format: str
+    files: tuple[str, ...]
+    errors: dict[str, float]
+    tolerance: float
+    load_hint: str
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def max_error(self) -> float:
+        """The largest of ``errors``."""
+        return max(self.errors.values())
 
 
 def export_autoencoder(
@@ -43,21 +70,21 @@ def export_autoencoder(
     dtype: str = "fp32",
     overwrite: bool = False,
 ) -> ExportReport:
-    """Writes a model in a format that others read, and checks what they will read.
+    """Writes a model in a format that other programs read, and checks what they will read.
 
     The model runs once in the dtype of the weights, and must give finite values there. It is then written
-    beside its place, reopened, and compared with the model on random images in float32: latents, pixels, and
-    latents as a denoiser sees them. Where that fails, nothing is left behind.
+    beside ``path``, reopened, and compared with the model on random images in float32: latents, pixels, and
+    latents as a denoiser sees them. If any of this fails, nothing is left behind.
 
     Args:
-        model: left as it is; what has to be folded is folded in a copy. Adapters (LoRA) are merged, fused
+        model: stays as it is; what has to be folded is folded in a copy. Adapters (LoRA) are merged, fused
             projections split, and quantised weights written as floats.
         path: a folder for ``diffusers``, else a file ending in ``.safetensors``.
         format: ``diffusers``, a folder of the stock class; ``ldm``, one file in latent diffusion's layout,
             with scale and shift in its metadata; ``comfyui``, the same with the normalisation folded into the
             weights, so that the family's constants hold, which ComfyUI applies.
-        family: ``sd1``, ``sdxl``, ``sd3`` or ``flux``. ``comfyui`` needs one, ``ldm`` notes it as metadata.
-            It is not where the model's own scale comes from: for that, give it to ``load_autoencoder``.
+        family: ``sd1``, ``sdxl``, ``sd3`` or ``flux``. ``comfyui`` needs one, ``ldm`` records it as metadata.
+            It does not give the model its scale: for that, pass it to ``load_autoencoder``.
         dtype: of the weights, ``fp32``, ``fp16`` or ``bf16``.
         overwrite: whether an earlier export at ``path`` may be replaced.
 
@@ -78,17 +105,30 @@ def export_autoencoder(
     path, kind = Path(path), _FORMATS[format]
     target = path.expanduser().resolve()
     check_target(target, folder=kind.is_folder, overwrite=overwrite)
+
+    # Change a copy to what the format can hold.
     source, remarks = _in_float32(model)
     prepared = copy.deepcopy(source)
     remarks += make_plain(prepared)
-    _check_finite_weights(prepared)
+    for name, value in prepared.state_dict().items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(
+                f"the weight {name} holds values that are not finite: the model's weights are damaged"
+            )
     remarks += kind.prepare(prepared, family)
     remarks += _check_precision(prepared, kind, dtype)
+
+    # Write it, and compare what readers get with the model.
     with written_aside(target) as aside:
         kind.write(prepared, aside, _DTYPES[dtype], family)
         files = list_files(aside)
         errors = compare(source, prepared, kind.reopen(aside, family))
-        _check_errors(errors, dtype)
+        for name, error in errors.items():
+            if not error <= TOLERANCES[dtype]:
+                raise ValueError(
+                    f"the export was not kept: in {name} it differs from the model by {error:.1e} of the "
+                    f"largest value, and rounding to {dtype} explains {TOLERANCES[dtype]:.0e} at most"
+                )
     return ExportReport(
         path=path,
         format=format,
@@ -101,7 +141,7 @@ def export_autoencoder(
 
 
 def _remedy(model: object) -> str:
-    """What to do with a model that cannot be exported, as the end of a sentence."""
+    """Says what to do with a model that cannot be exported, as the end of a sentence."""
     if isinstance(model, TinyAutoencoder):
         return ": model.save_pretrained(folder) writes it, as AutoencoderTiny where that class can hold it"
     return ": export model.get_base_model()" if hasattr(model, "get_base_model") else ""  # a PeftModel
@@ -113,32 +153,24 @@ def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 
 def _in_float32(model: KLVAE | VQVAE) -> tuple[KLVAE | VQVAE, list[str]]:
-    """A copy on the CPU in eval mode, which takes small images whole, and remarks."""
+    """Returns a copy on the CPU in eval mode that takes small images whole, and remarks."""
     check_weights(model)
     check_hooks(model)
     with torch.no_grad():
         twin = copy.deepcopy(model)
         remove_offloading(twin)
-        unwrap(twin)  # formats look at what the parts are
+        unwrap(twin)  # formats look at the types of the parts
         remarks = dequantise(twin)
         twin = twin.to("cpu").float().eval()
     twin.use_tiling = twin.use_slicing = False
     return twin, remarks
 
 
-def _check_finite_weights(model: KLVAE | VQVAE) -> None:
-    for name, value in model.state_dict().items():
-        if not bool(value.isfinite().all()):
-            raise ValueError(
-                f"the weight {name} holds values that are not finite: the model's weights are damaged"
-            )
-
-
 def _check_precision(model: KLVAE | VQVAE, kind: Format, dtype: str) -> list[str]:
-    """Runs what will be written in the dtype of its weights; returns remarks.
+    """Runs the prepared model in the dtype of its weights; returns remarks.
 
     Raises:
-        ValueError: it gives values that are not finite, and the format cannot say that it needs float32.
+        ValueError: it gives values that are not finite, and the format cannot record that it needs float32.
     """
     step = find_overflow(model, _DTYPES[dtype])
     if step is None:
@@ -152,19 +184,10 @@ def _check_precision(model: KLVAE | VQVAE, kind: Format, dtype: str) -> list[str
     if remark is None:
         remedy = "bf16 or fp32" if dtype == "fp16" else "fp32"
         raise ValueError(
-            f"{problem}: its activations leave the range of the dtype, and this format cannot record that it "
+            f"{problem}: its activations exceed the dtype's range, and this format cannot record that it "
             f"must run in float32. Choose {remedy}"
         )
     return [f"{problem}: {remark}"]
-
-
-def _check_errors(errors: dict[str, float], dtype: str) -> None:
-    for name, error in errors.items():
-        if not error <= TOLERANCES[dtype]:
-            raise ValueError(
-                f"the export was not kept: in {name} it differs from the model by {error:.1e} of the largest "
-                f"value, and rounding to {dtype} explains {TOLERANCES[dtype]:.0e} at most"
-            )
 
 
 def check_target(path: Path, *, folder: bool, overwrite: bool) -> None:
@@ -172,18 +195,18 @@ def check_target(path: Path, *, folder: bool, overwrite: bool) -> None:
 
     Args:
         path: need not exist.
-        folder: whether a folder is going to be written, and not a ``.safetensors`` file.
+        folder: whether a folder will be written, not a ``.safetensors`` file.
         overwrite: whether an earlier export may be replaced.
 
     Raises:
-        ValueError: something is there that is not to be overwritten, or could not be an earlier export; a
-            name that does not fit what is written.
+        ValueError: something is there that must not be overwritten or cannot be an earlier export, or the
+            name does not fit the format.
     """
     is_file_name = path.suffix == ".safetensors"
     if folder and is_file_name:
         raise ValueError(f"{path} names a file, but this format is a folder: leave the .safetensors out")
     if not folder and not is_file_name:
-        raise ValueError(f"{path} is no name for this format, which is one file: end it in .safetensors")
+        raise ValueError(f"{path} does not fit this format, which is one file: end it in .safetensors")
     if not os.path.lexists(path):
         return
     if path.is_dir() != folder:
@@ -196,5 +219,5 @@ def check_target(path: Path, *, folder: bool, overwrite: bool) -> None:
         others = sorted(item.name for item in path.iterdir() if not item.name.startswith(_MODEL_FILES))
         if others:
             raise ValueError(
-                f"{path} holds more than a model ({others[0]}), which would be lost: choose another"
+                f"{path} holds more than a model ({others[0]}), which would be lost: choose another folder"
             )

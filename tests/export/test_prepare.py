@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentae.export.normalisation import fold_to, read_normalisation, write_normalisation
+from latentae.export.prepare import fold_to, read_normalisation
 from tests.export.conftest import make_kl, make_vq
 
 MEAN, STD = (1.0, -2.0, 0.5, 0.0), (2.0, 0.5, 1.0, 4.0)
@@ -15,13 +15,6 @@ def test_numbers_by_hand():
     assert read_normalisation(make_kl(scaling_factor=None)) is None
     own = read_normalisation(make_vq(vq_embed_dim=3, scaling_factor=0.5))
     assert (own.shift.tolist(), own.scale.tolist()) == ([0.0] * 3, [0.5] * 3)
-
-
-def test_write(images):
-    model = make_kl(latents_mean=MEAN, latents_std=STD)
-    write_normalisation(model, 3.0, 0.5)
-    expected = (model.encode(images).latent_dist.sample(torch.manual_seed(0)) - 3.0) * 0.5
-    torch.testing.assert_close(model.to_latents(images, torch.manual_seed(0)), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
-import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
 
 from latentae import load_autoencoder
-from latentae.export import autoencoder, export_autoencoder
+from latentae.console import FAMILIES
+from latentae.export import DTYPES, FORMATS, ExportReport, export_autoencoder
+from latentae.export.comparison import TOLERANCES
+from latentae.export.export import _DTYPES, _FORMATS, check_target
+from latentae.export.formats import Diffusers
+from latentae.models.checkpoints import families
 from tests.export.conftest import all_files, make_kl, make_vq
 
 
@@ -48,16 +53,18 @@ def test_an_earlier_export_is_replaced_only_on_request(tmp_path):
     assert all_files(tmp_path) == ["model.safetensors"]
 
 
-def spoil(path, family):
-    model = autoencoder.DIFFUSERS.reopen(path, family)
-    with torch.no_grad():
-        model.decoder.conv_out.bias += 0.1
-    return model
+class Spoilt(Diffusers):
+    """Reads other weights than were written."""
+
+    def reopen(self, path, family):
+        model = super().reopen(path, family)
+        with torch.no_grad():
+            model.decoder.conv_out.bias += 0.1
+        return model
 
 
 def test_what_differs_from_the_model_is_not_kept(tmp_path, monkeypatch):
-    spoilt = dataclasses.replace(autoencoder.DIFFUSERS, reopen=spoil)
-    monkeypatch.setitem(autoencoder._FORMATS, "diffusers", spoilt)
+    monkeypatch.setitem(_FORMATS, "diffusers", Spoilt())
     with pytest.raises(ValueError, match=r"in decode it differs .* fp32 explains 1e-04 at most"):
         export_autoencoder(make_kl(), tmp_path / "new/model", format="diffusers")
     assert all_files(tmp_path) == []
@@ -172,3 +179,43 @@ def test_hooks_that_no_copy_can_be_freed_from_are_named(hook, tmp_path):
         model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     with pytest.raises(ValueError, match=f"diffusers' hook '{hook}'"):
         export_autoencoder(model, tmp_path / "a", format="diffusers")
+
+
+def test_choices_are_those_there_are():
+    assert tuple(_FORMATS) == FORMATS
+    assert tuple(families.FAMILIES) == FAMILIES
+    assert tuple(_DTYPES) == tuple(TOLERANCES) == DTYPES
+
+
+def test_the_largest_error():
+    report = ExportReport(Path("a"), "ldm", ("a",), {"encode": 1e-7, "decode": 3e-6}, 1e-4, "load it")
+    assert report.max_error == 3e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "overwrite", "says"),
+    [
+        ("new.safetensors", True, False, "names a file, but this format is a folder"),
+        ("new", False, False, "end it in .safetensors"),
+        ("file.safetensors", False, False, "exists: choose another path, or say overwrite"),
+        ("model", True, False, "exists: choose another path"),
+        ("file", True, True, "is a file: choose another path"),
+        ("folder.safetensors", False, True, "is a folder: choose another path"),
+        ("photos", True, True, r"holds more than a model \(holiday.jpg\)"),
+    ],
+)
+def test_targets_that_are_refused(tmp_path, name, folder, overwrite, says):
+    (tmp_path / "file.safetensors").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.safetensors").mkdir()
+    for file in ("model/config.json", "photos/holiday.jpg", "photos/config.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    with pytest.raises(ValueError, match=says):
+        check_target(tmp_path / name, folder=folder, overwrite=overwrite)
+
+
+def test_empty_folder_and_earlier_file_may_be_written_to(tmp_path):
+    check_target(tmp_path, folder=True, overwrite=False)
+    (tmp_path / "file.safetensors").touch()
+    check_target(tmp_path / "file.safetensors", folder=False, overwrite=True)

@@ -1,0 +1,289 @@
+"""The formats: a folder for diffusers, a file in latent diffusion's layout, and a file for ComfyUI."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.vae import Encoder
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from latentae.export.prepare import MEASURE, fold_to, read_normalisation, write_out_codebook
+from latentae.models import KLVAE, VQVAE, load_autoencoder
+from latentae.models.checkpoints.configs import config_metadata, embed_config
+from latentae.models.checkpoints.families import FAMILIES, FAMILY_KEY, SCALE_KEY, SHIFT_KEY, check_family
+from latentae.models.checkpoints.layouts import to_diffusers_names, to_ldm_names
+
+_HAS_ATTENTION = {  # by type of block
+    "DownEncoderBlock2D": False,
+    "UpDecoderBlock2D": False,
+    "AttnDownEncoderBlock2D": True,
+    "AttnUpDecoderBlock2D": True,
+}
+_COMFYUI_WIDTHS = {3: (128, 256, 512), 4: (128, 256, 512, 512)}  # by the number of levels
+
+
+class Format:
+    """One format. ``family`` is None or the name of a known family in all methods.
+
+    Attributes:
+        is_folder: whether a folder is written, not a ``.safetensors`` file.
+    """
+
+    is_folder = False
+
+    def prepare(self, model: KLVAE | VQVAE, family: str | None) -> list[str]:
+        """Changes a float32 copy of the model, in place, to what will be written; returns remarks.
+
+        Raises:
+            ValueError: the format cannot hold the model.
+        """
+        raise NotImplementedError
+
+    def write(self, model: KLVAE | VQVAE, path: Path, dtype: torch.dtype, family: str | None) -> None:
+        """Writes a prepared model, rounded to ``dtype``."""
+        raise NotImplementedError
+
+    def reopen(self, path: Path, family: str | None) -> KLVAE | VQVAE:
+        """Returns the model that the format's readers get, in eval mode and float32."""
+        raise NotImplementedError
+
+    def record_upcast(self, model: KLVAE | VQVAE) -> str | None:
+        """Records, in place, that programs must run the model in float32 where they use float16.
+
+        Returns:
+            A remark; None where neither the format nor its readers can record that.
+        """
+        return None
+
+    def load_hint(self, model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
+        """Returns one line on how to load the file or folder."""
+        raise NotImplementedError
+
+
+class Diffusers(Format):
+    """A folder that diffusers loads without latentae."""
+
+    is_folder = True
+
+    def prepare(self, model: KLVAE | VQVAE, family: str | None) -> list[str]:
+        """Folds what the stock class's config cannot hold; see ``Format``."""
+        remarks = write_out_codebook(model)
+        config, own = model.config, read_normalisation(model)
+        if family is not None:
+            named = FAMILIES[family]
+            if own is None or bool((own.scale != named.scale).any() or (own.shift != named.shift).any()):
+                remarks.append(
+                    f"family {family} changes nothing in this format, since its config records scale and "
+                    "shift"
+                )
+        if own is None:
+            remarks.append(
+                f"the scale of the latents is not known, and pipelines need it: {MEASURE}, or name the "
+                "family that the model comes from by --family"
+            )
+        elif isinstance(model, VQVAE) and (config.shift_factor or config.latents_mean is not None):
+            # A VQModel's config can hold the scale only.
+            remark = fold_to(model, 0.0, config.scaling_factor)
+            remarks += [remark] if remark else []
+        if isinstance(model, KLVAE):
+            if config.shift_factor is None:
+                model.change_config(shift_factor=0.0)  # SD 3 and FLUX pipelines compute with it
+            if config.force_upcast and model.post_quant_conv is None:
+                model.change_config(force_upcast=False)
+                remarks.append(
+                    "force_upcast is off, since SDXL pipelines look for post_quant_conv where it is on"
+                )
+        return remarks
+
+    def write(self, model: KLVAE | VQVAE, path: Path, dtype: torch.dtype, family: str | None) -> None:
+        export_diffusers(model, path, dtype)
+
+    def reopen(self, path: Path, family: str | None) -> KLVAE | VQVAE:
+        return load_autoencoder(path, torch_dtype=torch.float32)
+
+    def record_upcast(self, model: KLVAE | VQVAE) -> str | None:
+        """Sets ``force_upcast``, unless SDXL pipelines would then look for a missing ``post_quant_conv``."""
+        if model.post_quant_conv is None:
+            return None
+        model.change_config(force_upcast=True)
+        return (
+            "force_upcast is on, so SDXL pipelines run it in float32; every other program must load it in "
+            "bfloat16 or float32"
+        )
+
+    def load_hint(self, model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
+        stock = "AutoencoderKL" if isinstance(model, KLVAE) else "VQModel"
+        return f'diffusers.{stock}.from_pretrained("{path}")'
+
+
+def export_diffusers(autoencoder: KLVAE | VQVAE, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors`` of the stock class into ``path``.
+
+    The weights' metadata also hold the config, so that the file can be opened alone.
+
+    Args:
+        autoencoder: stays as it is.
+        path: the folder.
+        dtype: of the weights; None leaves them as they are.
+
+    Raises:
+        ValueError: no stock class can hold the weights.
+    """
+    stock = autoencoder.to_diffusers()
+    if dtype is not None:
+        nn.Module.to(stock, dtype)  # ModelMixin's own warns of modules to keep in float32; there are none
+    stock.save_pretrained(str(path))
+    embed_config(path)
+
+
+class LDM(Format):
+    """A single file in the layout of latent diffusion and taming, which most programs read."""
+
+    def prepare(self, model: KLVAE | VQVAE, family: str | None) -> list[str]:
+        """Makes a model's normalisation one shift and one scale; see ``Format``."""
+        if found := ldm_objections(model):
+            remedy = "Its own folder opens with latentae.load_autoencoder"
+            if model.fits_stock_class:
+                remedy = "Export it as diffusers"
+            raise ValueError(f"an LDM file cannot hold this model: {'; '.join(found)}. {remedy}")
+        if family is not None:
+            check_family(family, model.config.latent_channels)
+        remarks = write_out_codebook(model)
+        if read_normalisation(model) is None:
+            effect = "the file does not record it" if family is None else f"readers use that of {family}"
+            return [*remarks, f"the scale of the latents is not known, so {effect}; {MEASURE}"]
+        if model.config.latents_mean is None or model.config.latents_std is None:
+            return remarks
+        # The metadata hold two numbers: a mean and a deviation per channel are folded into the weights.
+        remark = fold_to(model, 0.0, model.config.scaling_factor)
+        return [*remarks, remark] if remark else remarks
+
+    def write(self, model: KLVAE | VQVAE, path: Path, dtype: torch.dtype, family: str | None) -> None:
+        """Writes the weights, with the normalisation and the model's config as metadata."""
+        tensors = to_ldm_names(model.state_dict())
+        state = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+        metadata = {"format": "pt", **config_metadata(json.loads(model.to_json_string()))}
+        if model.config.scaling_factor is not None:
+            metadata[SCALE_KEY] = repr(float(model.config.scaling_factor))
+            metadata[SHIFT_KEY] = repr(float(model.config.shift_factor or 0.0))
+        if family is not None:
+            metadata[FAMILY_KEY] = family
+        save_file(state, path, metadata=metadata)
+
+    def reopen(self, path: Path, family: str | None) -> KLVAE | VQVAE:
+        return load_autoencoder(path).float()
+
+    def load_hint(self, model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
+        return f'latentae.load_autoencoder("{path}")'
+
+
+def ldm_objections(model: KLVAE | VQVAE) -> list[str]:
+    """Returns the reasons why latent diffusion's layout cannot hold a model; none where it can.
+
+    Readers of the file have no config: they assume 32 groups, SiLU and so on.
+    """
+    if not isinstance(model.encoder, Encoder):
+        return ["its backbone is another one"]
+    config = model.config
+    found = []
+    if isinstance(model, VQVAE) and not model.quantize.is_euclidean:
+        found.append(f"its quantizer is {model.config.quantizer['type']!r}, without a table of codes")
+    if config.norm_num_groups != 32:
+        found.append(f"norm_num_groups is {config.norm_num_groups}, not 32")
+    if config.act_fn not in ("silu", "swish"):
+        found.append(f"act_fn is {config.act_fn}, not silu")
+    if not config.mid_block_add_attention:
+        found.append("mid_block_add_attention is off")
+    if config.get("norm_type", "group") != "group":
+        found.append(f"norm_type is {config.norm_type}, not group")
+    widths = config.block_out_channels
+    if any(width % widths[0] for width in widths):
+        found.append(f"block_out_channels {list(widths)} are not multiples of the first")
+    types = [*config.down_block_types, *config.up_block_types]
+    attention = [_HAS_ATTENTION.get(name) for name in types]
+    if unknown := [name for name in types if name not in _HAS_ATTENTION]:
+        found.append(f"it has blocks of type {unknown[0]}")
+    elif attention[: len(widths)] != attention[len(widths) :][::-1]:
+        found.append("encoder and decoder have attention at different levels")
+    return found
+
+
+class ComfyUI(LDM):
+    """A single file for ComfyUI, whose loader assumes a family's architecture and normalisation.
+
+    The loader's rules are repeated here. A file in latent diffusion's layout with ``decoder.conv_in.weight``
+    is a KL-VAE of width 128 with two residual blocks per level, attention in the middle only, and three or
+    four levels. It has convolutions around the latents if there is a ``post_quant_conv.weight``. Scale and
+    shift are constants of the diffusion model's family.
+    """
+
+    def prepare(self, model: KLVAE | VQVAE, family: str | None) -> list[str]:
+        """Folds a model's normalisation so that the family's constants hold; see ``Format``."""
+        if family is None:
+            raise ValueError(f"format comfyui needs a family, one of {', '.join(FAMILIES)}")
+        if found := comfyui_objections(model, family):
+            raise ValueError(f"ComfyUI cannot hold this model as {family}: {'; '.join(found)}")
+        if read_normalisation(model) is None:
+            raise ValueError(
+                "the scale of this model's latents is not known, and ComfyUI applies its own: "
+                f"{MEASURE}, or name the family that it comes from: load_autoencoder(path, family='sd1')"
+            )
+        remark = fold_to(model, FAMILIES[family].shift, FAMILIES[family].scale)
+        remarks = [remark] if remark else []
+        if len(model.config.block_out_channels) == 3:
+            remarks.append("one latent is 4x4 pixels, while nodes that make empty latents assume 8x8")
+        return remarks
+
+    def reopen(self, path: Path, family: str | None) -> KLVAE:
+        """Builds the model that ComfyUI makes of the file, with the family's normalisation in its config.
+
+        Raises:
+            RuntimeError: tensors are missing, unexpected or of another shape.
+        """
+        assert family is not None  # prepare has checked it
+        state = load_file(path)
+        f8 = "encoder.down.2.downsample.conv.weight" in state or "decoder.up.3.upsample.conv.weight" in state
+        widths = _COMFYUI_WIDTHS[4 if f8 else 3]
+        convs = "post_quant_conv.weight" in state
+        model = KLVAE(
+            block_out_channels=widths,
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            layers_per_block=2,
+            latent_channels=state["decoder.conv_in.weight"].shape[1],
+            use_quant_conv=convs,
+            use_post_quant_conv=convs,
+            scaling_factor=FAMILIES[family].scale,
+            shift_factor=FAMILIES[family].shift,
+        )
+        model.load_state_dict(to_diffusers_names(state))
+        return model.eval()
+
+    def load_hint(self, model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
+        return f"put {path} into ComfyUI/models/vae and choose it in the Load VAE node of a {family} workflow"
+
+
+def comfyui_objections(model: KLVAE | VQVAE, family: str) -> list[str]:
+    """Returns the reasons why ComfyUI cannot hold a model as the VAE of a family; none where it can."""
+    if not isinstance(model, KLVAE):
+        return [f"it is a {type(model).__name__}, and ComfyUI's VAEs of these families are KL-VAEs"]
+    config = model.config
+    found = ldm_objections(model)
+    if tuple(config.block_out_channels) not in _COMFYUI_WIDTHS.values():
+        found.append(
+            f"block_out_channels is {list(config.block_out_channels)}, not "
+            f"{' or '.join(str(list(widths)) for widths in _COMFYUI_WIDTHS.values())}"
+        )
+    if config.layers_per_block != 2:
+        found.append(f"layers_per_block is {config.layers_per_block}, not 2")
+    if any(name.startswith("Attn") for name in (*config.down_block_types, *config.up_block_types)):
+        found.append("it has attention outside of the middle block")
+    channels = FAMILIES[family].latent_channels
+    if config.latent_channels != channels:
+        found.append(f"latent_channels is {config.latent_channels}, and {family} has {channels}")
+    if (config.in_channels, config.out_channels) != (3, 3):
+        found.append(f"images have {config.in_channels} channels, not 3")
+    return found
