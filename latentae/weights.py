@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +116,20 @@ def load_trunk(name: str) -> dict[str, Tensor]:
         f"and copy the {trunk.file} of its cache to {trunk_path(name)}, "
         "or set LATENTAE_CACHE to a directory that holds that file."
     )
+
+
+def hash_tensors(tensors: Mapping[str, Tensor], begin: str = "") -> str:
+    """Returns the SHA-256 of tensors with their names, types and shapes, whatever file they came from.
+
+    Args:
+        tensors: in any order, on any device; such as a model's ``state_dict()``.
+        begin: a text to hash before them, such as the name of the model's class.
+    """
+    digest = hashlib.sha256(begin.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _trunk(name: str) -> _Trunk:

@@ -24,8 +24,7 @@ from latentae.evaluation.blocks import Block
 from latentae.evaluation.distances import FeatureFile, feature_distances
 from latentae.evaluation.rate import CodeMeter, LatentMoments
 from latentae.files import write_aside
-from latentae.report.metrics import METRICS
-from latentae.report.results import Value
+from latentae.report.results import METRICS, Value
 
 _CONFIDENCE, _RESAMPLES, _DRAWS_AT_A_TIME = 0.95, 1000, 1 << 22
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from latentae.data import ImageSource, open_source
+from latentae.data import DataSelection, ImageSource
 from latentae.data.locate import locate, validation_split
 from latentae.data.names import printable_name
 from latentae.data.table import prepare_hub_dataset
@@ -125,46 +125,27 @@ def _on_grid(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round_() / 127.5 - 1
 
 
-def open_images(
-    name: str,
-    split: str | None = None,
-    *,
-    image_column: str | None = None,
-    dataset_config: str | None = None,
-    value_range: tuple[float, float] | None = None,
-    max_pixels: int | None = None,
-) -> tuple[str, ImageSource]:
+def open_images(selection: DataSelection) -> tuple[str, ImageSource]:
     """Opens the images to measure on; returns the name of their split, and the images.
 
     Args:
-        name: ``photos``, a path, or a dataset of the hub.
-        split: its split; None takes the validation split, else the test split, else the first.
-        image_column, dataset_config, value_range, max_pixels: as ``open_source`` takes them.
+        selection: of the images. An empty split takes the validation split, else the test split, else the
+            first one.
 
     Raises:
         ValueError: the data or the split do not exist.
     """
-    if split is None:
-        names = _splits(name, dataset_config)
-        split = validation_split(names, "") or names[0]
-    source = open_source(
-        name,
-        split=split,
-        image_column=image_column,
-        dataset_config=dataset_config,
-        value_range=value_range,
-        max_pixels=max_pixels,
-    )
-    return split, source
+    if not selection.split:
+        names = _splits(selection)
+        selection = replace(selection, split=validation_split(names, "") or names[0])
+    return selection.split, selection.open()
 
 
-def _splits(name: str, dataset_config: str | None) -> list[str]:
-    located = locate(name)
+def _splits(selection: DataSelection) -> list[str]:
+    located = locate(selection.name)
     if located.kind == "hub":
-        return list(prepare_hub_dataset(located.hub_id, dataset_config).info.splits)
-    if located.kind == "photos":
-        return ["train", "validation"]
-    return list(located.splits)
+        return list(prepare_hub_dataset(located.hub_id, selection.dataset_config).info.splits)
+    return ["train", "validation"] if located.kind == "photos" else list(located.splits)
 
 
 @dataclass

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from latentae.report.metrics import info, number
-from latentae.report.results import Results, Value
+from latentae.report.results import Results, Value, info, number
 from latentae.report.tables import aligned
 
 # Entry of the protocol, or the beginning of its name → the effect of a difference on the numbers.

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentae.devices import to_float64_on_cpu
-from latentae.report.metrics import METRICS
-from latentae.report.results import Value
+from latentae.report.results import METRICS, Value
 
 _FRECHET = {"inception": "rfid", "vgg16": "fd_vgg16"}
 # Number of images below which the bias of a Fréchet distance of 2048 features shows.

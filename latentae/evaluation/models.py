@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from latentae.console import FAMILIES
 from latentae.models import load_autoencoder
+from latentae.weights import hash_tensors
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 """Precisions of the models; metrics are always computed in float32 or more."""
@@ -178,11 +178,7 @@ def factor_of(model: NamedModel) -> int:
 
 def weights_sha256(model: nn.Module) -> str:
     """Returns a hash of a model's class and state, whatever file they came from."""
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return hash_tensors(model.state_dict(), type(model).__name__)
 
 
 def _name_and_path(text: str) -> tuple[str, str]:

@@ -9,8 +9,13 @@ from torch import Tensor
 
 from latentae import distributed
 from latentae.data import ImageDataset
-from latentae.latents.measurement import FEWEST_VIEWS, MOST_VIEWS, measure_latents, view_loader
-from latentae.latents.statistics import LatentStatistics
+from latentae.latents.statistics import (
+    FEWEST_VIEWS,
+    MOST_VIEWS,
+    LatentStatistics,
+    measure_latents,
+    view_loader,
+)
 from latentae.models import KLVAE, VQVAE
 from latentae.models.folding import codes_can_move, fold_normalisation
 

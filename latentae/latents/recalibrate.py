@@ -10,13 +10,18 @@ import torch
 from tqdm import tqdm
 
 from latentae import distributed
-from latentae.data import CenterCrop, ImageDataset, RandomCrop, open_sources
+from latentae.data import CenterCrop, DataSelection, ImageDataset, RandomCrop, open_sources
 from latentae.data.decode import check_channels
 from latentae.distributed import on_main
 from latentae.export import export_autoencoder
 from latentae.latents.calibration import calibrate, check_per_channel
-from latentae.latents.measurement import FEWEST_VIEWS, MOST_VIEWS, measure_latents, view_loader
-from latentae.latents.statistics import LatentStatistics
+from latentae.latents.statistics import (
+    FEWEST_VIEWS,
+    MOST_VIEWS,
+    LatentStatistics,
+    measure_latents,
+    view_loader,
+)
 from latentae.models import KLVAE, VQVAE, load_autoencoder
 
 
@@ -66,14 +71,8 @@ def recalibrate(
 
     # Open the images.
     size = autoencoder.config.sample_size if image_size is None else image_size
-    sources = open_sources(
-        data,
-        split=split,
-        image_column=image_column,
-        dataset_config=dataset_config,
-        value_range=value_range,
-        max_pixels=max_pixels,
-    )
+    selection = DataSelection(data, split, image_column, dataset_config, value_range, max_pixels)
+    sources = open_sources(**vars(selection))
     say(sources.description)
     settings: Any = {"channels": autoencoder.config.in_channels, "seed": seed}
     training = ImageDataset(sources.train, RandomCrop(size), **settings)

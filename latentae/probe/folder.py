@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from latentae.files import has_keys, write_aside, written_aside
+from latentae.files import check_output_folder, has_keys, write_aside, write_json, written_aside
 
 SETTINGS, RESULTS = "settings.json", "results.json"
 _KEYS = {"models", "sampling_steps"}  # of a probe's settings
@@ -39,18 +38,7 @@ class ProbeFolder:
         Raises:
             ValueError: the folder holds other files, is a file, or is write-protected.
         """
-        root = self.root
-        if root.is_dir() and any(root.iterdir()) and not has_keys(root / SETTINGS, _KEYS):
-            raise ValueError(
-                f"{root} holds other files than a probe: choose a new or an empty folder for --out"
-            )
-        place = root
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if not place.is_dir():
-            raise ValueError(f"{root} cannot be a folder: {place} is a file")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise ValueError(f"{root} cannot be written: there is no permission to write in {place}")
+        check_output_folder(self.root, "a probe", has_keys(self.root / SETTINGS, _KEYS))
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Writes the settings of a new probe, or checks that this one has the same.
@@ -164,12 +152,6 @@ class ModelFolder:
     @property
     def _state(self) -> Path:
         return self.root / "training.pt"
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Writes a file, whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_aside(file, text.encode(errors="backslashreplace"))  # a surrogate becomes JSON's own escape
 
 
 def _change(name: str, before: Any, now: Any) -> str:

@@ -15,8 +15,7 @@ from latentae.export.codebook import write_out_codebook
 from latentae.export.normalisation import MEASURE, fold_to, read_normalisation
 from latentae.models import KLVAE, VQVAE
 from latentae.models.folding import codes_can_move
-from latentae.probe.denoiser import NULL_LABEL
-from latentae.probe.flow import NUM_TRAIN_TIMESTEPS
+from latentae.probe.denoiser import NULL_LABEL, NUM_TRAIN_TIMESTEPS
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentae.files import write_aside
-from latentae.probe.folder import RESULTS, write_json
+from latentae.files import write_aside, write_json
+from latentae.probe.folder import RESULTS
 from latentae.probe.training import CurvePoint
 from latentae.report import figures
 from latentae.report.evaluation import PageChart

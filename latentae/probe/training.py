@@ -14,8 +14,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from latentae.data.seeding import DENOISER_STEP, ORDER, torch_generator
-from latentae.probe.denoiser import NULL_LABEL
-from latentae.probe.flow import (
+from latentae.probe.denoiser import (
+    NULL_LABEL,
     NUM_TRAIN_TIMESTEPS,
     FlowValidation,
     LatentBatch,

@@ -11,9 +11,8 @@ from PIL import Image
 
 from latentae.files import write_aside
 from latentae.report import figures
-from latentae.report.metrics import info, number
 from latentae.report.page import LARGEST_SIDE, data_uri, render
-from latentae.report.results import Picture, Results
+from latentae.report.results import Picture, Results, info, number
 from latentae.report.tables import (
     best_models,
     caveats,

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from latentae.report.metrics import METRICS, MetricInfo, info, number
-from latentae.report.results import Results, Value
+from latentae.report.results import METRICS, MetricInfo, Results, Value, info, number
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,16 @@ from latentae.latents.cache.folder import (
     CacheIndex,
     CacheSettings,
     check_folder,
+    data_hash,
     describe_shard,
     is_whole,
+    model_hash,
+    normalisation_of,
     read_index,
     recorded_options,
     shard_names,
     write_settings,
 )
-from latentae.latents.cache.identity import data_hash, model_hash, normalisation_of
 from latentae.latents.cache.planning import (
     CacheOptions,
     ShardPlan,

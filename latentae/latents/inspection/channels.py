@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latentae.devices import to_float64_on_cpu
-from latentae.latents.measurement import noise_generators
+from latentae.latents.statistics import noise_generators
 from latentae.report import figures
 from latentae.report.grids import Figure
 
@@ -88,7 +88,7 @@ def constant_channels(mean: Tensor, std: Tensor) -> list[int]:
 
 def normal_noise(count: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Returns standard normal values [count, *shape] in float64; row i is a function of (seed, i)."""
-    generators = noise_generators(seed, torch.arange(count))
+    generators = noise_generators(seed, range(count))
     rows = [torch.randn(shape, generator=generator, dtype=torch.float64) for generator in generators]
     return torch.stack(rows) if rows else torch.zeros(0, *shape, dtype=torch.float64)
 
