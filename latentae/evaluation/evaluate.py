@@ -148,8 +148,12 @@ def evaluate(
         say(remark)
     say(f"{len(blocks.indices)} of {len(source)} images of {request.data} ({split}), {request.protocol}")
     say(f"the images: {describe_source(source)}")
+    # What identifies the data; a newer option appears only if given, so that older measurements stay valid.
+    limit = () if request.max_pixels is None else (request.max_pixels,)
+    reading = (request.image_column, request.dataset_config, request.value_range, *limit)
+    data = f"{request.data} {split} {reading}"
     work = request.out / WORK
-    evaluation = Evaluation(blocks, measures, request.settings, work, _data(request, split), device, say)
+    evaluation = Evaluation(blocks, measures, request.settings, work, data, device, say)
     evaluation.measure(models)
 
     # Write the report.
@@ -162,26 +166,14 @@ def evaluate(
             models={name: result.metrics for name, result in assembled.items()},
             details={s.name: describe_model(s, assembled[s.name], measures) for s in models},
         )
-        _remove_pictures(request.out)
+        for file in (request.out / "pictures").glob("[0-9]*.png"):  # of an earlier report
+            file.unlink()
         reasons = choose_pictures(assembled)
         results.pictures = save_pictures(reasons, blocks, models, assembled, request.out, device)
         write_report(results, request.out)
         shutil.rmtree(work)
     distributed.barrier()
     return results if distributed.is_main() else Results.load(request.out / RESULTS)
-
-
-def _data(request: Request, split: str) -> str:
-    """Identifies the data; newer options appear only if given, so that older measurements stay valid."""
-    limit = () if request.max_pixels is None else (request.max_pixels,)
-    reading = (request.image_column, request.dataset_config, request.value_range, *limit)
-    return f"{request.data} {split} {reading}"
-
-
-def _remove_pictures(out: Path) -> None:
-    """Removes the pictures of an earlier report, and no other file."""
-    for file in (out / "pictures").glob("[0-9]*.png"):
-        file.unlink()
 
 
 def describe_protocol(

@@ -37,14 +37,14 @@ class CodeRate:
     Attributes:
         bits_per_pixel: tokens · log2 K per pixel, the cost of fixed-length codes.
         entropy_bits_per_pixel: tokens · H per pixel, with H the entropy of the code frequencies in bits.
-        usage: share of the codes that occurred.
-        perplexity: 2^H, in [1, K]. With several tables usage and perplexity are the means over them.
+        codebook_usage: share of the codes that occurred.
+        codebook_perplexity: 2^H, in [1, K]. With several tables both are the means over them.
     """
 
     bits_per_pixel: float
     entropy_bits_per_pixel: float
-    usage: float
-    perplexity: float
+    codebook_usage: float
+    codebook_perplexity: float
 
 
 class CodeMeter:
@@ -75,11 +75,10 @@ class CodeMeter:
         self.counts += code_counts(indices, num_codes)
         self.pixels += len(indices) * height * width
 
-    def merge(self, other: CodeMeter) -> CodeMeter:
-        """Adds the codes of another one; returns itself."""
+    def merge(self, other: CodeMeter) -> None:
+        """Adds the codes of another one."""
         self.counts = self.counts + other.counts
         self.pixels += other.pixels
-        return self
 
     def result(self) -> CodeRate:
         """Returns the rate of all codes so far.
@@ -96,8 +95,8 @@ class CodeMeter:
         return CodeRate(
             bits_per_pixel=(per_pixel * math.log2(self.counts.shape[1])).sum().item(),
             entropy_bits_per_pixel=(per_pixel * entropies).sum().item(),
-            usage=(self.counts > 0).double().mean().item(),
-            perplexity=entropies.exp2().mean().item(),
+            codebook_usage=(self.counts > 0).double().mean().item(),
+            codebook_perplexity=entropies.exp2().mean().item(),
         )
 
     def state(self) -> dict[str, Tensor]:
