@@ -46,10 +46,7 @@ class Protocol:
     crop: int | None
 
     def __call__(self, picture: NDArray[Any]) -> Tensor:
-        """Prepares a picture.
-
-        Args:
-            picture: [H, W, C], uint8 or float32 in [0, 1].
+        """Prepares a picture [H, W, C], uint8 or float32 in [0, 1].
 
         Returns:
             [C, H, W] float32 in [−1, 1], on the 8-bit grid.
@@ -62,7 +59,7 @@ class Protocol:
             pixels = _resized(pixels, self.resize)
         if self.crop is not None:
             pixels = _cropped(pixels, self.crop)
-        return _on_grid(to_tensor(pixels))
+        return ((to_tensor(pixels) + 1) * 127.5).round_() / 127.5 - 1
 
     def describe(self) -> dict[str, Any]:
         """Returns every choice, for a report."""
@@ -83,14 +80,11 @@ PROTOCOLS = {
 
 
 def protocol_called(name: str) -> Protocol:
-    """Returns the protocol of a name.
+    """Returns the protocol of a name; raises ValueError where there is none.
 
     Args:
         name: one of ``PROTOCOLS``; ``crop-N``, a central square of N pixels without resizing; or
             ``resize-N``, like ``imagenet-N`` at any size.
-
-    Raises:
-        ValueError: there is no such protocol.
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
@@ -118,11 +112,6 @@ def _cropped(picture: Picture, side: int) -> Picture:
         )
     top, left = round((height - side) / 2), round((width - side) / 2)
     return picture[top : top + side, left : left + side]
-
-
-def _on_grid(images: Tensor) -> Tensor:
-    """Returns the nearest images that 8 bits can hold."""
-    return ((images + 1) * 127.5).round_() / 127.5 - 1
 
 
 def open_images(selection: DataSelection) -> tuple[str, ImageSource]:
@@ -172,7 +161,7 @@ class ImageBlocks(Dataset[Block]):
 
     Args:
         source: the images.
-        protocol: how each is prepared.
+        protocol: prepares each of them.
         channels: of the images that the models take.
         limit: number of images at most, evenly spread over the source; None takes all.
         smallest_side: pixels that the shorter side of a prepared image must have; smaller images count as
@@ -217,11 +206,7 @@ class ImageBlocks(Dataset[Block]):
         return block
 
     def prepare(self, index: int) -> Tensor:
-        """Returns image ``index`` of the source, prepared: [C, H, W] float32 in [−1, 1].
-
-        Raises:
-            ValueError: the image cannot be read, or is too small.
-        """
+        """Returns image ``index`` of the source, prepared; raises ValueError where it cannot be used."""
         image = self.protocol(self.source.load(index, self.channels))
         height, width = image.shape[1:]
         if min(height, width) < self.smallest_side:
@@ -232,11 +217,7 @@ class ImageBlocks(Dataset[Block]):
         return image
 
     def check(self, samples: int = 8) -> None:
-        """Reads some evenly spread images, to find before all work whether any can be read.
-
-        Raises:
-            ValueError: none of them can be read; the message gives the reason of the last.
-        """
+        """Reads some evenly spread images; raises ValueError, with the last reason, if none can be read."""
         reason = ""
         for position in spread_evenly(min(samples, len(self.indices)), len(self.indices)):
             index = self.indices[position]

@@ -134,9 +134,8 @@ def evaluate(
     with distributed.main_first():  # the first rank fetches models and weights, the others find them
         models = open_models(request.models, request.precision, device, open_model)
         channels = channels_of(models[0])
-        measures = open_measures(
-            device, channels=channels, inception=request.inception, features=request.features
-        )
+        wanted: Any = {"inception": request.inception, "features": request.features}
+        measures = open_measures(device, channels=channels, **wanted)
     # An image that is too small for one model is left out for all.
     smallest_side = max(factor_of(model) for model in models)
     protocol = protocol_called(request.protocol)
@@ -281,18 +280,16 @@ def choose_pictures(results: dict[str, Assembled], seed: int = 0) -> dict[int, l
         image → reasons, in the order worst, median, random.
     """
     first = next(iter(results.values()))
-    reasons: dict[int, list[str]] = {}
-    for name, result in results.items():
-        for position in _from_worst(result)[:_WORST].tolist():
-            reasons.setdefault(int(result.indices[position]), []).append(f"worst of {name}")
+    chosen = [(f"worst of {name}", _from_worst(result)[:_WORST]) for name, result in results.items()]
     order = _from_worst(first)
-    middle = order[max(0, len(order) // 2 - _OTHERS // 2) :][:_OTHERS]
-    for position in middle.tolist():
-        reasons.setdefault(int(first.indices[position]), []).append("median")
-    count = min(_OTHERS, len(first.indices))
-    draws = np.random.default_rng(seed).choice(len(first.indices), count, replace=False)
-    for position in sorted(draws.tolist()):
-        reasons.setdefault(int(first.indices[position]), []).append("random")
+    chosen.append(("median", order[max(0, len(order) // 2 - _OTHERS // 2) :][:_OTHERS]))
+    count = min(_OTHERS, len(order))
+    draws = np.random.default_rng(seed).choice(len(order), count, replace=False)
+    chosen.append(("random", torch.from_numpy(np.sort(draws))))
+    reasons: dict[int, list[str]] = {}
+    for reason, positions in chosen:
+        for index in first.indices[positions].tolist():  # the same images for all models
+            reasons.setdefault(index, []).append(reason)
     return reasons
 
 

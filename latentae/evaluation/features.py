@@ -153,7 +153,7 @@ def find_inception_weights(path: Path | None = None) -> Path:
 
 
 def _download(target: Path) -> str:
-    """Downloads torch-fidelity's file; returns why that failed, or "" if it did not."""
+    """Downloads torch-fidelity's file; returns the reason of a failure, or ""."""
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return "HF_HUB_OFFLINE is set, so nothing was downloaded"
     try:

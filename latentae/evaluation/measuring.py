@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,15 +77,11 @@ class MeasuringError(ValueError):
 
 @dataclass
 class Evaluation:
-    """Measures models on blocks of images.
+    """Measures models on blocks of images, by the networks of ``measures``, on ``device``.
 
     Attributes:
-        blocks: the images.
-        measures: the networks of the metrics.
-        settings: how it runs.
         work: folder of the measurements; all processes must see the same one.
         data: identifies the images together with their names, such as the folder they come from.
-        device: where models and networks run.
         say: receives messages, on every rank.
     """
 
@@ -204,13 +201,10 @@ class Evaluation:
     def _measure_block(self, block: Block, model: NamedModel, shards: Shards) -> None:
         if shards.has(block.number):
             return
-        batch_size = self.settings.batch_size
         if block.images:
             model.warm_up(to_images(torch.stack(block.images[:1])).to(self.device))
-        measured = measure_block(
-            model, block, self.measures, self.device, batch_size=batch_size, drift=self._drift()
-        )
-        shards.store(block.number, measured)
+        options: Any = {"batch_size": self.settings.batch_size, "drift": self._drift()}
+        shards.store(block.number, measure_block(model, block, self.measures, self.device, **options))
 
     def _drift(self) -> Drift | None:
         indices = self.blocks.indices
@@ -385,7 +379,7 @@ def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
 def _drift(
     drift: Drift, indices: Sequence[int], model: NamedModel, images: Tensor, first: Tensor
 ) -> dict[str, Tensor]:
-    """Returns ``cycle_psnr_ROUNDS`` → [B], NaN for images whose drift is not measured."""
+    """Returns ``cycle_psnr_ROUNDS`` → [B]; NaN for images whose drift is not measured."""
     rows = {f"cycle_psnr_{rounds}": _missing(len(images)) for rounds in drift.rounds}
     chosen = [position for position, index in enumerate(indices) if index in drift.indices]
     if chosen:

@@ -119,11 +119,7 @@ def open_models(
 
 
 def name_models(models: Sequence[str]) -> dict[str, str]:
-    """Returns name → path of each model, in order.
-
-    Raises:
-        ValueError: two models have the same name, or a name is invalid.
-    """
+    """Returns name → path of each model, in order; raises ValueError for equal or invalid names."""
     named: dict[str, str] = {}
     for text in models:
         name, path = _name_and_path(text)
@@ -166,8 +162,8 @@ def choose_families(names: Collection[str], families: Sequence[str]) -> dict[str
 
 def channels_of(model: NamedModel) -> int:
     """Returns the number of channels of the images that a model takes and makes."""
-    config: Any = model.autoencoder.config
-    return int(config.in_channels)
+    autoencoder: Any = model.autoencoder
+    return int(autoencoder.config.in_channels)
 
 
 def factor_of(model: NamedModel) -> int:

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of latents, accumulated over batches and merged over ranks."""
+"""Mean and standard deviation of a model's latents over the images of a data set, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -119,31 +119,21 @@ def merge_over_ranks(own: LatentStatistics | None) -> LatentStatistics | None:
     Returns:
         None where no rank has images.
     """
-    gathered = distributed.all_gather_concat(_pack(own) if own is not None else _NOTHING)
+    row = torch.zeros(0, dtype=torch.float64)
+    if own is not None:
+        # One row that begins with the number of channels, which a rank without images does not know.
+        head = torch.tensor([len(own.mean), own.images, own.positions], dtype=torch.float64)
+        row = torch.cat([head, own.mean, own.squares, own.between])
+    gathered = distributed.all_gather_concat(row)
     if not len(gathered):
         return None
     channels = int(gathered[0].item())
     merged: LatentStatistics | None = None
     for row in gathered.view(-1, 3 + 3 * channels):
-        theirs = _unpack(row, channels)
+        head, mean, squares, between = row.split([3, channels, channels, channels])
+        theirs = LatentStatistics(int(head[1]), int(head[2]), mean, squares, between)
         merged = theirs if merged is None else merged.merge(theirs)
     return merged
-
-
-_NOTHING = torch.zeros(0, dtype=torch.float64)
-
-
-def _pack(statistics: LatentStatistics) -> Tensor:
-    """Returns one row that begins with the number of channels, which a rank without images does not know."""
-    numbers = [len(statistics.mean), statistics.images, statistics.positions]
-    head = torch.tensor(numbers, dtype=torch.float64)
-    return torch.cat([head, statistics.mean, statistics.squares, statistics.between])
-
-
-def _unpack(row: Tensor, channels: int) -> LatentStatistics:
-    head, mean, squares, between = row.split([3, channels, channels, channels])
-    _, images, positions = (int(number) for number in head.tolist())
-    return LatentStatistics(images, positions, mean, squares, between)
 
 
 # Of a few images the crops are a matter of chance: more crops average it out.
@@ -197,7 +187,7 @@ def view_loader(
     Raises:
         ValueError: a number below one.
     """
-    for name, value in {"batch_size": batch_size, "max_views": max_views}.items():
+    for name, value in (("batch_size", batch_size), ("max_views", max_views)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, but must be at least 1")
     images = len(dataset)
@@ -240,12 +230,8 @@ def measure_latents(
     """
     total: LatentStatistics | None = None
     own = iter(batches)
-    while True:
-        # Merge after each batch: all ranks meet latents that are not finite at once, and stop together.
-        batch = next(own, None)
-        latest = merge_over_ranks(None if batch is None else _measure_batch(model, batch, seed, scaled))
-        if latest is None:
-            break
+    # Merge after each batch: all ranks meet latents that are not finite at once, and stop together.
+    while latest := merge_over_ranks(_measure_batch(model, next(own, None), seed, scaled)):
         total = latest if total is None else total.merge(latest)
         if not bool(total.mean.isfinite().all()):
             raise ValueError(
@@ -266,7 +252,7 @@ def noise_generators(seed: int, indices: Iterable[Any]) -> list[torch.Generator]
 
 
 def _measure_batch(model: KLVAE | VQVAE, batch: Any, seed: int, scaled: bool) -> LatentStatistics | None:
-    if not len(batch["images"]):
+    if batch is None or not len(batch["images"]):
         return None
     images = batch["images"].to(model.device, model.dtype)
     generators: Any = noise_generators(seed, batch["indices"])

@@ -1,4 +1,9 @@
-"""The denoiser: diffusers' DiT (Peebles and Xie 2023, arXiv 2212.09748), of the same size for every model."""
+"""The denoiser and its loss.
+
+The denoiser is diffusers' DiT (Peebles and Xie 2023, arXiv 2212.09748), of the same size for every model. It
+learns by rectified flow (Liu, Gong and Liu 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206), in
+diffusers' direction: at time t = 0 there are the data x, at t = 1 the noise ε, and x_t = (1 − t) x + t ε.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,12 @@ from latentae.data.seeding import HELD_OUT_NOISE, HELD_OUT_TIMES, torch_generato
 NULL_LABEL = 1000
 """The label for "no class". ``DiTPipeline`` always uses this one, however many classes there are."""
 
+NUM_TRAIN_TIMESTEPS = 1000
+"""The factor by which diffusers' schedulers multiply the time for the denoiser."""
+
 _HEAD_CHANNELS = 32
 _LABEL_STD = 0.5
+_FEWEST_DRAWS = 256
 
 
 @dataclass(frozen=True)
@@ -123,10 +132,6 @@ def _initialise(denoiser: DiTTransformer2DModel) -> None:
         nn.init.zeros_(layer.weight)
 
 
-NUM_TRAIN_TIMESTEPS = 1000
-"""The factor by which diffusers' schedulers multiply the time for the denoiser."""
-
-
 @dataclass(frozen=True)
 class LatentBatch:
     """A batch of latents with their labels.
@@ -172,9 +177,6 @@ def independent_loss(variance: Tensor, times: Tensor) -> Tensor:
     """
     t = times[:, None]
     return (variance / ((1 - t).square() * variance + t.square())).mean(dim=1)
-
-
-_FEWEST_DRAWS = 256
 
 
 @dataclass(frozen=True)

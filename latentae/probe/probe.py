@@ -7,18 +7,18 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentae import distributed
+from latentae.evaluation.blocks import spread_evenly
 from latentae.evaluation.features import Measures, open_measures
 from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.models import NamedModel, channels_of, factor_of, open_models
 from latentae.latents.cache import LatentDataset, encode_dataset
-from latentae.models import LatentAutoencoder, load_autoencoder
+from latentae.models import load_autoencoder
 from latentae.probe.denoiser import (
     NULL_LABEL,
     FlowValidation,
@@ -28,7 +28,7 @@ from latentae.probe.denoiser import (
     count_parameters,
 )
 from latentae.probe.features import reference_features
-from latentae.probe.folder import RESULTS, ProbeFolder
+from latentae.probe.folder import RESULTS, ModelFolder, ProbeFolder
 from latentae.probe.generation import GenerationEvaluator, draw_labels
 from latentae.probe.pipeline import PipelineAutoencoder, build_pipeline, check_labels, pipeline_autoencoder
 from latentae.probe.report import SHOWN, ModelResult, ProbeResults, write_report
@@ -36,13 +36,17 @@ from latentae.probe.request import ProbeImages, ProbeRequest, open_images
 from latentae.probe.training import DenoiserTraining, LatentBatches, TrainingSettings, collect
 from latentae.report.results import Value
 
-Say = Callable[[str], None]
+_MOST_MEASURED = 2048  # latents whose variance is taken
+# A smaller variance of a channel is only rounding; that of all channels together is about 1.
+_NO_VARIANCE = 1e-8
+_STRIDE = 20  # steps between two looks at the clock
+_SAVE_EVERY = 60.0  # seconds between two saved states
 
 
 def probe(
     request: ProbeRequest,
     device: torch.device,
-    say: Say = lambda text: None,
+    say: Callable[[str], None] = lambda text: None,
     open_model: Callable[[str], Any] = load_autoencoder,
     measures: Measures | None = None,
 ) -> ProbeResults:
@@ -60,102 +64,78 @@ def probe(
     """
     if distributed.world_size() > 1:
         raise ValueError("a probe runs in one process: start it without a launcher")
+    # Open the models, the images and the networks.
     request.check()
     folder = ProbeFolder(request.out)
-    subjects = open_models(request.models, "float32", device, open_model, families=request.families)
-    sides = {subject.name: _latent_side(subject, request.image_size) for subject in subjects}
-    decoders = {subject.name: _decoder(subject) for subject in subjects}
-    token_side = common_token_side(list(sides.values()), request.size.largest_side)
-    images = open_images(request, channels_of(subjects[0]))
+    models = open_models(request.models, "float32", device, open_model, families=request.families)
+    sides = [_latent_side(model, request.image_size) for model in models]
+    decoders = [_decoder(model) for model in models]
+    token_side = common_token_side(sides, request.size.largest_side)
+    channels = channels_of(models[0])
+    images = open_images(request, channels)
     if measures is None:
-        measures = open_measures(device, channels=channels_of(subjects[0]), inception=request.inception)
-    folder.claim(_settings(request, subjects, images, measures))
-    if folder.is_complete:
-        say(f"the probe in {request.out} is complete")
-        return ProbeResults.from_dict(json.loads((request.out / RESULTS).read_text(encoding="utf-8")))
-    counts = f"{len(images.training)} training images, {len(images.held_out)} held out"
-    say(f"{counts}; {request.steps} steps per model")
-    say(images.description)
-    evaluator = _evaluator(request, images, measures, device)
-    job = ModelProbe(request, folder, images, evaluator, token_side, device, say)
-    models = {subject.name: job.run(subject, decoders[subject.name]) for subject in subjects}
-    results = ProbeResults(
-        settings=_settings(request, subjects, images, measures),
-        models=models,
-        reconstruction=_reconstruct(request, subjects, images, measures, device, say),
-        remarks=[*measures.remarks, *_remarks(len(evaluator.indices), request.samples, models)],
-    )
-    write_report(results, request.out)
-    return results
+        measures = open_measures(device, channels=channels, inception=request.inception)
 
-
-def _evaluator(
-    request: ProbeRequest, images: ProbeImages, measures: Measures, device: torch.device
-) -> GenerationEvaluator:
-    real, indices = reference_features(
-        images.reference,
-        measures.features,
-        request.out / "reference.safetensors",
-        device,
-        request.num_workers,
-    )
-    return GenerationEvaluator(images, measures.features, real, indices, request, device)
-
-
-def _decoder(subject: NamedModel) -> PipelineAutoencoder:
-    try:
-        return pipeline_autoencoder(subject.autoencoder)
-    except ValueError as error:
-        raise ValueError(f"{subject.name}: {error}") from error
-
-
-def _latent_side(subject: NamedModel, image_size: int) -> int:
-    factor = factor_of(subject)
-    if image_size % factor:
-        raise ValueError(
-            f"image_size is {image_size}, but {subject.name} needs a multiple of {factor}, the pixels per "
-            "latent position"
-        )
-    return image_size // factor
-
-
-def _settings(
-    request: ProbeRequest, subjects: list[NamedModel], images: ProbeImages, measures: Measures
-) -> dict[str, Any]:
-    return {
+    # A folder is for one set of settings.
+    settings = {
         **request.settings(),
         "models": {
-            subject.name: hashlib.sha256(subject.identity.encode(errors="surrogateescape")).hexdigest()
-            for subject in subjects
+            model.name: hashlib.sha256(model.identity.encode(errors="surrogateescape")).hexdigest()
+            for model in models
         },
         "training_images": len(images.training),
         "training_sha256": images.reference.list_sha256,
         "held_out_images": len(images.held_out),
         "networks": measures.identities,
     }
+    folder.claim(settings)
+    if folder.is_complete:
+        say(f"the probe in {request.out} is complete")
+        return ProbeResults.from_dict(json.loads((request.out / RESULTS).read_text(encoding="utf-8")))
+    counts = f"{len(images.training)} training images, {len(images.held_out)} held out"
+    say(f"{counts}; {request.steps} steps per model")
+    say(images.description)
 
+    # Probe one model after the other.
+    networks, kept = measures.features, request.out / "reference.safetensors"
+    real, indices = reference_features(images.reference, networks, kept, device, request.num_workers)
+    evaluator = GenerationEvaluator(images, networks, real, indices, request, device)
+    job = ModelProbe(request, folder, images, evaluator, token_side, device, say)
+    probed = {model.name: job.run(model, decoder) for model, decoder in zip(models, decoders, strict=True)}
 
-def _reconstruct(
-    request: ProbeRequest,
-    subjects: list[NamedModel],
-    images: ProbeImages,
-    measures: Measures,
-    device: torch.device,
-    say: Say,
-) -> dict[str, dict[str, Value]]:
-    """Measures reconstructions of the held-out images by pixels and rates, not by features."""
-    work = request.out / ".measured"
+    # Measure reconstructions of the held-out images too, by pixels and rates.
     evaluation = Evaluation(
         images.measured,
         Measures(lpips=measures.lpips),
         Settings(batch_size=16, num_workers=request.num_workers, cycle_images=0),
-        work,
+        request.out / ".measured",
         request.data,
         device,
         say,
     )
-    evaluation.measure(subjects)
-    return {subject.name: evaluation.result(subject).metrics for subject in subjects}
+    evaluation.measure(models)
+    reconstruction: dict[str, dict[str, Value]] = {m.name: evaluation.result(m).metrics for m in models}
+    remarks = [*measures.remarks, *_remarks(len(indices), request.samples, probed)]
+    results = ProbeResults(settings, probed, reconstruction, remarks)
+    write_report(results, request.out)
+    return results
+
+
+def _decoder(model: NamedModel) -> PipelineAutoencoder:
+    try:
+        return pipeline_autoencoder(model.autoencoder)
+    except ValueError as error:
+        raise ValueError(f"{model.name}: {error}") from error
+
+
+def _latent_side(model: NamedModel, image_size: int) -> int:
+    factor = factor_of(model)
+    if image_size % factor:
+        raise ValueError(
+            f"image_size is {image_size}, but {model.name} needs a multiple of {factor}, the pixels per "
+            "latent position"
+        )
+    return image_size // factor
 
 
 def _remarks(real: int, samples: int, models: dict[str, ModelResult]) -> list[str]:
@@ -179,13 +159,6 @@ def _remarks(real: int, samples: int, models: dict[str, ModelResult]) -> list[st
     return remarks
 
 
-_MOST_MEASURED = 2048  # latents whose variance is taken
-# A smaller variance of a channel is only rounding; that of all channels together is about 1.
-_NO_VARIANCE = 1e-8
-_STRIDE = 20  # steps between two looks at the clock
-_SAVE_EVERY = 60.0  # seconds between two saved states
-
-
 @dataclass(frozen=True)
 class ProbeLatents:
     """The latents that a denoiser is trained and measured on.
@@ -203,70 +176,6 @@ class ProbeLatents:
     labels: Tensor | None
     label_names: list[str] | None
     variance: Tensor
-
-
-def cache_latents(
-    model: LatentAutoencoder,
-    images: ProbeImages,
-    folder: Path,
-    request: ProbeRequest,
-    device: torch.device,
-    offset: Tensor,
-    say: Callable[[str], None],
-) -> ProbeLatents:
-    """Encodes the images that are not cached yet, and opens the caches.
-
-    Args:
-        offset: [c] added to the held-out latents; ``LatentBatches`` adds it to the others.
-
-    Raises:
-        ValueError: images or a model that cannot be used, or latents that do not vary.
-    """
-    opened = []
-    for name, source in (("training", images.training), ("held_out", images.held_out)):
-        encode_dataset(
-            model,
-            source,
-            folder / name,
-            annotations=not request.unconditional,
-            batch_size=request.batch_size,
-            workers=request.num_workers,
-            image_size=request.image_size,
-            device=device,
-            say=say,
-            flips=request.flips and name == "training",
-        )
-        opened.append(LatentDataset(folder / name, seed=request.seed))
-    training, held_out = opened
-    count = min(len(training), _MOST_MEASURED)
-    spread = [position * len(training) // count for position in range(count)]
-    variance = collect(training, spread).latents.var(dim=(0, 2, 3))
-    if not bool((variance > _NO_VARIANCE).all()):
-        constant = (variance <= _NO_VARIANCE).nonzero().flatten().tolist()
-        raise ValueError(f"its latent channel(s) {constant} do not vary over the images: they store nothing")
-    labels = training.labels
-    if training.num_classes is not None:
-        check_labels(training.num_classes)
-    batch = collect(held_out, list(range(len(held_out))), offset)
-    if labels is not None:
-        batch = LatentBatch(batch.latents, _same_classes(held_out, training, batch.labels))
-    return ProbeLatents(training, batch, labels, training.label_names, variance)
-
-
-def _same_classes(held_out: LatentDataset, training: LatentDataset, labels: Tensor) -> Tensor:
-    """Returns the held-out labels in the numbers of the training data; ``NULL_LABEL`` for unknown classes."""
-    if held_out.labels is None:
-        return torch.full_like(labels, NULL_LABEL)
-    if held_out.label_names == training.label_names:
-        return torch.where(labels < (training.num_classes or 0), labels, NULL_LABEL)
-    numbers = {name: number for number, name in enumerate(training.label_names or [])}
-    names = held_out.label_names or []
-    return torch.tensor(
-        [
-            numbers.get(names[label], NULL_LABEL) if label < len(names) else NULL_LABEL
-            for label in labels.tolist()
-        ]
-    )
 
 
 @dataclass(frozen=True)
@@ -291,62 +200,29 @@ class ModelProbe:
     device: torch.device
     say: Callable[[str], None]
 
-    def run(self, subject: NamedModel, decoder: PipelineAutoencoder) -> ModelResult:
+    def run(self, model: NamedModel, decoder: PipelineAutoencoder) -> ModelResult:
         """Caches, trains, generates and measures, unless an earlier run has finished this model.
 
         Raises:
             ValueError: latents that cannot be trained on.
         """
-        own = self.folder.model(subject.name)
+        name, request = model.name, self.request
+        own = self.folder.model(name)
         finished = own.result()
         if finished is not None:
-            self.say(f"{subject.name}: finished earlier")
+            self.say(f"{name}: finished earlier")
             return ModelResult.from_dict(finished)
-        latents = self._latents(subject, decoder)
-        training = self._training(latents, decoder)
-        self._train(training, subject.name)
-        denoiser = training.denoiser
-        pipeline = build_pipeline(denoiser, decoder.vae.to(self.device), latents.label_names)
-        self.say(f"{subject.name}: generating and measuring {self.request.samples} images")
-        labels = draw_labels(latents.labels, self.request.samples, self.request.seed)
-        generated = self.evaluator.evaluate(pipeline, subject, labels, own.root)
-        own.write_pipeline(pipeline)
-        last = training.curve[-1]
-        losses = {"flow_loss": last.validation_loss, "relative_flow_loss": last.relative_loss}
-        shape = latents.training.latent_shape
-        result = ModelResult(
-            path=subject.path,
-            class_name=type(subject.autoencoder).__name__,
-            sha256=subject.sha256,
-            latent_shape=list(shape),
-            patch_size=shape[1] // self.token_side,
-            parameters=count_parameters(denoiser),
-            metrics=generated.metrics | losses,
-            curve=training.curve,
-            sample_seconds=generated.sample_seconds,
-            pictures={
-                kind: f"{subject.name}/{kind}.png" for kind in SHOWN if (own.root / f"{kind}.png").is_file()
-            },
-            remarks=decoder.remarks,
-        )
-        own.finish(result.to_dict())
-        return result
 
-    def _latents(self, subject: NamedModel, decoder: PipelineAutoencoder) -> ProbeLatents:
-        self.say(f"{subject.name}: encoding")
-        model: Any = subject.autoencoder
-        place = self.folder.model(subject.name).latents
+        # Encode the images.
+        self.say(f"{name}: encoding")
         try:
-            return cache_latents(
-                model, self.images, place, self.request, self.device, decoder.offset, self.say
-            )
+            latents = self.cache_latents(model.autoencoder, decoder.offset, own)
         except ValueError as error:
-            raise ValueError(f"{subject.name}: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
 
-    def _training(self, latents: ProbeLatents, decoder: PipelineAutoencoder) -> DenoiserTraining:
-        request = self.request
+        # Train a denoiser on the latents.
         shape = latents.training.latent_shape
-        return DenoiserTraining(
+        training = DenoiserTraining(
             denoiser=build_denoiser(shape, self.token_side, request.size, request.seed).to(self.device),
             batches=LatentBatches(latents.training, request.batch_size, request.seed, decoder.offset),
             validation=FlowValidation(latents.held_out, latents.variance, request.seed),
@@ -354,9 +230,81 @@ class ModelProbe:
             device=self.device,
             has_labels=latents.labels is not None,
         )
+        self._train(training, own, name)
 
-    def _train(self, training: DenoiserTraining, name: str) -> None:
-        own = self.folder.model(name)
+        # Generate images by the trained denoiser, and measure them.
+        pipeline = build_pipeline(training.denoiser, decoder.vae.to(self.device), latents.label_names)
+        self.say(f"{name}: generating and measuring {request.samples} images")
+        labels = draw_labels(latents.labels, request.samples, request.seed)
+        generated = self.evaluator.evaluate(pipeline, model, labels, own.root)
+        own.write_pipeline(pipeline)
+        last = training.curve[-1]
+        losses = {"flow_loss": last.validation_loss, "relative_flow_loss": last.relative_loss}
+        result = ModelResult(
+            path=model.path,
+            class_name=type(model.autoencoder).__name__,
+            sha256=model.sha256,
+            latent_shape=list(shape),
+            patch_size=shape[1] // self.token_side,
+            parameters=count_parameters(training.denoiser),
+            metrics=generated.metrics | losses,
+            curve=training.curve,
+            sample_seconds=generated.sample_seconds,
+            pictures={kind: f"{name}/{kind}.png" for kind in SHOWN if (own.root / f"{kind}.png").is_file()},
+            remarks=decoder.remarks,
+        )
+        own.finish(result.to_dict())
+        return result
+
+    def cache_latents(self, model: Any, offset: Tensor, own: ModelFolder) -> ProbeLatents:
+        """Encodes the images that are not cached yet, and opens the caches.
+
+        Args:
+            model: the autoencoder.
+            offset: [c] added to the held-out latents; ``LatentBatches`` adds it to the others.
+            own: the model's folder.
+
+        Raises:
+            ValueError: images or a model that cannot be used, or latents that do not vary.
+        """
+        request = self.request
+        opened = []
+        for name, source in (("training", self.images.training), ("held_out", self.images.held_out)):
+            encode_dataset(
+                model,
+                source,
+                own.latents / name,
+                annotations=not request.unconditional,
+                batch_size=request.batch_size,
+                workers=request.num_workers,
+                image_size=request.image_size,
+                device=self.device,
+                say=self.say,
+                flips=request.flips and name == "training",
+            )
+            opened.append(LatentDataset(own.latents / name, seed=request.seed))
+        training, held_out = opened
+
+        # The variance of the channels, which the loss is compared with.
+        measured = spread_evenly(min(len(training), _MOST_MEASURED), len(training))
+        variance = collect(training, measured).latents.var(dim=(0, 2, 3))
+        constant = (~(variance > _NO_VARIANCE)).nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(
+                f"its latent channel(s) {constant} do not vary over the images: they store nothing"
+            )
+
+        # The held-out latents, with the labels of the training.
+        if training.num_classes is not None:
+            check_labels(training.num_classes)
+        batch = collect(held_out, list(range(len(held_out))), offset)
+        labels = training.labels
+        if labels is not None:
+            batch = LatentBatch(batch.latents, _same_classes(held_out, training, batch.labels))
+        return ProbeLatents(training, batch, labels, training.label_names, variance)
+
+    def _train(self, training: DenoiserTraining, own: ModelFolder, name: str) -> None:
+        """Trains to the end, from the saved state if there is one, and takes the averaged weights."""
         state = own.load_state()
         if state is not None:
             training.load_state_dict(state)
@@ -374,3 +322,14 @@ class ModelProbe:
                     f"{point.validation_loss:.4f} (relative {point.relative_loss:.3f}), {point.seconds:.0f} s"
                 )
         training.use_average()
+
+
+def _same_classes(held_out: LatentDataset, training: LatentDataset, labels: Tensor) -> Tensor:
+    """Returns the held-out labels in the numbers of the training data; ``NULL_LABEL`` for unknown classes."""
+    if held_out.labels is None:
+        return torch.full_like(labels, NULL_LABEL)
+    if held_out.label_names == training.label_names:
+        return torch.where(labels < (training.num_classes or 0), labels, NULL_LABEL)
+    numbers = {name: number for number, name in enumerate(training.label_names or [])}
+    own = [numbers.get(name, NULL_LABEL) for name in held_out.label_names or []]
+    return torch.tensor([own[label] if label < len(own) else NULL_LABEL for label in labels.tolist()])

@@ -10,10 +10,10 @@ import torch
 
 from latentae.evaluation.models import NamedModel
 from latentae.probe.denoiser import NULL_LABEL, DenoiserSize
-from latentae.probe.folder import ProbeFolder
+from latentae.probe.folder import ModelFolder, ProbeFolder
 from latentae.probe.generation import GenerationEvaluator
 from latentae.probe.pipeline import pipeline_autoencoder
-from latentae.probe.probe import ModelProbe, _remarks, cache_latents, probe
+from latentae.probe.probe import ModelProbe, _remarks, probe
 from latentae.probe.request import ProbeRequest, open_images
 from tests.probe.conftest import draw_images, tiny_model
 
@@ -184,9 +184,9 @@ def cached(folder, model, **changes):
     )
     images = open_images(request, 3)
     offset = torch.tensor([0.5, 0.0, 0.0, 0.0])
-    return cache_latents(
-        model, images, folder.parent / "cache_of_it", request, CPU, offset, lambda text: None
-    )
+    own = ModelFolder(folder.parent / "cache_of_it")
+    job = ModelProbe(request, None, images, None, 4, CPU, lambda text: None)
+    return job.cache_latents(model, offset, own)
 
 
 def test_latents_labels_and_variance(image_folder):

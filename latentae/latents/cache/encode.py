@@ -29,6 +29,7 @@ from latentae.latents.cache.folder import (
     SHARDS,
     CacheIndex,
     CacheSettings,
+    ShardReader,
     check_folder,
     data_hash,
     describe_shard,
@@ -37,8 +38,6 @@ from latentae.latents.cache.folder import (
     normalisation_of,
     read_index,
     recorded_options,
-    shard_names,
-    write_settings,
 )
 from latentae.latents.cache.planning import (
     CacheOptions,
@@ -338,7 +337,7 @@ def _begin(folder: Path, settings: CacheSettings) -> None:
     remove_unfinished(folder)
     if not any(folder.glob(SHARDS)):
         forget_sizes(folder)  # they may be of other images
-    write_settings(folder, settings)
+    settings.write(folder)
 
 
 def finish_cache(
@@ -373,7 +372,7 @@ def finish_cache(
     index = CacheIndex(
         settings=settings,
         shards=entries,
-        posterior="std" in shard_names(folder / entries[0].file),
+        posterior="std" in ShardReader(folder / entries[0].file, entries[0]).names,
         label_names=names,
         num_classes=None if labels is None else len(names) if names else int(labels.max()) + 1,
         captions=annotations.captions is not None,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,6 +50,10 @@ class CacheSettings:
     data: dict[str, Any]
     options: dict[str, Any]
     version: int = VERSION
+
+    def write(self, folder: Path) -> None:
+        """Writes the settings, which must be the first file that is written."""
+        _write_json(folder / SETTINGS, self)
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,8 @@ class CacheIndex:
         return sum(shard.images for shard in self.shards)
 
     def write(self, folder: Path) -> None:
-        """Writes the index; it must be the last file that is written."""
-        write_aside(folder / INDEX, _to_json(self))
+        """Writes the index, which must be the last file that is written."""
+        _write_json(folder / INDEX, self)
 
 
 def read_index(folder: Path) -> CacheIndex:
@@ -179,11 +183,6 @@ def recorded_options(folder: Path) -> dict[str, Any]:
     return _settings(_read_json(folder / SETTINGS), folder).options
 
 
-def write_settings(folder: Path, settings: CacheSettings) -> None:
-    """Writes the settings; they must be the first file that is written."""
-    write_aside(folder / SETTINGS, _to_json(settings))
-
-
 def _settings(content: dict[str, Any], folder: Path) -> CacheSettings:
     if content.get("version") != VERSION:
         raise ValueError(
@@ -201,8 +200,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _to_json(content: CacheSettings | CacheIndex) -> bytes:
-    return (json.dumps(asdict(content), indent=1) + "\n").encode()
+def _write_json(path: Path, content: CacheSettings | CacheIndex) -> None:
+    write_aside(path, (json.dumps(asdict(content), indent=1) + "\n").encode())
 
 
 def write_shard(
@@ -242,12 +241,6 @@ def describe_shard(path: Path, size: tuple[int, int]) -> tuple[ShardEntry, list[
     return ShardEntry(path.name, path.stat().st_size, images, shape, list(size)), skipped
 
 
-def shard_names(path: Path) -> set[str]:
-    """Returns the names of a shard's tensors."""
-    with safe_open(path, framework="pt") as file:
-        return set(file.keys())
-
-
 class ShardReader:
     """Reads rows of a shard that is mapped into memory.
 
@@ -273,8 +266,7 @@ class ShardReader:
         """Returns row ``position`` of a tensor."""
         if name not in self._slices:
             self._slices[name] = self._file.get_slice(name)
-        row: Tensor = self._slices[name][position]
-        return row
+        return cast(Tensor, self._slices[name][position])
 
     def text(self, name: str, position: int) -> str:
         """Returns text ``position`` of the texts ``name``."""
@@ -287,8 +279,7 @@ class ShardReader:
 
     def whole(self, name: str) -> Tensor:
         """Returns a whole tensor [n, ...]."""
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
+        return cast(Tensor, self._file.get_tensor(name))
 
 
 def check_shard(path: Path, entry: ShardEntry) -> None:
@@ -338,10 +329,7 @@ def normalisation_of(model: LatentAutoencoder) -> dict[str, list[float]] | None:
     except ValueError:
         return None
     whole = torch.zeros(model.latents_channels, 1, 1, dtype=torch.float64)
-    return {
-        "shift": (whole + shift).flatten().tolist(),
-        "scale": (whole + scale).flatten().tolist(),
-    }
+    return {name: (whole + part).flatten().tolist() for name, part in (("shift", shift), ("scale", scale))}
 
 
 def data_hash(source: ImageSource, annotations: Annotations, channels: int) -> str:

@@ -82,16 +82,11 @@ class CacheOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("sizes", SIZES),
-            ("dtype", tuple(DTYPES)),
-            ("precision", tuple(PRECISIONS)),
-            ("broken", BROKEN),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}"
-                )
+        choices = {"sizes": SIZES, "dtype": DTYPES, "precision": PRECISIONS, "broken": BROKEN}
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}")
         for name, lowest in (("image_size", 1), ("shard_size", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -120,9 +115,8 @@ class ShardPlan:
 def default_shard_size(images: int, image_size: int | None, model: LatentAutoencoder) -> int:
     """Returns the images per shard: 1024 for a large data set, fewer for a small one, so that ranks share it.
 
-    The size is a power of two from 128 to 1024, which batches of the usual sizes divide. It is smaller where
-    a shard would exceed 256 MiB in float32. It does not depend on the number of processes, so neither do the
-    files.
+    It is a power of two from 128 to 1024, or less where a shard would exceed 256 MiB in float32, and does not
+    depend on the number of processes.
     """
     size = _FEWEST_IMAGES
     while size < _MOST_IMAGES and size * _SHARDS < images:
@@ -143,8 +137,7 @@ def plan_cache(
         source: the images.
         model: gives the pixels per latent and the image channels.
         options: with a ``shard_size``.
-        workers: processes that decode, where sizes must be measured.
-        folder: keeps the measured sizes for the next call.
+        workers, folder: see ``measure_sizes``.
 
     Raises:
         ValueError: images of several sizes where ``options`` refuses them.
@@ -164,12 +157,7 @@ def plan_cache(
 
 
 def plan_shards(sizes: Sequence[Size], shard_size: int) -> list[ShardPlan]:
-    """Returns shards of consecutive images of one size, the smallest size first.
-
-    Args:
-        sizes: the size that each image is encoded at.
-        shard_size: images per shard at most.
-    """
+    """Returns shards of at most ``shard_size`` consecutive images of one size, the smallest size first."""
     groups: dict[Size, list[int]] = {}
     for index, size in enumerate(sizes):
         groups.setdefault(size, []).append(index)
@@ -253,12 +241,12 @@ def same_size(native: NDArray[np.int64], names: Sequence[str], image_size: int |
     return int(wanted[0]), int(wanted[1])
 
 
+@dataclass
 class _Sizes(Dataset[list[list[int]]]):
     """``sizes[indices]`` gives height and width of images; 0 and 0 for those that cannot be decoded."""
 
-    def __init__(self, source: ImageSource, channels: int) -> None:
-        self.source = source
-        self.channels = channels
+    source: ImageSource
+    channels: int
 
     def __getitem__(self, indices: Sequence[int]) -> list[list[int]]:
         return [self._size(index) for index in indices]

@@ -79,10 +79,7 @@ def gather_channels(latents: Tensor | Iterable[Tensor]) -> tuple[Tensor, int]:
 
 
 def constant_channels(mean: Tensor, std: Tensor) -> list[int]:
-    """Returns the channels that do not vary.
-
-    Their standard deviation is only rounding, compared with their mean or with the other channels.
-    """
+    """Returns the channels whose deviation is only rounding, compared with their mean or the others'."""
     return (std <= 1e-6 * torch.maximum(mean.abs(), std.max())).nonzero().flatten().tolist()
 
 
@@ -164,11 +161,7 @@ class LatentGaussian:
 
 
 def fit_gaussian(latents: Tensor | Iterable[Tensor]) -> LatentGaussian:
-    """Fits mean and covariance over channels to latents [B, c, h, w], or to batches of them.
-
-    Raises:
-        ValueError: no latents, batches with different numbers of channels, or more than 2 GB of values.
-    """
+    """Fits mean and covariance over channels to latents; see ``gather_channels`` for input and errors."""
     return LatentGaussian.of(*gather_channels(latents))
 
 
@@ -206,11 +199,7 @@ class ChannelCorrelations:
 
 
 def channel_correlations(latents: Tensor | Iterable[Tensor]) -> ChannelCorrelations:
-    """Measures the correlations of the channels of latents [B, c, h, w], or of batches of them, in float64.
-
-    Raises:
-        ValueError: no latents, batches with different numbers of channels, or more than 2 GB of values.
-    """
+    """Measures the correlations of the channels; see ``gather_channels`` for input and errors."""
     return ChannelCorrelations.of(fit_gaussian(latents))
 
 
@@ -273,11 +262,9 @@ class ChannelHistograms:
             )
             for number, channel in enumerate(self.channels[:most])
         ]
-        hidden = len(self.channels) - len(panels)
-        title = "Values of the latent channels"
-        if hidden:
-            title += f" (the first {most} of {len(self.channels)})"
-        return figures.histograms(title, panels)
+        hidden = len(self.channels) > most
+        part = f" (the first {most} of {len(self.channels)})" if hidden else ""
+        return figures.histograms(f"Values of the latent channels{part}", panels)
 
     def numbers(self) -> dict[str, Any]:
         """Returns the values for JSON."""
@@ -285,10 +272,7 @@ class ChannelHistograms:
             "values": self.values,
             "channels": [
                 {
-                    "mean": channel.mean,
-                    "std": channel.std,
-                    "kurtosis": channel.kurtosis,
-                    "constant": channel.constant,
+                    **{name: getattr(channel, name) for name in ("mean", "std", "kurtosis", "constant")},
                     "first_edge": channel.edges[0].item(),
                     "bin_width": (channel.edges[1] - channel.edges[0]).item(),
                     "counts": channel.counts.tolist(),
@@ -299,13 +283,8 @@ class ChannelHistograms:
 
 
 def channel_histograms(latents: Tensor | Iterable[Tensor]) -> ChannelHistograms:
-    """Counts the values of each channel of latents [B, c, h, w], or of batches of them.
-
-    Raises:
-        ValueError: no latents, batches with different numbers of channels, or more than 2 GB of values.
-    """
-    values, _ = gather_channels(latents)
-    return ChannelHistograms.of(values)
+    """Counts the values of each channel; see ``gather_channels`` for input and errors."""
+    return ChannelHistograms.of(gather_channels(latents)[0])
 
 
 def _count(deviations: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:

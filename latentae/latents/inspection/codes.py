@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,9 +49,9 @@ class CodeTable:
 
     codes: Tensor
     tiles: Tensor
-    counts: Tensor | None
-    usage: float | None
-    perplexity: float | None
+    counts: Tensor | None = None
+    usage: float | None = None
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,16 +149,11 @@ def codebook_pictures(
         order = torch.arange(codes) if own is None else own.argsort(descending=True, stable=True)
         shown = order[:most]
         parts = [_tiles(model, number, part, common) for part in shown.split(batch_size)]
-        health = None if own is None else codebook_health(own)
-        tables.append(
-            CodeTable(
-                codes=shown,
-                tiles=torch.cat(parts),
-                counts=None if own is None else own[shown],
-                usage=None if health is None else health.usage,
-                perplexity=None if health is None else health.perplexity,
-            )
-        )
+        table = CodeTable(shown, torch.cat(parts))
+        if own is not None:
+            health = codebook_health(own)
+            table = replace(table, counts=own[shown], usage=health.usage, perplexity=health.perplexity)
+        tables.append(table)
     return CodebookPictures(tables, codes, ABOUT + _about(quantizer))
 
 

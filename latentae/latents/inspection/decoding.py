@@ -50,16 +50,16 @@ def decode_latents(
     Args:
         size: (H, W) to crop the images to.
         batch_size: latents at a time.
-        scaled: the latents are a denoiser's, as ``to_latents`` gives them, and not raw.
+        scaled: whether the latents are a denoiser's, as ``to_latents`` gives them, and not raw.
 
     Raises:
         ValueError: the decoder gives values that are not finite.
     """
-    parts = latents.to(model.device, model.dtype).split(batch_size)
-    if scaled:
-        images = torch.cat([model.from_latents(part, size=size).float().cpu() for part in parts])
-    else:
-        images = torch.cat([model.decode(part, size=size).sample.float().cpu() for part in parts])
+    parts = []
+    for part in latents.to(model.device, model.dtype).split(batch_size):
+        images = model.from_latents(part, size=size) if scaled else model.decode(part, size=size).sample
+        parts.append(images.float().cpu())
+    images = torch.cat(parts)
     check_pixels(images, model)
     return images
 
@@ -110,6 +110,14 @@ class Interpolation:
             "angles_degrees": self.angles.tolist(),
             "norms": self.norms.tolist(),
         }
+
+    @classmethod
+    def join(cls, parts: Sequence[Interpolation]) -> Interpolation:
+        """Returns several interpolations with the same weights as one."""
+        images, norms, angles = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("images", "norms", "angles")
+        )
+        return cls(parts[0].weights, images, norms, angles)
 
 
 class OppositeEndsError(ValueError):
@@ -198,16 +206,6 @@ def interpolate(
         images=images.view(len(pairs), steps, *images.shape[1:]),
         norms=arcs.flatten(2).norm(dim=2),
         angles=torch.tensor([angle_between(a, b) for a, b in pairs], dtype=torch.float64),
-    )
-
-
-def join_interpolations(parts: Sequence[Interpolation]) -> Interpolation:
-    """Returns several interpolations with the same weights as one."""
-    return Interpolation(
-        weights=parts[0].weights,
-        images=torch.cat([part.images for part in parts]),
-        norms=torch.cat([part.norms for part in parts]),
-        angles=torch.cat([part.angles for part in parts]),
     )
 
 
@@ -406,8 +404,7 @@ def sample_gaussian(
     latents_size: tuple[int, int],
     *,
     seed: int = 0,
-    size: tuple[int, int] | None = None,
-    batch_size: int = 16,
+    **decoding: Any,
 ) -> LatentSamples:
     """Decodes samples of a Gaussian fitted to a model's latents; a VQ model quantizes them first.
 
@@ -417,17 +414,14 @@ def sample_gaussian(
         count: samples.
         latents_size: (h, w).
         seed: sample i is a function of (seed, i), with the noise that ``sample_prior`` has.
-        size: (H, W) to crop the images to.
-        batch_size: latents decoded at a time.
+        decoding: ``size`` and ``batch_size`` as ``sample_prior`` takes them.
 
     Raises:
         ValueError: a count below one.
     """
     _check_count(count)
     latents = fitted.sample(count, latents_size, seed)
-    return LatentSamples(
-        {"fitted Gaussian": decode_latents(model, latents, size=size, batch_size=batch_size)}
-    )
+    return LatentSamples({"fitted Gaussian": decode_latents(model, latents, **decoding)})
 
 
 def _check_count(count: int) -> None:

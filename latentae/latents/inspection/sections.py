@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,9 @@ from latentae.latents.inspection.decoding import (
     ABOUT_PRIOR,
     ABOUT_TRAVERSAL,
     Autoencoder,
+    Interpolation,
     OppositeEndsError,
     interpolate,
-    join_interpolations,
     sample_gaussian,
     sample_prior,
     traverse,
@@ -103,17 +103,9 @@ class Inspected:
 
 def all_sections(inspected: Inspected) -> list[Section]:
     """Makes every section of this kind of model, in the order of the page."""
-    makers: list[Callable[[Inspected], Section]] = [
-        _histograms,
-        _spectra,
-        _correlations,
-        _interpolation,
-        _samples,
-        _traversal,
-    ]
-    if isinstance(inspected.model, VQVAE):
-        makers.append(_codes)
-    return [make(inspected) for make in makers]
+    makers = (_histograms, _spectra, _correlations, _interpolation, _samples, _traversal)
+    sections = [make(inspected) for make in makers]
+    return [*sections, _codes(inspected)] if isinstance(inspected.model, VQVAE) else sections
 
 
 def _histograms(inspected: Inspected) -> Section:
@@ -176,17 +168,14 @@ def _interpolation(inspected: Inspected) -> Section:
     ]
     pairs.append(("two noises", noises[0], noises[1]))
     found, labels, remarks = [], [], []
+    decoding: Any = {"centre": gaussian.mean, **inspected.decoding}
     for label, first, second in pairs:
         try:
-            found.append(
-                interpolate(
-                    inspected.model, first[None], second[None], centre=gaussian.mean, **inspected.decoding
-                )
-            )
+            found.append(interpolate(inspected.model, first[None], second[None], **decoding))
             labels.append(label)
         except OppositeEndsError as error:  # latents of one or two values can be opposite
             remarks.append(f"{label}: {error}")
-    joined = join_interpolations(found) if found else None
+    joined = Interpolation.join(found) if found else None
     return Section(
         "interpolation",
         "From one image to another",
@@ -202,15 +191,9 @@ def _samples(inspected: Inspected) -> Section:
     about = ABOUT_FITTED
     numbers: dict[str, Any] = {"kl_fitted_to_prior_nats_per_position": gaussian.divergence}
     remarks: list[str] = []
+    drawing: Any = {"seed": inspected.seed, **inspected.decoding}
     if isinstance(model, KLVAE):
-        found = sample_prior(
-            model,
-            _SAMPLES,
-            inspected.latents_shape,
-            fitted=gaussian,
-            seed=inspected.seed,
-            **inspected.decoding,
-        )
+        found = sample_prior(model, _SAMPLES, inspected.latents_shape, fitted=gaussian, **drawing)
         about = ABOUT_PRIOR + about
         if gaussian.divergence is not None:
             remarks.append(
@@ -218,9 +201,7 @@ def _samples(inspected: Inspected) -> Section:
                 "means that latents are distributed like the prior"
             )
     else:
-        found = sample_gaussian(
-            model, gaussian, _SAMPLES, inspected.latents_shape[1:], seed=inspected.seed, **inspected.decoding
-        )
+        found = sample_gaussian(model, gaussian, _SAMPLES, inspected.latents_shape[1:], **drawing)
         remarks.append(f"a {type(model).__name__} has no prior, so only the fitted Gaussian is shown")
     return Section(
         "samples",

@@ -22,8 +22,6 @@ from latentae.latents.cache.folder import (
     normalisation_of,
     read_index,
     recorded_options,
-    shard_names,
-    write_settings,
     write_shard,
 )
 from tests.data.pictures import ListSource
@@ -49,7 +47,7 @@ def test_an_index_comes_back(tmp_path):
 def test_what_is_no_finished_cache_is_not_read(tmp_path):
     with pytest.raises(ValueError, match=r"there are no latents in .*`latentae encode`"):
         read_index(tmp_path)
-    write_settings(tmp_path, SETTINGS)
+    SETTINGS.write(tmp_path)
     with pytest.raises(ValueError, match="are not finished: run the command that encodes them again"):
         read_index(tmp_path)
     (tmp_path / "index.json").write_text("{")
@@ -103,7 +101,7 @@ def test_the_settings_of_another_program_are_left_alone(content, tmp_path):
     ],
 )
 def test_a_cache_of_something_else_is_refused(changes, says, tmp_path):
-    write_settings(tmp_path, SETTINGS)
+    SETTINGS.write(tmp_path)
     check_folder(tmp_path, replace(SETTINGS, **changes))  # before the first shard there is nothing to lose
     (tmp_path / "latents_8x8_00000.safetensors").write_bytes(b"")
     check_folder(tmp_path, SETTINGS)
@@ -114,7 +112,7 @@ def test_a_cache_of_something_else_is_refused(changes, says, tmp_path):
 
 def test_options_are_recorded(tmp_path):
     assert recorded_options(tmp_path) == {}
-    write_settings(tmp_path, SETTINGS)
+    SETTINGS.write(tmp_path)
     assert recorded_options(tmp_path) == {}
     (tmp_path / "latents_8x8_00000.safetensors").write_bytes(b"")
     assert recorded_options(tmp_path) == SETTINGS.options
@@ -135,7 +133,7 @@ def test_rows_and_texts_come_back(shard):
     entry, skipped = describe_shard(shard, (8, 8))
     assert entry == ShardEntry(shard.name, shard.stat().st_size, 3, [2, 2, 2], [8, 8])
     assert skipped == ["b: broken"]
-    assert shard_names(shard) == {"mean", "indices", "names", "names_ends"}
+    assert ShardReader(shard, entry).names == {"mean", "indices", "names", "names_ends"}
     reader = ShardReader(shard, entry)
     assert torch.equal(reader.row("mean", 1), MEAN[1])
     assert [reader.text("names", position) for position in range(3)] == ["a", "", "ä/é.png"]

@@ -6,11 +6,11 @@ import torch
 
 from latentae.latents.inspection.channels import fit_gaussian, normal_noise
 from latentae.latents.inspection.decoding import (
+    Interpolation,
     LatentSamples,
     angle_between,
     decode_latents,
     interpolate,
-    join_interpolations,
     sample_gaussian,
     sample_prior,
     slerp,
@@ -74,7 +74,7 @@ def test_noises_decode_too_and_batches_do_not_matter(vq):
     noise = torch.randn(2, 1, 4, 8, 8, generator=torch.manual_seed(0))
     one, other = (interpolate(vq, *noise, steps=3, batch_size=size) for size in (1, 3))
     torch.testing.assert_close(one.images, other.images, rtol=0, atol=1e-5)
-    both = join_interpolations([one, other])
+    both = Interpolation.join([one, other])
     assert both.images.shape == (2, 3, 3, 16, 16)
     assert both.angles.tolist() == one.angles.tolist() * 2
     assert both.numbers()["weights"] == [0, 0.5, 1]
