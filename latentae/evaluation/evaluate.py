@@ -302,11 +302,7 @@ def save_pictures(
     folder: Path,
     device: torch.device,
 ) -> list[Picture]:
-    """Writes originals and reconstructions as PNGs into ``folder/pictures``.
-
-    Returns:
-        the report's entries, in the order of ``reasons``.
-    """
+    """Writes originals and reconstructions as PNGs into ``folder/pictures``; returns the report's entries."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     pictures = []
     for index, why in reasons.items():

@@ -63,8 +63,7 @@ class CodeMeter:
     def add(self, indices: Tensor, height: int, width: int) -> None:
         """Adds indices [B, h, w] or [B, depth, h, w] of images of ``height`` × ``width`` pixels.
 
-        Raises:
-            ValueError: the depth differs, or an index is outside the table.
+        Raises ValueError where the depth differs, or an index is outside the table.
         """
         depth, num_codes = self.counts.shape
         indices = (indices if indices.ndim == 4 else indices[:, None]).cpu()
@@ -81,11 +80,7 @@ class CodeMeter:
         self.pixels += other.pixels
 
     def result(self) -> CodeRate:
-        """Returns the rate of all codes so far.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """Returns the rate of all codes so far; raises ValueError where there are none."""
         if not self.pixels:
             raise ValueError("there are no codes to measure")
         tokens = self.counts.sum(dim=1, keepdim=True)
@@ -178,11 +173,7 @@ class LatentMoments:
         self.count = total
 
     def result(self) -> ChannelMoments:
-        """Returns the moments of all latents so far.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """Returns the moments of all latents so far; raises ValueError where there are none."""
         if not self.count:
             raise ValueError("there are no latents to measure")
         variance = self.sums[0] / self.count

@@ -134,19 +134,14 @@ def _initialise(denoiser: DiTTransformer2DModel) -> None:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """A batch of latents with their labels.
-
-    Attributes:
-        latents: [B, c, h, w] float32 on the CPU.
-        labels: [B] int64, 0 where the data has none.
-    """
+    """Latents [B, c, h, w] float32 on the CPU, and their labels [B] int64, 0 where the data has none."""
 
     latents: Tensor
     labels: Tensor
 
 
 def logit_normal_times(normal: Tensor) -> Tensor:
-    """Returns times in (0, 1): the logistic function of standard normal numbers, of any shape.
+    """Returns times in (0, 1), the logistic function of standard normal numbers of any shape.
 
     Esser et al. 2024, section 3.1, with m = 0 and s = 1: most in the middle, where the prediction is hardest.
     """

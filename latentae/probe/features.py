@@ -30,15 +30,7 @@ _ROWS = 512  # queries at a time
 def extract_features(
     batches: Iterable[Tensor], extractors: dict[str, FeatureExtractor], device: torch.device
 ) -> Features:
-    """Extracts the features of images.
-
-    Args:
-        batches: images [B, C, H, W] uint8.
-        extractors: by network.
-
-    Raises:
-        ValueError: images that a network cannot take.
-    """
+    """Extracts the features of images [B, C, H, W] uint8; raises ValueError if a network cannot."""
     found: dict[str, list[Tensor]] = {name: [torch.zeros(0, e.dimensions)] for name, e in extractors.items()}
     for batch in batches:
         images = to_rgb(batch.to(device))
@@ -116,12 +108,7 @@ def reference_features(
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest neighbour of each query in a set.
-
-    Attributes:
-        distances: [N] Euclidean distance of the features.
-        positions: [N] of the neighbour in the set.
-    """
+    """The nearest neighbour of each of N queries: Euclidean distances [N], and positions [N] in the set."""
 
     distances: Tensor
     positions: Tensor
@@ -146,11 +133,7 @@ class Memorisation:
 
 
 def find_nearest(queries: Tensor, others: Tensor) -> Nearest:
-    """Finds the nearest of the features [M, d], M ≥ 1, for each of the features [N, d].
-
-    Raises:
-        ValueError: M is 0.
-    """
+    """Finds the nearest of the features [M, d], M ≥ 1, for each of the features [N, d]."""
     if not len(others):
         raise ValueError("there are no features to look for the nearest in")
     mode = "donot_use_mm_for_euclid_dist"

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from latentae.files import check_output_folder, has_keys, write_aside, write_json, written_aside
+from latentae.report.tables import shortened
 
 SETTINGS, RESULTS = "settings.json", "results.json"
 _KEYS = {"models", "sampling_steps"}  # of a probe's settings
@@ -24,20 +25,12 @@ _ELSEWHERE = "choose another --out, or remove this one"
 
 @dataclass(frozen=True)
 class ProbeFolder:
-    """Where a probe writes.
-
-    Attributes:
-        root: the folder.
-    """
+    """Where a probe writes: ``root``, with a subfolder per model."""
 
     root: Path
 
     def check(self) -> None:
-        """Checks that a probe may write here; nothing is written.
-
-        Raises:
-            ValueError: the folder holds other files, is a file, or is write-protected.
-        """
+        """Raises ValueError unless a probe may write here; see ``check_output_folder``."""
         check_output_folder(self.root, "a probe", has_keys(self.root / SETTINGS, _KEYS))
 
     def claim(self, settings: dict[str, Any]) -> None:
@@ -86,11 +79,7 @@ class ProbeFolder:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The subfolder of one model.
-
-    Attributes:
-        root: the folder.
-    """
+    """The subfolder ``root`` of one model: caches of latents, the training's state, pipeline and results."""
 
     root: Path
 
@@ -104,13 +93,10 @@ class ModelFolder:
         """The caches of latents."""
         return self.root / "latents"
 
-    def result(self) -> dict[str, Any] | None:
-        """Returns the results of the model; None while it is unfinished."""
+    def result(self) -> Any:
+        """Returns the results of the model as a dict; None while it is unfinished."""
         file = self.root / "result.json"
-        if not file.is_file():
-            return None
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the results, and removes the training's state."""
@@ -130,12 +116,11 @@ class ModelFolder:
         torch.save(state, content)
         write_aside(self._state, content.getvalue())
 
-    def load_state(self) -> dict[str, Any] | None:
-        """Returns the state of a stopped training; None where there is none."""
-        if not self._state.is_file():
-            return None
-        state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
-        return state
+    def load_state(self) -> Any:
+        """Returns the state of a stopped training as a dict; None where there is none."""
+        return (
+            torch.load(self._state, map_location="cpu", weights_only=True) if self._state.is_file() else None
+        )
 
     def write_pipeline(self, pipeline: Any) -> None:
         """Saves the pipeline, whole or not at all.
@@ -165,5 +150,4 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    return shortened(json.dumps(value, ensure_ascii=False), 80)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from latentae.files import write_aside
 from latentae.report import figures
-from latentae.report.page import LARGEST_SIDE, data_uri, render
+from latentae.report.page import LARGEST_SIDE, PageChart, data_uri, render, write_page
 from latentae.report.results import Picture, Results, info, number
 from latentae.report.tables import (
     best_models,
@@ -34,15 +32,6 @@ _RATES = ("bits_per_pixel", "kl_bits_per_pixel")
 _DISTORTIONS = ("psnr", "lpips_alex", "rfid", "fd_vgg16")
 
 
-@dataclass(frozen=True)
-class PageChart:
-    """A chart as a page shows it: a title, a note beside it, and SVG."""
-
-    title: str
-    note: str
-    svg: str
-
-
 def write_report(results: Results, folder: Path) -> None:
     """Writes the three files into ``folder``, each whole or not at all.
 
@@ -50,13 +39,9 @@ def write_report(results: Results, folder: Path) -> None:
         results: whose pictures lie in ``folder``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # The JSON last: it marks a report as finished.
-    for name, text in (
-        ("results.md", render_report_markdown(results)),
-        ("report.html", render_page(results, folder)),
-        ("results.json", results.to_json()),
-    ):
-        write_aside(folder / name, text.encode(errors="backslashreplace"))
+    write_page(folder / "results.md", render_report_markdown(results))
+    write_page(folder / "report.html", render_page(results, folder))
+    write_page(folder / "results.json", results.to_json())  # the last: it marks a report as finished
 
 
 def render_page(results: Results, folder: Path) -> str:

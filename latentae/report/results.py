@@ -1,4 +1,4 @@
-"""The results of an evaluation, and the JSON file that holds them."""
+"""The results of an evaluation, the JSON file that holds them, and how each metric is named and printed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,24 @@ class Value:
     low: float | None = None
     high: float | None = None
 
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> Value:
+        """Restores a value of a JSON file, where null stands for NaN."""
+        return cls(math.nan if entry["value"] is None else entry["value"], entry["low"], entry["high"])
+
 
 @dataclass
 class ModelDetails:
-    """What else is known of a model.
+    """The facts that a report states about a model besides its metrics.
 
     Attributes:
-        class_name, path, sha256: what was measured; the hash is of its weights.
-        parameters: how many it has.
+        class_name, path, sha256: of the model; the hash is of its weights.
+        parameters: their number.
         downsampling_factor, latent_channels: of its latents.
         latents: ``mean``, ``std`` and ``kurtosis``, each a number per channel.
         percentiles: metric → percent (as text) → value, over images.
         cycle_psnr: rounds (as text) → dB.
-        remarks: what a reader should know, such as why a metric is missing.
+        remarks: caveats for the reader, such as why a metric is missing.
     """
 
     class_name: str
@@ -71,13 +76,13 @@ class Picture:
 
 @dataclass
 class Results:
-    """Everything a report says.
+    """The contents of a report.
 
     Attributes:
         protocol: every choice that numbers depend on, and hashes of data, weights and code.
         models: model → metric → value; models in the order they were given, metrics by lower-case names.
-        details: model → what else is known.
-        pictures: what is shown.
+        details: model → facts about it.
+        pictures: the images that are shown.
     """
 
     protocol: dict[str, Any]
@@ -86,20 +91,16 @@ class Results:
     pictures: list[Picture] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """The text of ``results.json``; numbers that are not finite become null, which JSON can hold."""
+        """Returns the text of ``results.json``; numbers that are not finite become null, which JSON can hold."""
         return json.dumps(finite(asdict(self)), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Results:
-        """What ``to_json`` was called on; null numbers come back as NaN.
-
-        Raises:
-            ValueError: the text is no such JSON.
-        """
+        """Restores the object from ``to_json``'s text; null becomes NaN. Raises ValueError for other text."""
         try:
             data = json.loads(text)
             models = {
-                model: {metric: _value(entry) for metric, entry in metrics.items()}
+                model: {metric: Value.from_dict(entry) for metric, entry in metrics.items()}
                 for model, metrics in data["models"].items()
             }
             details = {model: ModelDetails(**entry) for model, entry in data["details"].items()}
@@ -109,20 +110,12 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Reads ``results.json``, or the folder of a report.
-
-        Raises:
-            ValueError: there is none, or it is damaged.
-        """
+        """Reads ``results.json``, or the folder of a report; raises ValueError if it is missing or damaged."""
         file = path / "results.json" if path.is_dir() else path
         try:
             return cls.from_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{file}: {error}") from error
-
-
-def _value(entry: dict[str, Any]) -> Value:
-    return Value(float("nan") if entry["value"] is None else entry["value"], entry["low"], entry["high"])
 
 
 def finite(data: Any) -> Any:

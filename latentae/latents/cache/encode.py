@@ -55,10 +55,7 @@ class CacheReport:
     """A finished cache.
 
     Attributes:
-        folder: of the cache.
-        images: the number of images that it holds.
-        shards: the number of files that hold them.
-        bytes: of all shards.
+        images, shards, bytes: how many images it holds, in how many files, of how many bytes together.
         encoded: images that this call has encoded, on all ranks; the others were there before.
         seconds: the time that encoding took.
         skipped: ``name: reason`` of images that could not be decoded.
@@ -381,12 +378,5 @@ def finish_cache(
     on_main(lambda: index.write(folder), f"write to {folder}")
 
     written = read_index(folder)
-    return CacheReport(
-        folder=folder,
-        images=written.images,
-        shards=len(written.shards),
-        bytes=sum(shard.bytes for shard in written.shards),
-        encoded=encoded,
-        seconds=seconds,
-        skipped=written.skipped,
-    )
+    size = sum(shard.bytes for shard in written.shards)
+    return CacheReport(folder, written.images, len(written.shards), size, encoded, seconds, written.skipped)

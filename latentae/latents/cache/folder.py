@@ -58,12 +58,9 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A finished shard.
+    """A finished shard: the name of its file, its length in bytes, and the number of its images.
 
     Attributes:
-        file: its name.
-        bytes: its length.
-        images: the number of images that it holds.
         shape: [c, h, w] of each image's latents, or of its codes where there are no latents.
         size: [height, width] in pixels that the images were encoded at.
     """
@@ -207,13 +204,11 @@ def _write_json(path: Path, content: CacheSettings | CacheIndex) -> None:
 def write_shard(
     path: Path, tensors: dict[str, Tensor], *, texts: dict[str, list[str]], skipped: list[str]
 ) -> None:
-    """Writes a shard: tensors of images with their names, labels and captions, in one safetensors file.
-
-    The file appears whole or not at all.
+    """Writes a shard, whole or not at all: one safetensors file.
 
     Args:
         tensors: [n, ...] each, on the CPU.
-        texts: n texts by name.
+        texts: n texts by name, such as the images' names and captions.
         skipped: ``name: reason`` of images that are not in the shard.
     """
     packed = {key: value for name, rows in texts.items() for key, value in _pack(name, rows).items()}
@@ -242,14 +237,10 @@ def describe_shard(path: Path, size: tuple[int, int]) -> tuple[ShardEntry, list[
 
 
 class ShardReader:
-    """Reads rows of a shard that is mapped into memory.
+    """Reads rows of a shard, which is mapped into memory; raises ValueError as ``check_shard`` does.
 
     Args:
-        path: of the shard.
-        entry: its entry in the index.
-
-    Raises:
-        ValueError: the shard is missing, or cut short.
+        entry: of the shard in the index.
     """
 
     def __init__(self, path: Path, entry: ShardEntry) -> None:

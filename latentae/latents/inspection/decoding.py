@@ -95,13 +95,8 @@ class Interpolation:
         labels = labels or [f"pair {number + 1}" for number in range(len(self.images))]
         named = [f"{label}\n{angle:.0f} degrees" for label, angle in zip(labels, self.angles, strict=True)]
         columns = [f"{weight:.2f}" for weight in self.weights.tolist()]
-        return image_grid(
-            "Spherical interpolation",
-            self.images,
-            rows=named,
-            columns=columns,
-            column_title="share of the second latent",
-        )
+        names: Any = {"rows": named, "columns": columns, "column_title": "share of the second latent"}
+        return image_grid("Spherical interpolation", self.images, **names)
 
     def numbers(self) -> dict[str, Any]:
         """Returns the values for JSON."""
@@ -242,13 +237,9 @@ class Traversal:
             )
         ]
         columns = [f"{offset:+.3g}" if offset else "0" for offset in self.offsets.tolist()]
-        return image_grid(
-            "One channel moved at a time",
-            self.images,
-            rows=rows,
-            columns=columns,
-            column_title="offset in standard deviations of the channel",
-        )
+        title = "offset in standard deviations of the channel"
+        names: Any = {"rows": rows, "columns": columns, "column_title": title}
+        return image_grid("One channel moved at a time", self.images, **names)
 
     def numbers(self) -> dict[str, Any]:
         """Returns the values for JSON."""

@@ -60,9 +60,7 @@ class Section:
 
     Attributes:
         name: of its files and its key in the numbers.
-        title: its heading.
         figure: None where it could not be made; the remarks say why.
-        numbers: for JSON.
         about: an explanation of the figure, in sentences.
         remarks: particular to this model or these images.
     """
@@ -111,14 +109,9 @@ def all_sections(inspected: Inspected) -> list[Section]:
 def _histograms(inspected: Inspected) -> Section:
     found = inspected.measured.histograms
     constant = [number for number, channel in enumerate(found.channels) if channel.constant]
-    return Section(
-        "histograms",
-        "Values of the channels",
-        found.figure(_MOST_CHANNELS),
-        found.numbers(),
-        ABOUT_HISTOGRAMS,
-        _constant_remarks(constant),
-    )
+    title, remarks = "Values of the channels", _constant_remarks(constant)
+    figure = found.figure(_MOST_CHANNELS)
+    return Section("histograms", title, figure, found.numbers(), ABOUT_HISTOGRAMS, remarks)
 
 
 def _spectra(inspected: Inspected) -> Section:
@@ -131,14 +124,9 @@ def _spectra(inspected: Inspected) -> Section:
     if not found:
         _, height, width = inspected.latents_shape
         remarks = [f"latents of {height}x{width} are too small for a spectrum: take a larger --image-size"]
-    return Section(
-        "spectrum",
-        "Coarse and fine detail",
-        compare_spectra(found) if found else None,
-        {name: one.numbers() for name, one in found.items()},
-        ABOUT_SPECTRUM,
-        tuple(remarks),
-    )
+    figure = compare_spectra(found) if found else None
+    numbers = {name: one.numbers() for name, one in found.items()}
+    return Section("spectrum", "Coarse and fine detail", figure, numbers, ABOUT_SPECTRUM, tuple(remarks))
 
 
 def _correlations(inspected: Inspected) -> Section:
@@ -146,14 +134,8 @@ def _correlations(inspected: Inspected) -> Section:
     remarks = _constant_remarks(found.constant)
     if len(found.matrix) == 1:
         remarks += ("there is one channel, so there is nothing to correlate it with",)
-    return Section(
-        "correlations",
-        "Channels that repeat others",
-        found.figure(),
-        found.numbers(),
-        ABOUT_CORRELATIONS,
-        remarks,
-    )
+    title = "Channels that repeat others"
+    return Section("correlations", title, found.figure(), found.numbers(), ABOUT_CORRELATIONS, remarks)
 
 
 def _interpolation(inspected: Inspected) -> Section:
@@ -175,15 +157,11 @@ def _interpolation(inspected: Inspected) -> Section:
             labels.append(label)
         except OppositeEndsError as error:  # latents of one or two values can be opposite
             remarks.append(f"{label}: {error}")
-    joined = Interpolation.join(found) if found else None
-    return Section(
-        "interpolation",
-        "From one image to another",
-        None if joined is None else joined.figure(labels),
-        {} if joined is None else {"pairs": labels, **joined.numbers()},
-        ABOUT_INTERPOLATION,
-        tuple(remarks),
-    )
+    title, figure, numbers = "From one image to another", None, {}
+    if found:
+        joined = Interpolation.join(found)
+        figure, numbers = joined.figure(labels), {"pairs": labels, **joined.numbers()}
+    return Section("interpolation", title, figure, numbers, ABOUT_INTERPOLATION, tuple(remarks))
 
 
 def _samples(inspected: Inspected) -> Section:
@@ -203,14 +181,8 @@ def _samples(inspected: Inspected) -> Section:
     else:
         found = sample_gaussian(model, gaussian, _SAMPLES, inspected.latents_shape[1:], **drawing)
         remarks.append(f"a {type(model).__name__} has no prior, so only the fitted Gaussian is shown")
-    return Section(
-        "samples",
-        "Noise, decoded",
-        found.figure(),
-        {**numbers, **found.numbers()},
-        about,
-        tuple(remarks),
-    )
+    numbers |= found.numbers()
+    return Section("samples", "Noise, decoded", found.figure(), numbers, about, tuple(remarks))
 
 
 def _traversal(inspected: Inspected) -> Section:
@@ -218,13 +190,8 @@ def _traversal(inspected: Inspected) -> Section:
     (latents,) = encoded_latents(inspected.model, [batch], sample=False)
     gaussian = inspected.measured.gaussian
     channels = len(gaussian.mean)
-    found = traverse(
-        inspected.model,
-        latents[0],
-        gaussian.std,
-        channels=range(min(channels, _MOST_CHANNELS)),
-        **inspected.decoding,
-    )
+    moved = range(min(channels, _MOST_CHANNELS))
+    found = traverse(inspected.model, latents[0], gaussian.std, channels=moved, **inspected.decoding)
     remarks = _constant_remarks(gaussian.constant)
     if channels > _MOST_CHANNELS:
         remarks += (f"the figure shows the first {_MOST_CHANNELS} of {channels} channels",)
