@@ -29,7 +29,7 @@ BLOCK_SIZE = 32
 
 @dataclass(frozen=True)
 class Protocol:
-    """How every image is prepared; results can be compared if their protocols are equal.
+    """Prepares every image in the same way; results can be compared if their protocols are equal.
 
     Reconstructions are clamped and rounded to 8 bits, and measured against the same crops, in 8 bits too.
     Features are taken of those 8-bit images, by each network's own resizing. Each image counts once.

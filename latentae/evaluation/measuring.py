@@ -126,9 +126,7 @@ class Evaluation:
         _raise_together(failure)
 
     def result(self, model: NamedModel) -> Assembled:
-        """Returns the numbers of a measured model, joined in the order of the images.
-
-        They are the same for any number of ranks.
+        """Returns the numbers of a measured model, which are the same for any number of ranks.
 
         Raises:
             ValueError: no image could be read.
@@ -268,12 +266,7 @@ def _present(shards: Shards, number: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Drift:
-    """Which images are encoded and decoded repeatedly, and after how many rounds they are measured.
-
-    Attributes:
-        rounds: in rising order, 1 or more.
-        indices: of the images in the data.
-    """
+    """The rounds (1 or more, rising) after which some images, by their indices in the data, are measured."""
 
     rounds: Sequence[int]
     indices: frozenset[int]

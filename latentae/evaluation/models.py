@@ -17,7 +17,7 @@ from latentae.models import load_autoencoder
 from latentae.weights import hash_tensors
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
-"""Precisions of the models; metrics are always computed in float32 or more."""
+"""The precisions that models can run in; metrics are always computed in float32 or more."""
 
 # Folders of the model in a run or a pipeline: their names do not tell models apart.
 _INNER_FOLDERS = ("model", "vae", "vqvae")

@@ -77,17 +77,7 @@ def probe(
         measures = open_measures(device, channels=channels, inception=request.inception)
 
     # A folder is for one set of settings.
-    settings = {
-        **request.settings(),
-        "models": {
-            model.name: hashlib.sha256(model.identity.encode(errors="surrogateescape")).hexdigest()
-            for model in models
-        },
-        "training_images": len(images.training),
-        "training_sha256": images.reference.list_sha256,
-        "held_out_images": len(images.held_out),
-        "networks": measures.identities,
-    }
+    settings = _settings(request, models, images, measures)
     folder.claim(settings)
     if folder.is_complete:
         say(f"the probe in {request.out} is complete")
@@ -119,6 +109,21 @@ def probe(
     results = ProbeResults(settings, probed, reconstruction, remarks)
     write_report(results, request.out)
     return results
+
+
+def _settings(
+    request: ProbeRequest, models: list[NamedModel], images: ProbeImages, measures: Measures
+) -> dict[str, Any]:
+    """Returns all that the results depend on."""
+    identities = {model.name: model.identity.encode(errors="surrogateescape") for model in models}
+    return {
+        **request.settings(),
+        "models": {name: hashlib.sha256(identity).hexdigest() for name, identity in identities.items()},
+        "training_images": len(images.training),
+        "training_sha256": images.reference.list_sha256,
+        "held_out_images": len(images.held_out),
+        "networks": measures.identities,
+    }
 
 
 def _decoder(model: NamedModel) -> PipelineAutoencoder:

@@ -131,7 +131,7 @@ def finite(data: Any) -> Any:
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """How a metric is shown.
+    """The name and the format of a metric.
 
     Attributes:
         label: the metric's usual name.

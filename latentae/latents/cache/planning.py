@@ -22,6 +22,7 @@ from latentae import distributed
 from latentae.data import BrokenImageError, ImageSource
 from latentae.data.workers import WatchedLoader
 from latentae.distributed import on_main
+from latentae.evaluation.models import PRECISIONS
 from latentae.files import write_aside
 from latentae.models import LatentAutoencoder
 
@@ -29,9 +30,6 @@ Size = tuple[int, int]  # height and width in pixels
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """The dtypes that latents can be stored in."""
-
-PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
-"""The precisions that the encoder can run in."""
 
 SIZES = ("crop", "bucket", "refuse")
 BROKEN = ("skip", "replace", "stop")

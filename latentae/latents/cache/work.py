@@ -21,9 +21,10 @@ from latentae.data.seeding import REPLACEMENT, generator
 from latentae.data.transforms import to_picture, to_tensor
 from latentae.data.workers import WatchedLoader, announce
 from latentae.distributed import fails_anywhere
+from latentae.evaluation.models import PRECISIONS
 from latentae.files import FullDiskError
 from latentae.latents.cache.folder import FLIPPED, write_shard
-from latentae.latents.cache.planning import DTYPES, PRECISIONS, CacheOptions, ShardPlan, Size
+from latentae.latents.cache.planning import DTYPES, CacheOptions, ShardPlan, Size
 from latentae.models import VQVAE, LatentAutoencoder
 
 _MAX_RETRIES = 16  # as in training

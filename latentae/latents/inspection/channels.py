@@ -54,10 +54,7 @@ def check_memory(values: int) -> None:
 
 @torch.no_grad()
 def gather_channels(latents: Tensor | Iterable[Tensor]) -> tuple[Tensor, int]:
-    """Gathers the values of each channel.
-
-    Args:
-        latents: [B, c, h, w], or batches of them.
+    """Gathers the values of each channel of latents [B, c, h, w], or of batches of them.
 
     Returns:
         [c, n] in float64 on the CPU, and the number of images.
@@ -208,8 +205,7 @@ class ChannelHistogram:
     """The distribution of the values of one channel.
 
     Attributes:
-        edges: [n + 1] rising and evenly spaced; a bin holds its lower edge.
-        counts: [n] int64.
+        edges, counts: [n + 1] rising and evenly spaced, and [n] int64; a bin holds its lower edge.
         mean, std, kurtosis: of the values themselves; the kurtosis is the excess, 0 of a constant.
         constant: whether the channel does not vary.
     """
@@ -224,12 +220,7 @@ class ChannelHistogram:
 
 @dataclass(frozen=True, eq=False)
 class ChannelHistograms:
-    """One histogram per channel of latents.
-
-    Attributes:
-        channels: in order.
-        values: the number of values of each channel.
-    """
+    """One histogram per channel of latents, of so many ``values`` each."""
 
     channels: list[ChannelHistogram]
     values: int
@@ -288,11 +279,7 @@ def channel_histograms(latents: Tensor | Iterable[Tensor]) -> ChannelHistograms:
 
 
 def _count(deviations: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
-    """Returns edges [n + 1] and counts [n]: bins 2^k wide, one of whose edges is the mean.
-
-    Args:
-        deviations: of the values from their mean.
-    """
+    """Returns edges [n + 1] and counts [n] of mean + deviations: bins 2^k wide, one edge at the mean."""
     narrowest = max(_FINEST * max(1.0, abs(mean)), 2 * deviations.abs().max().item() / (_MOST_BINS - 2))
     width = 2.0 ** math.ceil(math.log2(narrowest))
     if std > 0:

@@ -56,13 +56,7 @@ class CodeTable:
 
 @dataclass(frozen=True, eq=False)
 class CodebookPictures:
-    """Tables of codes, decoded.
-
-    Attributes:
-        tables: one, or one per table of a composition.
-        num_codes: K, the codes of each table.
-        about: an explanation of the figure, in sentences.
-    """
+    """Decoded tables of ``num_codes`` codes each, and ``about``, which explains the figure in sentences."""
 
     tables: list[CodeTable]
     num_codes: int
@@ -79,19 +73,17 @@ class CodebookPictures:
 
     def numbers(self) -> dict[str, Any]:
         """Returns the values for JSON."""
-        return {
-            "num_codes": self.num_codes,
-            "tables": [
-                {
-                    "codes": table.codes.tolist(),
-                    "counts": None if table.counts is None else table.counts.tolist(),
-                    "usage": table.usage,
-                    "perplexity": table.perplexity,
-                    "colours": table.tiles.mean(dim=(2, 3)).tolist(),
-                }
-                for table in self.tables
-            ],
-        }
+        tables = [
+            {
+                "codes": table.codes.tolist(),
+                "counts": None if table.counts is None else table.counts.tolist(),
+                "usage": table.usage,
+                "perplexity": table.perplexity,
+                "colours": table.tiles.mean(dim=(2, 3)).tolist(),
+            }
+            for table in self.tables
+        ]
+        return {"num_codes": self.num_codes, "tables": tables}
 
 
 @torch.no_grad()

@@ -255,11 +255,9 @@ def encoded_latents(
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Statistics of the latents of some images.
+    """Statistics of the raw latents of so many ``images``.
 
     Attributes:
-        images: the number of images.
-        gaussian, histograms: of the raw latents.
         spectra: of the images, of the images averaged down to the latents' size, and of the latents, by name;
             empty where the latents are too small for a spectrum.
         counts: how often each code occurred, of VQ models.

@@ -98,10 +98,9 @@ class RadialSpectrum:
 
 @dataclass(frozen=True, eq=False)
 class MapPower:
-    """The power of single maps, before it is averaged over them.
+    """The power of single maps of one size (h, w), before it is averaged over them.
 
     Attributes:
-        size: (h, w) of the maps.
         bins: [n] the number of frequencies in each ring.
         power: [B, c, n] the mean power of each ring.
         mean, variance: [B, c] of the maps; the mean is weighted by the window.
