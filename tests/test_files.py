@@ -85,6 +85,21 @@ def test_whose_a_file_is_by_its_keys(content, has, tmp_path):
     assert not has_keys(tmp_path / "missing.json", {"a", "b"})
 
 
+def test_an_output_folder_is_new_empty_or_ours(tmp_path, monkeypatch):
+    for folder in (tmp_path, tmp_path / "new" / "folder"):
+        check_output_folder(folder, "a report", is_ours=False)
+    (tmp_path / "file").write_text("")
+    check_output_folder(tmp_path, "a report", is_ours=True)
+    with pytest.raises(ValueError, match="holds other files than a report"):
+        check_output_folder(tmp_path, "a report", is_ours=False)
+    for folder in (tmp_path / "file", tmp_path / "file" / "report"):
+        with pytest.raises(ValueError, match="file is a file"):
+            check_output_folder(folder, "a report", is_ours=False)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="there is no permission to write in"):
+        check_output_folder(tmp_path / "new" / "report", "a report", is_ours=False)
+
+
 def write_half(path, error):
     path.parent.mkdir(exist_ok=True)
     path.write_text("half")
@@ -178,18 +193,3 @@ def test_list_files(tmp_path):
     (tmp_path / "a").touch()
     assert list_files(tmp_path) == ("a", "b/c")
     assert list_files(tmp_path / "a") == ("a",)
-
-
-def test_an_output_folder_is_new_empty_or_ours(tmp_path, monkeypatch):
-    for folder in (tmp_path, tmp_path / "new" / "folder"):
-        check_output_folder(folder, "a report", is_ours=False)
-    (tmp_path / "file").write_text("")
-    check_output_folder(tmp_path, "a report", is_ours=True)
-    with pytest.raises(ValueError, match="holds other files than a report"):
-        check_output_folder(tmp_path, "a report", is_ours=False)
-    for folder in (tmp_path / "file", tmp_path / "file" / "report"):
-        with pytest.raises(ValueError, match="file is a file"):
-            check_output_folder(folder, "a report", is_ours=False)
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="there is no permission to write in"):
-        check_output_folder(tmp_path / "new" / "report", "a report", is_ours=False)
