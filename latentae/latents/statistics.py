@@ -136,10 +136,10 @@ def merge_over_ranks(own: LatentStatistics | None) -> LatentStatistics | None:
     return merged
 
 
-# Of a few images the crops are a matter of chance: more crops average it out.
+# With few images, single crops matter: more crops average this out.
 FEWEST_VIEWS = 512
 
-# So many views give the standard deviation to a few thousandths.
+# This number of views gives the standard deviation to a few thousandths.
 MOST_VIEWS = 16_384
 
 

@@ -16,7 +16,7 @@ from latentae.report.tables import shortened
 
 SETTINGS, RESULTS = "settings.json", "results.json"
 _KEYS = {"models", "sampling_steps"}  # of a probe's settings
-# Of settings. In version 1, random numbers had other seeds: a probe of it opens where it is complete.
+# Of settings. Version 1 drew other random numbers: its probes open only if they are complete.
 _VERSION = 2
 _STEPS_OF_VERSION_1 = 2000  # which noted its default as null
 

@@ -166,7 +166,7 @@ def render_report_markdown(results: ProbeResults) -> str:
 
 
 def loss_charts(results: ProbeResults) -> list[PageChart]:
-    """Returns two charts with one curve per model: the relative loss, and the loss as it is."""
+    """Returns two charts with one curve per model: the relative loss, and the plain loss."""
     curves = {name: model.curve for name, model in results.models.items() if model.curve}
     charts = []
     for title, note, loss in (

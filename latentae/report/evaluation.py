@@ -25,7 +25,7 @@ from latentae.report.tables import (
 AMPLIFICATION = 4
 """The factor by which the page shows differences larger than they are."""
 
-# Of an image's own values those that fit beside it.
+# The values of an image that fit beside it.
 _SHOWN_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")
 _KINDS = {"": "all", "worst": "worst", "median": "median", "random": "random"}
 _RATES = ("bits_per_pixel", "kl_bits_per_pixel")

@@ -42,6 +42,7 @@ from latentae.latents.cache.folder import (
 from latentae.latents.cache.planning import (
     CacheOptions,
     ShardPlan,
+    check_at_least,
     default_shard_size,
     forget_sizes,
     plan_cache,
@@ -108,7 +109,7 @@ class DataRequest:
                     f"{name} is {getattr(self, name)!r}, but annotations is false, so nothing is read from "
                     "it: leave one of them out"
                 )
-        _check_at_least(1, limit=self.limit)
+        check_at_least(1, limit=self.limit)
 
     @property
     def name(self) -> str:
@@ -204,8 +205,8 @@ def encode_dataset(
         else images
     )
     request = DataRequest(chosen, annotations, label_column, caption_column, limit)
-    _check_at_least(1, batch_size=batch_size)
-    _check_at_least(0, workers=workers)
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers)
     autoencoder, path = _open_model(model, family, device)
     options = CacheOptions(
         image_size=_usual_size(autoencoder) if image_size is None and sizes != "refuse" else image_size,
@@ -220,12 +221,6 @@ def encode_dataset(
         shard_size=shard_size,
     )
     return _encode(autoencoder, path, request, Path(out), options, batch_size, workers, say)
-
-
-def _check_at_least(lowest: int, **numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value < lowest:
-            raise ValueError(f"{name} is {value}, but must be {lowest} or more")
 
 
 def _open_model(

@@ -290,7 +290,7 @@ def _pack(name: str, rows: Sequence[str]) -> dict[str, Tensor]:
     return {name: characters, f"{name}_ends": torch.from_numpy(ends)}
 
 
-# Settings that change what an encoder computes and cannot be told from its weights.
+# Settings that change an encoder's output and do not show in its weights.
 _ENCODER_SETTINGS = ("norm_num_groups", "act_fn", "down_block_types", "mid_block_add_attention", "backbone")
 _DECODER = ("decoder.", "post_quant_conv.")
 _IMAGES_LOOKED_AT = 32

@@ -85,14 +85,19 @@ class CacheOptions:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}")
-        for name, lowest in (("image_size", 1), ("shard_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ValueError(f"{name} is {value}, but must be {lowest} or more")
+        check_at_least(1, image_size=self.image_size, shard_size=self.shard_size)
+        check_at_least(0, seed=self.seed)
         if self.image_size is None and self.sizes != "refuse":
             raise ValueError(f"image_size is needed where sizes is {self.sizes!r}: the side in pixels")
         if not self.latents and not self.codes:
             raise ValueError("latents is false and codes is false: there would be nothing to store")
+
+
+def check_at_least(lowest: int, **numbers: int | None) -> None:
+    """Raises ValueError, which names the option, for a number below the lowest one; None is allowed."""
+    for name, value in numbers.items():
+        if value is not None and value < lowest:
+            raise ValueError(f"{name} is {value}, but must be {lowest} or more")
 
 
 @dataclass(frozen=True)

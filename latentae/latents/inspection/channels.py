@@ -44,7 +44,7 @@ def as_batches(maps: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
 
 
 def check_memory(values: int) -> None:
-    """Raises ValueError where so many values take more than 2 GB in float64."""
+    """Raises ValueError if this number of values takes more than 2 GB in float64."""
     if 8 * values > MOST_BYTES:
         raise ValueError(
             f"the latents need more than {MOST_BYTES / 1e9:g} GB of memory: measure fewer or smaller "
@@ -108,7 +108,7 @@ class LatentGaussian:
 
     @classmethod
     def of(cls, values: Tensor, images: int) -> LatentGaussian:
-        """Fits the Gaussian to values [c, n] of so many images."""
+        """Fits the Gaussian to values [c, n]; ``images`` is the number of images they come from."""
         channels, positions = values.shape
         covariance = torch.cov(values, correction=0).reshape(channels, channels)
         return cls(images, positions, values.mean(dim=1), covariance)
@@ -220,7 +220,7 @@ class ChannelHistogram:
 
 @dataclass(frozen=True, eq=False)
 class ChannelHistograms:
-    """One histogram per channel of latents, of so many ``values`` each."""
+    """One histogram per channel of latents; each counts ``values`` values."""
 
     channels: list[ChannelHistogram]
     values: int

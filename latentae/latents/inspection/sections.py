@@ -50,7 +50,7 @@ NAMES = ("histograms", "spectrum", "correlations", "interpolation", "samples", "
 
 _MOST_CHANNELS = 16
 _SAMPLES = 7
-# Of all tables of a composition together.
+# Codes that are shown, over all tables of a composition.
 _MOST_CODES = 1024
 
 
@@ -255,7 +255,7 @@ def encoded_latents(
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Statistics of the raw latents of so many ``images``.
+    """Statistics of the raw latents of a number of ``images``.
 
     Attributes:
         spectra: of the images, of the images averaged down to the latents' size, and of the latents, by name;
