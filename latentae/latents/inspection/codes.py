@@ -16,7 +16,7 @@ from latentae.quantizers import Quantizer, ResidualQuantizer
 from latentae.quantizers.health import code_counts, codebook_health
 from latentae.report.grids import Figure, tile_grids
 
-# A code is decoded as a map with this many positions per side; the middle one, away from the borders, is shown
+# Positions per side of the map that a code is decoded as; the middle one, away from the borders, is shown.
 _POSITIONS = 5
 
 ABOUT = (
