@@ -123,8 +123,8 @@ def _codes(model_folder: Path, arguments: argparse.Namespace) -> dict[str, float
     return {
         "bits": rate.bits_per_pixel * pixels,
         "entropy": rate.entropy_bits_per_pixel * pixels,
-        "usage": rate.usage,
-        "perplexity": rate.perplexity,
+        "usage": rate.codebook_usage,
+        "perplexity": rate.codebook_perplexity,
     }
 
 

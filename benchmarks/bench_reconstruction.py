@@ -26,8 +26,7 @@ from latentae.evaluation.evaluate import Request, evaluate
 from latentae.evaluation.measuring import Settings
 from latentae.evaluation.models import name_models
 from latentae.models import AutoencoderOutput, load_autoencoder
-from latentae.report.metrics import number
-from latentae.report.results import Results
+from latentae.report.results import Results, number
 from latentae.report.tables import caveats, render_markdown
 
 _IMAGENET = "ImageNet validation, 50,000 images at 256"

@@ -118,6 +118,26 @@ def has_keys(path: Path, keys: set[str]) -> bool:
     return isinstance(content, dict) and keys <= content.keys()
 
 
+def check_output_folder(folder: Path, kind: str, is_ours: bool) -> None:
+    """Checks that files may be written to a folder, which must be new, empty or ours; nothing is written.
+
+    Args:
+        folder: the folder.
+        kind: what is to be written there, such as ``a report``.
+        is_ours: whether the folder holds such files already.
+
+    Raises:
+        ValueError: it may not; the message says why and what to do.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not is_ours:
+        raise ValueError(f"{folder} holds other files than {kind}: choose a new or an empty folder for --out")
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not place.is_dir():
+        raise ValueError(f"{folder} cannot be a folder: {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be written: there is no permission to write in {place}")
+
+
 def remove_unfinished(folder: Path) -> None:
     """Removes what killed processes were about to write; also under the names of earlier versions."""
     for pattern in (".*.safetensors.*", ".*.json.*"):

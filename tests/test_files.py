@@ -6,6 +6,7 @@ import pytest
 
 from latentae.files import (
     FullDiskError,
+    check_output_folder,
     file_sha256,
     has_keys,
     list_files,
@@ -84,6 +85,21 @@ def test_whose_a_file_is_by_its_keys(content, has, tmp_path):
     (tmp_path / "settings.json").write_text(content)
     assert has_keys(tmp_path / "settings.json", {"a", "b"}) is has
     assert not has_keys(tmp_path / "missing.json", {"a", "b"})
+
+
+def test_an_output_folder_is_new_empty_or_ours(tmp_path, monkeypatch):
+    for folder in (tmp_path, tmp_path / "new" / "folder"):
+        check_output_folder(folder, "a report", is_ours=False)
+    (tmp_path / "file").write_text("")
+    check_output_folder(tmp_path, "a report", is_ours=True)
+    with pytest.raises(ValueError, match="holds other files than a report"):
+        check_output_folder(tmp_path, "a report", is_ours=False)
+    for folder in (tmp_path / "file", tmp_path / "file" / "report"):
+        with pytest.raises(ValueError, match="file is a file"):
+            check_output_folder(folder, "a report", is_ours=False)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="there is no permission to write in"):
+        check_output_folder(tmp_path / "new" / "report", "a report", is_ours=False)
 
 
 def write_half(path, error):

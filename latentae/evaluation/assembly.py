@@ -24,8 +24,7 @@ from latentae.evaluation.blocks import Block
 from latentae.evaluation.distances import FeatureFile, feature_distances
 from latentae.evaluation.rate import CodeMeter, LatentMoments
 from latentae.files import write_aside
-from latentae.report.metrics import METRICS
-from latentae.report.results import Value
+from latentae.report.results import METRICS, Value
 
 _CONFIDENCE, _RESAMPLES, _DRAWS_AT_A_TIME = 0.95, 1000, 1 << 22
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -47,7 +46,6 @@ class Shards:
         )
 
     def path(self, number: int | str) -> Path:
-        """Returns the file of a block."""
         return self.folder / f"{number if isinstance(number, str) else f'{number:06d}'}.safetensors"
 
     def has(self, number: int | str) -> bool:
@@ -107,8 +105,8 @@ class Assembled:
     Attributes:
         metrics: metric → value, in a report's order.
         values: metric → [N] float64, one value per image.
-        indices: [N] indices of those images in the data.
-        latents: ``mean``, ``std`` and ``kurtosis``, one number per channel each.
+        indices: [N] of those images in the data.
+        latents: ``mean``, ``std`` and ``kurtosis``, a number per channel each.
         unreadable: ``name: reason`` of each image that could not be measured.
         pixels_sha256: a hash of the pixels of all images.
         remarks: what was left out, and caveats.
@@ -217,7 +215,8 @@ class _Joined:
             self._moments.merge(LatentMoments.from_state(state))
         if state := _part(measured, "codes."):
             codes = CodeMeter.from_state(state)
-            self._codes = self._codes.merge(codes) if self._codes else codes
+            self._codes = self._codes or CodeMeter(codes.counts.shape[1], len(codes.counts))
+            self._codes.merge(codes)
 
     @property
     def why_none(self) -> str:
@@ -228,19 +227,10 @@ class _Joined:
     def rate(self) -> dict[str, Value]:
         if self._codes is None:
             return {}
-        rate = self._codes.result()
-        return {
-            "bits_per_pixel": Value(rate.bits_per_pixel),
-            "entropy_bits_per_pixel": Value(rate.entropy_bits_per_pixel),
-            "codebook_usage": Value(rate.usage),
-            "codebook_perplexity": Value(rate.perplexity),
-        }
+        return {name: Value(value) for name, value in vars(self._codes.result()).items()}
 
     def latents(self) -> dict[str, list[float]]:
-        if self._moments is None:
-            return {}
-        channel = self._moments.result()
-        return {"mean": channel.mean, "std": channel.std, "kurtosis": channel.kurtosis}
+        return {} if self._moments is None else vars(self._moments.result())
 
 
 def _means(values: dict[str, Tensor], images: int) -> tuple[dict[str, Value], list[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from latentae.data import ImageSource, open_source
+from latentae.data import DataSelection, ImageSource
 from latentae.data.locate import locate, validation_split
 from latentae.data.names import printable_name
 from latentae.data.table import prepare_hub_dataset
@@ -29,7 +29,7 @@ BLOCK_SIZE = 32
 
 @dataclass(frozen=True)
 class Protocol:
-    """How every image is prepared; results can be compared if their protocols are equal.
+    """Prepares every image in the same way; results can be compared if their protocols are equal.
 
     Reconstructions are clamped and rounded to 8 bits, and measured against the same crops, in 8 bits too.
     Features are taken of those 8-bit images, by each network's own resizing. Each image counts once.
@@ -46,10 +46,7 @@ class Protocol:
     crop: int | None
 
     def __call__(self, picture: NDArray[Any]) -> Tensor:
-        """Prepares a picture.
-
-        Args:
-            picture: [H, W, C], uint8 or float32 in [0, 1].
+        """Prepares a picture [H, W, C], uint8 or float32 in [0, 1].
 
         Returns:
             [C, H, W] float32 in [−1, 1], on the 8-bit grid.
@@ -62,7 +59,7 @@ class Protocol:
             pixels = _resized(pixels, self.resize)
         if self.crop is not None:
             pixels = _cropped(pixels, self.crop)
-        return _on_grid(to_tensor(pixels))
+        return ((to_tensor(pixels) + 1) * 127.5).round_() / 127.5 - 1
 
     def describe(self) -> dict[str, Any]:
         """Returns every choice, for a report."""
@@ -83,14 +80,11 @@ PROTOCOLS = {
 
 
 def protocol_called(name: str) -> Protocol:
-    """Returns the protocol of a name.
+    """Returns the protocol of a name; raises ValueError where there is none.
 
     Args:
         name: one of ``PROTOCOLS``; ``crop-N``, a central square of N pixels without resizing; or
             ``resize-N``, like ``imagenet-N`` at any size.
-
-    Raises:
-        ValueError: there is no such protocol.
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
@@ -120,51 +114,27 @@ def _cropped(picture: Picture, side: int) -> Picture:
     return picture[top : top + side, left : left + side]
 
 
-def _on_grid(images: Tensor) -> Tensor:
-    """Returns the nearest images that 8 bits can hold."""
-    return ((images + 1) * 127.5).round_() / 127.5 - 1
-
-
-def open_images(
-    name: str,
-    split: str | None = None,
-    *,
-    image_column: str | None = None,
-    dataset_config: str | None = None,
-    value_range: tuple[float, float] | None = None,
-    max_pixels: int | None = None,
-) -> tuple[str, ImageSource]:
+def open_images(selection: DataSelection) -> tuple[str, ImageSource]:
     """Opens the images to measure on; returns the name of their split, and the images.
 
     Args:
-        name: ``photos``, a path, or a dataset of the hub.
-        split: its split; None takes the validation split, else the test split, else the first.
-        image_column, dataset_config, value_range, max_pixels: as ``open_source`` takes them.
+        selection: of the images. An empty split takes the validation split, else the test split, else the
+            first one.
 
     Raises:
         ValueError: the data or the split do not exist.
     """
-    if split is None:
-        names = _splits(name, dataset_config)
-        split = validation_split(names, "") or names[0]
-    source = open_source(
-        name,
-        split=split,
-        image_column=image_column,
-        dataset_config=dataset_config,
-        value_range=value_range,
-        max_pixels=max_pixels,
-    )
-    return split, source
+    if not selection.split:
+        names = _splits(selection)
+        selection = replace(selection, split=validation_split(names, "") or names[0])
+    return selection.split, selection.open()
 
 
-def _splits(name: str, dataset_config: str | None) -> list[str]:
-    located = locate(name)
+def _splits(selection: DataSelection) -> list[str]:
+    located = locate(selection.name)
     if located.kind == "hub":
-        return list(prepare_hub_dataset(located.hub_id, dataset_config).info.splits)
-    if located.kind == "photos":
-        return ["train", "validation"]
-    return list(located.splits)
+        return list(prepare_hub_dataset(located.hub_id, selection.dataset_config).info.splits)
+    return ["train", "validation"] if located.kind == "photos" else list(located.splits)
 
 
 @dataclass
@@ -191,7 +161,7 @@ class ImageBlocks(Dataset[Block]):
 
     Args:
         source: the images.
-        protocol: how each is prepared.
+        protocol: prepares each of them.
         channels: of the images that the models take.
         limit: number of images at most, evenly spread over the source; None takes all.
         smallest_side: pixels that the shorter side of a prepared image must have; smaller images count as
@@ -236,11 +206,7 @@ class ImageBlocks(Dataset[Block]):
         return block
 
     def prepare(self, index: int) -> Tensor:
-        """Returns image ``index`` of the source, prepared: [C, H, W] float32 in [−1, 1].
-
-        Raises:
-            ValueError: the image cannot be read, or is too small.
-        """
+        """Returns image ``index`` of the source, prepared; raises ValueError where it cannot be used."""
         image = self.protocol(self.source.load(index, self.channels))
         height, width = image.shape[1:]
         if min(height, width) < self.smallest_side:
@@ -251,11 +217,7 @@ class ImageBlocks(Dataset[Block]):
         return image
 
     def check(self, samples: int = 8) -> None:
-        """Reads some evenly spread images, to find before all work whether any can be read.
-
-        Raises:
-            ValueError: none of them can be read; the message gives the reason of the last.
-        """
+        """Reads some evenly spread images; raises ValueError, with the last reason, if none can be read."""
         reason = ""
         for position in spread_evenly(min(samples, len(self.indices)), len(self.indices)):
             index = self.indices[position]

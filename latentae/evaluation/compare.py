@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from latentae.report.metrics import info, number
-from latentae.report.results import Results, Value
-from latentae.report.tables import aligned
+from latentae.report.results import Results, Value, info, number
+from latentae.report.tables import aligned, shortened
 
 # Entry of the protocol, or the beginning of its name → the effect of a difference on the numbers.
 _MEANINGS = {
@@ -30,12 +29,11 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Difference:
-    """An entry in which two protocols differ.
+    """An entry in which two protocols differ, and the effect of that on the numbers.
 
     Attributes:
         entry: its name, with dots between levels.
         first, second: its values as JSON; "-" if it is missing.
-        meaning: the effect on the numbers.
     """
 
     entry: str
@@ -67,7 +65,9 @@ def render(first: Results, second: Results) -> str:
             f"second of {', '.join(second.models)}; evaluate with name=MODEL to name them alike"
         )
     found = differences(first, second)
-    rows = [[d.entry, _shortened(d.first), _shortened(d.second), d.meaning] for d in found]
+    rows = [
+        [d.entry, *(shortened(text.strip('"'), 28) for text in (d.first, d.second)), d.meaning] for d in found
+    ]
     parts = [
         "The protocols differ:\n" + aligned([["", "first", "second", "meaning"], *rows])
         if rows
@@ -114,8 +114,3 @@ def _entries(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 def _meaning(entry: str) -> str:
     return next(meaning for name, meaning in _MEANINGS.items() if entry.startswith(name))
-
-
-def _shortened(text: str, length: int = 28) -> str:
-    text = text.strip('"')
-    return text if len(text) <= length else f"{text[: length - 1]}…"

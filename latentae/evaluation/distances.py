@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentae.devices import to_float64_on_cpu
-from latentae.report.metrics import METRICS
-from latentae.report.results import Value
+from latentae.report.results import METRICS, Value
 
 _FRECHET = {"inception": "rfid", "vgg16": "fd_vgg16"}
 # Number of images below which the bias of a Fréchet distance of 2048 features shows.
@@ -43,22 +42,14 @@ class GaussianStatistics:
 
     @property
     def covariance(self) -> Tensor:
-        """[d, d], unbiased.
-
-        Raises:
-            ValueError: fewer than two features.
-        """
+        """[d, d], unbiased; raises ValueError for fewer than two features."""
         if self.count < 2:
             raise ValueError(f"a covariance needs two features or more, and there are {self.count}")
         return self.scatter / (self.count - 1)
 
     @torch.no_grad()
     def add(self, features: Tensor) -> None:
-        """Adds features [B, d] of any floating dtype, from any device.
-
-        Raises:
-            ValueError: the shape is another one, or a value is not finite.
-        """
+        """Adds features [B, d] of any floating dtype, from any device; raises ValueError for other input."""
         dimensions = len(self.mean)
         if features.ndim != 2 or features.shape[1] != dimensions:
             raise ValueError(f"features are [B, {dimensions}]; got {list(features.shape)}")
@@ -189,7 +180,7 @@ class FeatureFile:
         path.write_bytes(b"")
 
     def append(self, features: Tensor) -> None:
-        """Appends features [n, dimensions]."""
+        """Appends rows [n, dimensions]."""
         with self.path.open("ab") as file:
             file.write(features.float().contiguous().numpy().data)
 
@@ -212,13 +203,12 @@ class FeatureFile:
 def feature_distances(
     network: str, originals: FeatureFile, reconstructions: FeatureFile
 ) -> tuple[dict[str, Value], str | None]:
-    """Returns the Fréchet distance, for Inception also the kernel distance, and a caveat.
+    """Returns the Fréchet distance, for Inception also the kernel distance, as metric → value.
+
+    The second result is a caveat, or the reason why a distance is left out; None if there is none.
 
     Args:
         network: ``inception`` or ``vgg16``.
-
-    Returns:
-        metric → value, and the caveat or the reason why a distance is left out; None if there is none.
     """
     # Leave out what cannot be computed.
     metric = _FRECHET[network]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
@@ -11,14 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from latentae import __version__, distributed
-from latentae.data import describe_source
+from latentae.data import DataSelection, describe_source
+from latentae.data.names import printable_name
 from latentae.evaluation.assembly import Assembled, percentiles
 from latentae.evaluation.blocks import ImageBlocks, open_images, protocol_called
 from latentae.evaluation.features import Measures, open_measures
 from latentae.evaluation.measuring import Evaluation, Settings
+from latentae.evaluation.metrics import to_images, to_uint8
 from latentae.evaluation.models import (
     PRECISIONS,
     NamedModel,
@@ -27,10 +30,11 @@ from latentae.evaluation.models import (
     name_models,
     open_models,
 )
-from latentae.evaluation.worst import choose_pictures, save_pictures
+from latentae.files import check_output_folder
 from latentae.models import load_autoencoder
 from latentae.report.evaluation import write_report
-from latentae.report.results import ModelDetails, Results
+from latentae.report.grids import picture_grid, save_png
+from latentae.report.results import ModelDetails, Picture, Results
 
 RESULTS = "results.json"
 """The file that marks the folder of a finished report."""
@@ -75,6 +79,12 @@ class Request:
     overwrite: bool = False
     settings: Settings = field(default_factory=Settings)
 
+    @property
+    def selection(self) -> DataSelection:
+        """The images; an empty split is for ``open_images`` to choose."""
+        reading = (self.image_column, self.dataset_config, self.value_range, self.max_pixels)
+        return DataSelection(self.data, self.split or "", *reading)
+
     def check(self) -> None:
         """Checks all that can be known without opening models or data; writes nothing.
 
@@ -89,31 +99,11 @@ class Request:
             raise ValueError(f"limit is {self.limit}, but at least one image must be measured")
         if self.inception is not None and not self.inception.is_file():
             raise ValueError(f"inception is {self.inception}, but there is no such file")
-        check_folder(self.out, self.overwrite)
-
-
-def check_folder(out: Path, overwrite: bool) -> None:
-    """Checks that a report may be written to ``out``: a folder that is new, empty, or a report's.
-
-    Raises:
-        ValueError: it may not.
-    """
-    # Overwrite nothing.
-    if (out / RESULTS).exists():
-        if not overwrite:
+        if (self.out / RESULTS).exists() and not self.overwrite:
             raise ValueError(
-                f"{out} holds a report already: choose another --out, or replace it by --overwrite"
+                f"{self.out} holds a report already: choose another --out, or replace it by --overwrite"
             )
-    elif out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
-        raise ValueError(f"{out} holds other files than a report: choose a new or an empty folder for --out")
-    # Find the nearest folder that exists: it must be writable.
-    place = out
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise ValueError(f"{out} cannot be a folder: {place} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"{out} cannot be written: there is no permission to write in {place}")
+        check_output_folder(self.out, "a report", any((self.out / name).exists() for name in (RESULTS, WORK)))
 
 
 def evaluate(
@@ -140,20 +130,12 @@ def evaluate(
     distributed.barrier()  # no rank writes before all have looked
 
     # Open images, models and networks.
-    split, source = open_images(
-        request.data,
-        request.split,
-        image_column=request.image_column,
-        dataset_config=request.dataset_config,
-        value_range=request.value_range,
-        max_pixels=request.max_pixels,
-    )
+    split, source = open_images(request.selection)
     with distributed.main_first():  # the first rank fetches models and weights, the others find them
         models = open_models(request.models, request.precision, device, open_model)
         channels = channels_of(models[0])
-        measures = open_measures(
-            device, channels=channels, inception=request.inception, features=request.features
-        )
+        wanted: Any = {"inception": request.inception, "features": request.features}
+        measures = open_measures(device, channels=channels, **wanted)
     # An image that is too small for one model is left out for all.
     smallest_side = max(factor_of(model) for model in models)
     protocol = protocol_called(request.protocol)
@@ -165,8 +147,12 @@ def evaluate(
         say(remark)
     say(f"{len(blocks.indices)} of {len(source)} images of {request.data} ({split}), {request.protocol}")
     say(f"the images: {describe_source(source)}")
+    # What identifies the data; a newer option appears only if given, so that older measurements stay valid.
+    limit = () if request.max_pixels is None else (request.max_pixels,)
+    reading = (request.image_column, request.dataset_config, request.value_range, *limit)
+    data = f"{request.data} {split} {reading}"
     work = request.out / WORK
-    evaluation = Evaluation(blocks, measures, request.settings, work, _data(request, split), device, say)
+    evaluation = Evaluation(blocks, measures, request.settings, work, data, device, say)
     evaluation.measure(models)
 
     # Write the report.
@@ -179,26 +165,14 @@ def evaluate(
             models={name: result.metrics for name, result in assembled.items()},
             details={s.name: describe_model(s, assembled[s.name], measures) for s in models},
         )
-        _remove_pictures(request.out)
+        for file in (request.out / "pictures").glob("[0-9]*.png"):  # of an earlier report
+            file.unlink()
         reasons = choose_pictures(assembled)
         results.pictures = save_pictures(reasons, blocks, models, assembled, request.out, device)
         write_report(results, request.out)
         shutil.rmtree(work)
     distributed.barrier()
     return results if distributed.is_main() else Results.load(request.out / RESULTS)
-
-
-def _data(request: Request, split: str) -> str:
-    """Identifies the data; newer options appear only if given, so that older measurements stay valid."""
-    limit = () if request.max_pixels is None else (request.max_pixels,)
-    reading = (request.image_column, request.dataset_config, request.value_range, *limit)
-    return f"{request.data} {split} {reading}"
-
-
-def _remove_pictures(out: Path) -> None:
-    """Removes the pictures of an earlier report, and no other file."""
-    for file in (out / "pictures").glob("[0-9]*.png"):
-        file.unlink()
 
 
 def describe_protocol(
@@ -287,3 +261,85 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+_WORST = 16
+_OTHERS = 8
+
+
+def choose_pictures(results: dict[str, Assembled], seed: int = 0) -> dict[int, list[str]]:
+    """Chooses the worst images of each model, those around the median of the first, and some at random.
+
+    The worst are those by LPIPS if it was measured of all images, else by PSNR.
+
+    Args:
+        results: model → its numbers, all of the same images.
+        seed: of the random choice.
+
+    Returns:
+        image → reasons, in the order worst, median, random.
+    """
+    first = next(iter(results.values()))
+    chosen = [(f"worst of {name}", _from_worst(result)[:_WORST]) for name, result in results.items()]
+    order = _from_worst(first)
+    chosen.append(("median", order[max(0, len(order) // 2 - _OTHERS // 2) :][:_OTHERS]))
+    count = min(_OTHERS, len(order))
+    draws = np.random.default_rng(seed).choice(len(order), count, replace=False)
+    chosen.append(("random", torch.from_numpy(np.sort(draws))))
+    reasons: dict[int, list[str]] = {}
+    for reason, positions in chosen:
+        for index in first.indices[positions].tolist():  # the same images for all models
+            reasons.setdefault(index, []).append(reason)
+    return reasons
+
+
+@torch.no_grad()
+def save_pictures(
+    reasons: dict[int, list[str]],
+    blocks: ImageBlocks,
+    models: Sequence[NamedModel],
+    results: dict[str, Assembled],
+    folder: Path,
+    device: torch.device,
+) -> list[Picture]:
+    """Writes originals and reconstructions as PNGs into ``folder/pictures``; returns the report's entries."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for index, why in reasons.items():
+        original = blocks.prepare(index)
+        files = {"": f"pictures/{index:06d}.png"}
+        _save(original, folder / files[""])
+        values = {}
+        for number, model in enumerate(models):
+            files[model.name] = f"pictures/{index:06d}_{number}.png"
+            _save(model(original[None].to(device)).sample[0], folder / files[model.name])
+            values[model.name] = _values(results[model.name], index)
+        reconstructions = {name: file for name, file in files.items() if name}
+        name = printable_name(blocks.source.name(index))
+        pictures.append(Picture(index, name, why, files[""], reconstructions, values))
+    return pictures
+
+
+def _from_worst(result: Assembled) -> Tensor:
+    """Returns the positions of the images, the worst first."""
+    distances = [
+        values
+        for name, values in result.values.items()
+        if name.startswith("lpips") and not values.isnan().any()  # NaN: too small an image
+    ]
+    worst = distances[0] if distances else -result.values["psnr"]
+    return worst.argsort(descending=True, stable=True)
+
+
+def _values(result: Assembled, index: int) -> dict[str, float]:
+    position = int((result.indices == index).nonzero()[0])
+    return {
+        name: values[position].item()
+        for name, values in result.values.items()
+        if not values[position].isnan() and not name.startswith("cycle_")
+    }
+
+
+def _save(image: Tensor, path: Path) -> None:
+    shown = to_images(to_uint8(image))[None, None].cpu()
+    save_png(picture_grid(shown, border=0), path)

@@ -139,7 +139,7 @@ def find_inception_weights(path: Path | None = None) -> Path:
         return path
     cached = Path(torch.hub.get_dir(), "checkpoints", FILE)
     if cached.is_file():
-        if _digest(cached).startswith(_HASH):
+        if hashlib.sha256(cached.read_bytes()).hexdigest().startswith(_HASH):
             return cached
         reason = f"{cached} is damaged: its SHA-256 does not begin with {_HASH}; remove it"
     else:
@@ -153,7 +153,7 @@ def find_inception_weights(path: Path | None = None) -> Path:
 
 
 def _download(target: Path) -> str:
-    """Downloads torch-fidelity's file; returns why that failed, or "" if it did not."""
+    """Downloads torch-fidelity's file; returns the reason of a failure, or ""."""
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return "HF_HUB_OFFLINE is set, so nothing was downloaded"
     try:
@@ -170,11 +170,6 @@ def _download(target: Path) -> str:
     finally:
         socket.setdefaulttimeout(patience)
     return ""
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class InceptionFeatures:
@@ -255,8 +250,9 @@ def _load(data: bytes, file: Path) -> Any:
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=tensors
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{file} does not hold torch-fidelity's InceptionV3: {reason}") from error
+        raise ValueError(
+            f"{file} does not hold torch-fidelity's InceptionV3: {_first_line(error)}"
+        ) from error
 
 
 @dataclass

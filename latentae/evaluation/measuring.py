@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,15 +77,11 @@ class MeasuringError(ValueError):
 
 @dataclass
 class Evaluation:
-    """Measures models on blocks of images.
+    """Measures models on blocks of images, by the networks of ``measures``, on ``device``.
 
     Attributes:
-        blocks: the images.
-        measures: the networks of the metrics.
-        settings: how it runs.
         work: folder of the measurements; all processes must see the same one.
         data: identifies the images together with their names, such as the folder they come from.
-        device: where models and networks run.
         say: receives messages, on every rank.
     """
 
@@ -129,9 +126,7 @@ class Evaluation:
         _raise_together(failure)
 
     def result(self, model: NamedModel) -> Assembled:
-        """Returns the numbers of a measured model, joined in the order of the images.
-
-        They are the same for any number of ranks.
+        """Returns the numbers of a measured model, which are the same for any number of ranks.
 
         Raises:
             ValueError: no image could be read.
@@ -204,13 +199,10 @@ class Evaluation:
     def _measure_block(self, block: Block, model: NamedModel, shards: Shards) -> None:
         if shards.has(block.number):
             return
-        batch_size = self.settings.batch_size
         if block.images:
             model.warm_up(to_images(torch.stack(block.images[:1])).to(self.device))
-        measured = measure_block(
-            model, block, self.measures, self.device, batch_size=batch_size, drift=self._drift()
-        )
-        shards.store(block.number, measured)
+        options: Any = {"batch_size": self.settings.batch_size, "drift": self._drift()}
+        shards.store(block.number, measure_block(model, block, self.measures, self.device, **options))
 
     def _drift(self) -> Drift | None:
         indices = self.blocks.indices
@@ -274,12 +266,7 @@ def _present(shards: Shards, number: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Drift:
-    """Which images are encoded and decoded repeatedly, and after how many rounds they are measured.
-
-    Attributes:
-        rounds: in rising order, 1 or more.
-        indices: of the images in the data.
-    """
+    """The rounds (1 or more, rising) after which some images, by their indices in the data, are measured."""
 
     rounds: Sequence[int]
     indices: frozenset[int]
@@ -309,30 +296,45 @@ def measure_block(
     Raises:
         ValueError: the model makes images of another size, or NaN.
     """
-    measured = _Measured()
+    rows: dict[str, list[Tensor]] = {}
+    moments: LatentMoments | None = None
+    codes: CodeMeter | None = None
+    seconds = 0.0
     for indices, batch in _batches(block, batch_size):
         # Reconstruct.
         images = to_images(batch.to(device))
         started = _now(device)
         output = model(images)
-        measured.seconds += _now(device) - started
+        seconds += _now(device) - started
 
-        # One value per image and metric.
+        # One value per image and metric, and the features.
         pixels = to_uint8(output.sample)
-        rows = _pixel_values(to_images(pixels), images, measures)
+        values = _pixel_values(to_images(pixels), images, measures)
         if output.mean is not None:
-            rows["kl_bits_per_pixel"] = kl_bits_per_pixel(output.mean, output.log_variance, *images.shape[2:])
+            values["kl_bits_per_pixel"] = kl_bits_per_pixel(
+                output.mean, output.log_variance, *images.shape[2:]
+            )
         if drift is not None:
-            rows |= _drift(drift, indices, model, images, output.sample)
-        measured.add_values(rows)
+            values |= _drift(drift, indices, model, images, output.sample)
+        for name, value in values.items():
+            rows.setdefault(f"value.{name}", []).append(to_float64_on_cpu(value))
+        for name, extractor in measures.features.items():
+            rows.setdefault(f"features.{name}", []).append(_features(extractor, pixels))
 
-        # Features, latents and codes.
-        measured.add_features({name: _features(e, pixels) for name, e in measures.features.items()})
+        # The sums over latents and codes.
         if output.latents is not None:
-            measured.add_latents(output.latents)
+            moments = moments or LatentMoments(output.latents.shape[1])
+            moments.add(output.latents.float())
         if output.indices is not None and model.num_codes is not None:
-            measured.add_codes(output.indices, model.num_codes, *images.shape[2:])
-    return measured.tensors()
+            depth = 1 if output.indices.ndim == 3 else output.indices.shape[1]
+            codes = codes or CodeMeter(model.num_codes, depth)
+            codes.add(output.indices, *images.shape[2:])
+
+    shard = {name: torch.cat(parts) for name, parts in rows.items()}
+    for name, sums in (("moments", moments), ("codes", codes)):
+        if sums is not None:
+            shard |= {f"{name}.{key}": value for key, value in sums.state().items()}
+    return {**shard, "seconds": torch.tensor(seconds, dtype=torch.float64)}
 
 
 def reference_features(
@@ -341,41 +343,6 @@ def reference_features(
     """Returns features [n, d] of the originals of a block."""
     parts = [_features(extractor, pixels.to(device)) for _, pixels in _batches(block, batch_size)]
     return torch.cat([*parts, torch.zeros(0, extractor.dimensions)])
-
-
-class _Measured:
-    """Collects the measurements of a block's batches."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.rows: dict[str, list[Tensor]] = {}
-        self.moments: LatentMoments | None = None
-        self.codes: CodeMeter | None = None
-
-    def add_values(self, rows: dict[str, Tensor]) -> None:
-        for name, row in rows.items():
-            self.rows.setdefault(f"value.{name}", []).append(to_float64_on_cpu(row))
-
-    def add_features(self, features: dict[str, Tensor]) -> None:
-        for name, rows in features.items():
-            self.rows.setdefault(f"features.{name}", []).append(rows)
-
-    def add_latents(self, latents: Tensor) -> None:
-        self.moments = self.moments or LatentMoments(latents.shape[1])
-        self.moments.add(latents.float())
-
-    def add_codes(self, indices: Tensor, num_codes: int, height: int, width: int) -> None:
-        depth = 1 if indices.ndim == 3 else indices.shape[1]
-        self.codes = self.codes or CodeMeter(num_codes, depth)
-        self.codes.add(indices, height, width)
-
-    def tensors(self) -> dict[str, Tensor]:
-        shard = {name: torch.cat(parts) for name, parts in self.rows.items()}
-        for name, state in (("moments", self.moments), ("codes", self.codes)):
-            if state is not None:
-                shard |= {f"{name}.{key}": value for key, value in state.state().items()}
-        shard["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
-        return shard
 
 
 def _pixel_values(reconstructions: Tensor, images: Tensor, measures: Measures) -> dict[str, Tensor]:
@@ -405,7 +372,7 @@ def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
 def _drift(
     drift: Drift, indices: Sequence[int], model: NamedModel, images: Tensor, first: Tensor
 ) -> dict[str, Tensor]:
-    """Returns ``cycle_psnr_ROUNDS`` → [B], NaN for images whose drift is not measured."""
+    """Returns ``cycle_psnr_ROUNDS`` → [B]; NaN for images whose drift is not measured."""
     rows = {f"cycle_psnr_{rounds}": _missing(len(images)) for rounds in drift.rounds}
     chosen = [position for position, index in enumerate(indices) if index in drift.indices]
     if chosen:

@@ -57,8 +57,7 @@ def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
     An image equal to its target has an infinite ratio, and so has any mean over it.
 
     Args:
-        reconstruction: [B, C, H, W] in [-1, 1].
-        target: the same shape.
+        reconstruction, target: [B, C, H, W] in [-1, 1], of the same shape.
 
     Returns:
         [B], float64.
@@ -66,28 +65,18 @@ def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ or are not [B, C, H, W], or `to_uint8` refuses the images.
     """
-    _validate(reconstruction, target)
-    difference = to_float64(to_uint8(reconstruction)) - to_float64(to_uint8(target))
-    mean_squared_error = difference.square().mean(dim=(1, 2, 3))
-    return 10 * torch.log10(_DATA_RANGE**2 / mean_squared_error)
+    return 10 * torch.log10(_DATA_RANGE**2 / _difference(reconstruction, target).square().mean(dim=(1, 2, 3)))
 
 
 def l1(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference over channels and pixels, in the units of images in [-1, 1].
+    """Mean absolute difference [B] in the units of images in [-1, 1]; arguments and errors as in `psnr`."""
+    return _difference(reconstruction, target).abs().mean(dim=(1, 2, 3)) / (_DATA_RANGE / 2)
 
-    Args:
-        reconstruction: [B, C, H, W] in [-1, 1].
-        target: the same shape.
 
-    Returns:
-        [B], float64, in [0, 2].
-
-    Raises:
-        ValueError: as `psnr`.
-    """
+def _difference(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Returns the difference of the 8-bit images in float64, in steps of 1/255."""
     _validate(reconstruction, target)
-    difference = to_float64(to_uint8(reconstruction)) - to_float64(to_uint8(target))
-    return difference.abs().mean(dim=(1, 2, 3)) / (_DATA_RANGE / 2)
+    return to_float64(to_uint8(reconstruction)) - to_float64(to_uint8(target))
 
 
 def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -99,8 +88,7 @@ def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
     use_sample_covariance=False, data_range=255)`.
 
     Args:
-        reconstruction: [B, C, H, W] in [-1, 1], at least 11×11 pixels.
-        target: the same shape.
+        reconstruction, target: [B, C, H, W] in [-1, 1], at least 11×11 pixels.
 
     Returns:
         [B], float64, in [-1, 1]; 1 for equal images.
@@ -128,24 +116,13 @@ def ms_ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
     Negative means count as 0. (torchmetrics has the luminance's mean run over mirrored borders too, which
     makes a difference of about 1e-4.)
 
-    Args:
-        reconstruction: [B, C, H, W] in [-1, 1], at least 176×176 pixels.
-        target: the same shape.
-
-    Returns:
-        [B], float64, in [0, 1]; 1 for equal images.
-
-    Raises:
-        ValueError: as `ssim`.
+    Images need at least 176×176 pixels. Arguments and errors are those of `ssim`; values lie in [0, 1].
     """
     return ssim_and_ms_ssim(reconstruction, target)[1]
 
 
 def ssim_and_ms_ssim(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes both at the cost of `ms_ssim`, whose finest scale is `ssim`.
-
-    Args, errors and values are those of `ms_ssim`; two [B].
-    """
+    """Computes both, two [B], at the cost of `ms_ssim`, whose finest scale is `ssim`."""
     _validate(reconstruction, target)
     if min(reconstruction.shape[2:]) < _MS_SSIM_SIZE:
         height, width = reconstruction.shape[2:]

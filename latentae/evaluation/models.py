@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 
 from latentae.console import FAMILIES
 from latentae.models import load_autoencoder
+from latentae.weights import hash_tensors
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
-"""Precisions of the models; metrics are always computed in float32 or more."""
+"""The precisions that models can run in; metrics are always computed in float32 or more."""
 
 # Folders of the model in a run or a pipeline: their names do not tell models apart.
 _INNER_FOLDERS = ("model", "vae", "vqvae")
@@ -119,11 +119,7 @@ def open_models(
 
 
 def name_models(models: Sequence[str]) -> dict[str, str]:
-    """Returns name → path of each model, in order.
-
-    Raises:
-        ValueError: two models have the same name, or a name is invalid.
-    """
+    """Returns name → path of each model, in order; raises ValueError for equal or invalid names."""
     named: dict[str, str] = {}
     for text in models:
         name, path = _name_and_path(text)
@@ -166,8 +162,8 @@ def choose_families(names: Collection[str], families: Sequence[str]) -> dict[str
 
 def channels_of(model: NamedModel) -> int:
     """Returns the number of channels of the images that a model takes and makes."""
-    config: Any = model.autoencoder.config
-    return int(config.in_channels)
+    autoencoder: Any = model.autoencoder
+    return int(autoencoder.config.in_channels)
 
 
 def factor_of(model: NamedModel) -> int:
@@ -178,11 +174,7 @@ def factor_of(model: NamedModel) -> int:
 
 def weights_sha256(model: nn.Module) -> str:
     """Returns a hash of a model's class and state, whatever file they came from."""
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return hash_tensors(model.state_dict(), type(model).__name__)
 
 
 def _name_and_path(text: str) -> tuple[str, str]:

@@ -37,14 +37,14 @@ class CodeRate:
     Attributes:
         bits_per_pixel: tokens · log2 K per pixel, the cost of fixed-length codes.
         entropy_bits_per_pixel: tokens · H per pixel, with H the entropy of the code frequencies in bits.
-        usage: share of the codes that occurred.
-        perplexity: 2^H, in [1, K]. With several tables usage and perplexity are the means over them.
+        codebook_usage: share of the codes that occurred.
+        codebook_perplexity: 2^H, in [1, K]. With several tables both are the means over them.
     """
 
     bits_per_pixel: float
     entropy_bits_per_pixel: float
-    usage: float
-    perplexity: float
+    codebook_usage: float
+    codebook_perplexity: float
 
 
 class CodeMeter:
@@ -63,8 +63,7 @@ class CodeMeter:
     def add(self, indices: Tensor, height: int, width: int) -> None:
         """Adds indices [B, h, w] or [B, depth, h, w] of images of ``height`` × ``width`` pixels.
 
-        Raises:
-            ValueError: the depth differs, or an index is outside the table.
+        Raises ValueError where the depth differs, or an index is outside the table.
         """
         depth, num_codes = self.counts.shape
         indices = (indices if indices.ndim == 4 else indices[:, None]).cpu()
@@ -75,18 +74,13 @@ class CodeMeter:
         self.counts += code_counts(indices, num_codes)
         self.pixels += len(indices) * height * width
 
-    def merge(self, other: CodeMeter) -> CodeMeter:
-        """Adds the codes of another one; returns itself."""
+    def merge(self, other: CodeMeter) -> None:
+        """Adds the codes of another one."""
         self.counts = self.counts + other.counts
         self.pixels += other.pixels
-        return self
 
     def result(self) -> CodeRate:
-        """Returns the rate of all codes so far.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """Returns the rate of all codes so far; raises ValueError where there are none."""
         if not self.pixels:
             raise ValueError("there are no codes to measure")
         tokens = self.counts.sum(dim=1, keepdim=True)
@@ -96,8 +90,8 @@ class CodeMeter:
         return CodeRate(
             bits_per_pixel=(per_pixel * math.log2(self.counts.shape[1])).sum().item(),
             entropy_bits_per_pixel=(per_pixel * entropies).sum().item(),
-            usage=(self.counts > 0).double().mean().item(),
-            perplexity=entropies.exp2().mean().item(),
+            codebook_usage=(self.counts > 0).double().mean().item(),
+            codebook_perplexity=entropies.exp2().mean().item(),
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -179,11 +173,7 @@ class LatentMoments:
         self.count = total
 
     def result(self) -> ChannelMoments:
-        """Returns the moments of all latents so far.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """Returns the moments of all latents so far; raises ValueError where there are none."""
         if not self.count:
             raise ValueError("there are no latents to measure")
         variance = self.sums[0] / self.count

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,15 +131,12 @@ def run_jobs(
     if taken != made:
         raise ValueError(f"the model makes images of {made} channels from {taken}: they cannot be compared")
     for job in jobs:
-        read = partial(
-            decode_image, job.image, taken, name=job.name, value_range=value_range, max_pixels=max_pixels
-        )
-        yield _compare(model, job, read, max_side)
+        yield _compare(model, job, max_side, value_range=value_range, max_pixels=max_pixels)
 
 
-def _compare(model: Any, job: Job, read: Callable[[], Pixels], max_side: int | None) -> Comparison:
+def _compare(model: Any, job: Job, max_side: int | None, **reading: Any) -> Comparison:
     try:
-        picture = read()
+        picture = decode_image(job.image, model.config.in_channels, name=job.name, **reading)
         images = to_tensor(picture if max_side is None else _shrink(picture, max_side))[None].to(model.device)
         with torch.no_grad():
             reconstruction = model(images).sample

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from latentae import distributed
 from latentae.data import ImageDataset
-from latentae.latents.measurement import FEWEST_VIEWS, MOST_VIEWS, measure_latents, view_loader
-from latentae.latents.statistics import LatentStatistics
+from latentae.latents.statistics import (
+    FEWEST_VIEWS,
+    MOST_VIEWS,
+    LatentStatistics,
+    measure_latents,
+    view_loader,
+)
 from latentae.models import KLVAE, VQVAE
 from latentae.models.folding import codes_can_move, fold_normalisation
 
@@ -69,10 +73,14 @@ def calibrate(
     # Check everything before the model changes.
     _check_statistics(model, statistics)
     can_fold = fold and _can_fold(model)
+    constant = _constant_channels(statistics)
     if per_channel:
         check_per_channel(model, fold=fold)
-        _check_all_vary(statistics)
-    constant = _constant_channels(statistics).nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(
+                f"latent channel(s) {constant} do not vary, so per_channel has no scale to give them: leave "
+                "per_channel out, or measure on images that differ"
+            )
     remarks = [f"latent channel(s) {constant} do not vary: nothing is stored in them"] if constant else []
 
     # Fold what the convolutions can take; leave the rest to the config.
@@ -84,12 +92,8 @@ def calibrate(
     else:
         scaling_factor, shift_factor = 1 / statistics.global_std, statistics.global_mean
         remarks.append(_remark_on_shift(model, shift_factor * scaling_factor))
-    model.change_config(
-        scaling_factor=scaling_factor,
-        shift_factor=shift_factor,
-        latents_mean=None,
-        latents_std=None,
-    )
+    factors = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    model.change_config(**factors, latents_mean=None, latents_std=None)
     folded = ("mean and std" if per_channel else "mean") if can_fold else None
     return Calibration(statistics, scaling_factor, shift_factor, folded, tuple(remarks))
 
@@ -107,8 +111,8 @@ def calibrate_on(
     """Measures the latents of a training set and calibrates the model in place; every rank must call it.
 
     The images are measured with the crops and flips of the training, which the denoiser will see: the views
-    of epoch 0, each a function of (dataset.seed, index), every image once. A set of fewer than 512 images is
-    measured over several whole epochs, until there are 512 crops.
+    of epoch 0, each a function of (dataset.seed, index), every image once. Fewer than 512 images are measured
+    over several whole epochs, until there are 512 crops.
 
     Args:
         model: on its device, with the same weights on every rank.
@@ -158,9 +162,9 @@ def _can_fold(model: KLVAE | VQVAE) -> bool:
     return all(getattr(model, name, None) is not None for name in ("quant_conv", "post_quant_conv"))
 
 
-def _constant_channels(statistics: LatentStatistics) -> Tensor:
-    """Returns [c] whether a channel's standard deviation is rounding alone."""
-    return statistics.std <= _ROUNDING * statistics.mean.abs()
+def _constant_channels(statistics: LatentStatistics) -> list[int]:
+    """Returns the channels whose standard deviation is rounding alone."""
+    return (statistics.std <= _ROUNDING * statistics.mean.abs()).nonzero().flatten().tolist()
 
 
 def _check_statistics(model: KLVAE | VQVAE, statistics: LatentStatistics) -> None:
@@ -177,21 +181,11 @@ def _check_statistics(model: KLVAE | VQVAE, statistics: LatentStatistics) -> Non
     magnitude = (statistics.mean.square() + statistics.variance).sqrt()
     equal = bool((statistics.std_between_images <= _ROUNDING * magnitude).all())
     images_are_equal = statistics.images > 1 and equal
-    if bool(_constant_channels(statistics).all()) or images_are_equal:
+    if len(_constant_channels(statistics)) == channels or images_are_equal:
         raise ValueError(
             f"the latents of {statistics.images} image(s) do not vary from one to the other (mean "
             f"{statistics.global_mean:.4g}, standard deviation {statistics.global_std:.4g}): measure on "
             "images that differ, or check that the model is trained"
-        )
-
-
-def _check_all_vary(statistics: LatentStatistics) -> None:
-    """Raises ValueError for a channel that is constant."""
-    constant = _constant_channels(statistics).nonzero().flatten().tolist()
-    if constant:
-        raise ValueError(
-            f"latent channel(s) {constant} do not vary, so per_channel has no scale to give them: leave "
-            "per_channel out, or measure on images that differ"
         )
 
 

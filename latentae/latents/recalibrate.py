@@ -10,13 +10,18 @@ import torch
 from tqdm import tqdm
 
 from latentae import distributed
-from latentae.data import CenterCrop, ImageDataset, RandomCrop, open_sources
+from latentae.data import CenterCrop, DataSelection, ImageDataset, RandomCrop, open_sources
 from latentae.data.decode import check_channels
 from latentae.distributed import on_main
 from latentae.export import export_autoencoder
 from latentae.latents.calibration import calibrate, check_per_channel
-from latentae.latents.measurement import FEWEST_VIEWS, MOST_VIEWS, measure_latents, view_loader
-from latentae.latents.statistics import LatentStatistics
+from latentae.latents.statistics import (
+    FEWEST_VIEWS,
+    MOST_VIEWS,
+    LatentStatistics,
+    measure_latents,
+    view_loader,
+)
 from latentae.models import KLVAE, VQVAE, load_autoencoder
 
 
@@ -66,14 +71,8 @@ def recalibrate(
 
     # Open the images.
     size = autoencoder.config.sample_size if image_size is None else image_size
-    sources = open_sources(
-        data,
-        split=split,
-        image_column=image_column,
-        dataset_config=dataset_config,
-        value_range=value_range,
-        max_pixels=max_pixels,
-    )
+    selection = DataSelection(data, split, image_column, dataset_config, value_range, max_pixels)
+    sources = open_sources(**vars(selection))
     say(sources.description)
     settings: Any = {"channels": autoencoder.config.in_channels, "seed": seed}
     training = ImageDataset(sources.train, RandomCrop(size), **settings)
@@ -105,8 +104,13 @@ def recalibrate(
     )
     if out is None:
         say("nothing is written: --out FOLDER takes the calibrated model")
-    else:
-        on_main(lambda: _write(autoencoder, out, say), f"write to {out}")
+        return
+
+    def write() -> None:
+        report = export_autoencoder(autoencoder, out, format="diffusers")
+        say(f"written to {out}; reopened, it differs by {report.max_error:.1e} of the largest value at most")
+
+    on_main(write, f"write to {out}")
 
 
 def _open_model(model: str, out: Path | None, per_channel: bool) -> KLVAE | VQVAE:
@@ -119,8 +123,12 @@ def _open_model(model: str, out: Path | None, per_channel: bool) -> KLVAE | VQVA
         raise ValueError(f"{model} is a {type(autoencoder).__name__}, which cannot be calibrated")
     if per_channel:
         check_per_channel(autoencoder)
-    if out is not None:
-        _check_writable(autoencoder)
+    if out is not None and isinstance(autoencoder, VQVAE) and autoencoder.stock_objection is not None:
+        raise ValueError(
+            f"{autoencoder.stock_objection}, so the calibrated model cannot be written as one. Leave out "
+            "--out to measure it only; latentae.latents.calibration.calibrate changes a model in memory, and "
+            "save_pretrained keeps it"
+        )
     check_channels(autoencoder.config.in_channels)
     return autoencoder
 
@@ -171,22 +179,6 @@ def _measure(
     return statistics
 
 
-def _check_writable(model: KLVAE | VQVAE) -> None:
-    """Raises ValueError for a model that no stock class can hold, so that ``_write`` cannot write it."""
-    if isinstance(model, VQVAE) and model.stock_objection is not None:
-        raise ValueError(
-            f"{model.stock_objection}, so the calibrated model cannot be written as one. Leave out --out to "
-            "measure it only; latentae.latents.calibration.calibrate changes a model in memory, and "
-            "save_pretrained keeps it"
-        )
-
-
-def _write(model: KLVAE | VQVAE, out: Path, say: Callable[[str], None]) -> None:
-    """Exports the model as diffusers' stock class, and reports how far the reopened export differs."""
-    report = export_autoencoder(model, out, format="diffusers")
-    say(f"written to {out}; reopened, it differs by {report.max_error:.1e} of the largest value at most")
-
-
 @torch.no_grad()
 def _reconstruct(model: KLVAE | VQVAE, images: torch.Tensor) -> torch.Tensor:
     return model(images).sample
@@ -194,12 +186,7 @@ def _reconstruct(model: KLVAE | VQVAE, images: torch.Tensor) -> torch.Tensor:
 
 def _table(statistics: LatentStatistics) -> str:
     """Returns a table of mean and standard deviation, of each channel and of all values."""
-    rows = [
-        (str(channel), mean, std)
-        for channel, (mean, std) in enumerate(
-            zip(statistics.mean.tolist(), statistics.std.tolist(), strict=True)
-        )
-    ]
-    rows.append(("all", statistics.global_mean, statistics.global_std))
-    lines = [f"  {name:>7}  {mean:+9.4f}  {std:9.4f}" for name, mean, std in rows]
+    pairs = zip(statistics.mean.tolist(), statistics.std.tolist(), strict=True)
+    rows = [*enumerate(pairs), ("all", (statistics.global_mean, statistics.global_std))]
+    lines = [f"  {name:>7}  {mean:+9.4f}  {std:9.4f}" for name, (mean, std) in rows]
     return "\n".join([f"  {'channel':>7}  {'mean':>9}  {'std':>9}", *lines])

@@ -30,15 +30,7 @@ _ROWS = 512  # queries at a time
 def extract_features(
     batches: Iterable[Tensor], extractors: dict[str, FeatureExtractor], device: torch.device
 ) -> Features:
-    """Extracts the features of images.
-
-    Args:
-        batches: images [B, C, H, W] uint8.
-        extractors: by network.
-
-    Raises:
-        ValueError: images that a network cannot take.
-    """
+    """Extracts the features of images [B, C, H, W] uint8; raises ValueError if a network cannot."""
     found: dict[str, list[Tensor]] = {name: [torch.zeros(0, e.dimensions)] for name, e in extractors.items()}
     for batch in batches:
         images = to_rgb(batch.to(device))
@@ -47,25 +39,19 @@ def extract_features(
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def real_images(blocks: ImageBlocks, num_workers: int = 0) -> Iterator[Tensor]:
-    """Yields the images [B, C, H, W] uint8 of a source, block by block; unreadable ones are left out."""
-    return read_images(blocks, num_workers)[1]
+def real_images(
+    blocks: ImageBlocks, num_workers: int = 0, indices: list[int] | None = None
+) -> Iterator[Tensor]:
+    """Yields the images [B, C, H, W] uint8 of a source, block by block; unreadable ones are left out.
 
-
-def read_images(blocks: ImageBlocks, num_workers: int = 0) -> tuple[list[int], Iterator[Tensor]]:
-    """Returns the indices of the images that ``real_images`` yields, and the images.
-
-    The list of indices grows as the images are read.
+    Args:
+        indices: a list that gets the indices of the images as they are read.
     """
-    indices: list[int] = []
-
-    def images() -> Iterator[Tensor]:
-        for block in block_loader(blocks, range(len(blocks)), num_workers):
-            if block.images:
-                indices.extend(block.indices)
-                yield torch.stack(block.images)
-
-    return indices, images()
+    for block in block_loader(blocks, range(len(blocks)), num_workers):
+        if block.images:
+            if indices is not None:
+                indices += block.indices
+            yield torch.stack(block.images)
 
 
 @torch.no_grad()
@@ -113,22 +99,16 @@ def reference_features(
     try:
         kept = load_file(file)
     except (OSError, SafetensorError):
-        indices, images = read_images(blocks, num_workers)
-        features = extract_features(images, extractors, device)
+        indices: list[int] = []
+        features = extract_features(real_images(blocks, num_workers, indices), extractors, device)
         write_aside(file, save({**features, _INDICES: torch.tensor(indices)}))
         return features, indices
-    indices = kept.pop(_INDICES).tolist()
-    return kept, indices
+    return kept, kept.pop(_INDICES).tolist()
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest neighbour of each query in a set.
-
-    Attributes:
-        distances: [N] Euclidean distance of the features.
-        positions: [N] of the neighbour in the set.
-    """
+    """The nearest neighbour of each of N queries: Euclidean distances [N], and positions [N] in the set."""
 
     distances: Tensor
     positions: Tensor
@@ -153,17 +133,16 @@ class Memorisation:
 
 
 def find_nearest(queries: Tensor, others: Tensor) -> Nearest:
-    """Finds the nearest of the features [M, d], M ≥ 1, for each of the features [N, d].
-
-    Raises:
-        ValueError: M is 0.
-    """
+    """Finds the nearest of the features [M, d], M ≥ 1, for each of the features [N, d]."""
     if not len(others):
         raise ValueError("there are no features to look for the nearest in")
-    found = [_nearest_rows(rows.double(), others.double()) for rows in queries.split(_ROWS)]
-    if not found:
-        return Nearest(queries.new_zeros(0).double(), torch.zeros(0, dtype=torch.int64))
-    return Nearest(torch.cat([part.values for part in found]), torch.cat([part.indices for part in found]))
+    mode = "donot_use_mm_for_euclid_dist"
+    distances, positions = [queries.new_zeros(0).double()], [torch.zeros(0, dtype=torch.int64)]
+    for rows in queries.split(_ROWS):
+        nearest = torch.cdist(rows.double(), others.double(), compute_mode=mode).min(dim=1)
+        distances.append(nearest.values)
+        positions.append(nearest.indices)
+    return Nearest(torch.cat(distances), torch.cat(positions))
 
 
 def measure_memorisation(samples: Nearest, held_out: Nearest, copies: Nearest) -> Memorisation:
@@ -175,7 +154,3 @@ def measure_memorisation(samples: Nearest, held_out: Nearest, copies: Nearest) -
         copies=copies.distances.median().item(),
         copied_share=(samples.distances < threshold).double().mean().item(),
     )
-
-
-def _nearest_rows(rows: Tensor, others: Tensor) -> torch.return_types.min:
-    return torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)

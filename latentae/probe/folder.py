@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from latentae.files import has_keys, write_aside, written_aside
+from latentae.files import check_output_folder, has_keys, write_aside, write_json, written_aside
+from latentae.report.tables import shortened
 
 SETTINGS, RESULTS = "settings.json", "results.json"
 _KEYS = {"models", "sampling_steps"}  # of a probe's settings
-# Of settings. In version 1, random numbers had other seeds: a probe of it opens where it is complete.
+# Of settings. Version 1 drew other random numbers: its probes open only if they are complete.
 _VERSION = 2
 _STEPS_OF_VERSION_1 = 2000  # which noted its default as null
 
@@ -25,32 +25,13 @@ _ELSEWHERE = "choose another --out, or remove this one"
 
 @dataclass(frozen=True)
 class ProbeFolder:
-    """Where a probe writes.
-
-    Attributes:
-        root: the folder.
-    """
+    """Where a probe writes: ``root``, with a subfolder per model."""
 
     root: Path
 
     def check(self) -> None:
-        """Checks that a probe may write here; nothing is written.
-
-        Raises:
-            ValueError: the folder holds other files, is a file, or is write-protected.
-        """
-        root = self.root
-        if root.is_dir() and any(root.iterdir()) and not has_keys(root / SETTINGS, _KEYS):
-            raise ValueError(
-                f"{root} holds other files than a probe: choose a new or an empty folder for --out"
-            )
-        place = root
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if not place.is_dir():
-            raise ValueError(f"{root} cannot be a folder: {place} is a file")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise ValueError(f"{root} cannot be written: there is no permission to write in {place}")
+        """Raises ValueError unless a probe may write here; see ``check_output_folder``."""
+        check_output_folder(self.root, "a probe", has_keys(self.root / SETTINGS, _KEYS))
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Writes the settings of a new probe, or checks that this one has the same.
@@ -98,11 +79,7 @@ class ProbeFolder:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The subfolder of one model.
-
-    Attributes:
-        root: the folder.
-    """
+    """The subfolder ``root`` of one model: caches of latents, the training's state, pipeline and results."""
 
     root: Path
 
@@ -116,13 +93,10 @@ class ModelFolder:
         """The caches of latents."""
         return self.root / "latents"
 
-    def result(self) -> dict[str, Any] | None:
-        """Returns the results of the model; None while it is unfinished."""
+    def result(self) -> Any:
+        """Returns the results of the model as a dict; None while it is unfinished."""
         file = self.root / "result.json"
-        if not file.is_file():
-            return None
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the results, and removes the training's state."""
@@ -142,12 +116,11 @@ class ModelFolder:
         torch.save(state, content)
         write_aside(self._state, content.getvalue())
 
-    def load_state(self) -> dict[str, Any] | None:
-        """Returns the state of a stopped training; None where there is none."""
-        if not self._state.is_file():
-            return None
-        state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
-        return state
+    def load_state(self) -> Any:
+        """Returns the state of a stopped training as a dict; None where there is none."""
+        return (
+            torch.load(self._state, map_location="cpu", weights_only=True) if self._state.is_file() else None
+        )
 
     def write_pipeline(self, pipeline: Any) -> None:
         """Saves the pipeline, whole or not at all.
@@ -166,12 +139,6 @@ class ModelFolder:
         return self.root / "training.pt"
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Writes a file, whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_aside(file, text.encode(errors="backslashreplace"))  # a surrogate becomes JSON's own escape
-
-
 def _change(name: str, before: Any, now: Any) -> str:
     """Describes a changed setting; models by their names, since a hash tells a reader nothing."""
     if name != "models" or not isinstance(before, dict):
@@ -183,5 +150,4 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    return shortened(json.dumps(value, ensure_ascii=False), 80)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiTPipeline
@@ -147,12 +148,7 @@ def draw_labels(labels: Tensor | None, count: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Generated:
-    """Measurements of a model's generated images.
-
-    Attributes:
-        metrics: by name.
-        sample_seconds: the time per image.
-    """
+    """Measurements of a model's generated images, by name, and the seconds per image."""
 
     metrics: dict[str, float]
     sample_seconds: float
@@ -181,33 +177,19 @@ class GenerationEvaluator:
     def evaluate(
         self, pipeline: DiTPipeline, subject: NamedModel, labels: Sequence[int], folder: Path
     ) -> Generated:
-        """Generates, measures, and writes ``samples.png``, ``neighbours.png`` and ``interpolations.png``.
+        """Generates an image per label, measures, and writes three grids of images into ``folder``.
 
-        Args:
-            labels: one per image.
-            folder: gets the three files.
+        These are ``samples.png``, ``neighbours.png`` and ``interpolations.png``.
         """
-        request = self.request
+        sampling: Any = {"seed": self.request.seed, "steps": self.request.sampling_steps}
+        scale = self.request.guidance_scale
         started = time.monotonic()
-        batches = sample_images(
-            pipeline,
-            labels,
-            seed=request.seed,
-            steps=request.sampling_steps,
-            guidance_scale=request.guidance_scale,
-            batch_size=_BATCH,
-        )
+        batches = sample_images(pipeline, labels, guidance_scale=scale, batch_size=_BATCH, **sampling)
         images = torch.cat(list(batches))
         seconds = (time.monotonic() - started) / len(images)
         _save_grid(images[: _GRID_ROWS * _GRID_COLUMNS], folder / "samples.png")
-        rows = min(4, len(images) // 2)
-        between = interpolate_samples(
-            pipeline,
-            list(labels[:rows]),
-            seed=request.seed,
-            columns=_GRID_COLUMNS,
-            steps=request.sampling_steps,
-        )
+        rows = list(labels[: min(4, len(images) // 2)])
+        between = interpolate_samples(pipeline, rows, columns=_GRID_COLUMNS, **sampling)
         _save_grid(between.flatten(0, 1), folder / "interpolations.png")
         return Generated(self._measure(pipeline, subject, images, folder), seconds)
 
@@ -215,34 +197,32 @@ class GenerationEvaluator:
         self, pipeline: DiTPipeline, subject: NamedModel, images: Tensor, folder: Path
     ) -> dict[str, float]:
         # Features: of samples, of reconstructed training and held-out images, and of decoded noise
-        count = len(images)
-        copies = ImageBlocks(
-            self.images.training, self.images.protocol, self.images.reference.channels, count
+        count, real = len(images), self.images
+        copies = ImageBlocks(real.training, real.protocol, real.reference.channels, count)
+        copied, held_out = (
+            self._features(reconstruct_images(subject, real_images(blocks), self.device))
+            for blocks in (copies, real.measured)
         )
         samples = self._features(images.split(_BATCH))
-        copied = self._features(reconstruct_images(subject, real_images(copies), self.device))
-        held_out = self._features(reconstruct_images(subject, real_images(self.images.measured), self.device))
         noise = self._features(self._decoded_noise(pipeline, count))
 
         # Distances to the real images
         metrics: dict[str, float] = {}
-        for network, real in self.real.items():
+        for network, features in self.real.items():
             name = DISTANCES[network]
-            metrics[f"{name}_generated"] = feature_distance(samples[network], real)
-            metrics[f"{name}_reconstructed"] = feature_distance(copied[network], real)
-            metrics[f"{name}_real"] = real_distance(real, count, self.request.seed)
-            metrics[f"{name}_noise"] = feature_distance(noise[network], real)
+            metrics[f"{name}_generated"] = feature_distance(samples[network], features)
+            metrics[f"{name}_reconstructed"] = feature_distance(copied[network], features)
+            metrics[f"{name}_real"] = real_distance(features, count, self.request.seed)
+            metrics[f"{name}_noise"] = feature_distance(noise[network], features)
         if not self.real:
             return metrics
 
         # The nearest training images, by the first network
         network = next(name for name in DISTANCES if name in self.real)
-        near = find_nearest(samples[network], self.real[network])
-        found = measure_memorisation(
-            near,
-            find_nearest(held_out[network], self.real[network]),
-            find_nearest(copied[network], self.real[network]),
+        near, *others = (
+            find_nearest(found[network], self.real[network]) for found in (samples, held_out, copied)
         )
+        found = measure_memorisation(near, *others)
         self._save_neighbours(images, near, folder)
         return metrics | {
             "nearest_samples": found.samples,

@@ -14,8 +14,7 @@ from torch import Tensor
 from latentae.export.prepare import MEASURE, fold_to, read_normalisation, write_out_codebook
 from latentae.models import KLVAE, VQVAE
 from latentae.models.folding import codes_can_move
-from latentae.probe.denoiser import NULL_LABEL
-from latentae.probe.flow import NUM_TRAIN_TIMESTEPS
+from latentae.probe.denoiser import NULL_LABEL, NUM_TRAIN_TIMESTEPS
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentae.files import write_aside
-from latentae.probe.folder import RESULTS, write_json
+from latentae.files import write_json
+from latentae.probe.folder import RESULTS
 from latentae.probe.training import CurvePoint
 from latentae.report import figures
-from latentae.report.evaluation import PageChart
-from latentae.report.page import data_uri, render
+from latentae.report.page import PageChart, data_uri, render, write_page
 from latentae.report.results import Results, Value, finite
 from latentae.report.tables import metric_rows, render_markdown
 
@@ -84,10 +82,7 @@ class ProbeResults:
             settings=data["settings"],
             models={name: ModelResult.from_dict(entry) for name, entry in data["models"].items()},
             reconstruction={
-                model: {
-                    name: Value(math.nan if v["value"] is None else v["value"], v["low"], v["high"])
-                    for name, v in metrics.items()
-                }
+                model: {name: Value.from_dict(entry) for name, entry in metrics.items()}
                 for model, metrics in data["reconstruction"].items()
             },
             remarks=data["remarks"],
@@ -140,11 +135,8 @@ _ABOUT = {
 
 def write_report(results: ProbeResults, folder: Path) -> None:
     """Writes the report into ``folder``, beside the images; the JSON last, to mark the probe as complete."""
-    for name, text in (
-        ("probe.md", render_report_markdown(results)),
-        ("probe.html", render_page(results, folder)),
-    ):
-        write_aside(folder / name, text.encode(errors="backslashreplace"))
+    write_page(folder / "probe.md", render_report_markdown(results))
+    write_page(folder / "probe.html", render_page(results, folder))
     write_json(folder / RESULTS, results.to_dict())
 
 
@@ -174,19 +166,17 @@ def render_report_markdown(results: ProbeResults) -> str:
 
 
 def loss_charts(results: ProbeResults) -> list[PageChart]:
-    """Returns two charts with one curve per model: the relative loss, and the loss as it is."""
+    """Returns two charts with one curve per model: the relative loss, and the plain loss."""
     curves = {name: model.curve for name, model in results.models.items() if model.curve}
-    if not curves:
-        return []
-    relative = {name: [(p.step, p.relative_loss) for p in curve] for name, curve in curves.items()}
-    plain = {name: [(p.step, p.validation_loss) for p in curve] for name, curve in curves.items()}
-    return [
-        PageChart(title, note, figures.svg(figures.curves(points, x_name="steps"), title))
-        for title, note, points in (
-            ("Held-out flow loss, relative", "1: nothing learned", relative),
-            ("Held-out flow loss", "each in its own latent space", plain),
-        )
-    ]
+    charts = []
+    for title, note, loss in (
+        ("Held-out flow loss, relative", "1: nothing learned", "relative_loss"),
+        ("Held-out flow loss", "each in its own latent space", "validation_loss"),
+    ):
+        points = {name: [(p.step, getattr(p, loss)) for p in curve] for name, curve in curves.items()}
+        if points:
+            charts.append(PageChart(title, note, figures.svg(figures.curves(points, x_name="steps"), title)))
+    return charts
 
 
 def _values(results: ProbeResults) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentae.data import ImageSource, open_sources, take_evenly
+from latentae.data import DataSelection, ImageSource, open_sources, take_evenly
 from latentae.data.annotations import read_annotations
 from latentae.evaluation.blocks import ImageBlocks, Protocol, protocol_called
 from latentae.evaluation.models import choose_families, name_models
@@ -138,14 +138,8 @@ def open_images(request: ProbeRequest, channels: int) -> ProbeImages:
     Raises:
         ValueError: no such data, none of them readable, fewer than a batch, or no labels for guidance.
     """
-    sources = open_sources(
-        request.data,
-        split=request.split,
-        image_column=request.image_column,
-        dataset_config=request.dataset_config,
-        value_range=request.value_range,
-        max_pixels=request.max_pixels,
-    )
+    reading = (request.image_column, request.dataset_config, request.value_range, request.max_pixels)
+    sources = open_sources(**vars(DataSelection(request.data, request.split, *reading)))
     training, held_out = sources.train, take_evenly(sources.validation, _MOST_HELD_OUT)
     if len(training) < max(request.batch_size, 4):
         raise ValueError(

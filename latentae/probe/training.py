@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,8 +15,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from latentae.data.seeding import DENOISER_STEP, ORDER, torch_generator
-from latentae.probe.denoiser import NULL_LABEL
-from latentae.probe.flow import (
+from latentae.probe.denoiser import (
+    NULL_LABEL,
     NUM_TRAIN_TIMESTEPS,
     FlowValidation,
     LatentBatch,
@@ -28,8 +29,7 @@ from latentae.probe.flow import (
 class Latents(Protocol):
     """The interface of cached latents; ``LatentDataset`` implements it."""
 
-    def __len__(self) -> int:
-        """Returns the number of images."""
+    def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns ``latents`` [c, h, w] scaled for a denoiser and, where the data has labels, ``label``."""
@@ -172,7 +172,7 @@ class DenoiserTraining:
         self._losses: list[Tensor] = []
 
     def advance(self, steps: int) -> None:
-        """Trains for so many steps, or to the end."""
+        """Trains for this many steps, or to the end."""
         started = time.monotonic()
         for _ in range(min(steps, self.settings.steps - self.step)):
             self._losses.append(self._train_step())
@@ -250,7 +250,7 @@ class DenoiserTraining:
 
     def _add_point(self) -> None:
         training_loss = torch.stack(self._losses).mean().item()
-        if not torch.isfinite(torch.tensor(training_loss)):
+        if not math.isfinite(training_loss):
             raise ValueError(
                 f"the denoiser's loss is {training_loss} by step {self.step}: choose a lower "
                 "--learning-rate, and another --out"

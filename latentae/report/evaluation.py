@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from latentae.files import write_aside
 from latentae.report import figures
-from latentae.report.metrics import info, number
-from latentae.report.page import LARGEST_SIDE, data_uri, render
-from latentae.report.results import Picture, Results
+from latentae.report.page import LARGEST_SIDE, PageChart, data_uri, render, write_page
+from latentae.report.results import Picture, Results, info, number
 from latentae.report.tables import (
     best_models,
     caveats,
@@ -28,20 +25,11 @@ from latentae.report.tables import (
 AMPLIFICATION = 4
 """The factor by which the page shows differences larger than they are."""
 
-# Of an image's own values those that fit beside it.
+# The values of an image that fit beside it.
 _SHOWN_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")
 _KINDS = {"": "all", "worst": "worst", "median": "median", "random": "random"}
 _RATES = ("bits_per_pixel", "kl_bits_per_pixel")
 _DISTORTIONS = ("psnr", "lpips_alex", "rfid", "fd_vgg16")
-
-
-@dataclass(frozen=True)
-class PageChart:
-    """A chart as a page shows it: a title, a note beside it, and SVG."""
-
-    title: str
-    note: str
-    svg: str
 
 
 def write_report(results: Results, folder: Path) -> None:
@@ -51,13 +39,9 @@ def write_report(results: Results, folder: Path) -> None:
         results: whose pictures lie in ``folder``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # The JSON last: it marks a report as finished.
-    for name, text in (
-        ("results.md", render_report_markdown(results)),
-        ("report.html", render_page(results, folder)),
-        ("results.json", results.to_json()),
-    ):
-        write_aside(folder / name, text.encode(errors="backslashreplace"))
+    write_page(folder / "results.md", render_report_markdown(results))
+    write_page(folder / "report.html", render_page(results, folder))
+    write_page(folder / "results.json", results.to_json())  # the last: it marks a report as finished
 
 
 def render_page(results: Results, folder: Path) -> str:

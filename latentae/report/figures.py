@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from latentae.report.grids import Figure, Picture
 from latentae.report.results import Value
+from latentae.report.tables import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +48,8 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a dollar in a name is a dollar
 }
+# Letters of a model's name that a chart shows.
+_NAME = 14
 # Standard deviations that a histogram shows on each side of the mean.
 _REACH = 4.5
 
@@ -117,7 +120,12 @@ def bars(
                 text(value.value), (end, row), (5, 0), textcoords="offset points", va="center", weight=weight
             )
             axes.text(
-                -0.58, row, short(model), transform=axes.get_yaxis_transform(), va="center", weight=weight
+                -0.58,
+                row,
+                shortened(model, _NAME),
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                weight=weight,
             )
         return chart
 
@@ -151,7 +159,7 @@ def scatter(
             lowest = min(place, lowest - 12)
             is_right = x > sum(axes.get_xlim()) / 2
             axes.annotate(
-                short(model),
+                shortened(model, _NAME),
                 (x, y),
                 (-8 if is_right else 8, lowest - place),
                 textcoords="offset points",
@@ -170,7 +178,9 @@ def curves(points: Mapping[str, Sequence[tuple[float, float]]], *, x_name: str) 
         for number, (name, curve) in enumerate(points.items()):
             colour, dashes = COLOURS[number % len(COLOURS)], _DASHES[number % len(_DASHES)]
             # A label that begins with "_" would be left out of the legend.
-            axes.plot(*zip(*curve, strict=True), color=colour, linestyle=dashes, label=f" {short(name, 20)}")
+            axes.plot(
+                *zip(*curve, strict=True), color=colour, linestyle=dashes, label=f" {shortened(name, 20)}"
+            )
         axes.set_xlim(left=0)
         axes.set_xlabel(x_name)
         axes.locator_params(nbins=5)
@@ -313,11 +323,6 @@ def svg(chart: Chart, label: str) -> str:
     drawn = re.sub(r' (?:xmlns(?::\w+)?|width|height|version)="[^"]*"', "", drawn, count=5)
     named = f'<svg role="img" aria-label="{escape(label, quote=True)}"'
     return drawn.replace("xlink:href", "href").replace("<svg", named, 1)
-
-
-def short(name: str, length: int = 14) -> str:
-    """Returns a name, cut off where it is longer than ``length`` letters."""
-    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 @contextmanager

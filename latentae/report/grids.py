@@ -30,12 +30,7 @@ _SMALLEST, _LARGEST = 112, 192
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A finished picture with a title.
-
-    Attributes:
-        title: what it shows.
-        picture: [H, W, 3] uint8.
-    """
+    """A finished picture [H, W, 3] uint8 with a title."""
 
     title: str
     picture: Picture
@@ -96,7 +91,7 @@ def image_grid(
     """Returns a labelled grid of images, which are shown as ``picture_grid`` shows them.
 
     Args:
-        title: stands above the grid.
+        title: above the grid.
         images: [rows, columns, C, H, W] in [−1, 1], or one [columns, C, H, W] per row.
         rows: a name at the left of each row, perhaps of two lines.
         columns: a name above each column; none leaves them out.

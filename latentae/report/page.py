@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,11 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, features
 
+from latentae.files import write_aside
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 # Pixels per side of what a page shows of a picture: larger ones would make the page too large to pass on.
 LARGEST_SIDE = 768
+
+
+@dataclass(frozen=True)
+class PageChart:
+    """A chart as a page shows it: a title, a note beside it, and SVG."""
+
+    title: str
+    note: str
+    svg: str
+
+
+def write_page(path: Path, text: str) -> None:
+    """Writes a page or another text for people, whole or not at all; a broken file name gets escapes."""
+    write_aside(path, text.encode(errors="backslashreplace"))
 
 
 def render(template: str, **values: Any) -> str:

@@ -1,4 +1,4 @@
-"""The results of an evaluation, and the JSON file that holds them."""
+"""The results of an evaluation, the JSON file that holds them, and how each metric is named and printed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,24 @@ class Value:
     low: float | None = None
     high: float | None = None
 
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> Value:
+        """Restores a value of a JSON file, where null stands for NaN."""
+        return cls(math.nan if entry["value"] is None else entry["value"], entry["low"], entry["high"])
+
 
 @dataclass
 class ModelDetails:
-    """What else is known of a model.
+    """The facts that a report states about a model besides its metrics.
 
     Attributes:
-        class_name, path, sha256: what was measured; the hash is of its weights.
-        parameters: how many it has.
+        class_name, path, sha256: of the model; the hash is of its weights.
+        parameters: their number.
         downsampling_factor, latent_channels: of its latents.
         latents: ``mean``, ``std`` and ``kurtosis``, each a number per channel.
         percentiles: metric → percent (as text) → value, over images.
         cycle_psnr: rounds (as text) → dB.
-        remarks: what a reader should know, such as why a metric is missing.
+        remarks: caveats for the reader, such as why a metric is missing.
     """
 
     class_name: str
@@ -71,13 +76,13 @@ class Picture:
 
 @dataclass
 class Results:
-    """Everything a report says.
+    """The contents of a report.
 
     Attributes:
         protocol: every choice that numbers depend on, and hashes of data, weights and code.
         models: model → metric → value; models in the order they were given, metrics by lower-case names.
-        details: model → what else is known.
-        pictures: what is shown.
+        details: model → facts about it.
+        pictures: the images that are shown.
     """
 
     protocol: dict[str, Any]
@@ -86,20 +91,16 @@ class Results:
     pictures: list[Picture] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """The text of ``results.json``; numbers that are not finite become null, which JSON can hold."""
+        """Returns the text of ``results.json``; numbers that are not finite become null, which JSON can hold."""
         return json.dumps(finite(asdict(self)), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Results:
-        """What ``to_json`` was called on; null numbers come back as NaN.
-
-        Raises:
-            ValueError: the text is no such JSON.
-        """
+        """Restores the object from ``to_json``'s text; null becomes NaN. Raises ValueError for other text."""
         try:
             data = json.loads(text)
             models = {
-                model: {metric: _value(entry) for metric, entry in metrics.items()}
+                model: {metric: Value.from_dict(entry) for metric, entry in metrics.items()}
                 for model, metrics in data["models"].items()
             }
             details = {model: ModelDetails(**entry) for model, entry in data["details"].items()}
@@ -109,20 +110,12 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Reads ``results.json``, or the folder of a report.
-
-        Raises:
-            ValueError: there is none, or it is damaged.
-        """
+        """Reads ``results.json``, or the folder of a report; raises ValueError if it is missing or damaged."""
         file = path / "results.json" if path.is_dir() else path
         try:
             return cls.from_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{file}: {error}") from error
-
-
-def _value(entry: dict[str, Any]) -> Value:
-    return Value(float("nan") if entry["value"] is None else entry["value"], entry["low"], entry["high"])
 
 
 def finite(data: Any) -> Any:
@@ -134,3 +127,79 @@ def finite(data: Any) -> Any:
     if isinstance(data, float) and not math.isfinite(data):
         return None
     return data
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """The name and the format of a metric.
+
+    Attributes:
+        label: the metric's usual name.
+        unit: stands after the number, such as ``dB``; "" for none.
+        digits: digits after the decimal point.
+        better: which way is better; None where neither is.
+        meaning: one line for a reader who does not know the metric.
+    """
+
+    label: str
+    unit: str
+    digits: int
+    better: Literal["higher", "lower"] | None
+    meaning: str
+
+    def number(self, value: float) -> str:
+        """Returns the number with the metric's digits; "-" for NaN."""
+        if math.isnan(value):
+            return "-"
+        if math.isinf(value):
+            return "∞" if value > 0 else "-∞"
+        return f"{value:.{self.digits}f}"
+
+
+# fmt: off
+METRICS: dict[str, MetricInfo] = {
+    "rfid": MetricInfo("rFID", "", 3, "lower", "Fréchet distance of InceptionV3 features, reconstructions to originals"),
+    "fd_vgg16": MetricInfo("FD-VGG16", "", 3, "lower", "Fréchet distance of VGG16 features; on a scale of its own, no FID"),
+    "kid": MetricInfo("KID", "", 5, "lower", "Kernel distance of InceptionV3 features; the range is its deviation over subsets"),
+    "lpips_alex": MetricInfo("LPIPS (alex)", "", 4, "lower", "Learned perceptual distance, AlexNet"),
+    "lpips_vgg": MetricInfo("LPIPS (vgg)", "", 4, "lower", "Learned perceptual distance, VGG16"),
+    "psnr": MetricInfo("PSNR", "dB", 2, "higher", "Peak signal-to-noise ratio, mean over images"),
+    "ssim": MetricInfo("SSIM", "", 4, "higher", "Structural similarity"),
+    "ms_ssim": MetricInfo("MS-SSIM", "", 4, "higher", "Structural similarity over five scales"),
+    "l1": MetricInfo("L1", "", 4, "lower", "Mean absolute difference, of images in [-1, 1]"),
+    "bits_per_pixel": MetricInfo("code bits/px", "", 4, "lower", "Fixed-length codes: tokens · log₂ K per pixel"),
+    "entropy_bits_per_pixel": MetricInfo("entropy bits/px", "", 4, "lower", "The entropy of the code frequencies, per pixel"),
+    "kl_bits_per_pixel": MetricInfo("KL bits/px", "", 3, None, "KL(q‖N(0, I)) per pixel"),
+    "codebook_usage": MetricInfo("codes in use", "", 3, "higher", "Share of the codes that occur"),
+    "codebook_perplexity": MetricInfo("perplexity", "", 1, "higher", "2 to the entropy of the code frequencies"),
+    "cycle_psnr_2": MetricInfo("PSNR, 2 rounds", "dB", 2, "higher", "After encoding and decoding twice"),
+    "cycle_psnr_5": MetricInfo("PSNR, 5 rounds", "dB", 2, "higher", "After encoding and decoding five times"),
+    "cycle_psnr_10": MetricInfo("PSNR, 10 rounds", "dB", 2, "higher", "After encoding and decoding ten times"),
+    "images_per_second": MetricInfo("images/s", "", 1, "higher", "Encoding and decoding, on the machine named in the protocol"),
+    "fid_generated": MetricInfo("gFID", "", 3, "lower", "As FD, generated, of InceptionV3 features"),
+    "fid_reconstructed": MetricInfo("FID, reconstructed", "", 3, None, "As FD, reconstructed"),
+    "fid_real": MetricInfo("FID, real", "", 3, None, "As FD, real, of InceptionV3 features"),
+    "fid_noise": MetricInfo("FID, noise", "", 3, None, "As FD, noise, of InceptionV3 features"),
+    "fd_vgg16_generated": MetricInfo("FD-VGG16, generated", "", 3, "lower", "Fréchet distance of VGG16 features, samples to training images"),
+    "fd_vgg16_reconstructed": MetricInfo("FD, reconstructed", "", 3, None, "The same for as many reconstructed training images"),
+    "fd_vgg16_real": MetricInfo("FD, real", "", 3, None, "The same for as many real images (at most half) against the other ones"),
+    "fd_vgg16_noise": MetricInfo("FD, noise", "", 3, None, "The same for decoded noise: nothing was learned"),
+    "flow_loss": MetricInfo("flow loss", "", 4, None, "Held-out error of the velocity; not comparable between latent spaces"),
+    "relative_flow_loss": MetricInfo("flow loss, relative", "", 4, None, "Divided by what knowing each channel's variance alone gives"),
+    "nearest_samples": MetricInfo("nearest, samples", "", 2, None, "Feature distance to the nearest training image, median over samples"),
+    "nearest_held_out": MetricInfo("nearest, held out", "", 2, None, "The same for reconstructed held-out images: what new pictures have"),
+    "nearest_copies": MetricInfo("nearest, copies", "", 2, None, "The same for reconstructed training images: what copies have"),
+    "copied_share": MetricInfo("suspiciously near", "", 3, None, "Share of samples nearer than 95 % of held-out images; 0.05 is what new images give"),
+}
+# fmt: on
+"""Metric → how it is shown, in the order in which reports show them."""
+
+
+def info(name: str) -> MetricInfo:
+    """Returns how a metric is shown; an unknown metric is shown under its own name."""
+    return METRICS.get(name) or MetricInfo(name, "", 4, None, "")
+
+
+def number(value: float, name: str) -> str:
+    """Returns a number with its metric's digits; "-" for NaN."""
+    return info(name).number(value)

@@ -6,19 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from latentae.report.metrics import METRICS, MetricInfo, info, number
-from latentae.report.results import Results, Value
+from latentae.report.results import METRICS, MetricInfo, Results, Value, info, number
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table as text.
-
-    Attributes:
-        text: the value with its metric's digits; "-" where there is none.
-        interval: ``[low, high]``; "" where there is none.
-        best: whether the value is the best of its row, as printed.
-    """
+    """A number of a table as text ("-" for none), its interval ("" for none), and whether it is the best."""
 
     text: str
     interval: str
@@ -153,6 +146,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def shortened(text: str, length: int) -> str:
+    """Returns a text, cut off where it is longer than ``length`` letters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _cell(value: Value | None, name: str, best: bool) -> Cell:

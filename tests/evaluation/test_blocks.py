@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
 
-from latentae.data import FolderSource
+from latentae.data import DataSelection, FolderSource
 from latentae.evaluation import blocks as module
 from latentae.evaluation.blocks import (
     BLOCK_SIZE,
@@ -82,15 +84,16 @@ def draw(folder, count):
 
 def test_validation_else_test_else_what_there_is(tmp_path):
     draw(tmp_path / "train", 3)
-    assert open_images(str(tmp_path))[0] == "train"
+    chosen = DataSelection(str(tmp_path), "")
+    assert open_images(chosen)[0] == "train"
     draw(tmp_path / "test", 2)
-    assert open_images(str(tmp_path))[0] == "test"
+    assert open_images(chosen)[0] == "test"
     draw(tmp_path / "val", 1)
-    split, source = open_images(str(tmp_path))
+    split, source = open_images(chosen)
     assert (split, len(source)) == ("validation", 1)
-    split, source = open_images(str(tmp_path), "train")
+    split, source = open_images(DataSelection(str(tmp_path), "train"))
     assert (split, len(source)) == ("train", 3)
-    assert open_images("photos")[0] == "validation"
+    assert open_images(DataSelection("photos", ""))[0] == "validation"
 
 
 def test_a_hub_dataset_says_its_splits(monkeypatch):
@@ -98,26 +101,20 @@ def test_a_hub_dataset_says_its_splits(monkeypatch):
         class info:  # noqa: N801  # as in `datasets`
             splits = ("train", "test")
 
-    opened = {}
+    opened = []
     monkeypatch.setattr(module, "prepare_hub_dataset", lambda name, config: Builder)
-    monkeypatch.setattr(module, "open_source", lambda name, **options: opened.update(options, name=name))
-    assert open_images("owner/images", dataset_config="small", image_column="img")[0] == "test"
-    assert opened == {
-        "name": "owner/images",
-        "split": "test",
-        "image_column": "img",
-        "dataset_config": "small",
-        "value_range": None,
-        "max_pixels": None,
-    }
+    monkeypatch.setattr(DataSelection, "open", lambda selection: opened.append(selection))
+    selection = DataSelection("owner/images", "", dataset_config="small", image_column="img")
+    assert open_images(selection)[0] == "test"
+    assert opened == [replace(selection, split="test")]
 
 
 def test_no_such_data(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
-        open_images(str(tmp_path / "gone"))
+        open_images(DataSelection(str(tmp_path / "gone"), ""))
     draw(tmp_path / "images", 2)
     with pytest.raises(ValueError, match="split 'test' is not in"):
-        open_images(str(tmp_path / "images"), "test")
+        open_images(DataSelection(str(tmp_path / "images"), "test"))
 
 
 def test_blocks_hold_every_image_once_in_order(source):

@@ -15,11 +15,12 @@ from latentae.evaluation.evaluate import (
     RESULTS,
     WORK,
     Request,
-    check_folder,
+    choose_pictures,
     describe_model,
     describe_protocol,
     evaluate,
     hardware,
+    save_pictures,
 )
 from latentae.evaluation.measuring import Settings
 from latentae.evaluation.models import NamedModel
@@ -47,27 +48,20 @@ def test_what_cannot_be(changes, says, tmp_path):
 
 
 def test_only_a_reports_folder_is_written_to(tmp_path):
-    check_folder(tmp_path, overwrite=False)
+    def check(overwrite):
+        Request(["kl"], "photos", tmp_path, overwrite=overwrite).check()
+
+    check(overwrite=False)
     (tmp_path / "thesis.tex").write_text("")
     for overwrite in (False, True):
         with pytest.raises(ValueError, match="holds other files than a report"):
-            check_folder(tmp_path, overwrite)
+            check(overwrite)
     (tmp_path / WORK).mkdir()  # one that is not finished
-    check_folder(tmp_path, overwrite=False)
+    check(overwrite=False)
     (tmp_path / RESULTS).write_text("{}")
     with pytest.raises(ValueError, match="holds a report already: choose another --out"):
-        check_folder(tmp_path, overwrite=False)
-    check_folder(tmp_path, overwrite=True)
-
-
-def test_a_place_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "report"):
-        with pytest.raises(ValueError, match="file is a file"):
-            check_folder(out, overwrite=False)
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="there is no permission to write in"):
-        check_folder(tmp_path / "new" / "report", overwrite=False)
+        check(overwrite=False)
+    check(overwrite=True)
 
 
 def test_numbers_out_of_range():
@@ -287,3 +281,49 @@ def test_what_cannot_be_is_said_before_anything_is_written(changes, says, reques
     with pytest.raises(ValueError, match=says):
         evaluate(request_of("kl", **changes), CPU)
     assert not (tmp_path / "report").exists()
+
+
+def assembled_of(**values):
+    rows = {name: torch.tensor(row, dtype=torch.float64) for name, row in values.items()}
+    count = len(next(iter(rows.values())))
+    return Assembled({}, rows, torch.arange(count), {}, [], "", [])
+
+
+def test_worst_median_and_random():
+    results = {
+        "a": assembled_of(psnr=np.arange(100.0), lpips_alex=np.arange(100.0)),
+        "b": assembled_of(psnr=np.arange(100.0)),
+    }
+    reasons = choose_pictures(results)
+    worst = {name: {i for i, why in reasons.items() if f"worst of {name}" in why} for name in results}
+    assert worst["a"] == set(range(84, 100))
+    assert worst["b"] == set(range(16))
+    assert {i for i, why in reasons.items() if "median" in why} == set(range(46, 54))
+    assert sum("random" in why for why in reasons.values()) == 8
+    assert reasons == choose_pictures(results)
+
+
+def test_worst_by_a_distance_that_all_images_have():
+    lpips = [float("nan"), *np.arange(99.0)]
+    reasons = choose_pictures({"a": assembled_of(psnr=np.arange(100.0), lpips_alex=lpips)})
+    assert {i for i, why in reasons.items() if "worst of a" in why} == set(range(16))
+
+
+def test_few_images():
+    assert set(choose_pictures({"a": assembled_of(psnr=[1.0, 2.0])})) == {0, 1}
+
+
+def test_pictures_are_those_of_the_protocol(source, image_folder, models, tmp_path):
+    subjects = [NamedModel(name, name, model) for name, model in models.items()]
+    blocks = ImageBlocks(source, PROTOCOLS["native"], 3)
+    results = {name: assembled_of(psnr=np.arange(70.0)) for name in models}
+    (picture,) = save_pictures({3: ["random"]}, blocks, subjects, results, tmp_path, torch.device("cpu"))
+    assert picture.name == "003.png"
+    assert picture.values == {"kl": {"psnr": 3.0}, "vq": {"psnr": 3.0}}
+    original = np.asarray(Image.open(tmp_path / picture.original))
+    assert np.array_equal(original, np.asarray(Image.open(image_folder / "003.png")))
+    images = blocks.prepare(3)[None]
+    with torch.no_grad():
+        expected = models["kl"](images).sample[0].clamp(-1, 1)
+    shown = torch.from_numpy(np.array(Image.open(tmp_path / picture.reconstructions["kl"]))).permute(2, 0, 1)
+    assert (shown / 127.5 - 1 - expected).abs().max().item() == pytest.approx(0, abs=0.5 / 127)

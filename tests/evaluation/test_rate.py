@@ -18,8 +18,8 @@ def test_codes_by_hand():
     rate = meter.result()
     assert rate.bits_per_pixel == 4 * 2 / 16
     assert rate.entropy_bits_per_pixel == pytest.approx(4 * 1 / 16)
-    assert rate.usage == 0.5
-    assert rate.perplexity == pytest.approx(2)
+    assert rate.codebook_usage == 0.5
+    assert rate.codebook_perplexity == pytest.approx(2)
 
 
 def test_several_tables():
@@ -28,8 +28,8 @@ def test_several_tables():
     rate = meter.result()
     assert rate.bits_per_pixel == 2 * 2 / 8
     assert rate.entropy_bits_per_pixel == pytest.approx(2 / 8)
-    assert rate.usage == 0.75
-    assert rate.perplexity == pytest.approx(1.5)
+    assert rate.codebook_usage == 0.75
+    assert rate.codebook_perplexity == pytest.approx(1.5)
 
 
 def test_codes_merge_and_survive_storage():

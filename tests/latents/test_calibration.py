@@ -5,8 +5,7 @@ import torch
 
 from latentae.data import FolderSource, ImageDataset, RandomCrop
 from latentae.latents.calibration import calibrate, calibrate_on
-from latentae.latents.measurement import measure_latents, noise_generators, view_loader
-from latentae.latents.statistics import LatentStatistics
+from latentae.latents.statistics import LatentStatistics, measure_latents, noise_generators, view_loader
 from tests.latents.conftest import batches_of, draw_tensors, make_kl, make_vq
 
 IMAGES = draw_tensors(24)

@@ -12,9 +12,8 @@ from latentae import VQGAN, cli, distributed, load_autoencoder
 from latentae.data import FolderSource, ImageDataset, RandomCrop
 from latentae.latents.calibration import calibrate_on
 from latentae.latents.command import main
-from latentae.latents.measurement import measure_latents
 from latentae.latents.recalibrate import recalibrate
-from latentae.latents.statistics import merge_over_ranks
+from latentae.latents.statistics import measure_latents, merge_over_ranks
 from tests.latents.conftest import SHAPE, batches_of, draw_tensors, make_kl, make_vq
 
 

@@ -13,7 +13,6 @@ from latentae.probe.features import (
     feature_distance,
     find_nearest,
     measure_memorisation,
-    read_images,
     real_distance,
     real_images,
     reconstruct_images,
@@ -36,8 +35,8 @@ def test_of_all_images_in_order(blocks, measures):
 
 def test_unreadable_images_are_left_out(blocks, image_folder):
     (image_folder / "train" / "disc" / "004.png").write_bytes(b"no picture")
-    indices, pictures = read_images(blocks)
-    assert sum(len(batch) for batch in pictures) == 47
+    indices: list[int] = []
+    assert sum(len(batch) for batch in real_images(blocks, indices=indices)) == 47
     assert indices == [0, 1, *range(3, 48)]
 
 

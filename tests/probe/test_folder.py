@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from latentae.files import FullDiskError
-from latentae.probe.folder import ProbeFolder, write_json
+from latentae.files import FullDiskError, write_json
+from latentae.probe.folder import ProbeFolder
 
 SETTINGS = {"models": {"a": "abc"}, "sampling_steps": 25}
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from latentae.evaluation.models import NamedModel
 from latentae.probe.denoiser import DenoiserSize, build_denoiser
-from latentae.probe.features import extract_features, read_images
+from latentae.probe.features import extract_features, real_images
 from latentae.probe.generation import (
     GenerationEvaluator,
     decode_latents,
@@ -93,8 +93,8 @@ CPU = torch.device("cpu")
 def evaluator(image_folder, measures, tmp_path):
     request = ProbeRequest(["a"], str(image_folder), tmp_path, image_size=32, samples=10, sampling_steps=2)
     images = open_images(request, 3)
-    indices, pictures = read_images(images.reference)
-    real = extract_features(pictures, measures.features, CPU)
+    indices = []
+    real = extract_features(real_images(images.reference, indices=indices), measures.features, CPU)
     return GenerationEvaluator(images, measures.features, real, indices, request, CPU)
 
 

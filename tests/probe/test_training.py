@@ -3,8 +3,7 @@ import copy
 import pytest
 import torch
 
-from latentae.probe.denoiser import NULL_LABEL, DenoiserSize, build_denoiser
-from latentae.probe.flow import FlowValidation, LatentBatch
+from latentae.probe.denoiser import NULL_LABEL, DenoiserSize, FlowValidation, LatentBatch, build_denoiser
 from latentae.probe.training import DenoiserTraining, LatentBatches, TrainingSettings, collect
 
 

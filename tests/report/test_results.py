@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from latentae.report.results import ModelDetails, Picture, Results, Value
+from latentae.report.results import METRICS, ModelDetails, Picture, Results, Value, info, number
 
 
 @pytest.fixture
@@ -40,3 +40,21 @@ def test_something_else(text, tmp_path):
         Results.load(tmp_path)
     with pytest.raises(ValueError, match="No such file"):
         Results.load(tmp_path / "gone.json")
+
+
+def test_every_metric_is_explained():
+    for name, metric in METRICS.items():
+        assert name == name.lower()
+        assert metric.label
+        assert metric.meaning
+        assert metric.digits >= 1
+    assert METRICS["psnr"].better == "higher"
+    assert METRICS["rfid"].better == "lower"
+    assert info("mine").label == "mine"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(21.504, "21.50"), (math.nan, "-"), (math.inf, "∞"), (-math.inf, "-∞")]
+)
+def test_numbers(value, text):
+    assert number(value, "psnr") == text

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from latentae.data.seeding import ORDER, POSTERIOR, check_seed, generator
-from latentae.latents.cache.folder import FLIPPED, ShardReader, check_shard, read_index
-from latentae.latents.cache.identity import check_model
+from latentae.latents.cache.folder import FLIPPED, ShardReader, check_model, check_shard, read_index
 from latentae.models import LatentAutoencoder
 
 Shape = tuple[int, int, int]
@@ -161,7 +160,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     @property
     def model_hash(self) -> str:
-        """Hash of the model of these latents: see ``latentae.latents.cache.identity.model_hash``."""
+        """Hash of the model of these latents: see ``latentae.latents.cache.folder.model_hash``."""
         return str(self.index.settings.model["hash"])
 
     def __getstate__(self) -> dict[str, Any]:

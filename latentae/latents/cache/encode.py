@@ -29,18 +29,20 @@ from latentae.latents.cache.folder import (
     SHARDS,
     CacheIndex,
     CacheSettings,
+    ShardReader,
     check_folder,
+    data_hash,
     describe_shard,
     is_whole,
+    model_hash,
+    normalisation_of,
     read_index,
     recorded_options,
-    shard_names,
-    write_settings,
 )
-from latentae.latents.cache.identity import data_hash, model_hash, normalisation_of
 from latentae.latents.cache.planning import (
     CacheOptions,
     ShardPlan,
+    check_at_least,
     default_shard_size,
     forget_sizes,
     plan_cache,
@@ -54,10 +56,7 @@ class CacheReport:
     """A finished cache.
 
     Attributes:
-        folder: of the cache.
-        images: the number of images that it holds.
-        shards: the number of files that hold them.
-        bytes: of all shards.
+        images, shards, bytes: how many images it holds, in how many files, of how many bytes together.
         encoded: images that this call has encoded, on all ranks; the others were there before.
         seconds: the time that encoding took.
         skipped: ``name: reason`` of images that could not be decoded.
@@ -110,7 +109,7 @@ class DataRequest:
                     f"{name} is {getattr(self, name)!r}, but annotations is false, so nothing is read from "
                     "it: leave one of them out"
                 )
-        _check_at_least(1, limit=self.limit)
+        check_at_least(1, limit=self.limit)
 
     @property
     def name(self) -> str:
@@ -206,8 +205,8 @@ def encode_dataset(
         else images
     )
     request = DataRequest(chosen, annotations, label_column, caption_column, limit)
-    _check_at_least(1, batch_size=batch_size)
-    _check_at_least(0, workers=workers)
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers)
     autoencoder, path = _open_model(model, family, device)
     options = CacheOptions(
         image_size=_usual_size(autoencoder) if image_size is None and sizes != "refuse" else image_size,
@@ -222,12 +221,6 @@ def encode_dataset(
         shard_size=shard_size,
     )
     return _encode(autoencoder, path, request, Path(out), options, batch_size, workers, say)
-
-
-def _check_at_least(lowest: int, **numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value < lowest:
-            raise ValueError(f"{name} is {value}, but must be {lowest} or more")
 
 
 def _open_model(
@@ -336,7 +329,7 @@ def _begin(folder: Path, settings: CacheSettings) -> None:
     remove_unfinished(folder)
     if not any(folder.glob(SHARDS)):
         forget_sizes(folder)  # they may be of other images
-    write_settings(folder, settings)
+    settings.write(folder)
 
 
 def finish_cache(
@@ -371,7 +364,7 @@ def finish_cache(
     index = CacheIndex(
         settings=settings,
         shards=entries,
-        posterior="std" in shard_names(folder / entries[0].file),
+        posterior="std" in ShardReader(folder / entries[0].file, entries[0]).names,
         label_names=names,
         num_classes=None if labels is None else len(names) if names else int(labels.max()) + 1,
         captions=annotations.captions is not None,
@@ -380,12 +373,5 @@ def finish_cache(
     on_main(lambda: index.write(folder), f"write to {folder}")
 
     written = read_index(folder)
-    return CacheReport(
-        folder=folder,
-        images=written.images,
-        shards=len(written.shards),
-        bytes=sum(shard.bytes for shard in written.shards),
-        encoded=encoded,
-        seconds=seconds,
-        skipped=written.skipped,
-    )
+    size = sum(shard.bytes for shard in written.shards)
+    return CacheReport(folder, written.images, len(written.shards), size, encoded, seconds, written.skipped)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from latentae.data import BrokenImageError, ImageSource
+from latentae.data.annotations import Annotations
 from latentae.files import has_keys, write_aside
+from latentae.models import LatentAutoencoder, load_autoencoder
+from latentae.weights import hash_tensors
 
 SETTINGS, INDEX, SHARDS = "settings.json", "index.json", "latents_*.safetensors"
 VERSION = 1
@@ -46,15 +51,16 @@ class CacheSettings:
     options: dict[str, Any]
     version: int = VERSION
 
+    def write(self, folder: Path) -> None:
+        """Writes the settings, which must be the first file that is written."""
+        _write_json(folder / SETTINGS, self)
+
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A finished shard.
+    """A finished shard: the name of its file, its length in bytes, and the number of its images.
 
     Attributes:
-        file: its name.
-        bytes: its length.
-        images: the number of images that it holds.
         shape: [c, h, w] of each image's latents, or of its codes where there are no latents.
         size: [height, width] in pixels that the images were encoded at.
     """
@@ -93,8 +99,8 @@ class CacheIndex:
         return sum(shard.images for shard in self.shards)
 
     def write(self, folder: Path) -> None:
-        """Writes the index; it must be the last file that is written."""
-        write_aside(folder / INDEX, _to_json(self))
+        """Writes the index, which must be the last file that is written."""
+        _write_json(folder / INDEX, self)
 
 
 def read_index(folder: Path) -> CacheIndex:
@@ -174,11 +180,6 @@ def recorded_options(folder: Path) -> dict[str, Any]:
     return _settings(_read_json(folder / SETTINGS), folder).options
 
 
-def write_settings(folder: Path, settings: CacheSettings) -> None:
-    """Writes the settings; they must be the first file that is written."""
-    write_aside(folder / SETTINGS, _to_json(settings))
-
-
 def _settings(content: dict[str, Any], folder: Path) -> CacheSettings:
     if content.get("version") != VERSION:
         raise ValueError(
@@ -196,20 +197,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _to_json(content: CacheSettings | CacheIndex) -> bytes:
-    return (json.dumps(asdict(content), indent=1) + "\n").encode()
+def _write_json(path: Path, content: CacheSettings | CacheIndex) -> None:
+    write_aside(path, (json.dumps(asdict(content), indent=1) + "\n").encode())
 
 
 def write_shard(
     path: Path, tensors: dict[str, Tensor], *, texts: dict[str, list[str]], skipped: list[str]
 ) -> None:
-    """Writes a shard: tensors of images with their names, labels and captions, in one safetensors file.
-
-    The file appears whole or not at all.
+    """Writes a shard, whole or not at all: one safetensors file.
 
     Args:
         tensors: [n, ...] each, on the CPU.
-        texts: n texts by name.
+        texts: n texts by name, such as the images' names and captions.
         skipped: ``name: reason`` of images that are not in the shard.
     """
     packed = {key: value for name, rows in texts.items() for key, value in _pack(name, rows).items()}
@@ -237,21 +236,11 @@ def describe_shard(path: Path, size: tuple[int, int]) -> tuple[ShardEntry, list[
     return ShardEntry(path.name, path.stat().st_size, images, shape, list(size)), skipped
 
 
-def shard_names(path: Path) -> set[str]:
-    """Returns the names of a shard's tensors."""
-    with safe_open(path, framework="pt") as file:
-        return set(file.keys())
-
-
 class ShardReader:
-    """Reads rows of a shard that is mapped into memory.
+    """Reads rows of a shard, which is mapped into memory; raises ValueError as ``check_shard`` does.
 
     Args:
-        path: of the shard.
-        entry: its entry in the index.
-
-    Raises:
-        ValueError: the shard is missing, or cut short.
+        entry: of the shard in the index.
     """
 
     def __init__(self, path: Path, entry: ShardEntry) -> None:
@@ -268,8 +257,7 @@ class ShardReader:
         """Returns row ``position`` of a tensor."""
         if name not in self._slices:
             self._slices[name] = self._file.get_slice(name)
-        row: Tensor = self._slices[name][position]
-        return row
+        return cast(Tensor, self._slices[name][position])
 
     def text(self, name: str, position: int) -> str:
         """Returns text ``position`` of the texts ``name``."""
@@ -282,8 +270,7 @@ class ShardReader:
 
     def whole(self, name: str) -> Tensor:
         """Returns a whole tensor [n, ...]."""
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
+        return cast(Tensor, self._file.get_tensor(name))
 
 
 def check_shard(path: Path, entry: ShardEntry) -> None:
@@ -301,3 +288,78 @@ def _pack(name: str, rows: Sequence[str]) -> dict[str, Tensor]:
     ends = np.cumsum([len(row) for row in encoded], dtype=np.int64)
     characters = torch.from_numpy(np.frombuffer(b"".join(encoded), np.uint8).copy())
     return {name: characters, f"{name}_ends": torch.from_numpy(ends)}
+
+
+# Settings that change an encoder's output and do not show in its weights.
+_ENCODER_SETTINGS = ("norm_num_groups", "act_fn", "down_block_types", "mid_block_add_attention", "backbone")
+_DECODER = ("decoder.", "post_quant_conv.")
+_IMAGES_LOOKED_AT = 32
+
+
+def model_hash(model: LatentAutoencoder, *, codes: bool = False) -> str:
+    """Returns a SHA-256, in hexadecimal digits, of everything in a model that its latents depend on.
+
+    The decoder is left out, so that a model whose decoder was fine-tuned reads the latents of the model that
+    it came from. Scale and shift are left out, since they are compared on their own.
+
+    Args:
+        codes: whether the codebook is included.
+    """
+    settings = {name: model.config.get(name) for name in _ENCODER_SETTINGS}
+    if codes:
+        settings["quantizer"] = model.config.get("quantizer")
+    left_out = _DECODER if codes else (*_DECODER, "quantize.")
+    encoder = {name: value for name, value in model.state_dict().items() if not name.startswith(left_out)}
+    return hash_tensors(encoder, json.dumps(settings, sort_keys=True, default=list))
+
+
+def normalisation_of(model: LatentAutoencoder) -> dict[str, list[float]] | None:
+    """Returns ``shift`` and ``scale`` of ``to_latents``, a number per channel; None: they are not known."""
+    try:
+        shift, scale = model._normalisation(torch.zeros(1, model.latents_channels, 1, 1, dtype=torch.float64))
+    except ValueError:
+        return None
+    whole = torch.zeros(model.latents_channels, 1, 1, dtype=torch.float64)
+    return {name: (whole + part).flatten().tolist() for name, part in (("shift", shift), ("scale", scale))}
+
+
+def data_hash(source: ImageSource, annotations: Annotations, channels: int) -> str:
+    """Returns a SHA-256 of the names of all images in order, their labels, and the pixels of 32 images."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(source.name(index).encode(errors="surrogateescape") + b"\0")
+    if annotations.labels is not None:
+        digest.update(annotations.labels.tobytes())
+    digest.update(json.dumps(annotations.label_names).encode())
+    count = min(_IMAGES_LOOKED_AT, len(source))
+    for position in range(count):
+        try:
+            pixels: Any = source.load(position * len(source) // count, channels)
+        except BrokenImageError:
+            digest.update(b"broken")
+        else:
+            digest.update(f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes())
+    return digest.hexdigest()
+
+
+def check_model(settings: CacheSettings, model: str | Path | LatentAutoencoder, folder: Path) -> None:
+    """Raises ValueError unless the latents in ``folder``, made with ``settings``, are of this model.
+
+    The decoder may differ.
+    """
+    opened = load_autoencoder(model) if isinstance(model, str | Path) else model
+    if not isinstance(opened, LatentAutoencoder):
+        raise ValueError(f"model is a {type(opened).__name__}: give a path, or what load_autoencoder returns")
+    found, wanted = model_hash(opened, codes=settings.options["codes"]), settings.model["hash"]
+    if found != wanted:
+        raise ValueError(
+            f"the latents in {folder} are of another model: of {settings.model['path']} "
+            f"({settings.model['class']}, hash {wanted[:12]}), and this {type(opened).__name__} has the hash "
+            f"{found[:12]}: encode the images with this model into another folder, or give the model that "
+            "they are of, in the dtype that it had then"
+        )
+    if normalisation_of(opened) != settings.normalisation:
+        raise ValueError(
+            f"the latents in {folder} are of this model at another scale or shift, which it had when they "
+            "were encoded: encode anew into another folder, or give the model as it was"
+        )

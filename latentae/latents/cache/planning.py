@@ -22,6 +22,7 @@ from latentae import distributed
 from latentae.data import BrokenImageError, ImageSource
 from latentae.data.workers import WatchedLoader
 from latentae.distributed import on_main
+from latentae.evaluation.models import PRECISIONS
 from latentae.files import write_aside
 from latentae.models import LatentAutoencoder
 
@@ -29,9 +30,6 @@ Size = tuple[int, int]  # height and width in pixels
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """The dtypes that latents can be stored in."""
-
-PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
-"""The precisions that the encoder can run in."""
 
 SIZES = ("crop", "bucket", "refuse")
 BROKEN = ("skip", "replace", "stop")
@@ -82,24 +80,24 @@ class CacheOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("sizes", SIZES),
-            ("dtype", tuple(DTYPES)),
-            ("precision", tuple(PRECISIONS)),
-            ("broken", BROKEN),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}"
-                )
-        for name, lowest in (("image_size", 1), ("shard_size", 1), ("seed", 0)):
+        choices = {"sizes": SIZES, "dtype": DTYPES, "precision": PRECISIONS, "broken": BROKEN}
+        for name, allowed in choices.items():
             value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ValueError(f"{name} is {value}, but must be {lowest} or more")
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}")
+        check_at_least(1, image_size=self.image_size, shard_size=self.shard_size)
+        check_at_least(0, seed=self.seed)
         if self.image_size is None and self.sizes != "refuse":
             raise ValueError(f"image_size is needed where sizes is {self.sizes!r}: the side in pixels")
         if not self.latents and not self.codes:
             raise ValueError("latents is false and codes is false: there would be nothing to store")
+
+
+def check_at_least(lowest: int, **numbers: int | None) -> None:
+    """Raises ValueError, which names the option, for a number below the lowest one; None is allowed."""
+    for name, value in numbers.items():
+        if value is not None and value < lowest:
+            raise ValueError(f"{name} is {value}, but must be {lowest} or more")
 
 
 @dataclass(frozen=True)
@@ -120,9 +118,8 @@ class ShardPlan:
 def default_shard_size(images: int, image_size: int | None, model: LatentAutoencoder) -> int:
     """Returns the images per shard: 1024 for a large data set, fewer for a small one, so that ranks share it.
 
-    The size is a power of two from 128 to 1024, which batches of the usual sizes divide. It is smaller where
-    a shard would exceed 256 MiB in float32. It does not depend on the number of processes, so neither do the
-    files.
+    It is a power of two from 128 to 1024, or less where a shard would exceed 256 MiB in float32, and does not
+    depend on the number of processes.
     """
     size = _FEWEST_IMAGES
     while size < _MOST_IMAGES and size * _SHARDS < images:
@@ -143,8 +140,7 @@ def plan_cache(
         source: the images.
         model: gives the pixels per latent and the image channels.
         options: with a ``shard_size``.
-        workers: processes that decode, where sizes must be measured.
-        folder: keeps the measured sizes for the next call.
+        workers, folder: see ``measure_sizes``.
 
     Raises:
         ValueError: images of several sizes where ``options`` refuses them.
@@ -164,12 +160,7 @@ def plan_cache(
 
 
 def plan_shards(sizes: Sequence[Size], shard_size: int) -> list[ShardPlan]:
-    """Returns shards of consecutive images of one size, the smallest size first.
-
-    Args:
-        sizes: the size that each image is encoded at.
-        shard_size: images per shard at most.
-    """
+    """Returns shards of at most ``shard_size`` consecutive images of one size, the smallest size first."""
     groups: dict[Size, list[int]] = {}
     for index, size in enumerate(sizes):
         groups.setdefault(size, []).append(index)
@@ -253,12 +244,12 @@ def same_size(native: NDArray[np.int64], names: Sequence[str], image_size: int |
     return int(wanted[0]), int(wanted[1])
 
 
+@dataclass
 class _Sizes(Dataset[list[list[int]]]):
     """``sizes[indices]`` gives height and width of images; 0 and 0 for those that cannot be decoded."""
 
-    def __init__(self, source: ImageSource, channels: int) -> None:
-        self.source = source
-        self.channels = channels
+    source: ImageSource
+    channels: int
 
     def __getitem__(self, indices: Sequence[int]) -> list[list[int]]:
         return [self._size(index) for index in indices]

@@ -21,9 +21,10 @@ from latentae.data.seeding import REPLACEMENT, generator
 from latentae.data.transforms import to_picture, to_tensor
 from latentae.data.workers import WatchedLoader, announce
 from latentae.distributed import fails_anywhere
+from latentae.evaluation.models import PRECISIONS
 from latentae.files import FullDiskError
 from latentae.latents.cache.folder import FLIPPED, write_shard
-from latentae.latents.cache.planning import DTYPES, PRECISIONS, CacheOptions, ShardPlan, Size
+from latentae.latents.cache.planning import DTYPES, CacheOptions, ShardPlan, Size
 from latentae.models import VQVAE, LatentAutoencoder
 
 _MAX_RETRIES = 16  # as in training
@@ -44,8 +45,7 @@ class ShardEncoder:
 
     Attributes:
         model: on the device that it runs on.
-        images: the images to encode.
-        annotations: of the same images.
+        images, annotations: of the data.
         folder: of the shards; all ranks must see the same one.
         options: of the cache.
         say: receives progress and broken images.
@@ -104,11 +104,15 @@ class ShardEncoder:
         for shard in shards:
             # Encode the shard, batch by batch.
             parts = _ShardBatches()
-            for asked in batch_sizes(shard, batch_size):
+            for _, asked in _batch_keys(shard, batch_size):
                 batch = next(batches)
                 self._report_broken(batch)
-                parts.add(self._encode_batch(batch, device), batch)
-                progress.update(asked)
+                encoded: dict[str, Tensor] = {}
+                if batch.images is not None:
+                    images = batch.images.to(device, non_blocking=True)
+                    encoded = encode_batch(self.model, images, self.options)
+                parts.add(encoded, batch)
+                progress.update(len(asked))
             tensors = parts.tensors()
             check_values(tensors, self.options.dtype)
             # Hand it to the writer, which has one shard at a time.
@@ -119,11 +123,6 @@ class ShardEncoder:
         progress.close()
         if writing is not None:
             writing.result()
-
-    def _encode_batch(self, batch: ImageBatch, device: torch.device) -> dict[str, Tensor]:
-        if batch.images is None:
-            return {}
-        return encode_batch(self.model, batch.images.to(device, non_blocking=True), self.options)
 
     def _report_broken(self, batch: ImageBatch) -> None:
         for reason in batch.broken:
@@ -161,7 +160,6 @@ class _ShardBatches:
         self._latest = tensors
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns all rows, on the CPU."""
         self._fetch()
         names = self._fetched[0] if self._fetched else {}
         return {name: torch.cat([part[name] for part in self._fetched]) for name in names}
@@ -243,12 +241,8 @@ class CacheImages(Dataset[ImageBatch]):
 def batch_loader(
     images: CacheImages, shards: Sequence[ShardPlan], *, batch_size: int, workers: int, pin_memory: bool
 ) -> WatchedLoader:
-    """Returns a loader of the batches of these shards, in order; see ``batch_sizes``."""
-    keys = [
-        (shard.size, shard.indices[start : start + batch_size])
-        for shard in shards
-        for start in range(0, len(shard.indices), batch_size)
-    ]
+    """Returns a loader of the batches of these shards, in order."""
+    keys = [key for shard in shards for key in _batch_keys(shard, batch_size)]
     return WatchedLoader(
         images,
         num_workers=workers,
@@ -259,10 +253,10 @@ def batch_loader(
     )
 
 
-def batch_sizes(shard: ShardPlan, batch_size: int) -> list[int]:
-    """Returns the number of images that each batch of a shard asks for."""
-    count = len(shard.indices)
-    return [min(batch_size, count - start) for start in range(0, count, batch_size)]
+def _batch_keys(shard: ShardPlan, batch_size: int) -> list[tuple[Size, Sequence[int]]]:
+    """Returns the size and the indices of each batch of a shard."""
+    starts = range(0, len(shard.indices), batch_size)
+    return [(shard.size, shard.indices[start : start + batch_size]) for start in starts]
 
 
 @torch.no_grad()

@@ -9,9 +9,17 @@ from latentae.latents.inspection.channels import (
     fit_gaussian,
 )
 from latentae.latents.inspection.codes import CodebookPictures, codebook_pictures, count_codes
-from latentae.latents.inspection.decoding import Interpolation, Traversal, interpolate, slerp, traverse
-from latentae.latents.inspection.encoding import encoded_latents
-from latentae.latents.inspection.samples import LatentSamples, sample_gaussian, sample_prior
+from latentae.latents.inspection.decoding import (
+    Interpolation,
+    LatentSamples,
+    Traversal,
+    interpolate,
+    sample_gaussian,
+    sample_prior,
+    slerp,
+    traverse,
+)
+from latentae.latents.inspection.sections import encoded_latents
 from latentae.latents.inspection.spectrum import RadialSpectrum, compare_spectra, radial_power_spectrum
 from latentae.report.grids import Figure
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latentae.devices import to_float64_on_cpu
-from latentae.latents.measurement import noise_generators
+from latentae.latents.statistics import noise_generators
 from latentae.report import figures
 from latentae.report.grids import Figure
 
@@ -44,7 +44,7 @@ def as_batches(maps: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
 
 
 def check_memory(values: int) -> None:
-    """Raises ValueError where so many values take more than 2 GB in float64."""
+    """Raises ValueError if this number of values takes more than 2 GB in float64."""
     if 8 * values > MOST_BYTES:
         raise ValueError(
             f"the latents need more than {MOST_BYTES / 1e9:g} GB of memory: measure fewer or smaller "
@@ -54,10 +54,7 @@ def check_memory(values: int) -> None:
 
 @torch.no_grad()
 def gather_channels(latents: Tensor | Iterable[Tensor]) -> tuple[Tensor, int]:
-    """Gathers the values of each channel.
-
-    Args:
-        latents: [B, c, h, w], or batches of them.
+    """Gathers the values of each channel of latents [B, c, h, w], or of batches of them.
 
     Returns:
         [c, n] in float64 on the CPU, and the number of images.
@@ -79,16 +76,13 @@ def gather_channels(latents: Tensor | Iterable[Tensor]) -> tuple[Tensor, int]:
 
 
 def constant_channels(mean: Tensor, std: Tensor) -> list[int]:
-    """Returns the channels that do not vary.
-
-    Their standard deviation is only rounding, compared with their mean or with the other channels.
-    """
+    """Returns the channels whose deviation is only rounding, compared with their mean or the others'."""
     return (std <= 1e-6 * torch.maximum(mean.abs(), std.max())).nonzero().flatten().tolist()
 
 
 def normal_noise(count: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Returns standard normal values [count, *shape] in float64; row i is a function of (seed, i)."""
-    generators = noise_generators(seed, torch.arange(count))
+    generators = noise_generators(seed, range(count))
     rows = [torch.randn(shape, generator=generator, dtype=torch.float64) for generator in generators]
     return torch.stack(rows) if rows else torch.zeros(0, *shape, dtype=torch.float64)
 
@@ -114,7 +108,7 @@ class LatentGaussian:
 
     @classmethod
     def of(cls, values: Tensor, images: int) -> LatentGaussian:
-        """Fits the Gaussian to values [c, n] of so many images."""
+        """Fits the Gaussian to values [c, n]; ``images`` is the number of images they come from."""
         channels, positions = values.shape
         covariance = torch.cov(values, correction=0).reshape(channels, channels)
         return cls(images, positions, values.mean(dim=1), covariance)
@@ -164,11 +158,7 @@ class LatentGaussian:
 
 
 def fit_gaussian(latents: Tensor | Iterable[Tensor]) -> LatentGaussian:
-    """Fits mean and covariance over channels to latents [B, c, h, w], or to batches of them.
-
-    Raises:
-        ValueError: no latents, batches with different numbers of channels, or more than 2 GB of values.
-    """
+    """Fits mean and covariance over channels to latents; see ``gather_channels`` for input and errors."""
     return LatentGaussian.of(*gather_channels(latents))
 
 
@@ -206,11 +196,7 @@ class ChannelCorrelations:
 
 
 def channel_correlations(latents: Tensor | Iterable[Tensor]) -> ChannelCorrelations:
-    """Measures the correlations of the channels of latents [B, c, h, w], or of batches of them, in float64.
-
-    Raises:
-        ValueError: no latents, batches with different numbers of channels, or more than 2 GB of values.
-    """
+    """Measures the correlations of the channels; see ``gather_channels`` for input and errors."""
     return ChannelCorrelations.of(fit_gaussian(latents))
 
 
@@ -219,8 +205,7 @@ class ChannelHistogram:
     """The distribution of the values of one channel.
 
     Attributes:
-        edges: [n + 1] rising and evenly spaced; a bin holds its lower edge.
-        counts: [n] int64.
+        edges, counts: [n + 1] rising and evenly spaced, and [n] int64; a bin holds its lower edge.
         mean, std, kurtosis: of the values themselves; the kurtosis is the excess, 0 of a constant.
         constant: whether the channel does not vary.
     """
@@ -235,12 +220,7 @@ class ChannelHistogram:
 
 @dataclass(frozen=True, eq=False)
 class ChannelHistograms:
-    """One histogram per channel of latents.
-
-    Attributes:
-        channels: in order.
-        values: the number of values of each channel.
-    """
+    """One histogram per channel of latents; each counts ``values`` values."""
 
     channels: list[ChannelHistogram]
     values: int
@@ -273,11 +253,9 @@ class ChannelHistograms:
             )
             for number, channel in enumerate(self.channels[:most])
         ]
-        hidden = len(self.channels) - len(panels)
-        title = "Values of the latent channels"
-        if hidden:
-            title += f" (the first {most} of {len(self.channels)})"
-        return figures.histograms(title, panels)
+        hidden = len(self.channels) > most
+        part = f" (the first {most} of {len(self.channels)})" if hidden else ""
+        return figures.histograms(f"Values of the latent channels{part}", panels)
 
     def numbers(self) -> dict[str, Any]:
         """Returns the values for JSON."""
@@ -285,10 +263,7 @@ class ChannelHistograms:
             "values": self.values,
             "channels": [
                 {
-                    "mean": channel.mean,
-                    "std": channel.std,
-                    "kurtosis": channel.kurtosis,
-                    "constant": channel.constant,
+                    **{name: getattr(channel, name) for name in ("mean", "std", "kurtosis", "constant")},
                     "first_edge": channel.edges[0].item(),
                     "bin_width": (channel.edges[1] - channel.edges[0]).item(),
                     "counts": channel.counts.tolist(),
@@ -299,21 +274,12 @@ class ChannelHistograms:
 
 
 def channel_histograms(latents: Tensor | Iterable[Tensor]) -> ChannelHistograms:
-    """Counts the values of each channel of latents [B, c, h, w], or of batches of them.
-
-    Raises:
-        ValueError: no latents, batches with different numbers of channels, or more than 2 GB of values.
-    """
-    values, _ = gather_channels(latents)
-    return ChannelHistograms.of(values)
+    """Counts the values of each channel; see ``gather_channels`` for input and errors."""
+    return ChannelHistograms.of(gather_channels(latents)[0])
 
 
 def _count(deviations: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
-    """Returns edges [n + 1] and counts [n]: bins 2^k wide, one of whose edges is the mean.
-
-    Args:
-        deviations: of the values from their mean.
-    """
+    """Returns edges [n + 1] and counts [n] of mean + deviations: bins 2^k wide, one edge at the mean."""
     narrowest = max(_FINEST * max(1.0, abs(mean)), 2 * deviations.abs().max().item() / (_MOST_BINS - 2))
     width = 2.0 ** math.ceil(math.log2(narrowest))
     if std > 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from latentae.quantizers import Quantizer, ResidualQuantizer
 from latentae.quantizers.health import code_counts, codebook_health
 from latentae.report.grids import Figure, tile_grids
 
-# A code is decoded as a map of so many positions per side; the middle one is shown, away from the borders.
+# Positions per side of the map that a code is decoded as; the middle one, away from the borders, is shown.
 _POSITIONS = 5
 
 ABOUT = (
@@ -49,20 +49,14 @@ class CodeTable:
 
     codes: Tensor
     tiles: Tensor
-    counts: Tensor | None
-    usage: float | None
-    perplexity: float | None
+    counts: Tensor | None = None
+    usage: float | None = None
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class CodebookPictures:
-    """Tables of codes, decoded.
-
-    Attributes:
-        tables: one, or one per table of a composition.
-        num_codes: K, the codes of each table.
-        about: an explanation of the figure, in sentences.
-    """
+    """Decoded tables of ``num_codes`` codes each, and ``about``, which explains the figure in sentences."""
 
     tables: list[CodeTable]
     num_codes: int
@@ -79,19 +73,17 @@ class CodebookPictures:
 
     def numbers(self) -> dict[str, Any]:
         """Returns the values for JSON."""
-        return {
-            "num_codes": self.num_codes,
-            "tables": [
-                {
-                    "codes": table.codes.tolist(),
-                    "counts": None if table.counts is None else table.counts.tolist(),
-                    "usage": table.usage,
-                    "perplexity": table.perplexity,
-                    "colours": table.tiles.mean(dim=(2, 3)).tolist(),
-                }
-                for table in self.tables
-            ],
-        }
+        tables = [
+            {
+                "codes": table.codes.tolist(),
+                "counts": None if table.counts is None else table.counts.tolist(),
+                "usage": table.usage,
+                "perplexity": table.perplexity,
+                "colours": table.tiles.mean(dim=(2, 3)).tolist(),
+            }
+            for table in self.tables
+        ]
+        return {"num_codes": self.num_codes, "tables": tables}
 
 
 @torch.no_grad()
@@ -149,16 +141,11 @@ def codebook_pictures(
         order = torch.arange(codes) if own is None else own.argsort(descending=True, stable=True)
         shown = order[:most]
         parts = [_tiles(model, number, part, common) for part in shown.split(batch_size)]
-        health = None if own is None else codebook_health(own)
-        tables.append(
-            CodeTable(
-                codes=shown,
-                tiles=torch.cat(parts),
-                counts=None if own is None else own[shown],
-                usage=None if health is None else health.usage,
-                perplexity=None if health is None else health.perplexity,
-            )
-        )
+        table = CodeTable(shown, torch.cat(parts))
+        if own is not None:
+            health = codebook_health(own)
+            table = replace(table, counts=own[shown], usage=health.usage, perplexity=health.perplexity)
+        tables.append(table)
     return CodebookPictures(tables, codes, ABOUT + _about(quantizer))
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from latentae.data import (
     CenterCrop,
+    DataSelection,
     ImageDataset,
     describe_source,
     take_evenly,
@@ -24,11 +25,10 @@ from latentae.data.decode import check_channels
 from latentae.data.seeding import check_seed
 from latentae.evaluation.blocks import open_images
 from latentae.evaluation.models import weights_sha256
-from latentae.files import write_together
+from latentae.files import check_output_folder, write_together
 from latentae.latents.inspection.channels import check_memory
 from latentae.latents.inspection.decoding import Autoencoder
-from latentae.latents.inspection.encoding import Measured, measure
-from latentae.latents.inspection.sections import NAMES, Inspected, Section, all_sections
+from latentae.latents.inspection.sections import NAMES, Inspected, Measured, Section, all_sections, measure
 from latentae.models import KLVAE, VQVAE, load_autoencoder
 from latentae.models.tiny import TinyAutoencoder
 from latentae.report.page import png_uri, render
@@ -86,14 +86,8 @@ def inspect(
     _check(out, overwrite, max_images)
     autoencoder = _open_model(model, family, device or torch.device("cpu"))
     size = _image_size(autoencoder, image_size)
-    chosen, source = open_images(
-        data,
-        split,
-        image_column=image_column,
-        dataset_config=dataset_config,
-        value_range=value_range,
-        max_pixels=max_pixels,
-    )
+    selection = DataSelection(data, split or "", image_column, dataset_config, value_range, max_pixels)
+    chosen, source = open_images(selection)
     say(f"the images: split {chosen!r}, {describe_source(source)}")
     dataset, broken = _dataset(autoencoder, take_evenly(source, max_images), size, data)
     for reason in broken:
@@ -115,17 +109,9 @@ def _check(out: Path, overwrite: bool, max_images: int) -> None:
         raise ValueError("latentae inspect runs in one process: start it without a launcher")
     if max_images < _FEWEST_IMAGES:
         raise ValueError(f"max_images is {max_images}, but must be {_FEWEST_IMAGES} or more")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} cannot be a folder: there is a file of that name")
-    place = next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"{out} cannot be written: there is no permission to write in {place}")
     if (out / PAGE).exists() and not overwrite:
         raise ValueError(f"{out} holds an inspection already: choose another --out, or add --overwrite")
-    if out.is_dir() and any(out.iterdir()) and not (out / PAGE).exists():
-        raise ValueError(
-            f"{out} holds other files than an inspection: choose a new or an empty folder for --out"
-        )
+    check_output_folder(out, "an inspection", (out / PAGE).exists())
 
 
 def _open_model(model: str, family: str | None, device: torch.device) -> Autoencoder:

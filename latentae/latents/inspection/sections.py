@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from latentae.latents.inspection.channels import (
     ABOUT_CORRELATIONS,
     ABOUT_HISTOGRAMS,
     ChannelCorrelations,
+    ChannelHistograms,
+    LatentGaussian,
+    gather_channels,
 )
-from latentae.latents.inspection.codes import codebook_pictures
+from latentae.latents.inspection.codes import codebook_pictures, count_codes
 from latentae.latents.inspection.decoding import (
+    ABOUT_FITTED,
     ABOUT_INTERPOLATION,
+    ABOUT_PRIOR,
     ABOUT_TRAVERSAL,
     Autoencoder,
+    Interpolation,
     OppositeEndsError,
     interpolate,
-    join_interpolations,
-    traverse,
-)
-from latentae.latents.inspection.encoding import Measured, encoded_latents
-from latentae.latents.inspection.samples import (
-    ABOUT_FITTED,
-    ABOUT_PRIOR,
     sample_gaussian,
     sample_prior,
+    traverse,
 )
 from latentae.latents.inspection.spectrum import ABOUT as ABOUT_SPECTRUM
-from latentae.latents.inspection.spectrum import compare_spectra
+from latentae.latents.inspection.spectrum import (
+    SMALLEST_SIDE,
+    MapPower,
+    RadialSpectrum,
+    average_power,
+    compare_spectra,
+    map_power,
+)
+from latentae.latents.statistics import noise_generators
 from latentae.models import KLVAE, VQVAE
 from latentae.report.grids import Figure
 
@@ -38,7 +50,7 @@ NAMES = ("histograms", "spectrum", "correlations", "interpolation", "samples", "
 
 _MOST_CHANNELS = 16
 _SAMPLES = 7
-# Of all tables of a composition together.
+# Codes that are shown, over all tables of a composition.
 _MOST_CODES = 1024
 
 
@@ -48,9 +60,7 @@ class Section:
 
     Attributes:
         name: of its files and its key in the numbers.
-        title: its heading.
         figure: None where it could not be made; the remarks say why.
-        numbers: for JSON.
         about: an explanation of the figure, in sentences.
         remarks: particular to this model or these images.
     """
@@ -91,30 +101,17 @@ class Inspected:
 
 def all_sections(inspected: Inspected) -> list[Section]:
     """Makes every section of this kind of model, in the order of the page."""
-    makers: list[Callable[[Inspected], Section]] = [
-        _histograms,
-        _spectra,
-        _correlations,
-        _interpolation,
-        _samples,
-        _traversal,
-    ]
-    if isinstance(inspected.model, VQVAE):
-        makers.append(_codes)
-    return [make(inspected) for make in makers]
+    makers = (_histograms, _spectra, _correlations, _interpolation, _samples, _traversal)
+    sections = [make(inspected) for make in makers]
+    return [*sections, _codes(inspected)] if isinstance(inspected.model, VQVAE) else sections
 
 
 def _histograms(inspected: Inspected) -> Section:
     found = inspected.measured.histograms
     constant = [number for number, channel in enumerate(found.channels) if channel.constant]
-    return Section(
-        "histograms",
-        "Values of the channels",
-        found.figure(_MOST_CHANNELS),
-        found.numbers(),
-        ABOUT_HISTOGRAMS,
-        _constant_remarks(constant),
-    )
+    title, remarks = "Values of the channels", _constant_remarks(constant)
+    figure = found.figure(_MOST_CHANNELS)
+    return Section("histograms", title, figure, found.numbers(), ABOUT_HISTOGRAMS, remarks)
 
 
 def _spectra(inspected: Inspected) -> Section:
@@ -127,14 +124,9 @@ def _spectra(inspected: Inspected) -> Section:
     if not found:
         _, height, width = inspected.latents_shape
         remarks = [f"latents of {height}x{width} are too small for a spectrum: take a larger --image-size"]
-    return Section(
-        "spectrum",
-        "Coarse and fine detail",
-        compare_spectra(found) if found else None,
-        {name: one.numbers() for name, one in found.items()},
-        ABOUT_SPECTRUM,
-        tuple(remarks),
-    )
+    figure = compare_spectra(found) if found else None
+    numbers = {name: one.numbers() for name, one in found.items()}
+    return Section("spectrum", "Coarse and fine detail", figure, numbers, ABOUT_SPECTRUM, tuple(remarks))
 
 
 def _correlations(inspected: Inspected) -> Section:
@@ -142,14 +134,8 @@ def _correlations(inspected: Inspected) -> Section:
     remarks = _constant_remarks(found.constant)
     if len(found.matrix) == 1:
         remarks += ("there is one channel, so there is nothing to correlate it with",)
-    return Section(
-        "correlations",
-        "Channels that repeat others",
-        found.figure(),
-        found.numbers(),
-        ABOUT_CORRELATIONS,
-        remarks,
-    )
+    title = "Channels that repeat others"
+    return Section("correlations", title, found.figure(), found.numbers(), ABOUT_CORRELATIONS, remarks)
 
 
 def _interpolation(inspected: Inspected) -> Section:
@@ -164,25 +150,18 @@ def _interpolation(inspected: Inspected) -> Section:
     ]
     pairs.append(("two noises", noises[0], noises[1]))
     found, labels, remarks = [], [], []
+    decoding: Any = {"centre": gaussian.mean, **inspected.decoding}
     for label, first, second in pairs:
         try:
-            found.append(
-                interpolate(
-                    inspected.model, first[None], second[None], centre=gaussian.mean, **inspected.decoding
-                )
-            )
+            found.append(interpolate(inspected.model, first[None], second[None], **decoding))
             labels.append(label)
         except OppositeEndsError as error:  # latents of one or two values can be opposite
             remarks.append(f"{label}: {error}")
-    joined = join_interpolations(found) if found else None
-    return Section(
-        "interpolation",
-        "From one image to another",
-        None if joined is None else joined.figure(labels),
-        {} if joined is None else {"pairs": labels, **joined.numbers()},
-        ABOUT_INTERPOLATION,
-        tuple(remarks),
-    )
+    title, figure, numbers = "From one image to another", None, {}
+    if found:
+        joined = Interpolation.join(found)
+        figure, numbers = joined.figure(labels), {"pairs": labels, **joined.numbers()}
+    return Section("interpolation", title, figure, numbers, ABOUT_INTERPOLATION, tuple(remarks))
 
 
 def _samples(inspected: Inspected) -> Section:
@@ -190,15 +169,9 @@ def _samples(inspected: Inspected) -> Section:
     about = ABOUT_FITTED
     numbers: dict[str, Any] = {"kl_fitted_to_prior_nats_per_position": gaussian.divergence}
     remarks: list[str] = []
+    drawing: Any = {"seed": inspected.seed, **inspected.decoding}
     if isinstance(model, KLVAE):
-        found = sample_prior(
-            model,
-            _SAMPLES,
-            inspected.latents_shape,
-            fitted=gaussian,
-            seed=inspected.seed,
-            **inspected.decoding,
-        )
+        found = sample_prior(model, _SAMPLES, inspected.latents_shape, fitted=gaussian, **drawing)
         about = ABOUT_PRIOR + about
         if gaussian.divergence is not None:
             remarks.append(
@@ -206,18 +179,10 @@ def _samples(inspected: Inspected) -> Section:
                 "means that latents are distributed like the prior"
             )
     else:
-        found = sample_gaussian(
-            model, gaussian, _SAMPLES, inspected.latents_shape[1:], seed=inspected.seed, **inspected.decoding
-        )
+        found = sample_gaussian(model, gaussian, _SAMPLES, inspected.latents_shape[1:], **drawing)
         remarks.append(f"a {type(model).__name__} has no prior, so only the fitted Gaussian is shown")
-    return Section(
-        "samples",
-        "Noise, decoded",
-        found.figure(),
-        {**numbers, **found.numbers()},
-        about,
-        tuple(remarks),
-    )
+    numbers |= found.numbers()
+    return Section("samples", "Noise, decoded", found.figure(), numbers, about, tuple(remarks))
 
 
 def _traversal(inspected: Inspected) -> Section:
@@ -225,13 +190,8 @@ def _traversal(inspected: Inspected) -> Section:
     (latents,) = encoded_latents(inspected.model, [batch], sample=False)
     gaussian = inspected.measured.gaussian
     channels = len(gaussian.mean)
-    found = traverse(
-        inspected.model,
-        latents[0],
-        gaussian.std,
-        channels=range(min(channels, _MOST_CHANNELS)),
-        **inspected.decoding,
-    )
+    moved = range(min(channels, _MOST_CHANNELS))
+    found = traverse(inspected.model, latents[0], gaussian.std, channels=moved, **inspected.decoding)
     remarks = _constant_remarks(gaussian.constant)
     if channels > _MOST_CHANNELS:
         remarks += (f"the figure shows the first {_MOST_CHANNELS} of {channels} channels",)
@@ -257,3 +217,95 @@ def _constant_remarks(channels: list[int]) -> tuple[str, ...]:
 
 def _join(numbers: list[int]) -> str:
     return ", ".join(str(number) for number in numbers)
+
+
+KEPT = 4
+"""The number of images that are kept, to interpolate between and to traverse from."""
+
+_SPECTRA = ("images", "images, averaged down", "latents")
+
+
+@torch.no_grad()
+def encoded_latents(
+    model: Autoencoder, batches: Iterable[Any], *, seed: int = 0, sample: bool = True
+) -> Iterator[Tensor]:
+    """Yields the raw latents [B, c, h, w] of each batch, as ``encode`` gives them and ``decode`` takes them.
+
+    Args:
+        model: in eval mode.
+        batches: with ``images`` [B, C, H, W] in [−1, 1] and ``indices`` [B].
+        seed: of the posterior's noise, which is a function of (seed, index of the image).
+        sample: True: samples of the posterior, which denoisers learn from; False: its mode. VQ models have
+            one value for both, the continuous latent before quantization.
+
+    Raises:
+        ValueError: latents that are not finite.
+    """
+    for batch in batches:
+        posterior = model.encode(batch["images"].to(model.device, model.dtype)).latent_dist
+        generators: Any = noise_generators(seed, batch["indices"])
+        latents = posterior.sample(generators) if sample else posterior.mode()
+        if not bool(latents.isfinite().all()):
+            raise ValueError(
+                f"latents of {model.dtype} are not finite: the model's weights are broken, or too large for "
+                "this dtype; use float32"
+            )
+        yield latents
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Statistics of the raw latents of a number of ``images``.
+
+    Attributes:
+        spectra: of the images, of the images averaged down to the latents' size, and of the latents, by name;
+            empty where the latents are too small for a spectrum.
+        counts: how often each code occurred, of VQ models.
+        kept: [n, C, H, W] the first images, n ≤ 4.
+    """
+
+    images: int
+    gaussian: LatentGaussian
+    histograms: ChannelHistograms
+    spectra: dict[str, RadialSpectrum]
+    counts: Tensor | None
+    kept: Tensor
+
+
+@torch.no_grad()
+def measure(model: Autoencoder, batches: Iterable[Any], *, seed: int = 0) -> Measured:
+    """Encodes each image once, to samples of the posterior, and measures these in float64.
+
+    All latents are kept in memory. The size of the batches changes the result by rounding only.
+
+    Args:
+        model: in eval mode.
+        batches: with ``images`` [B, C, H, W] in [−1, 1], all of one size, and ``indices`` [B].
+        seed: of the posterior's noise.
+
+    Raises:
+        ValueError: no images, images of several sizes, or latents that are not finite or need more than 2 GB.
+    """
+    gathered: list[Tensor] = []
+    kept: list[Tensor] = []
+    powers: dict[str, list[MapPower]] = {name: [] for name in _SPECTRA}
+    for batch in batches:
+        images = batch["images"]
+        (latents,) = encoded_latents(model, [batch], seed=seed)
+        gathered.append(latents.cpu())
+        kept += list(images[: KEPT - len(kept)])
+        # The power spectra, image by image: images themselves are not kept
+        if min(latents.shape[2:]) >= SMALLEST_SIDE:
+            height, width = latents.shape[2:]
+            small = F.adaptive_avg_pool2d(images.double(), (height, width))
+            for own, maps in zip(powers.values(), (images, small, latents), strict=True):
+                own.append(map_power(maps))
+    values, count = gather_channels(gathered)
+    return Measured(
+        images=count,
+        gaussian=LatentGaussian.of(values, count),
+        histograms=ChannelHistograms.of(values),
+        spectra={name: average_power(parts) for name, parts in powers.items() if parts},
+        counts=count_codes(model, gathered) if isinstance(model, VQVAE) else None,
+        kept=torch.stack(kept),
+    )

@@ -98,10 +98,9 @@ class RadialSpectrum:
 
 @dataclass(frozen=True, eq=False)
 class MapPower:
-    """The power of single maps, before it is averaged over them.
+    """The power of single maps of one size (h, w), before it is averaged over them.
 
     Attributes:
-        size: (h, w) of the maps.
         bins: [n] the number of frequencies in each ring.
         power: [B, c, n] the mean power of each ring.
         mean, variance: [B, c] of the maps; the mean is weighted by the window.
@@ -151,11 +150,7 @@ def map_power(maps: Tensor) -> MapPower:
 
 
 def average_power(parts: Sequence[MapPower]) -> RadialSpectrum:
-    """Averages the power of maps of one size.
-
-    Raises:
-        ValueError: no maps, or maps of several sizes or numbers of channels.
-    """
+    """Averages the power of maps; raises ValueError for none, or several sizes or numbers of channels."""
     if not sum(len(part.power) for part in parts):
         raise ValueError("there are no maps to take a spectrum of")
     shape = [parts[0].mean.shape[1], *parts[0].size]
@@ -179,8 +174,7 @@ def average_power(parts: Sequence[MapPower]) -> RadialSpectrum:
 def radial_power_spectrum(maps: Tensor | Iterable[Tensor]) -> RadialSpectrum:
     """Measures the radial power spectrum of maps [B, c, h, w], or of batches of them: latents, or images.
 
-    Raises:
-        ValueError: no maps, sides below 4, or maps of different sizes.
+    Raises ValueError for no maps, sides below 4, or maps of different sizes.
     """
     return average_power([map_power(batch) for batch in as_batches(maps)])
 
@@ -204,10 +198,7 @@ def _label(name: str, slope: float | None) -> str:
 
 
 def _rings(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Returns the ring of each frequency [h, w], and how many are in rings 1 to n.
-
-    Ring 0 is the mean, ring n + 1 lies outside.
-    """
+    """Returns the ring of each frequency [h, w] (0: mean; n + 1: outside) and the sizes of rings 1 to n."""
     side = min(height, width)
     rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width))
     ring = (side * torch.hypot(rows[:, None], columns)).round().long()

@@ -115,7 +115,7 @@ def test_a_full_disk_changes_nothing_and_is_tried_again(places, monkeypatch):
         ({"max_images": 1}, "max_images is 1"),
         ({"seed": -1}, "seed=-1 must be 0 or more"),
         ({"image_size": 1}, "image_size is 1, but a latent of this model stands for 2x2 pixels"),
-        ({"out": "images/0.png"}, "there is a file of that name"),
+        ({"out": "images/0.png"}, "0.png is a file"),
         ({"data": "nowhere"}, "does not exist"),
         ({"batch_size": 0}, "batch_size=0"),
     ],

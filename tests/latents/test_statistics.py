@@ -7,8 +7,14 @@ import torch
 
 from latentae.data import FolderSource, ImageDataset, RandomCrop
 from latentae.data.loader import epoch_order
-from latentae.latents.measurement import Views, measure_latents, noise_generators, view_loader
-from latentae.latents.statistics import LatentStatistics, merge_over_ranks
+from latentae.latents.statistics import (
+    LatentStatistics,
+    Views,
+    measure_latents,
+    merge_over_ranks,
+    noise_generators,
+    view_loader,
+)
 from tests.latents.conftest import batches_of, draw_tensors, make_kl, make_vq
 
 
