@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from latentae.data import ImageDataset, Sample
-from latentae.data.batches import collate
-from latentae.data.loader import epoch_order
+from latentae.data.loader import collate, epoch_order
 from latentae.data.seeding import POSTERIOR
 from latentae.latents.statistics import LatentStatistics, merge_over_ranks
 from latentae.models import KLVAE, VQVAE
