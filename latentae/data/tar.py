@@ -284,7 +284,7 @@ def scan_tar(path: Path) -> tuple[TarIndex, TarIndex]:
                 elif not is_image and member.size <= _LARGEST_OTHER:
                     others.append(entry)
             if not _ends_properly(path, archive.offset):
-                damage = "what follows is no tar file any more"
+                damage = "what follows is not part of a tar file"
     except (tarfile.TarError, ValueError, OverflowError) as error:  # what tarfile raises for broken headers
         damage = str(error)
     return TarIndex.of(path, images, damage), TarIndex.of(path, others, damage)

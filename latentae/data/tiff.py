@@ -266,8 +266,8 @@ def _check_readable(page: Any, layout: Layout, channels: int) -> None:
         )
     if layout.samples > colours and not layout.extras and not layout.is_rgba:
         raise ValueError(
-            f"a TIFF of {layout.samples} samples a pixel that does not say what those beyond {colours} are "
-            "(ExtraSamples): ask for as many channels as it has"
+            f"a TIFF of {layout.samples} samples per pixel that does not state what those after the first "
+            f"{colours} mean (ExtraSamples): ask for as many channels as it has"
         )
 
 
