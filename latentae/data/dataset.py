@@ -1,12 +1,13 @@
-"""Samples: a source and a transform, with every random number a function of (seed, epoch, index)."""
+"""Map-style samples: a source and a transform, with every draw a function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -14,32 +15,77 @@ from tqdm import tqdm
 
 from latentae import distributed
 from latentae.data.decode import BrokenImageError, check_channels
-from latentae.data.image_source import ImageSource, SubsetSource
-from latentae.data.samples import EncodedImage, Sample, make_sample
 from latentae.data.seeding import REPLACEMENT, SAMPLE, check_seed, generator
+from latentae.data.source import EncodedImage, ImageSource, SubsetSource
 from latentae.data.transforms import Transform, common_minimum_side
 
 _SECONDS_OF_SILENCE, _SECONDS_BETWEEN_LINES = 2.0, 15.0
 
 
-class ImageDataset(torch.utils.data.Dataset[Sample]):
-    """`dataset[epoch, index]` is the `Sample` of image `index` as epoch `epoch` sees it.
+class Sample(TypedDict):
+    """One image.
 
-    It depends on (seed, epoch, index) only, and so not on batches, workers, ranks or resumes. An
-    image that cannot be decoded is replaced by another, which (seed, epoch, index) chooses as well.
-    `dataset[epoch, index, resolution]` is the same image made by `resolutions[resolution]`.
+    Keys:
+        images: [C, H, W] in [-1, 1].
+        index: the index that was asked for.
+        name: the name of the image that is shown.
+        broken: describes the images that could not be decoded and were replaced, a line ``name: reason`` for
+            each. If it is empty, ``name`` is the name of image ``index``.
+    """
+
+    images: torch.Tensor
+    index: int
+    name: str
+    broken: str
+
+
+def make_sample(
+    candidates: Iterable[EncodedImage],
+    transform: Transform,
+    rng: np.random.Generator,
+    *,
+    channels: int,
+    minimum_side: int | None,
+    index: int,
+) -> Sample:
+    """Makes the sample of the first candidate that can be decoded.
+
+    Raises BrokenImageError if none can.
+    """
+    broken: list[str] = []
+    for candidate in candidates:
+        try:
+            picture = candidate.load(channels, minimum_side)
+        except BrokenImageError as error:
+            broken.append(str(error))
+            continue
+        return Sample(
+            images=transform(picture, rng), index=index, name=candidate.name, broken="\n".join(broken)
+        )
+    raise BrokenImageError(
+        f"{len(broken)} images in a row cannot be decoded, the first being {broken[0]}; "
+        "check the data and the number of channels"
+    )
+
+
+class ImageDataset(torch.utils.data.Dataset[Sample]):
+    """``dataset[epoch, index]`` is the ``Sample`` of image ``index`` in epoch ``epoch``.
+
+    It depends on (seed, epoch, index) only: not on batches, workers, ranks or resumes. An image that cannot
+    be decoded is replaced by another one, chosen by (seed, epoch, index) as well.
+    ``dataset[epoch, index, resolution]`` is the same image, transformed by ``resolutions[resolution]``.
 
     Args:
         source: the images.
-        transform: makes the tensor, e.g. `RandomCrop`.
-        channels: 1 or more; see `decode_image`.
+        transform: makes the tensor, e.g. ``RandomCrop``.
+        channels: 1 or more; see ``decode_image``.
         seed: 0 or more.
         max_retries: how many replacements are tried for one sample.
-        resolutions: transforms to tensors of other sizes, of which `training_loader` gives each batch one.
+        resolutions: transforms to tensors of other sizes, of which ``training_loader`` gives each batch one.
 
     Raises:
-        ValueError: the source is empty, or a number is out of its range.
-        BrokenImageError (from `dataset[...]`): neither the image nor any replacement could be decoded.
+        ValueError: the source is empty, or a number is out of range.
+        BrokenImageError (from ``dataset[...]``): neither the image nor any replacement can be decoded.
     """
 
     def __init__(
@@ -68,7 +114,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         return len(self.source)
 
     def name(self, index: int) -> str:
-        """What image `index` is called in messages."""
+        """Returns the name of image ``index`` for messages."""
         return self.source.name(index)
 
     def __getitem__(self, key: tuple[int, int] | tuple[int, int, int]) -> Sample:
@@ -95,12 +141,12 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
 def check_images(
     source: ImageSource, channels: int, limit: int = 1000, minimum_side: int | None = None
 ) -> list[str]:
-    """Decode up to `limit` images, spread evenly over `source`, in threads; several ranks share the work.
+    """Decodes up to ``limit`` images, spread evenly over ``source``, in threads; ranks share the work.
 
-    Where that takes long, a bar shows how far it is. `minimum_side` is `ImageSource.load`'s.
+    Shows a progress bar if that takes long. ``minimum_side`` is that of ``ImageSource.load``.
 
-    Returns the descriptions, `name: reason`, of those broken among this rank's part. Raises ValueError if
-    channels or limit is out of its range.
+    Returns a line ``name: reason`` for each broken image in this rank's part. Raises ValueError if channels
+    or limit is out of range.
     """
     check_channels(channels)
     if limit < 0:
@@ -113,11 +159,11 @@ def check_images(
 def without_broken(
     source: ImageSource, channels: int, minimum_side: int | None = None
 ) -> tuple[ImageSource, list[str]]:
-    """Decode every image: the source without the broken ones, and this rank's descriptions of those.
+    """Decodes every image; returns the source without the broken ones, and this rank's lines about those.
 
-    For validation, where each image counts exactly once. Each rank decodes its part, so every rank must
-    call it; the source comes out the same on all. Where that takes long, a bar shows how far it is.
-    `minimum_side` is `ImageSource.load`'s. Raises BrokenImageError if all are broken.
+    For validation, where each image counts exactly once. Each rank decodes its part, so every rank must call
+    this; the returned source is the same on all. Shows a progress bar if that takes long. ``minimum_side`` is
+    that of ``ImageSource.load``. Raises BrokenImageError if all images are broken.
     """
     check_channels(channels)
     reasons = _decode_all(source, channels, _own_part(len(source)), minimum_side)
@@ -133,7 +179,7 @@ def without_broken(
 
 
 def _own_part(count: int) -> range:
-    """The positions of 0 to `count` that are this rank's: contiguous, so that parts joined are in order."""
+    """Returns this rank's part of ``range(count)``. Parts are contiguous: joined, they are in order."""
     rank, world_size = distributed.rank(), distributed.world_size()
     return range(count * rank // world_size, count * (rank + 1) // world_size)
 
@@ -141,7 +187,7 @@ def _own_part(count: int) -> range:
 def _decode_all(
     source: ImageSource, channels: int, indices: Sequence[int], minimum_side: int | None
 ) -> list[str]:
-    """Why each of the images cannot be decoded; "" for those that can. Decoders release Python's lock."""
+    """Returns why each image cannot be decoded; "" if it can. Decoders release Python's lock."""
 
     def reason(index: int) -> str:
         try:
@@ -157,7 +203,7 @@ def _decode_all(
             total=len(indices),
             unit="image",
             delay=_SECONDS_OF_SILENCE,
-            # A log gets a line now and then, a terminal a bar that moves.
+            # A terminal shows a moving bar, a log an occasional line.
             mininterval=0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES,
             maxinterval=_SECONDS_BETWEEN_LINES,
             leave=False,

@@ -1,4 +1,4 @@
-"""Decode one image into an array: every file format, mode and defect in one place."""
+"""Decodes one image into an array: handles every file format, mode and defect."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import stat
 import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -14,19 +15,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from latentae.data.arrays import ARRAY_MAGIC, ARRAY_SUFFIXES, read_array, to_pixels
-from latentae.data.levels import ValueRange, deep_to_fractions
-from latentae.data.names import printable, printable_name
-from latentae.data.png import PNG_MAGIC, without_text
-from latentae.data.suffixes import picture_suffixes
+from latentae.data.arrays import (
+    ARRAY_MAGIC,
+    ARRAY_SUFFIXES,
+    ValueRange,
+    deep_to_fractions,
+    read_array,
+    to_pixels,
+)
+from latentae.data.names import picture_suffixes, printable, printable_name
 from latentae.data.tiff import TIFF_MAGIC, Layout, band_pages, read_page
 
 MAX_PIXELS = 200_000_000
-"""Pixels of the largest picture that is decoded unless another limit is given: the largest of phones."""
+"""Pixels of the largest picture that is decoded by default: the largest that phones take."""
 
-# Formats that Pillow knows and that are not read: why, and what to do.
+# Formats that Pillow knows but that are not read: why, and what to do.
 REFUSED_FORMATS = {
     "EPS": "Pillow would start Ghostscript on it: convert it to PNG",
     "WMF": "only Windows can draw it: convert it to PNG",
@@ -37,8 +42,8 @@ REFUSED_FORMATS = {
     "MPEG": "it is a video: extract its frames",
 }
 Image.init()
-# The formats that are read: all that Pillow knows, also from plugins, but those. First come those whose files
-# begin with a mark of their own, so that the others are not tried on them.
+# The formats that are read: all others that Pillow knows, also from plugins. Formats with a magic number
+# come first, so that the others are not tried on their files.
 FORMATS = tuple(
     sorted(
         (name for name in Image.ID if name not in REFUSED_FORMATS),
@@ -47,15 +52,15 @@ FORMATS = tuple(
 )
 PICTURE_SUFFIXES = picture_suffixes(FORMATS)
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *ARRAY_SUFFIXES)
-PICTURE_CHANNELS = (1, 3, 4)  # what every picture can be converted to
+PICTURE_CHANNELS = (1, 3, 4)  # every picture can be converted to these
 _LONGEST_REASON = 600
-_BY_WAY_OF = {"LAB": "RGB", "La": "LA"}  # modes that Pillow converts to no other
+_BY_WAY_OF = {"LAB": "RGB", "La": "LA"}  # the only modes that Pillow converts these to
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 class BrokenImageError(ValueError):
-    """An image could not be decoded; the message is `<which image>: <why>`, in one printable line."""
+    """An image could not be decoded. The message is `<name of the image>: <why>`, one printable line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(" ".join(message.splitlines())))
@@ -63,7 +68,7 @@ class BrokenImageError(ValueError):
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked of an image: see `decode_image`."""
+    """The arguments of `decode_image`."""
 
     channels: int
     value_range: ValueRange | None
@@ -71,8 +76,8 @@ class _Request:
     minimum_side: int | None = None
 
     def check_size(self, width: int, height: int) -> None:
-        # Pillow only warns between its limit and twice that; and turning that warning into an error by a
-        # filter would not be safe in threads.
+        # Between its limit and twice the limit Pillow only warns. A filter that turns this warning into an
+        # error would not be safe in threads.
         if width * height > self.max_pixels:
             raise ValueError(self.too_large(f"{width} by {height} are {width * height}"))
 
@@ -84,7 +89,7 @@ class _Request:
 
 
 def check_channels(channels: int) -> None:
-    """Raise ValueError unless some image has this number of channels."""
+    """Raises ValueError unless an image can have this number of channels."""
     if channels < 1:
         raise ValueError(
             f"channels={channels} must be 1 or more: pictures decode to 1 (grey), 3 (RGB) or 4 (RGBA) "
@@ -95,42 +100,42 @@ def check_channels(channels: int) -> None:
 def decode_image(
     data: bytes | Path | Image.Image,
     channels: int,
-    *,
     minimum_side: int | None = None,
+    *,
     max_pixels: int | None = None,
     name: str | None = None,
     value_range: ValueRange | None = None,
-) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Decode an image file of any format Pillow reads, or a .npy file, or convert an open PIL image.
+) -> Pixels:
+    """Decodes an image file of any format Pillow reads or a .npy file, or converts an open PIL image.
 
     The content decides what a file is, not its suffix; see `FORMATS`.
 
     Args:
-        data: the bytes of a file, its path, or a PIL image (which is left as it is).
-        channels: 1 (grey, ITU-R 601 luma), 3 (RGB) or 4 (RGBA, opaque where the file has no alpha). Any
-            other number is had from a .npy file with as many, from a TIFF with as many samples per pixel,
-            or from one with as many pages, each grey. 4 are also had from a TIFF with four samples, of
-            which none is alpha.
-        minimum_side: where given, a JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its
-            size whose shorter side still has this many pixels, which is several times faster.
+        data: the bytes of a file, its path, or a PIL image (which is not changed).
+        channels: 1 (grey, ITU-R 601 luma), 3 (RGB) or 4 (RGBA, opaque if the file has no alpha). Any other
+            number needs a .npy file with as many channels, or a TIFF with as many samples per pixel or as
+            many grey pages. 4 may also be a TIFF with four samples of which none is alpha.
+        minimum_side: if given, a JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its size whose
+            shorter side still has this many pixels, which is several times faster.
         max_pixels: pictures with more pixels count as broken (a decompression bomb takes all memory);
-            None: `MAX_PIXELS`. A .npy file is not compressed, and has no limit.
-        name: what to call the image in an error; None: the path, where there is one.
-        value_range: of images of more than 8 bits, the stored numbers that stand for black and for white;
-            what lies outside is clipped. None: 0 and the largest number of 9 to 16 bits, 0 and 1 for floats.
+            None: `MAX_PIXELS`. A .npy file is not compressed, so it has no limit.
+        name: the name of the image in errors; None: its path, if there is one.
+        value_range: for images of more than 8 bits, the stored numbers that stand for black and for white;
+            numbers outside are clipped. None: 0 and the largest number of 9 to 16 bits, 0 and 1 for floats.
 
     Returns:
         [height, width, channels], uint8 in [0, 255]; float32 in [0, 1] for grey images of more than 8 bits
-        and of floats. Colour files of 16 bits a channel come out of Pillow as 8. The orientation (EXIF) is
+        and for floats. Pillow reduces colour files with 16 bits per channel to 8. The orientation (EXIF) is
         applied. Transparency (an alpha channel, a transparent palette entry or colour) is composited over
-        white when channels is 1 or 3, and kept when it is 4. Of an image of several pages or frames, the
-        first, when channels is 1, 3 or 4. Arrays (.npy) as `to_pixels` has it: they must have exactly these
-        channels, and a large one of uint8 is read-only, its pixels read when they are used.
+        white if channels is 1 or 3, and kept if it is 4. If channels is 1, 3 or 4, the first page or frame is
+        decoded. Arrays (.npy) are read by `to_pixels`: they must have exactly these channels, and a large
+        uint8 array is memory-mapped and read-only.
 
     Raises:
         ValueError: channels is less than 1.
-        BrokenImageError: the image is empty, truncated, of another format, too large, unreadable, or has not
-            that number of channels, or its numbers mean something that is not undone (see `Layout`).
+        BrokenImageError: the image is empty, truncated, of another format, too large or unreadable, it does
+            not have that number of channels, or its numbers have a meaning that is not supported (see
+            `Layout`).
     """
     check_channels(channels)
     label = printable_name(name or _label(data))
@@ -150,9 +155,9 @@ def decode_image(
             except ValueError:
                 if not beginning.startswith(PNG_MAGIC):
                     raise
-                # Pillow has limits for texts and profiles, too.
+                # Pillow also has limits for texts and profiles.
                 return _decode_file(without_text(_read(data)), request)
-    except MemoryError:  # says something about this machine, not about the image
+    except MemoryError:  # the fault of this machine, not of the image
         raise
     except UnidentifiedImageError as error:
         raise BrokenImageError(f"{label}: {_unidentified(data)}") from error
@@ -160,12 +165,12 @@ def decode_image(
         raise BrokenImageError(f"{label}: {_describe_bomb(data, error, request)}") from error
     except Exception as error:  # Pillow's decoders fail in a dozen ways: SyntaxError, struct.error, ...
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        reason = printable(" ".join(reason.split()), _LONGEST_REASON)  # one may hold a name of any length
+        reason = printable(" ".join(reason.split()), _LONGEST_REASON)  # it may contain a name of any length
         raise BrokenImageError(f"{label}: {reason}") from error
 
 
 class _PillowLimit:
-    """How many are decoding, and Pillow's own limit before the first of them began."""
+    """How many threads are decoding, and Pillow's own limit before the first of them began."""
 
     lock = threading.Lock()
     decoding = 0
@@ -174,10 +179,10 @@ class _PillowLimit:
 
 @contextmanager
 def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Raises Pillow's limit for whole pictures, `PIL.Image.MAX_IMAGE_PIXELS`, to at least `max_pixels`.
+    """Raises Pillow's limit, `PIL.Image.MAX_IMAGE_PIXELS`, to at least `max_pixels`.
 
-    Pillow has the one limit for all threads; it is put back when no thread decodes any more. Each picture is
-    held to its own `max_pixels` by `_Request.check_size`.
+    Pillow has one limit for all threads. It is restored when no thread decodes any more.
+    `_Request.check_size` applies each picture's own `max_pixels`.
     """
     with _PillowLimit.lock:
         if not _PillowLimit.decoding:
@@ -195,7 +200,7 @@ def _pillow_limit(max_pixels: int) -> Iterator[None]:
 
 
 def _decode_file(data: bytes | Path, request: _Request) -> Pixels:
-    """A file of any format but TIFF and .npy."""
+    """Decodes a file of any format but TIFF and .npy."""
     with _open(data) as image:
         request.check_size(*image.size)
         if request.minimum_side is not None:
@@ -223,12 +228,12 @@ def _label(data: bytes | Path | Image.Image) -> str:
 
 
 def _beginning(data: bytes | Path) -> bytes:
-    """The first bytes of a file, whose content decides and not its suffix; ValueError where it is empty."""
+    """Reads the first bytes of a file; raises ValueError if it is empty."""
     if isinstance(data, bytes):
         beginning = data[:16]
     else:
-        if not stat.S_ISREG(data.stat().st_mode):  # opening a pipe would wait for ever
-            raise ValueError("it is no file, but a folder, a pipe or a device")
+        if not stat.S_ISREG(data.stat().st_mode):  # opening a pipe would wait forever
+            raise ValueError("it is not a file, but a folder, a pipe or a device")
         with data.open("rb") as stream:
             beginning = stream.read(16)
     if not beginning:
@@ -254,41 +259,41 @@ def _unidentified(data: bytes | Path | Image.Image) -> str:
 def _describe_bomb(
     data: bytes | Path | Image.Image, error: Image.DecompressionBombError, request: _Request
 ) -> str:
-    """Why Pillow refused to open a picture, with the width and height that it did not give."""
+    """Says why Pillow refused to open a picture, with the width and height, which Pillow does not state."""
     size = None if isinstance(data, Image.Image) else _stated_size(data)
     if size is not None and size[0] * size[1] > request.max_pixels:
         return request.too_large(f"{size[0]} by {size[1]} are {size[0] * size[1]}")
-    # A picture inside of another one, as in an icon.
+    # A picture inside another one, as in an icon.
     count = next((word[1:] for word in str(error).split() if word[:1] == "("), "?")
     return request.too_large(count)
 
 
 def _stated_size(data: bytes | Path) -> tuple[int, int] | None:
-    """Width and height in the header of a picture, whatever they are: `Image.open` without its limit."""
+    """Reads width and height from the header of a picture, without the limit of `Image.open`."""
     beginning = _beginning(data)
     with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:
         for name in FORMATS:
             factory, accept = Image.OPEN[name]
             if accept is None or accept(beginning) is True:
                 stream.seek(0)
-                # What `Image.open` takes for a file of another format, and a bomb inside of this one.
+                # Errors by which `Image.open` recognises another format, and a bomb inside this one.
                 with suppress(SyntaxError, IndexError, TypeError, struct.error, Image.DecompressionBombError):
                     return factory(stream, "").size
     return None
 
 
 def _check_sixteen_bits(image: ImageFile.ImageFile, request: _Request) -> None:
-    """Refuses to apply a `value_range` to colours of which Pillow leaves 8 of 16 bits."""
+    """Refuses a `value_range` for colours of 16 bits, of which Pillow keeps 8."""
     is_deep = any(";16" in str(tile[3]) for tile in image.tile) and not image.mode.startswith("I")
     if is_deep and request.value_range not in (None, (0, 65535)):
         raise ValueError(
-            f"a {image.format} of 16 bits in mode {image.mode}, of which Pillow gives 8, and value_range is "
+            f"a {image.format} of 16 bits in mode {image.mode}, of which Pillow keeps 8, and value_range is "
             f"{list(request.value_range or ())}: store it as TIFF or .npy, or leave value_range out"
         )
 
 
 def _scale_transparency(image: ImageFile.ImageFile) -> None:
-    """The colour of a PNG that is transparent, in the 8 bits of the pixels rather than in the file's."""
+    """Scales the transparent colour of a PNG from the bits of the file to the 8 bits of the pixels."""
     key = image.info.get("transparency")
     rawmode = str(image.tile[0][3]) if image.tile else ""
     if isinstance(key, int) and rawmode in ("L;2", "L;4"):
@@ -298,7 +303,7 @@ def _scale_transparency(image: ImageFile.ImageFile) -> None:
 
 
 def _decode_tiff(data: bytes | Path, request: _Request) -> Pixels:
-    """A TIFF: its first page, or as many pages as there are channels."""
+    """Decodes the first page of a TIFF, or as many pages as there are channels."""
     if request.channels in PICTURE_CHANNELS:
         return _decode_page(data, 0, request)
     pages = band_pages(data)
@@ -326,7 +331,7 @@ def _decode_tiff(data: bytes | Path, request: _Request) -> Pixels:
 
 
 def _decode_page(data: bytes | Path, number: int, request: _Request) -> Pixels:
-    """One page of a TIFF, by Pillow where it reads it as its tags say, else by tifffile."""
+    """Decodes one page of a TIFF: by Pillow if it follows the page's tags, else by tifffile."""
     try:
         with _open(data) as image:
             image.seek(number)
@@ -337,7 +342,7 @@ def _decode_page(data: bytes | Path, number: int, request: _Request) -> Pixels:
                 layout.check()
                 known = layout.default_range() if request.value_range is None else request.value_range
                 return _to_array(ImageOps.exif_transpose(image), replace(request, value_range=known))
-    except (UnidentifiedImageError, SyntaxError):  # a page that Pillow has no mode for
+    except (UnidentifiedImageError, SyntaxError):  # Pillow has no mode for this page
         pass
     return read_page(data, request.channels, request.value_range, request.check_size, number)
 
@@ -371,9 +376,56 @@ def _deep_grey_to_array(
 ) -> NDArray[np.float32]:
     values = np.asarray(image)
     grey = deep_to_fractions(values, value_range)[..., np.newaxis]
-    key = image.info.get("transparency")  # of a PNG, the number of the pixels that are transparent
+    key = image.info.get("transparency")  # of a PNG: the value of its transparent pixels
     alpha = np.ones_like(grey) if key is None else (values != key)[..., np.newaxis].astype(np.float32)
     if channels == 4:
         return np.concatenate([grey, grey, grey, alpha], axis=2)
     grey = np.where(alpha > 0, grey, np.float32(1))
     return np.repeat(grey, channels, axis=2)
+
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+# The texts in which Pillow looks for an orientation: see `ImageOps.exif_transpose`.
+_ORIENTING = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+
+
+def without_text(data: bytes) -> bytes:
+    """Removes the colour profile and the texts of a PNG file, which do not affect how its pixels are read.
+
+    Texts that may state the orientation are kept, unless Pillow would refuse them for their size. Anything
+    after a damaged part is kept for the decoder.
+    """
+    kept = [data[: len(PNG_MAGIC)]]
+    begin = len(PNG_MAGIC)
+    while begin + 12 <= len(data):
+        length = int.from_bytes(data[begin : begin + 4], "big")
+        kind, end = data[begin + 4 : begin + 8], begin + 12 + length
+        if kind == b"IEND":
+            break
+        if kind != b"iCCP" and (kind not in _TEXTS or _is_small_orientation(kind, data[begin + 8 : end - 4])):
+            kept.append(data[begin:end])
+        begin = end
+    return b"".join([*kept, data[begin:]])
+
+
+def _is_small_orientation(kind: bytes, content: bytes) -> bool:
+    if not content.startswith(_ORIENTING):
+        return False
+    _, _, text = content.partition(b"\0")
+    limit = PngImagePlugin.MAX_TEXT_CHUNK
+    if kind == b"tEXt":
+        return len(text) <= limit
+    if kind == b"iTXt":
+        is_compressed, text = text[:1] != b"\0", text[2:].split(b"\0", 2)[-1]
+        if not is_compressed:
+            return len(text) <= limit
+    else:
+        text = text[1:]  # the method of compression
+    decompressor = zlib.decompressobj()
+    try:
+        decompressor.decompress(text, limit)
+    except zlib.error:  # Pillow ignores such a text
+        return False
+    return not decompressor.unconsumed_tail

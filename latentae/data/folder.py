@@ -1,4 +1,4 @@
-"""Images and tables in local folders: what is there, and which part of it is which split."""
+"""Folders of images and of other data files: finds the files and divides them into splits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from latentae.data.arrays import ARRAY_SUFFIXES
-from latentae.data.decode import IMAGE_SUFFIXES, decode_image
-from latentae.data.image_source import Pixels
-from latentae.data.levels import ValueRange
-from latentae.data.suffixes import count_by_suffix, stem_of, suffix_of
+from latentae.data.arrays import ARRAY_SUFFIXES, ValueRange
+from latentae.data.decode import IMAGE_SUFFIXES, Pixels, decode_image
+from latentae.data.names import count_by_suffix, stem_of, suffix_of
 
 _SPLIT_WORDS = {
     "train": "train",
@@ -26,7 +24,7 @@ _SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
-# These count where a name has none of the words above, as in `dev_test`.
+# These count if a name has none of the words above: `dev_test` is a test split.
 _FALLBACK_WORDS = {
     "dev": "validation",
     "holdout": "validation",
@@ -36,7 +34,7 @@ _FALLBACK_WORDS = {
 }
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # also those of TrainImages and testB
 
-# File -> the files or folders of which one lies beside it in a folder that one of our commands has written.
+# The output of our own commands: file -> files or folders of which at least one lies beside it.
 _OUTPUT_FILES = {
     "config.yaml": ("checkpoints", "samples", "metrics.jsonl"),
     "results.json": ("report.html", "probe.html"),
@@ -47,21 +45,21 @@ _OUTPUT_FILES = {
 class FolderSource:
     """The image files below `folder`, sorted by their paths, which are their names.
 
-    Suffixes count in any case; files and folders whose name begins with a dot do not; links are
-    followed. The outputs of our own commands are left out: see `is_output`. So is an array (.npy) called
-    like a picture, which is about it and no image of its own.
+    Suffixes are recognised in upper and lower case. Files and folders whose names begin with a dot are
+    skipped, links are followed. The outputs of our own commands are left out: see `is_output`. So is an array
+    (.npy) with the name of a picture: it describes the picture and is not an image of its own.
 
     Args:
-        folder: where names begin.
+        folder: names are relative to it.
         value_range, max_pixels: see `decode_image`.
-        parts: the folders and files below `folder` to take, relative to it, of which files are taken as they
-            are; None: all of it.
+        parts: the folders and files below `folder` to take, relative to it; files are taken whatever their
+            suffix is. None: the whole folder.
 
     Attributes:
-        left_out: suffix -> how many files of it are not among the images.
-        outputs: the folders of our own commands' output that were left out, relative to `folder`.
+        left_out: suffix -> how many files with it are not among the images.
+        outputs: the folders with the output of our own commands that were left out, relative to `folder`.
 
-    Raises ValueError if the folder is not there or holds no image.
+    Raises ValueError if the folder does not exist or holds no image.
     """
 
     def __init__(
@@ -97,14 +95,14 @@ class FolderSource:
         return decode_image(
             self.folder / name,
             channels,
-            minimum_side=minimum_side,
+            minimum_side,
             name=name,
             value_range=self.value_range,
             max_pixels=self.max_pixels,
         )
 
     def describe(self) -> str:
-        """Where the images are, how many of each suffix, and what was left out; for people."""
+        """Says where the images are, how many there are of each suffix, and what was left out."""
         where = os.path.abspath(self.folder)  # noqa: PTH100 (resolve() would follow links)
         if self.parts is not None and any((self.folder / part).is_dir() for part in self.parts):
             where += f" ({', '.join(self.parts)})"
@@ -135,7 +133,7 @@ class FolderSource:
         return images
 
     def _without_features(self, names: list[str]) -> list[str]:
-        """The images without the arrays that are called like a picture."""
+        """Removes the arrays with the name of a picture from the images."""
         arrays = {name for name in names if name.lower().endswith(ARRAY_SUFFIXES)}
         if not arrays:
             return names
@@ -148,7 +146,7 @@ class FolderSource:
 def open_images(
     paths: Sequence[Path], value_range: ValueRange | None = None, max_pixels: int | None = None
 ) -> FolderSource:
-    """The images in some folders, and image files, as one source; names begin where their paths part."""
+    """Opens folders of images, and image files, as one source; names are relative to their common folder."""
     if len(paths) == 1 and paths[0].is_dir():
         return FolderSource(paths[0], value_range, max_pixels=max_pixels)
     common = Path(os.path.commonpath([path.parent for path in paths]))
@@ -159,9 +157,9 @@ def open_images(
 def walk_files(
     folder: Path, suffixes: tuple[str, ...] = ("",), outputs: list[str] | None = None
 ) -> Iterator[str]:
-    """Visible files below `folder` that end in one of the suffixes, as relative paths with slashes.
+    """Yields the visible files below `folder` with one of the suffixes, as relative paths with slashes.
 
-    Folders in it that hold the output of our own commands are passed over, and added to `outputs`.
+    Folders with the output of our own commands are skipped, and added to `outputs`.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
@@ -184,7 +182,7 @@ def walk_files(
 
 
 def is_output(folder: Path) -> bool:
-    """Whether a folder is that of a training run, a report, a probe or an inspection."""
+    """Whether a folder holds a training run, a report, a probe or an inspection of ours."""
     for name, others in _OUTPUT_FILES.items():
         file = folder / name
         if file.is_file() and any((folder / other).exists() for other in others):
@@ -198,23 +196,16 @@ def has_files(folder: Path, suffixes: tuple[str, ...]) -> bool:
     return next(walk_files(folder, suffixes), None) is not None
 
 
-def describe_files(files: Sequence[Path]) -> str:
-    """Files for people: the only one, or how many, the first and the last."""
-    if len(files) == 1:
-        return str(files[0])
-    return f"{len(files)} files, {files[0]} to {files[-1].name}"
-
-
 def split_word(name: str) -> str | None:
-    """The split that a whole name stands for (`val`, `valid` and `validation` are one), or None."""
+    """Returns the split that a name means (`val`, `valid` and `validation` mean the same), or None."""
     return (_SPLIT_WORDS | _FALLBACK_WORDS).get(name.lower())
 
 
 def split_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
-    """Split -> the files below `folder` with one of the suffixes that belong to it, sorted.
+    """Returns split -> the files below `folder` with one of the suffixes that belong to it, sorted.
 
-    A file's split is a word of its name, else of its folders' from the inside out, as in
-    `data/validation-00000-of-00002.parquet`; without any it is train's.
+    The split is a word in the name of the file, as in `data/validation-00000-of-00002.parquet`, else in the
+    name of its innermost folder that has such a word; without any it is `train`.
     """
     splits: dict[str, list[Path]] = {}
     for name in sorted(walk_files(folder, suffixes)):
@@ -223,7 +214,7 @@ def split_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]
 
 
 def split_of_file(name: str) -> str:
-    """The split of a file, from the words of its path: see `split_files`."""
+    """Returns the split of a file from the words of its path: see `split_files`."""
     for part in reversed(Path(name).with_suffix("").parts):
         word = word_in(part)
         if word is not None:
@@ -232,7 +223,7 @@ def split_of_file(name: str) -> str:
 
 
 def word_in(name: str) -> str | None:
-    """The word of a name that says its split, such as the first in `val2017` and in `testB`, or None."""
+    """Returns the word in a name that states the split, such as `val` in `val2017` and `test` in `testB`."""
     words = [word.lower() for word in _WORD.findall(name)]
     for known in (_SPLIT_WORDS, _FALLBACK_WORDS):
         for word in words:
@@ -241,19 +232,15 @@ def word_in(name: str) -> str | None:
     return None
 
 
-def split_subfolders(folder: Path) -> dict[str, Path]:
-    """Split -> subfolder, where `folder` is divided into splits; else empty.
+def split_subfolders(subfolders: Sequence[Path]) -> dict[str, Path]:
+    """Returns split -> subfolder if the visible subfolders of a folder divide its images; else empty.
 
-    It is where every visible subfolder has a word for a split in its name, or where one for train and one for
-    another split are otherwise called alike, as `train2017` and `val2017` are: a folder of classes may well
-    have one class called "train". Files beside them do not count, nor do folders of other files than images.
+    They do if each has a word for a split in its name, or if the names of one for train and one for another
+    split differ in that word only, like `train2017` and `val2017`: among folders of classes, one class may be
+    called "train". Folders without images do not count.
 
-    Raises ValueError if two of the subfolders stand for the same split.
+    Raises ValueError if two of the subfolders are the same split.
     """
-    return _splits_among(_visible_subfolders(folder))
-
-
-def _splits_among(subfolders: Sequence[Path]) -> dict[str, Path]:
     words = {path: word for path in subfolders if (word := word_in(path.name)) is not None}
     by_split: dict[str, list[Path]] = {}
     for path, word in words.items():
@@ -275,12 +262,12 @@ def _splits_among(subfolders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _holds_no_images(folder: Path) -> bool:
-    """Whether a folder holds files, but none of them is an image."""
+    """Whether a folder holds files of which none is an image."""
     return has_files(folder, ("",)) and not has_files(folder, IMAGE_SUFFIXES)
 
 
 def _has_train_and_another(words: Mapping[Path, str]) -> bool:
-    """Whether a folder for train and one for another split are called alike but for that word."""
+    """Whether the names of a folder for train and one for another split differ in that word only."""
     alike: dict[str, set[str | None]] = {}
     for path, word in words.items():
         alike.setdefault(path.name.lower().replace(word, "", 1), set()).add(split_word(word))
@@ -294,7 +281,7 @@ class Division:
     Attributes:
         folders: split -> its folders.
         unused: folders with images that belong to no split.
-        undivided: folders that are called after a split, but divide nothing: all their images are train's.
+        undivided: folders named after a split that do not divide the images: all of these are for training.
     """
 
     folders: dict[str, list[Path]]
@@ -303,15 +290,15 @@ class Division:
 
 
 def divide_folder(folder: Path) -> Division:
-    """How the images below `folder` are divided into splits; all of them are train's where nothing says so.
+    """Divides the images below `folder` into splits; all are `train` if no names of folders divide them.
 
-    The division is that of the folder itself (see `split_subfolders`) or of folders in it, such as
-    `images/train2017` and `images/val2017`. Raises ValueError as `split_subfolders` does.
+    The folder itself may be divided (see `split_subfolders`), or folders in it, as by `images/train2017` and
+    `images/val2017`. Raises ValueError as `split_subfolders` does.
     """
     division = Division({})
     if not _divide(folder, division, set()):
         return Division({"train": [folder]}, undivided=division.undivided)
-    # Folders of labels may be divided like those of the images, and are no part of these.
+    # Folders of labels may be divided like the images, but hold none.
     filled = {
         split: [path for path in paths if has_files(path, IMAGE_SUFFIXES)]
         for split, paths in division.folders.items()
@@ -321,13 +308,13 @@ def divide_folder(folder: Path) -> Division:
 
 
 def _divide(folder: Path, division: Division, seen: set[str]) -> bool:
-    """Adds to `division` how `folder`, or folders in it, are divided; whether any is."""
+    """Adds the splits of `folder`, or of folders in it, to `division`; returns whether there are any."""
     real = os.path.realpath(folder)
     if real in seen:  # a link back to a folder above
         return False
     seen.add(real)
-    subfolders = _visible_subfolders(folder)
-    splits = _splits_among(subfolders)
+    subfolders = visible_subfolders(folder)
+    splits = split_subfolders(subfolders)
     if splits:
         for split, path in splits.items():
             division.folders.setdefault(split, []).append(path)
@@ -338,13 +325,13 @@ def _divide(folder: Path, division: Division, seen: set[str]) -> bool:
     undivided = [path for path in subfolders if not _divide(path, division, seen)]
     if len(undivided) == len(subfolders):
         return False
-    # What lies beside a folder that is divided is train's, like a file without a word for a split.
+    # Folders beside a divided one are for training, like files without a word for a split.
     division.folders.setdefault("train", []).extend(undivided)
     return True
 
 
-def _visible_subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder whose names do not begin with a dot, sorted, without our own outputs."""
+def visible_subfolders(folder: Path) -> list[Path]:
+    """Returns the visible subfolders of a folder, sorted, without our own outputs."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))

@@ -1,4 +1,4 @@
-"""From the name of the data to what it is and which files belong to which split."""
+"""Finds what the name of some data means: their kind, and which files belong to which split."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ from latentae.data.folder import (
     walk_files,
 )
 from latentae.data.metadata import METADATA_NAMES
-from latentae.data.patterns import expand_pattern, is_pattern, is_there
-from latentae.data.suffixes import count_by_suffix, suffix_of
-from latentae.data.table import TABLE_SUFFIXES, count_table_images, saved_splits
-from latentae.data.tar import TAR_SUFFIXES
-from latentae.data.tar_index import open_tar
+from latentae.data.names import count_by_suffix, expand_pattern, is_pattern, is_there, suffix_of
+from latentae.data.table_files import TABLE_SUFFIXES, count_table_images, saved_splits
+from latentae.data.tar import TAR_SUFFIXES, open_tar
 
 BUILTIN = "builtin:photos"
-"""The name of the built-in photographs that no file or folder has."""
+"""The unambiguous name of the built-in photographs."""
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_ADDRESS = re.compile(r"(?:hf://datasets/|https?://(?:www\.)?huggingface\.co/datasets/)([^?#]+?)/?")
@@ -44,13 +42,14 @@ Kind = Literal["photos", "images", "tars", "tables", "saved", "hub"]
 
 @dataclass(frozen=True)
 class Located:
-    """What data are: `photos` (built in), folders or files of `images`, `tars`, `tables` (parquet or arrow
-    files), what `datasets` `saved`, or on the `hub`.
+    """What the name of some data means.
 
     Attributes:
-        splits: split -> its files or its folders; empty for photos and the hub, which know theirs.
-        hub_id: what the hub calls them; empty where they are not there.
-        remarks: sentences on what a person may have meant otherwise.
+        kind: `photos` (built in), `images` (folders or files), `tars`, `tables` (parquet or arrow files),
+            `saved` (by `datasets`), or `hub`.
+        splits: split -> its files or folders; empty for photos and the hub, which know their own splits.
+        hub_id: the id on the hub; empty for other kinds.
+        remarks: sentences on anything that may not be as intended.
     """
 
     kind: Kind
@@ -60,9 +59,9 @@ class Located:
 
 
 def locate(name: str) -> Located:
-    """Finds the data called `name`: see `open_source`.
+    """Finds the data called `name`: see `DataSelection`.
 
-    Raises ValueError if there is nothing of that name, or nothing in it, or it means two things.
+    Raises ValueError if nothing has that name, if it holds no data, or if the name is ambiguous.
     """
     if not name:
         raise ValueError("name is empty: give 'photos', the path of a folder of images, or a hub dataset")
@@ -72,7 +71,7 @@ def locate(name: str) -> Located:
     if name == "photos":
         if path.exists():
             raise ValueError(
-                f"name 'photos' stands for the built-in photographs, and there is {path.absolute()}, too: "
+                f"name 'photos' means the built-in photographs, and there is {path.absolute()}, too: "
                 f"write './photos' for the latter, or '{BUILTIN}' for the built-in ones"
             )
         return Located("photos")
@@ -92,7 +91,7 @@ def locate(name: str) -> Located:
 
 
 def match_split(name: str, split: str, names: Sequence[str]) -> str:
-    """The name in `names` that `split` means: itself, or for `val` and the like another word for it."""
+    """Returns the name in `names` that `split` means: itself, or for `val` and the like a synonym."""
     base, bracket, part = split.partition("[")
     if base in names:
         return split
@@ -103,7 +102,7 @@ def match_split(name: str, split: str, names: Sequence[str]) -> str:
 
 
 def validation_split(names: Sequence[str], training_split: str) -> str | None:
-    """Which split to measure on: `validation` (or `val`, `valid`), else `test`, else none."""
+    """Returns the split to measure on: `validation` (or `val`, `valid`), else `test`, else None."""
     for wanted in ("validation", "test"):
         for candidate in names:
             if split_word(candidate) == wanted and candidate != training_split.partition("[")[0]:
@@ -112,7 +111,7 @@ def validation_split(names: Sequence[str], training_split: str) -> str | None:
 
 
 def check_address(name: str) -> None:
-    """Raise ValueError where `name` is the address of something on another machine."""
+    """Raises ValueError if `name` is the address of something on another machine."""
     address = _ADDRESS.match(name)
     if address is not None and address[1].lower() == "file":
         raise ValueError(f"name {name!r} is an address (file://): give the path alone")
@@ -125,7 +124,7 @@ def check_address(name: str) -> None:
 
 
 def check_hub_id(name: str) -> None:
-    """Raise ValueError where `name` must have been meant as a path: there is nothing at it."""
+    """Raises ValueError if `name` must be a path, at which there is nothing."""
     first = name.partition("/")[0]
     is_id = bool(_HUB_ID.fullmatch(name)) and first not in (".", "..")
     if not is_id or ("/" in name and Path(first).exists()):
@@ -146,7 +145,7 @@ def _id_at_address(name: str, found: str) -> str:
 
 
 def _check_length(path: Path) -> None:
-    """Raises ValueError for a path that the file system cannot have."""
+    """Raises ValueError for a path that is too long for the file system."""
     try:
         path.exists()
     except OSError as error:
@@ -179,7 +178,7 @@ def _locate_files(name: str, files: list[Path]) -> Located:
 
 
 def _of_other_splits(files: list[Path]) -> tuple[str, ...]:
-    """The sentence on files of a pattern that are called after another split than the others."""
+    """Remarks that the names of some files of a pattern state another split than the others'."""
     others = [path for path in files if split_of_file(path.name) != "train"]
     if not others or len(others) == len(files):
         return ()
@@ -205,23 +204,24 @@ def _locate_folder(folder: Path) -> Located:
     images = Located("images", division.folders, remarks=_remarks(folder, division))
     if holds(PICTURE_SUFFIXES):
         for kind, splits in containers.items():
-            _check_pictures_win(folder, image_folders, kind, [p for paths in splits.values() for p in paths])
+            files = [path for paths in splits.values() for path in paths]
+            _check_pictures_take_precedence(folder, image_folders, kind, files)
         return images
     for kind, splits in containers.items():
         if splits:
             return Located(kind, splits, remarks=_left_out(folder, splits))
-    # Beside tables an array is more likely something about them than an image.
+    # An array beside tables more likely describes them than is an image.
     if holds(ARRAY_SUFFIXES):
         return images
     packed = next(walk_files(folder, _COMPRESSED_TARS), None)
     if packed is not None:
         raise ValueError(_compressed(folder / packed))
-    FolderSource(folder)  # raises, saying what was sought and what is there
+    FolderSource(folder)  # raises an error that says what was sought and what was found
     return images
 
 
 def _find_containers(folder: Path) -> dict[Kind, dict[str, list[Path]]]:
-    """Tar files and tables as `split_files` has them, without tables that describe a folder's images."""
+    """Does `split_files` for tar files and for tables, without tables that describe a folder's images."""
     containers: dict[Kind, dict[str, list[Path]]] = {"tars": {}, "tables": {}}
     for split, paths in split_files(folder, (*TAR_SUFFIXES, *TABLE_SUFFIXES)).items():
         for path in paths:
@@ -239,8 +239,8 @@ def _remarks(folder: Path, division: Division) -> tuple[str, ...]:
     if division.undivided:
         names = ", ".join(str(path) for path in division.undivided[:5])
         remarks.append(
-            f"{names}: a part of the images like any other, since {folder} is not divided into folders for "
-            "train and for another split"
+            f"{names}: used like all other images, since {folder} is not divided into folders for train and "
+            "for another split"
         )
     if folder not in [path for paths in division.folders.values() for path in paths]:
         with os.scandir(folder) as entries:
@@ -251,16 +251,19 @@ def _remarks(folder: Path, division: Division) -> tuple[str, ...]:
 
 
 def _left_out(folder: Path, splits: dict[str, list[Path]]) -> tuple[str, ...]:
-    """The sentence on a folder's files that are not read, if there are any."""
+    """Remarks on the files of a folder that are not read."""
     read = {path for paths in splits.values() for path in paths}
     others = Counter(suffix_of(name) for name in walk_files(folder) if folder / name not in read)
     return (f"left out {count_by_suffix(others)} in {folder}",) if others else ()
 
 
-def _check_pictures_win(folder: Path, image_folders: list[Path], kind: Kind, files: list[Path]) -> None:
-    """Raise ValueError where tar files or tables beside pictures hold more images than there are pictures.
+def _check_pictures_take_precedence(
+    folder: Path, image_folders: list[Path], kind: Kind, files: list[Path]
+) -> None:
+    """Raises ValueError if tar files or tables beside pictures hold more images than there are pictures.
 
-    Fewer or as many may be an archive of the very pictures; more mean that the pictures illustrate them.
+    As many or fewer may be an archive of the same pictures; if there are more, the pictures may only
+    illustrate them.
     """
     if not files:
         return
@@ -281,12 +284,12 @@ def _check_pictures_win(folder: Path, image_folders: list[Path], kind: Kind, fil
 def _count_tar_images(path: Path) -> int:
     try:
         return len(open_tar(path))
-    except BrokenImageError:  # a file that cannot be opened holds no images
+    except BrokenImageError:  # a file that cannot be opened counts as empty
         return 0
 
 
 def _name_only(wanted: list[Path], others: list[Path]) -> str:
-    """What stands for these files and not for the others: the folder that holds them, or a pattern."""
+    """Returns a name for these files and not the others: the folder that holds them, or a pattern."""
     common = Path(os.path.commonpath([path.parent for path in wanted]))
     if not any(path.is_relative_to(common) for path in others):
         return str(common)

@@ -1,4 +1,4 @@
-"""Metadata files beside images: metadata.csv, .jsonl or .parquet, whose rows name files and describe them."""
+"""Metadata files beside images: the rows of metadata.csv, .jsonl or .parquet name files and describe them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from posixpath import join, normpath
 from typing import Any
 
 from latentae.data.folder import FolderSource, word_in
-from latentae.data.table import open_table_files
+from latentae.data.table_files import open_table_files
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""What such files are called, as `datasets` has it for folders of images."""
+"""Their names, as in the imagefolder of `datasets`."""
 
 _FILE_NAME = "file_name"
 
 
 def metadata_captions(source: FolderSource, column: str) -> list[str]:
-    """The caption of each image, from the metadata files of its folder.
+    """Returns the caption of each image, from the metadata files of its folder.
 
-    A metadata file may lie in any folder of images up to the source's own; of one that is called after a
-    split (`train`, `val2017`), in the folder above, too. Its rows name files relative to its folder, in the
-    column `file_name`; of several files the innermost counts. Of a list the first is taken, and no value is
-    an empty caption.
+    A metadata file may lie in any folder from an image's up to the source's; if the source's folder is named
+    after a split (`train`, `val2017`), also in the folder above. Its rows name files relative to its folder,
+    in the column `file_name`. The innermost of several files counts. Of a list the first element is taken; a
+    missing value is an empty caption.
 
     Args:
+        source: the images.
         column: the column of the captions.
 
-    Raises ValueError if there is no such file, or two in one folder; if one cannot be read or lacks a column;
-    if an image has no row, or two in one file; or if a row names a file that is not there.
+    Raises ValueError if there is no such file, or two in one folder; if a file cannot be read or lacks a
+    column; if an image has no row, or two in one file; or if a row names a file that does not exist.
     """
     files = _find_files(source)
     if not files:
@@ -54,11 +55,11 @@ def metadata_captions(source: FolderSource, column: str) -> list[str]:
 
 
 def unread_columns(source: FolderSource) -> str | None:
-    """One sentence on the columns of metadata files, for whoever asked for none; None without any."""
+    """Says which columns of metadata files go unread if no captions are asked for; None if there are none."""
     try:
         files = list(_find_files(source))
         columns = dict.fromkeys(column for path in files for row in _rows(path) for column in row)
-    except ValueError as error:  # of files that nobody has asked for
+    except ValueError as error:  # nobody asked for these files
         return f"no metadata are carried along: {error}"
     columns.pop(_FILE_NAME, None)
     if not columns:
@@ -71,7 +72,7 @@ def unread_columns(source: FolderSource) -> str | None:
 
 
 def _find_files(source: FolderSource) -> dict[Path, str]:
-    """Metadata file -> its folder, as `_full_name` has it, the outermost first; at most one a folder."""
+    """Returns metadata file -> its folder (see `_full_name`), outermost first; at most one per folder."""
     inner = {""}
     for name in {source.name(index).rpartition("/")[0] for index in range(len(source))}:
         while name not in inner:
@@ -93,12 +94,12 @@ def _find_files(source: FolderSource) -> dict[Path, str]:
 
 
 def _full_name(source: FolderSource, name: str) -> str:
-    """A path below the source's folder as one below the folder above, where a metadata file may lie."""
+    """Makes a path relative to the folder above the source's, where a metadata file may lie."""
     return normpath(join(source.folder.name, name))
 
 
 def _read_captions(path: Path, folder: str, column: str, known: set[str]) -> dict[str, str]:
-    """Full name -> caption, of one metadata file."""
+    """Returns full name -> caption, from one metadata file."""
     captions: dict[str, str] = {}
     columns: dict[str, None] = {}
     for number, row in enumerate(_rows(path), 1):
@@ -112,30 +113,31 @@ def _read_captions(path: Path, folder: str, column: str, known: set[str]) -> dic
         name = normpath(join(folder, file))
         if name not in known and not (path.parent / file).is_file():
             raise ValueError(
-                f"{path}: row {number} names {file!r}, which is not there ({path.parent / file}); correct "
+                f"{path}: row {number} names {file!r}, which does not exist ({path.parent / file}); correct "
                 "the row, or remove it"
             )
         if name in captions:
-            raise ValueError(f"{path}: row {number} is the second one of {file!r}; keep one row an image")
-        captions[name] = _caption(row.get(column))
+            raise ValueError(f"{path}: row {number} is the second one of {file!r}; keep one row per image")
+        captions[name] = caption_of(row.get(column))
     if captions and column not in columns:
         raise ValueError(f"{path}: caption_column {column!r} is not there; columns: {', '.join(columns)}")
     return captions
 
 
-def _caption(cell: Any) -> str:
-    if isinstance(cell, list):
+def caption_of(cell: Any) -> str:
+    """Returns a value as a caption in one line: the first element of a list, nothing as an empty one."""
+    if isinstance(cell, list | tuple):
         cell = cell[0] if cell else None
     return "" if cell is None else " ".join(str(cell).split())
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metadata file, one after the other. Raises ValueError if it cannot be read."""
+    """Yields the rows of a metadata file. Raises ValueError if it cannot be read."""
     if path.suffix == ".parquet":
-        yield from open_table_files([path]).with_format(None)
+        yield from open_table_files([path])[0].with_format(None)
         return
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # with the mark that Excel writes
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
             yield from _csv_rows(file) if path.suffix == ".csv" else _json_rows(file)
     except (ValueError, csv.Error, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -146,8 +148,8 @@ def _csv_rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     for row in reader:
         if None in row or None in row.values():
             raise ValueError(
-                f"line {reader.line_num} has not the {len(reader.fieldnames or ())} fields of the header; "
-                "put text with commas between double quotes"
+                f"line {reader.line_num} does not have the {len(reader.fieldnames or ())} fields of the "
+                "header; put text with commas between double quotes"
             )
         yield row
 

@@ -1,19 +1,22 @@
-"""The photographs that scikit-image and scikit-learn carry in their wheels: data without a download.
+"""Built-in data without a download: the photographs in the wheels of scikit-image and scikit-learn.
 
-They are found by where the packages lie, without importing either. 9 colour photographs train, windows
-of 2 others validate: enough to see that a recipe works, far too few to train a model worth keeping. Asked for
-other channels than 1, 3 or 4, they give bands mixed of their colours: see `latentae.data.bands`.
+Neither package is imported. 9 colour photographs are for training and windows of 2 others for validation:
+enough to see that a recipe works, far too few for a useful model. For other numbers of channels than 1, 3 and
+4, the colours are mixed to bands, as a stand-in for multispectral images.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from latentae.data.bands import BandSource
-from latentae.data.decode import decode_image
-from latentae.data.image_source import CachedSource, ImageSource, Pixels
+import numpy as np
+from numpy.typing import NDArray
+
+from latentae.data.decode import PICTURE_CHANNELS, Pixels, decode_image
+from latentae.data.source import CachedSource, ImageSource
 
 _SKIMAGE, _SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
 _TRAINING = {
@@ -34,11 +37,11 @@ _VALIDATION = {"china.jpg": _SKLEARN, "chelsea.png": _SKIMAGE}
 _WINDOW, _STRIDE = 128, 86
 
 
+@dataclass(eq=False)
 class FileSource:
-    """The given image files, named by their file names."""
+    """Image files, named by their file names."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
+    paths: Sequence[Path]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -47,17 +50,16 @@ class FileSource:
         return self.paths[index].name
 
     def describe(self) -> str:
-        """What they are; for people."""
         return f"{len(self)} built-in photographs"
 
     def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
-        return decode_image(self.paths[index], channels, minimum_side=minimum_side)
+        return decode_image(self.paths[index], channels, minimum_side)
 
 
 class WindowSource:
-    """Square windows of the images of `source` in rows: as many as fit at every `stride` pixels.
+    """Square windows of the images of `source`, in rows: all that fit, `stride` source pixels apart.
 
-    Named like `china.jpg[86,172]`, [top, left]. All sizes are in source pixels.
+    Their names are like `china.jpg[86,172]`, [top, left].
     """
 
     def __init__(self, source: ImageSource, window: int, stride: int) -> None:
@@ -81,14 +83,14 @@ class WindowSource:
 
     def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
         image, top, left = self._places[index]
-        # Without minimum_side: a window is a place in the full picture.
+        # No minimum_side: a window is a part of the picture at its full size.
         return self.source.load(image, channels)[top : top + self.window, left : left + self.window]
 
 
 def training_photos(include_grey: bool = False) -> ImageSource:
-    """The 9 colour photographs for training, one item each, kept in memory.
+    """Returns the 9 colour photographs for training, kept in memory.
 
-    An epoch is therefore nine crops; ask for steps, not epochs. `include_grey` adds 6 grey ones.
+    An epoch is therefore nine crops: count steps, not epochs. `include_grey` adds 6 grey photographs.
     Raises ValueError if a package is not installed.
     """
     wanted = _TRAINING | _TRAINING_GREY if include_grey else _TRAINING
@@ -96,7 +98,7 @@ def training_photos(include_grey: bool = False) -> ImageSource:
 
 
 def validation_photos() -> ImageSource:
-    """36 windows of 128 pixels: 24 of china.jpg, 12 of chelsea.png, none of a training photograph.
+    """Returns 36 windows of 128 pixels: 24 of china.jpg and 12 of chelsea.png, none of a training photograph.
 
     Raises ValueError if a package is not installed.
     """
@@ -117,3 +119,43 @@ def _locate(package: str, folder: str, name: str) -> Path:
         f"name 'photos': the photograph {name} of {package} is not installed; "
         "run `pip install scikit-image scikit-learn`, or give the path of a folder of images"
     )
+
+
+@dataclass(eq=False)
+class BandSource:
+    """The photographs of `source` with any number of channels, by `spectral_bands`.
+
+    1, 3 and 4 channels come from the source itself. The bands contain no more information than the three
+    colours: they show that a recipe runs, not what a model of real multispectral images can learn.
+    """
+
+    source: ImageSource
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def load(self, index: int, channels: int, minimum_side: int | None = None) -> Pixels:
+        if channels in PICTURE_CHANNELS:
+            return self.source.load(index, channels, minimum_side)
+        return spectral_bands(self.source.load(index, 3, minimum_side), channels)
+
+
+def spectral_bands(colours: Pixels, count: int) -> Pixels:
+    """Mixes an RGB picture [H, W, 3] to `count` ≥ 2 bands [H, W, count] of the same dtype.
+
+    The bands are evenly spaced from red over green to blue, and each is a linear mixture of its two
+    neighbouring colours: with five bands the second is half red and half green.
+    """
+    mixed = colours.astype(np.float32) @ _band_weights(count)
+    return np.rint(mixed).astype(np.uint8) if colours.dtype == np.uint8 else mixed
+
+
+def _band_weights(count: int) -> NDArray[np.float32]:
+    """Returns the share of each colour in each band, [3, count]; columns sum to one."""
+    if count < 2:
+        raise ValueError(f"count={count} must be 2 or more: bands reach from red to blue")
+    positions = np.linspace(0, 2, count)  # red is at 0, green at 1, blue at 2
+    return np.maximum(0, 1 - np.abs(positions - np.arange(3)[:, np.newaxis])).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Random numbers as functions of (seed, what for, position), so that no draw depends on who draws it."""
+"""Random generators keyed by (seed, purpose, position): no draw depends on which rank or worker draws."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 SAMPLE = 0  # crop and flip of one sample
-REPLACEMENT = 1  # which image stands in for a broken one
+REPLACEMENT = 1  # which image replaces a broken one
 ORDER = 2  # the permutation of one epoch
 POSTERIOR = 3  # the noise of one image's posterior
 RESOLUTION = 4  # the size of one batch's images
@@ -22,7 +22,7 @@ REAL_HALVES = 12  # how real images are divided, to be compared with each other
 
 
 def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
-    """The generator of one purpose at one position, e.g. `generator(seed, SAMPLE, epoch, index)`.
+    """Returns the generator for one purpose at one position, e.g. ``generator(seed, SAMPLE, epoch, index)``.
 
     The position is a spawn key and not part of the entropy: numpy pads entropy with zeros, so that
     (seed, epoch) and (seed, epoch, 0) would give the same numbers.
@@ -31,13 +31,13 @@ def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
 
 
 def torch_generator(seed: int, purpose: int, *position: int) -> torch.Generator:
-    """The same for torch: a generator on the CPU of one purpose at one position."""
-    # torch's generator reads the lower 32 bits of its seed only, so they must depend on the whole key.
+    """Returns torch's generator, on the CPU, for one purpose at one position."""
+    # torch's generator uses only the lower 32 bits of its seed, so they must depend on the whole key.
     key = np.random.SeedSequence(seed, spawn_key=(purpose, *position))
     return torch.Generator().manual_seed(int(key.generate_state(1)[0]))
 
 
 def check_seed(seed: int) -> None:
-    """Raise ValueError for a negative seed, which numpy cannot use."""
+    """Raises ValueError for a negative seed, which numpy does not accept."""
     if seed < 0:
         raise ValueError(f"seed={seed} must be 0 or more")

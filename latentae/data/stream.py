@@ -1,24 +1,92 @@
-"""A stream of training samples from shards that are read front to back, shuffled in blocks."""
+"""Streams of training samples from shards: files that are read front to back and shuffled in blocks."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from latentae.data.dataset import ImageDataset, Sample, make_sample
 from latentae.data.decode import BrokenImageError
-from latentae.data.samples import EncodedImage, Sample, make_sample
-from latentae.data.seeding import BLOCK, REPLACEMENT, SAMPLE, check_seed, generator
-from latentae.data.shards import Shards, StreamPlace, epoch_pieces
+from latentae.data.seeding import BLOCK, REPLACEMENT, SAMPLE, SHARDS, check_seed, generator
+from latentae.data.source import EncodedImage, EncodedSource
 from latentae.data.transforms import Transform, common_minimum_side
 
-_MOST_BARREN_EPOCHS = 1000  # a reader's part of one epoch may well be empty, but not of this many in a row
+_MOST_BARREN_EPOCHS = 1000  # a reader's part of one epoch may be empty, but not of this many in a row
 _ROW_BITS = 32
+_MOST_SAMPLED_SHARDS = 16
+
+
+class Shards(Protocol):
+    """Data in several parts, each a sequence of images that is cheapest to read from its beginning.
+
+    It is pickled to the loader's workers.
+    """
+
+    def __len__(self) -> int:
+        """Returns the number of shards."""
+
+    def label(self, shard: int) -> str:
+        """Returns the name of a shard, the same on every machine."""
+
+    def describe(self) -> str:
+        """Says where the images are."""
+
+    def count(self, shard: int) -> int:
+        """Returns the number of images in a shard. It decodes none, but may have to read the shard."""
+
+    def typical_count(self) -> int:
+        """Returns about how many images a shard has: always the same number, found with little work."""
+
+    def read(self, shard: int, start: int = 0, step: int = 1) -> Iterator[EncodedImage]:
+        """Yields images ``start``, ``start + step``, ... of a shard, not decoded; ``row`` is the position.
+
+        If the rest of a shard is damaged, its last image is one that cannot be decoded, with the reason.
+        Raises BrokenImageError if the shard cannot be reached.
+        """
+
+
+@dataclass(frozen=True)
+class StreamPlace:
+    """Identifies one of a stream's readers: every process that decodes is a reader.
+
+    Attributes:
+        seed: of the order.
+        reader: from 0.
+        readers: their number over all ranks and workers.
+    """
+
+    seed: int
+    reader: int = 0
+    readers: int = 1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The images ``offset``, ``offset + step``, ... of a shard."""
+
+    shard: int
+    offset: int
+    step: int
+
+
+def epoch_pieces(num_shards: int, place: StreamPlace, epoch: int) -> list[Piece]:
+    """Returns what one reader reads in an epoch, in order; all readers together read each image once.
+
+    The shards are dealt out in a random order given by (seed, epoch). If there are fewer shards than readers,
+    several readers share a shard and each takes every ``step``-th image. The readers that are dealt one shard
+    more change from epoch to epoch, so that all readers advance equally fast in the long run.
+    """
+    step = -(-place.readers // num_shards)
+    order = generator(place.seed, SHARDS, epoch).permutation(num_shards * step)
+    mine = order[(place.reader + epoch) % place.readers :: place.readers]
+    return [Piece(int(number) // step, int(number) % step, step) for number in mine]
 
 
 @dataclass(frozen=True)
 class StreamedImage:
-    """An image of a stream, and the block around it, whose images stand in for it if it is broken."""
+    """An image of a stream, and the block around it, whose images replace it if it is broken."""
 
     epoch: int
     index: int
@@ -27,28 +95,28 @@ class StreamedImage:
 
 
 class ImageStream:
-    """Samples of shards, for data that is too large or too far away to be indexed or copied.
+    """Samples from shards, for data that are too large or too far away to be indexed or copied.
 
-    Every reader goes through an endless sequence of its own: `epoch_pieces` of epoch 0, then of epoch 1 and
-    so on, cut into blocks of `shuffle_block` images. A block is read into memory, not decoded, and its
-    images are taken in an order that (seed, reader, number of the block) gives. The whole state of a
-    reader is therefore how many images it has had. Each image comes once an epoch; readers do not wait for
-    one another at its end, so they may be in different epochs for a while.
+    Each reader has an endless sequence of its own: its ``epoch_pieces`` of epoch 0, then of epoch 1 and so
+    on, cut into blocks of ``shuffle_block`` images. A block is read into memory, not decoded, and its images
+    are taken in an order given by (seed, reader, number of the block). The whole state of a reader is
+    therefore the number of images it has taken. Each image comes once per epoch. Readers do not wait for one
+    another at the end of an epoch, so they may be in different epochs for a while.
 
-    Crop and flip depend on (seed, epoch, image), as those of an `ImageDataset` do, and so does which image
-    of its block replaces a broken one.
+    Crop and flip depend on (seed, epoch, image), as in an ``ImageDataset``, and so does the choice of the
+    image in its block that replaces a broken one.
 
     Args:
         shards: the data.
-        transform: makes the tensor, e.g. `RandomCrop`.
-        channels: 1 or more; see `decode_image`.
+        transform: makes the tensor, e.g. ``RandomCrop``.
+        channels: 1 or more; see ``decode_image``.
         seed: of crops and flips, 0 or more.
         shuffle_block: images that are shuffled together, 1 or more: all of them are in memory at once.
         held_out: shard -> how many of its first images are not for training.
-        resolutions: transforms to tensors of other sizes, of which `training_loader` gives each batch one.
+        resolutions: transforms to tensors of other sizes, of which ``training_loader`` gives each batch one.
         max_retries: how many replacements are tried for one sample.
 
-    Raises ValueError if there are no shards or a number is out of its range.
+    Raises ValueError if there are no shards or a number is out of range.
     """
 
     def __init__(
@@ -80,10 +148,10 @@ class ImageStream:
         self._minimum_side = common_minimum_side([transform, *resolutions])
 
     def images(self, place: StreamPlace, start: int = 0) -> Iterator[StreamedImage]:
-        """A reader's images from number `start` of its sequence on, for ever, not decoded.
+        """Yields a reader's images from number ``start`` of its sequence on, without end, not decoded.
 
-        What lies before is skipped: whole shards by their counts, of the shard that it begins in up to
-        `shuffle_block` images are read over again.
+        The images before are skipped: whole shards by their counts; of the shard in which ``start`` lies, up
+        to ``shuffle_block`` images are read again.
         """
         first, offset = divmod(start, self.shuffle_block)
         in_order = self._in_order(place, first * self.shuffle_block)
@@ -97,9 +165,9 @@ class ImageStream:
             offset = 0
 
     def sample(self, image: StreamedImage, resolution: int | None = None) -> Sample:
-        """The sample of an image that `images` gave; its `index` is unique to the image.
+        """Makes the sample of an image from ``images``; its ``index`` is unique to the image.
 
-        Raises BrokenImageError: neither the image nor any replacement could be decoded.
+        Raises BrokenImageError if neither the image nor any replacement can be decoded.
         """
         return make_sample(
             self._candidates(image),
@@ -117,7 +185,7 @@ class ImageStream:
             yield image.block[int(replacements.integers(len(image.block)))]
 
     def _in_order(self, place: StreamPlace, skip: int) -> Iterator[tuple[int, int, EncodedImage]]:
-        """(epoch, index, image) of a reader without the shuffle, from number `skip` on."""
+        """Yields (epoch, index, image) of a reader, not shuffled, from number ``skip`` on."""
         barren = 0
         for epoch in itertools.count():
             barren += 1
@@ -135,3 +203,44 @@ class ImageStream:
                 skip = 0
             if barren > _MOST_BARREN_EPOCHS:
                 raise BrokenImageError(f"the {len(self.shards)} shard(s) hold no image to train on")
+
+
+def read_first(shards: Shards, count: int, held_out: Mapping[int, int] | None = None) -> EncodedSource:
+    """Reads about ``count`` images into memory: equally many from the beginnings of up to 16 shards.
+
+    The shards are spread evenly over all. Images that are held out do not count. The result is always the
+    same, and smaller if shards have fewer images.
+    """
+    chosen = min(count, len(shards), _MOST_SAMPLED_SHARDS)
+    images: list[EncodedImage] = []
+    for number in range(chosen):
+        shard = number * len(shards) // chosen
+        wanted = count * (number + 1) // chosen - count * number // chosen
+        images += itertools.islice(shards.read(shard, (held_out or {}).get(shard, 0)), wanted)
+    return EncodedSource(images)
+
+
+def sample_dataset(dataset: ImageDataset | ImageStream, count: int = 2048) -> ImageDataset:
+    """Returns a dataset itself; for a stream, a dataset of about ``count`` of its training images.
+
+    Raises ValueError if there is no image.
+    """
+    if isinstance(dataset, ImageDataset):
+        return dataset
+    source = read_first(dataset.shards, count, dataset.held_out)
+    return ImageDataset(source, dataset.transform, dataset.channels, dataset.seed, dataset.max_retries)
+
+
+def epoch_size(dataset: ImageDataset | ImageStream) -> int:
+    """Returns the number of images per epoch; for a stream an estimate, found with little work."""
+    if isinstance(dataset, ImageDataset):
+        return len(dataset)
+    return max(1, len(dataset.shards) * dataset.shards.typical_count() - sum(dataset.held_out.values()))
+
+
+def describe_size(dataset: ImageDataset | ImageStream) -> str:
+    """Says how much data there is, to stand before the word "images": ``1200``, or ``32 shards of``."""
+    if isinstance(dataset, ImageDataset):
+        return str(len(dataset))
+    shards = len(dataset.shards)
+    return f"{shards} shard{'s' if shards > 1 else ''} of"

@@ -1,35 +1,38 @@
-"""Images in a column of a table: parquet and arrow files, saved `datasets`, and the Hugging Face hub."""
+"""Images in a column of a table: map-style (``TableSource``) or streamed file by file (``TableShards``)."""
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from latentae.data.cells import choose_image_column, decode_cell, image_table
-from latentae.data.folder import describe_files, split_files
-from latentae.data.image_source import Pixels
-from latentae.data.levels import ValueRange
+from latentae.data.arrays import ValueRange
+from latentae.data.decode import BrokenImageError, Pixels
+from latentae.data.names import describe_files
+from latentae.data.source import EncodedImage, broken_image
+from latentae.data.table_cells import choose_image_column, decode_cell, image_table
+from latentae.data.table_files import StreamedTable, TableFile, first_line
+from latentae.files import write_aside
 
-TABLE_SUFFIXES = (".parquet", ".arrow")
+_MOST_SHARDS = 1024  # some data sets have as many files as images
+_ROWS_AT_ONCE = 64
 
 
 class TableSource:
-    """The images of one column of a map-style `datasets.Dataset`, named `label[row]`.
+    """The images of one column of a map-style ``datasets.Dataset``, named ``label[row]``.
 
     Args:
-        dataset: a `datasets.Dataset`.
-        label: what rows are called, usually the split.
-        image_column: the column; None: see `choose_image_column`. It may hold files' bytes, paths, or both
-            (see `decode_image`), arrays (see `to_pixels`), or nested lists of numbers (see `decode_cell`).
-        value_range, max_pixels: see `decode_image`.
-        files: those that the rows are from, in their order; None: not known.
+        dataset: a ``datasets.Dataset``.
+        label: the name of the rows, usually the split.
+        image_column: the column; None: see ``choose_image_column``. It may hold the bytes of files, paths, or
+            both (see ``decode_image``), arrays (see ``to_pixels``), or nested lists of numbers (see
+            ``decode_cell``).
+        value_range, max_pixels: see ``decode_image``.
+        files: the files that the rows are from, in order; None: unknown.
 
     Raises ValueError if there is no such column or it cannot hold images.
     """
@@ -50,7 +53,7 @@ class TableSource:
         self.table = dataset
         self.value_range = value_range
         self.max_pixels = max_pixels
-        self.image_column = find_image_column(dataset, image_column)
+        self.image_column = choose_image_column(dataset.features, image_column)
         try:
             feature = dataset.features[self.image_column]
             self._dataset, self._numbers = image_table(dataset, self.image_column, feature)
@@ -68,7 +71,7 @@ class TableSource:
         return f"{self.label}[{index}]"
 
     def key(self, index: int) -> str:
-        """What decides whether image `index` is held out: its file's name and its row there, if known."""
+        """Returns what decides whether image ``index`` is held out: its file and row there, if known."""
         if self.files is None:
             return self.name(index)
         number = int(np.searchsorted(self._ends, index, side="right"))
@@ -76,7 +79,7 @@ class TableSource:
         return f"{file.path.name}[{index - int(self._ends[number]) + file.num_rows}]"
 
     def describe(self) -> str:
-        """How many images there are, and where; for people."""
+        """Says how many images there are, and where."""
         where = f"the column {self.image_column!r} of the split {self.label!r}"
         if self.files is not None:
             where = f"the column {self.image_column!r} of {describe_files([f.path for f in self.files])}"
@@ -89,183 +92,124 @@ class TableSource:
         )
 
 
-def find_image_column(dataset: Any, image_column: str | None = None) -> str:
-    """The name of a `datasets.Dataset`'s column with the images: see `choose_image_column`."""
-    return choose_image_column(dataset.features, image_column)
+class TableShards:
+    """The files of a streamed ``datasets.IterableDataset`` as ``Shards``. Rows are named ``file[row]``.
 
+    The number of rows of a shard is known once it has been read. It is then noted in ``notes``, so that a
+    later run can skip the shard without reading it.
 
-def table_files(folder: Path) -> dict[str, list[Path]]:
-    """Split -> the parquet and arrow files below `folder` that belong to it, sorted: see `split_files`."""
-    return split_files(folder, TABLE_SUFFIXES)
+    Args:
+        stream: the table, and what is known about it.
+        image_column: the column; None: see ``choose_image_column``.
+        value_range, max_pixels: see ``decode_image``.
+        notes: a folder for the numbers of rows; None, or a missing folder: they are not kept.
 
-
-def saved_splits(folder: Path) -> dict[str, Path]:
-    """Split -> folder, for what `save_to_disk` of a Dataset or DatasetDict wrote; else empty."""
-    if (folder / "state.json").is_file():
-        return {"train": folder}
-    return {path.parent.name: path.parent for path in sorted(folder.glob("*/state.json"))}
-
-
-@dataclass(frozen=True)
-class TableFile:
-    """A parquet or arrow file: what its columns hold, a `pyarrow.Schema`, and how many rows it has."""
-
-    path: Path
-    schema: Any
-    num_rows: int
-
-
-def open_table_files(files: Sequence[Path]) -> Any:
-    """One `datasets.Dataset` of all these files, either all parquet or all arrow.
-
-    Arrow files are mapped into memory where they lie. Parquet is converted once, into the cache of
-    `datasets`. Files without rows do not count; of files with different columns, those that all have are
-    kept. Raises ValueError if they cannot be read together.
+    Raises ValueError if there is no such column or it cannot hold images.
     """
-    return join_table_files(files)[0]
 
-
-def join_table_files(files: Sequence[Path]) -> tuple[Any, list[TableFile]]:
-    """What `open_table_files` returns, and the files that its rows are from, in their order."""
-    import datasets
-
-    is_arrow = check_one_kind(files) == ".arrow"
-    with table_errors(files):
-        chosen, columns = readable_columns(files)
-        parts = []
-        for _, group in groupby(chosen, key=lambda file: file.schema):
-            paths = [str(file.path) for file in group]
-            opened = (
-                [datasets.Dataset.from_file(path) for path in paths]
-                if is_arrow
-                else [datasets.Dataset.from_parquet(paths)]
+    def __init__(
+        self,
+        stream: StreamedTable,
+        image_column: str | None = None,
+        value_range: ValueRange | None = None,
+        notes: Path | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        features = stream.table.features
+        if features is None:
+            raise ValueError(
+                f"the table {stream.label!r} does not say what its columns hold: use parquet files"
             )
-            parts += [part if columns is None else part.select_columns(columns) for part in opened]
-        # A cast writes a copy of the table into the cache.
-        kinds = parts[0].features
-        parts = [part if part.features == kinds else part.cast(kinds) for part in parts]
-        return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0], chosen
+        self.column = choose_image_column(features, image_column)
+        table, self._numbers = image_table(stream.table, self.column, features[self.column])
+        self._table = table if self._numbers is not None else table.with_format("arrow")
+        self.stream = stream
+        self.value_range = value_range
+        self.max_pixels = max_pixels
+        self.notes = notes
+        self._num_shards = min(stream.table.num_shards, _MOST_SHARDS)
+        self._counts: dict[int, int] = {}
 
+    def __len__(self) -> int:
+        return self._num_shards
 
-def inspect_table_file(path: Path) -> TableFile:
-    """Columns and number of rows of a file, read from where it describes itself."""
-    import datasets
-    import pyarrow.parquet
+    def count(self, shard: int) -> int:
+        known = self._counts.get(shard)
+        if known is None:
+            known = self._noted(shard)
+        if known is None:
+            for _ in self.read(shard, start=1 << 62):  # skips all rows and notes their number
+                pass
+            known = self._counts[shard]
+        self._counts[shard] = known
+        return known
 
-    if path.suffix.lower() == ".arrow":
-        table = datasets.Dataset.from_file(str(path))
-        return TableFile(path, table.data.schema, len(table))
-    with pyarrow.parquet.ParquetFile(path) as file:
-        return TableFile(path, file.schema_arrow, file.metadata.num_rows)
+    def typical_count(self) -> int:
+        if self.stream.num_rows is not None:
+            return self.stream.num_rows // len(self)
+        return next((count for shard in range(len(self)) if (count := self.count(shard))), 0)
 
+    def label(self, shard: int) -> str:
+        files = self.stream.files
+        return files[shard] if len(files) == len(self) else f"{self.stream.label}/{shard}"
 
-def readable_columns(files: Sequence[Path]) -> tuple[list[TableFile], list[str] | None]:
-    """The files that have rows (all of them where none has), and the columns that all of these have.
+    def describe(self) -> str:
+        where = self.stream.where or f"{len(self)} shard(s) of the split {self.stream.label!r}"
+        return f"the column {self.column!r} of {where}"
 
-    The columns are None where the files do not differ in them. Raises ValueError if they have none in common.
-    """
-    inspected = [inspect_table_file(path) for path in files]
-    chosen = [file for file in inspected if file.num_rows] or inspected
-    if all(file.schema.equals(chosen[0].schema) for file in chosen):
-        return chosen, None
-    common = [name for name in chosen[0].schema.names if all(name in file.schema.names for file in chosen)]
-    if not common:
-        raise ValueError(f"{chosen[0].path} and others have no column in common")
-    return chosen, common
+    def read(self, shard: int, start: int = 0, step: int = 1) -> Iterator[EncodedImage]:
+        row = 0
+        damage = ""
+        try:
+            # Not `for ... in table`, which in a loader's worker yields only that worker's rows.
+            for batch in self._table.shard(self._num_shards, shard).iter(batch_size=_ROWS_AT_ONCE):
+                column = batch[self.column]
+                for position in range(len(column)):
+                    if row >= start and (row - start) % step == 0:
+                        cell = column[position]
+                        yield self._encoded(shard, row, cell if self._numbers else cell.as_py())
+                    row += 1
+        except Exception as error:  # errors of pyarrow, fsspec, httpx and the file system share no base
+            damage = first_line(error)
+            if not self._is_damage(error):
+                where = self._name(shard, row)
+                raise BrokenImageError(f"{where}: the stream broke off ({damage})") from error
+        if damage:
+            if row >= start and (row - start) % step == 0:
+                reason = f"the rest of the file is damaged ({damage})"
+                yield broken_image(self._name(shard, row), reason, row)
+            row += 1
+        self._note(shard, row)
 
+    def _encoded(self, shard: int, row: int, cell: Any) -> EncodedImage:
+        name = self._name(shard, row)
+        load = partial(decode_cell, cell, name, self._numbers, self.value_range, self.max_pixels)
+        return EncodedImage(name, load, row)
 
-def count_table_images(path: Path) -> int:
-    """The rows of a parquet or arrow file that has a column of images; 0 for another, or a damaged one."""
-    import datasets
-    import pyarrow
-
-    try:
-        file = inspect_table_file(path)
-        features = datasets.Features.from_arrow_schema(file.schema)
-        column = choose_image_column(features)
-    except (ValueError, OSError, pyarrow.ArrowException):
-        return 0
-    # Text beside pictures names them.
-    is_text = pyarrow.types.is_string(kind := file.schema.field(column).type) or (
-        pyarrow.types.is_large_string(kind)
-    )
-    return 0 if is_text else file.num_rows
-
-
-def check_one_kind(files: Sequence[Path]) -> str:
-    """The suffix of all the files. Raises ValueError where there are two."""
-    suffixes = sorted({path.suffix.lower() for path in files})
-    if len(suffixes) > 1:
-        raise ValueError(f"{files[0].parent} mixes {' and '.join(suffixes)} files: keep one kind")
-    return suffixes[0]
-
-
-@contextmanager
-def table_errors(files: Sequence[Path]) -> Iterator[None]:
-    """Turns whatever fails in its body into a ValueError that names the files, or the cache of `datasets`."""
-    try:
-        yield
-    except Exception as error:  # pyarrow's, datasets' and the file system's errors share no base
-        raise ValueError(
-            unwritable_cache()
-            or f"cannot read {files[0]} ({len(files)} file(s) of its split): {first_line(error)}"
-        ) from error
-
-
-def unwritable_cache() -> str | None:
-    """The sentence on the cache of `datasets`, where nothing can be written into it; None: it can."""
-    import datasets
-
-    folder = Path(datasets.config.HF_DATASETS_CACHE)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return (
-            f"the cache of `datasets`, {folder}, cannot be written ({error.strerror}), and tables are "
-            "converted into it: set HF_DATASETS_CACHE to a folder that can be written"
+    def _is_damage(self, error: Exception) -> bool:
+        """Whether the content of a file is wrong, rather than out of reach for the moment."""
+        # pyarrow raises ValueError, or OSError without a number, which can mean anything over a network.
+        return isinstance(error, ValueError) or (
+            self.stream.is_local and isinstance(error, OSError) and error.errno is None
         )
 
+    def _name(self, shard: int, row: int) -> str:
+        return f"{self.label(shard)}[{row}]"
 
-def open_saved(folder: Path) -> Any:
-    """The `datasets.Dataset` that `save_to_disk` wrote into `folder`."""
-    import datasets
+    def _note_file(self, folder: Path, shard: int) -> Path:
+        return folder / f"{self.stream.label.replace('/', '_')}_{shard}_of_{len(self)}"
 
-    return datasets.load_from_disk(str(folder))
+    def _noted(self, shard: int) -> int | None:
+        if self.notes is None:
+            return None
+        try:
+            return int(self._note_file(self.notes, shard).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # missing or damaged: the shard is read once more
+            return None
 
-
-def prepare_hub_dataset(name: str, dataset_config: str | None) -> Any:
-    """Download dataset `name` of the hub, if its cache does not hold it, and return its builder.
-
-    The builder knows its splits (`.info.splits`) and opens one by `.as_dataset(split=...)`. Raises
-    ValueError if there is no such dataset, it cannot be reached, or it has no such config.
-    """
-    import datasets
-
-    with hub_errors(name, dataset_config):
-        builder = datasets.load_dataset_builder(name, dataset_config)
-        builder.download_and_prepare()
-    return builder
-
-
-@contextmanager
-def hub_errors(name: str, dataset_config: str | None) -> Iterator[None]:
-    """Turns whatever fails in its body into a ValueError that says what to check."""
-    try:
-        yield
-    except Exception as error:  # the hub's, httpx's and datasets' errors share no base
-        chosen = "" if dataset_config is None else f" (dataset_config {dataset_config!r})"
-        cache = unwritable_cache()
-        if cache is not None:
-            raise ValueError(f"name {name!r}: {cache}") from error
-        raise ValueError(
-            f"name {name!r}{chosen} is neither 'photos', nor a file or folder here, and as a dataset of the "
-            f"Hugging Face hub it failed: {first_line(error)}. Check its spelling and dataset_config, the "
-            "network (HF_HUB_OFFLINE) and your login, or give the path of a folder of images"
-        ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    def _note(self, shard: int, count: int) -> None:
+        self._counts[shard] = count
+        if self.notes is None or not self.notes.is_dir() or self._note_file(self.notes, shard).exists():
+            return
+        with contextlib.suppress(OSError):  # without the note a later run takes longer, nothing else
+            write_aside(self._note_file(self.notes, shard), str(count).encode())

@@ -1,4 +1,4 @@
-"""TIFF: which pages Pillow reads as the tags mean them, and the others by tifffile."""
+"""TIFF: decides which pages Pillow reads as their tags say, and reads the other pages with tifffile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentae.data.levels import ValueRange, deep_to_fractions
+from latentae.data.arrays import ValueRange, deep_to_fractions
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 
@@ -34,17 +34,17 @@ _UNUSUAL_PAGES = 1 | 4  # NewSubfileType: a smaller version, a transparency mask
 
 @dataclass(frozen=True)
 class Layout:
-    """The tags of a page that decide what its numbers mean.
+    """The tags of a page that state what its numbers mean.
 
     Attributes:
         size: (width, height).
         photometric: PhotometricInterpretation.
-        is_planar: each sample has a plane of its own.
+        is_planar: each sample is stored in a plane of its own.
         samples: numbers per pixel.
-        bits, formats: BitsPerSample and SampleFormat, one for each sample.
+        bits, formats: BitsPerSample and SampleFormat, one per sample.
         extras: the kinds of the extra samples, which follow the colours.
         compression: 1: none.
-        subsampling, reference: YCbCrSubSampling and ReferenceBlackWhite; None: the tag is not there.
+        subsampling, reference: YCbCrSubSampling and ReferenceBlackWhite; None: the tag is missing.
         ink_set: 1: CMYK.
     """
 
@@ -62,7 +62,7 @@ class Layout:
 
     @classmethod
     def of(cls, tag: Callable[[int], Any]) -> Layout:
-        """From a function of a tag's number that gives its value, or None."""
+        """Reads the tags with a function from the number of a tag to its value, or None."""
 
         def numbers(code: int, default: int) -> tuple[int, ...]:
             value = tag(code)
@@ -93,7 +93,7 @@ class Layout:
         )
 
     def describe(self) -> str:
-        """For messages, e.g. "RGB 640x480 of 3 samples of 16 bits"."""
+        """Describes the layout for messages, such as "RGB 640x480 of 3 sample(s) of 16 bits"."""
         bits = "/".join(str(bits) for bits in sorted(set(self.bits)))
         width, height = self.size
         return f"{self.photometric_name} {width}x{height} of {self.samples} sample(s) of {bits} bits"
@@ -104,7 +104,7 @@ class Layout:
 
     @property
     def is_band(self) -> bool:
-        """Whether the page is grey without anything else, as a band of an image of several is."""
+        """Whether the page is plain grey, as a band of an image must be."""
         return self.samples == 1 and _COLOURS.get(self.photometric) == 1
 
     @property
@@ -112,28 +112,28 @@ class Layout:
         return _ASSOCIATED in self.extras or _UNASSOCIATED in self.extras
 
     def has_bands(self, channels: int) -> bool:
-        """Whether the samples of a pixel are the channels asked for, as they are and in their order."""
+        """Whether the samples of a pixel are the wanted channels, unchanged and in order."""
         if self.samples != channels or self.photometric not in _COLOURS:
             return False
         return channels not in (1, 3, 4) or (self.samples > _COLOURS[self.photometric] and not self.is_rgba)
 
     @property
     def is_rgba(self) -> bool:
-        # Four samples without a word on the fourth: Pillow and others take it for alpha.
+        # If the tags do not describe the fourth of four samples, Pillow and others take it for alpha.
         return self.has_alpha or (self.photometric == _RGB and self.samples == 4 and not self.extras)
 
     def default_range(self) -> ValueRange | None:
-        """Black and white where the bits say it: unsigned integers of 9 to 16 bits."""
+        """Returns black and white if the bits imply them: for unsigned integers of 9 to 16 bits."""
         if set(self.formats) == {_UINT} and len(set(self.bits)) == 1 and 8 < self.bits[0] <= 16:
             return (0, 2 ** self.bits[0] - 1)
         return None
 
     def pillow_reads(self, channels: int, value_range: ValueRange | None, is_big_endian: bool) -> bool:
-        """Whether Pillow decodes the page to what its tags say, as this many channels.
+        """Whether Pillow decodes the page as its tags say, with this many channels.
 
-        Pillow leaves out unspecified extra samples, does not invert deep WhiteIsZero, takes planes of 16
-        bits for stripes, signed bytes for unsigned ones, and the bytes of compressed big-endian numbers with
-        a sign or a fraction for reversed ones.
+        Pillow drops unspecified extra samples, does not invert WhiteIsZero of more than 8 bits, takes planes
+        of 16 bits for stripes and signed bytes for unsigned ones, and reverses the bytes of compressed
+        big-endian numbers with a sign or a fraction.
         """
         if self.photometric not in _PILLOW_READS or self.has_bands(channels):
             return False
@@ -151,11 +151,11 @@ class Layout:
             return True
         if _COLOURS.get(self.photometric) == 1:
             return self.samples == 1 and self.photometric == _BLACK_IS_ZERO and self.bits[0] in (12, 16)
-        # It keeps 8 of 16 bits, of which another range than all of them would leave too little.
+        # It keeps 8 of 16 bits, too few for any value range but the full one.
         return not self.is_planar and value_range in (None, (0, 65535))
 
     def check(self) -> None:
-        """Raise ValueError where the page's numbers mean something that neither reader undoes."""
+        """Raises ValueError if the page's numbers have a meaning that neither reader supports."""
         if self.photometric == _CMYK and self.ink_set != 1:
             raise ValueError("a TIFF of other inks than CMYK (InkSet 2): convert it to RGB")
         if self.photometric != _YCBCR or self.compression != 1:
@@ -173,7 +173,7 @@ class Layout:
 
 
 def band_pages(data: bytes | Path) -> list[tuple[int, Layout]]:
-    """Number and layout of each page, leaving out smaller versions and masks of others."""
+    """Returns number and layout of each page that is not a smaller version or a mask of another."""
     with _open(data) as file:
         return [
             (number, Layout.of(page.tags.valueof))
@@ -189,13 +189,13 @@ def read_page(
     check_size: Callable[[int, int], None],
     number: int = 0,
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """A page of grey, RGB or bands as tifffile reads it: [H, W, channels], as `decode_image` returns it.
+    """Reads a page of grey, RGB or bands with tifffile: [H, W, channels], as `decode_image` returns it.
 
     Args:
-        check_size: given (width, height), raises where that is too large.
-        number: which page.
+        check_size: given (width, height), raises an error if that is too large.
+        number: the page.
 
-    Raises ValueError for other photometric interpretations, and for whatever tifffile cannot read.
+    Raises ValueError for other photometric interpretations, and if tifffile cannot read the page.
     """
     with _open(data) as file:
         page: Any = file.pages[number]
@@ -209,7 +209,7 @@ def read_page(
                 raise
             how = f", compressed by {page.compression.name}" if layout.compression != 1 else ""
             raise ValueError(
-                f"a TIFF, {layout.describe()}{how}, which takes `pip install imagecodecs` to read; or store "
+                f"a TIFF, {layout.describe()}{how}, which needs `pip install imagecodecs`; or store "
                 "it without compression or with deflate"
             ) from error
         if layout.samples == 1:
@@ -225,10 +225,10 @@ def read_page(
 
 @contextmanager
 def _open(data: bytes | Path) -> Iterator[Any]:
-    """The file as tifffile has it; whatever its tags make tifffile raise comes out as a ValueError."""
+    """Opens a file with tifffile; the errors that its tags cause become ValueErrors."""
     import tifffile
 
-    # It writes what it finds odd to stderr by this logger; what matters comes as an error.
+    # tifffile logs oddities to stderr; serious problems are raised as errors.
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     try:
         with tifffile.TiffFile(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
@@ -266,15 +266,15 @@ def _check_readable(page: Any, layout: Layout, channels: int) -> None:
         )
     if layout.samples > colours and not layout.extras and not layout.is_rgba:
         raise ValueError(
-            f"a TIFF of {layout.samples} samples a pixel that does not say what those beyond {colours} are "
-            "(ExtraSamples): ask for as many channels as it has"
+            f"a TIFF of {layout.samples} samples per pixel that does not state what those after the first "
+            f"{colours} mean (ExtraSamples): ask for as many channels as it has"
         )
 
 
 def _to_channels(
     samples: NDArray[Any], layout: Layout, channels: int, value_range: ValueRange | None
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """The samples [H, W, S] of a page as the channels asked for."""
+    """Converts the samples [H, W, S] of a page to the wanted channels."""
     is_eight_bit = samples.dtype == np.uint8 and set(layout.bits) == {8}
     has_bands = layout.has_bands(channels)
     count = channels if has_bands else _COLOURS[layout.photometric]
@@ -305,7 +305,7 @@ def _to_channels(
 
 
 def _alpha(samples: NDArray[Any], layout: Layout, first: int) -> NDArray[np.float32] | None:
-    """[H, W, 1] in [0, 1], or None where no sample says how opaque a pixel is."""
+    """Returns the opacity [H, W, 1] in [0, 1], or None if no sample holds it."""
     if not layout.is_rgba:
         return None
     kinds = layout.extras or (_UNASSOCIATED,)

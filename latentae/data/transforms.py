@@ -1,4 +1,4 @@
-"""Crops: a window is cut from the source picture and only that window is resized."""
+"""Crops: picture [H, W, C] -> tensor [C, h, w] in [-1, 1]. Only the cropped window is resized."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Picture = NDArray[np.uint8] | NDArray[np.float32]
 
 
 class Transform(Protocol):
-    """What makes a training tensor of a decoded picture."""
+    """Makes a tensor of a decoded picture."""
 
     @property
     def minimum_side(self) -> int | None:
-        """The shorter side the decoder must deliver; None: the picture is needed at its full size."""
+        """The shorter side that is enough for this transform; None: it needs the picture at its full size."""
 
     def __call__(self, image: Image.Image | NDArray[Any], rng: np.random.Generator) -> torch.Tensor:
-        """The tensor [C, H, W] in [-1, 1]; all that is random is drawn from `rng`."""
+        """Returns the tensor [C, H, W] in [-1, 1]. All random numbers come from `rng`."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of the source picture in source pixels, from its upper left corner."""
+    """A rectangle in source pixels; top and left are measured from the upper left corner of the picture."""
 
     top: float
     left: float
@@ -37,24 +37,24 @@ class Window:
 
 
 class RandomCrop:
-    """A random window of a picture, resized to `image_size`, perhaps mirrored.
+    """Crops a random window of a picture, resizes it to `image_size`, and may mirror it.
 
     Args:
         image_size: pixels of the output, one number for a square or (height, width).
         downscale: (low, high), source pixels per output pixel, drawn log-uniformly for each crop: (1, 1)
-            cuts at the source's own resolution, (1, 4) also shows it up to four times smaller.
-            None: the window is the largest one that fits, i.e. the picture is resized until it just
-            covers `image_size`, and then cropped.
+            crops at the source's own resolution, (1, 4) also shows it up to four times smaller. None: the
+            window is the largest that fits, that is, the picture is resized until it just covers
+            `image_size`, and then cropped.
         flip: mirror left and right with probability 1/2.
 
-    Where the drawn window is larger than the picture it shrinks to the largest that fits, keeping its
-    aspect; a picture smaller than `image_size` is therefore upscaled. Windows begin at whole source
-    pixels. Resizing is bicubic and antialiased (pixels around the window count where the filter reaches
-    them); a window of exactly `image_size` is copied unchanged.
+    A drawn window that is larger than the picture shrinks to the largest that fits, with the same aspect; so
+    a picture smaller than `image_size` is upscaled. Windows begin at whole source pixels. Resizing is bicubic
+    and antialiased, and uses the pixels around the window; a window of exactly `image_size` is copied
+    unchanged.
 
-    Called with a PIL image (modes L, RGB, RGBA) or an array [H, W] or [H, W, C], uint8 or float32 in
-    [0, 1], and a numpy Generator. Returns a contiguous float32 tensor [C, *image_size] in [-1, 1]. Four
-    channels of uint8 are taken for RGBA: colours are averaged in proportion to their alpha.
+    Called with a PIL image (modes L, RGB, RGBA) or an array [H, W] or [H, W, C], uint8 or float32 in [0, 1],
+    and a numpy Generator. Returns a contiguous float32 tensor [C, *image_size] in [-1, 1]. Four channels of
+    uint8 mean RGBA: colours are averaged in proportion to their alpha.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class RandomCrop:
 
     @property
     def minimum_side(self) -> int | None:
-        """Twice the longer output side where no downscale is asked for, else None.
+        """Twice the longer output side if `downscale` is None, else None.
 
-        A JPEG decoded to no less than that differs from one decoded in full by next to nothing; one
-        decoded to just the output's size is visibly softer.
+        A JPEG decoded to at least this size differs very little from one decoded in full; one decoded to just
+        the output's size is visibly softer.
         """
         return 2 * max(self.image_size) if self.downscale is None else None
 
@@ -91,11 +91,11 @@ class RandomCrop:
 
 
 class CenterCrop:
-    """The central window of a picture, resized to `image_size`: `RandomCrop` without the chance.
+    """Crops the central window of a picture and resizes it to `image_size`: `RandomCrop` without randomness.
 
-    `downscale` (low, high) is used at √(low × high), the median of what `RandomCrop` draws; for None
-    the shorter side is resized to the image size. The picture is always decoded in full, so that
-    what is measured does not depend on a decoder's shortcuts. The Generator is not used.
+    For `downscale` (low, high) it uses √(low × high), the median of what `RandomCrop` draws; for None the
+    shorter side is resized to the image size. The picture is always decoded in full, so that measurements do
+    not depend on a decoder's shortcuts. The Generator is not used.
     """
 
     minimum_side: int | None = None
@@ -118,13 +118,13 @@ class CenterCrop:
 
 
 def common_minimum_side(transforms: Sequence[Transform]) -> int | None:
-    """The shorter side that is enough for each of these transforms; None: the full size is needed."""
+    """Returns the shorter side that is enough for all of these transforms; None: the full size is needed."""
     sides = [transform.minimum_side for transform in transforms]
     return max((side for side in sides if side is not None), default=None) if None not in sides else None
 
 
 def check_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """`image_size` as (height, width); ValueError unless it is one or two positive whole numbers."""
+    """Returns (height, width); raises ValueError unless `image_size` is one or two positive whole numbers."""
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"image_size={image_size} must be a positive number of pixels or (height, width)")
@@ -132,7 +132,7 @@ def check_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_downscale(downscale: Sequence[float] | None) -> tuple[float, float] | None:
-    """`downscale` as (low, high); ValueError unless it is None or 0 < low <= high."""
+    """Returns (low, high) or None; raises ValueError unless 0 < low <= high."""
     if downscale is None:
         return None
     if len(downscale) != 2 or not 0 < downscale[0] <= downscale[1] < math.inf:
@@ -144,7 +144,7 @@ def check_downscale(downscale: Sequence[float] | None) -> tuple[float, float] | 
 
 
 def to_picture(image: Image.Image | NDArray[Any]) -> Picture:
-    """A PIL image or an array as [H, W, C], uint8 or float32; ValueError for anything else."""
+    """Returns a PIL image or an array as [H, W, C]; raises ValueError for other modes, shapes and dtypes."""
     if isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB", "RGBA"):
             raise ValueError(
@@ -161,8 +161,8 @@ def to_picture(image: Image.Image | NDArray[Any]) -> Picture:
 
 
 def to_tensor(picture: Picture) -> torch.Tensor:
-    """[H, W, C], uint8 or float32 in [0, 1], as a contiguous float32 tensor [C, H, W] in [-1, 1]."""
-    # np.array and not np.asarray: torch takes neither read-only nor mirrored memory.
+    """Turns [H, W, C], uint8 or float32 in [0, 1], into a contiguous float32 tensor [C, H, W] in [-1, 1]."""
+    # np.array and not np.asarray: torch accepts neither read-only nor mirrored memory.
     planes = torch.from_numpy(np.array(np.moveaxis(picture, 2, 0), order="C"))
     if planes.dtype == torch.uint8:
         return planes.float().div_(127.5).sub_(1)
@@ -170,9 +170,9 @@ def to_tensor(picture: Picture) -> torch.Tensor:
 
 
 def resize_window(picture: Picture, window: Window, image_size: tuple[int, int]) -> Picture:
-    """Resize one window of [H, W, C] to `image_size`: bicubic, antialiased, values kept in range.
+    """Resizes one window of [H, W, C] to `image_size`: bicubic, antialiased, values clipped to their range.
 
-    Equal to that part of the whole picture resized by the same factor, at the cost of the window alone.
+    The result equals that part of the whole picture resized by the same factor, at the cost of the window.
     """
     height, width = image_size
     bottom = min(window.top + window.height, picture.shape[0])
@@ -200,12 +200,12 @@ def resize_window(picture: Picture, window: Window, image_size: tuple[int, int])
 def _window_size(
     picture: Picture, image_size: tuple[int, int], downscale: float | None
 ) -> tuple[float, float]:
-    """Height and width in source pixels of the window at `downscale`, or the largest that fits."""
+    """Returns height and width in source pixels of the window at `downscale`, or of the largest one."""
     largest = min(picture.shape[0] / image_size[0], picture.shape[1] / image_size[1])
     scale = largest if downscale is None else min(downscale, largest)
     return image_size[0] * scale, image_size[1] * scale
 
 
 def _free_pixels(side: int, window: float) -> int:
-    """How many whole pixels the window can move, given that scale × size may round past the side."""
+    """Returns how many whole pixels the window can move, although scale × size may round past the side."""
     return max(0, math.floor(side - window + 1e-6))

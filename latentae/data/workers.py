@@ -1,122 +1,80 @@
-"""Loader workers that may die: what each was decoding is kept where its death cannot take it."""
+"""Loader workers: they outlive a run's stop signals, and a worker that dies becomes a clear error."""
 
 from __future__ import annotations
 
 import atexit
 import multiprocessing
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 from weakref import WeakSet
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 
-from latentae.data.names import printable
-
-_NAME_BYTES = 1000
-_PID_BYTES = 8
 _SECONDS_AFTER_SIGTERM = 60
 _SECONDS_TO_DIE = 1.0
-# What comes of fetching a batch out of the memory of a process that is dying.
+# Fetching a batch from the memory of a dying process raises one of these.
 _LOST = (ConnectionError, EOFError, FileNotFoundError)
 
-_own_slot: NDArray[np.uint8] | None = None  # in a worker: where it says what it is doing
 _all_workers: WeakSet[Any] = WeakSet()
-# At the end of a program multiprocessing asks workers to leave by SIGTERM, after which ours stay for a while.
+# At exit, multiprocessing sends workers SIGTERM and waits. Ours stay alive for a while after SIGTERM.
 atexit.register(lambda: _kill(_all_workers))
 
 
 class WorkerDiedError(RuntimeError):
-    """A process that loads images ended before its time; the message says which image it was on."""
+    """A process that loads images ended unexpectedly. The message says how."""
 
 
-class Noticeboard:
-    """A slot for each worker in memory that all processes share: its process id, and what it is decoding."""
-
-    def __init__(self, num_workers: int) -> None:
-        self._slots = torch.zeros(num_workers, _PID_BYTES + _NAME_BYTES, dtype=torch.uint8).share_memory_()
-
-    def slot(self, worker: int) -> NDArray[np.uint8]:
-        return self._slots[worker].numpy()
-
-    def read(self) -> dict[int, str]:
-        """Process id -> the last name announced, of those workers that have announced one."""
-        slots = [self.slot(worker).tobytes() for worker in range(len(self._slots))]
-        names = {
-            int.from_bytes(slot[:_PID_BYTES], "little"): slot[_PID_BYTES:]
-            .rstrip(b"\0")
-            .decode(errors="replace")
-            for slot in slots
-        }
-        names.pop(0, None)
-        return names
-
-
-def announce(name: str) -> None:
-    """Say, in a worker, what it decodes next; elsewhere nothing happens. Takes some microseconds."""
-    if _own_slot is not None:
-        encoded = printable(name).encode()[:_NAME_BYTES]
-        _own_slot[_PID_BYTES:] = np.frombuffer(encoded.ljust(_NAME_BYTES, b"\0"), np.uint8)
-
-
-def _begin_work(board: Noticeboard, worker: int) -> None:
-    """What a worker does first."""
-    global _own_slot
-    _own_slot = board.slot(worker)
-    _own_slot[:_PID_BYTES] = np.frombuffer(os.getpid().to_bytes(_PID_BYTES, "little"), np.uint8)
-    # A terminal and a job scheduler send their signals to workers too, and the main process, which may want
-    # to finish its step and save, still needs their images then. The alarm ends one that hangs.
-    for number in _known_signals("SIGINT", "SIGUSR1", "SIGHUP"):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
-
-
-def _known_signals(*names: str) -> list[signal.Signals]:
-    """Those of the named signals that this system has: only Unix has all of them."""
-    return [signal.Signals[name] for name in names if name in signal.Signals.__members__]
+def worker_number() -> tuple[int, int]:
+    """Returns this worker's number and the number of workers; (0, 1) in the main process."""
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)
 
 
 class WatchedLoader(DataLoader[Any]):
-    """A DataLoader that, when one of its workers dies, raises `WorkerDiedError` from `next`.
+    """A DataLoader that raises ``WorkerDiedError`` from ``next`` if one of its workers dies.
 
-    A plain one raises from a signal handler, so at any moment of the training, even halfway through an
-    optimizer's step; here the weights are those of a whole number of steps, and can be saved.
+    A plain DataLoader raises from a signal handler, which can interrupt the training anywhere, even halfway
+    through an optimizer step. Here the weights always belong to a whole number of steps and can be saved.
     """
 
     def __init__(self, dataset: Any, *, num_workers: int, **options: Any) -> None:
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers} must be 0 or more")
-        self._board = Noticeboard(num_workers) if num_workers else None
         self._workers: list[Any] = []
         super().__init__(
             dataset,
             num_workers=num_workers,
-            worker_init_fn=None if self._board is None else partial(_begin_work, self._board),
+            worker_init_fn=_set_signal_handlers if num_workers else None,
             **options,
         )
 
     def __iter__(self) -> Any:
-        if self._board is None:
+        if not self.num_workers:
             return super().__iter__()
         others = set(multiprocessing.active_children())
         with _no_errors_from_signals():
             batches = super().__iter__()
         started = [process for process in multiprocessing.active_children() if process not in others]
-        self._workers = started or self._workers  # those of the iteration before may go on
+        self._workers = started or self._workers  # persistent workers of the previous iteration go on
         _all_workers.update(started)
-        return _watch(batches, self._workers, self._board)
+        return _watch(batches, self._workers)
 
 
-def _watch(batches: Iterator[Any], workers: list[Any], board: Noticeboard) -> Iterator[Any]:
+def _set_signal_handlers(worker: int) -> None:
+    # Terminals and job schedulers also send their signals to workers, but the main process may still need
+    # images to finish its step and save. The alarm ends a worker that hangs.
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
+        if name in signal.Signals.__members__:  # only Unix has all of them
+            signal.signal(signal.Signals[name], signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
+
+
+def _watch(batches: Iterator[Any], workers: list[Any]) -> Iterator[Any]:
     while True:
         try:
             batch = next(batches)
@@ -124,19 +82,22 @@ def _watch(batches: Iterator[Any], workers: list[Any], board: Noticeboard) -> It
             return
         except BaseException as error:
             dead = _dead(workers, wait=isinstance(error, _LOST))
-            message = _describe(dead, board)
-            _kill(workers)  # this iteration is at its end
+            reasons = "; ".join(f"a process that loads images {_reason(each.exitcode)}" for each in dead)
+            _kill(workers)  # the iteration is over
             if dead and isinstance(error, (RuntimeError, *_LOST)):
-                raise WorkerDiedError(message) from error
+                raise WorkerDiedError(
+                    f"{reasons}. If it happens again, set a smaller num_workers, or num_workers=0 to load "
+                    "images in the main process"
+                ) from error
             raise
         yield batch
 
 
 def _dead(workers: list[Any], *, wait: bool) -> list[Any]:
-    """Those that ended before their time; where one must have, a moment is waited for its exit code."""
+    """Returns the workers that ended unexpectedly; with ``wait``, gives their exit codes time to arrive."""
     until = time.monotonic() + _SECONDS_TO_DIE if wait else 0.0
     while True:
-        # None of exit code: it lives, and the error is one that it has handed on.
+        # An exit code of None means that the worker is alive and has passed on an error of its own.
         dead = [worker for worker in workers if worker.exitcode not in (None, 0)]
         if dead or time.monotonic() >= until:
             return dead
@@ -146,19 +107,6 @@ def _dead(workers: list[Any], *, wait: bool) -> list[Any]:
 def _kill(workers: Iterable[Any]) -> None:
     for worker in list(workers):
         worker.kill()
-
-
-def _describe(dead: list[Any], board: Noticeboard) -> str:
-    names = board.read()
-    sentences = []
-    for worker in dead:
-        name = names.get(worker.pid, "")
-        place = f"while it was on {name}" if name else "before its first image"
-        sentences.append(f"a process that loads images {_reason(worker.exitcode)} {place}")
-    return (
-        f"{'; '.join(sentences)}. If it happens there again, remove that file; with "
-        "num_workers=0 images are loaded in the main process"
-    )
 
 
 def _reason(exit_code: int) -> str:
@@ -175,28 +123,22 @@ def _reason(exit_code: int) -> str:
 
 @contextmanager
 def _no_errors_from_signals() -> Iterator[None]:
-    """Takes back the handler of SIGCHLD with which torch raises errors wherever the program is.
+    """Removes torch's SIGCHLD handler, which raises errors wherever the program is.
 
-    Without it a DataLoader still finds out, in `next`, within some seconds.
+    A DataLoader without it still notices a dead worker in ``next``, within a few seconds.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        yield  # torch sets none there
+        yield  # torch sets no handler here
         return
-    _take_back_torchs_handler(signal.SIG_DFL)  # of another DataLoader, before this one
+    _remove_torch_handler(signal.SIG_DFL)  # set by an earlier DataLoader
     before = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        _take_back_torchs_handler(before)
+        _remove_torch_handler(before)
 
 
-def _take_back_torchs_handler(replacement: Any) -> None:
+def _remove_torch_handler(replacement: Any) -> None:
     if getattr(signal.getsignal(signal.SIGCHLD), "__module__", "").startswith("torch.utils.data"):
         # None stands for a handler that was not set by Python.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if replacement is None else replacement)
-
-
-def worker_number() -> tuple[int, int]:
-    """This worker's number and how many there are; (0, 1) in the main process."""
-    info = get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)

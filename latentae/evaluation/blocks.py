@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from latentae.data import DataSelection, ImageSource
 from latentae.data.locate import locate, validation_split
 from latentae.data.names import printable_name
-from latentae.data.table import prepare_hub_dataset
+from latentae.data.table_files import prepare_hub_dataset
 from latentae.data.transforms import Picture, Window, resize_window, to_picture, to_tensor
 from latentae.evaluation.metrics import to_uint8
 

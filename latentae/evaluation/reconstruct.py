@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from latentae.data import FolderSource, decode_image
-from latentae.data.image_source import Pixels
-from latentae.data.levels import ValueRange
+from latentae.data.arrays import ValueRange
+from latentae.data.decode import Pixels
 from latentae.data.transforms import Window, resize_window, to_tensor
 from latentae.evaluation.metrics import psnr
 from latentae.report.grids import picture_grid, save_png

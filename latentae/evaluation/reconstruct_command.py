@@ -38,7 +38,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
     # Imported here, so that --help does not wait for torch.
     import torch
 
-    from latentae.data.levels import check_value_range
+    from latentae.data.arrays import check_value_range
     from latentae.evaluation.reconstruct import plan_jobs, run_jobs
     from latentae.models import load_autoencoder
 

@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 
 from latentae import distributed
 from latentae.data import ImageDataset, Sample
-from latentae.data.batches import collate
-from latentae.data.loader import epoch_order
+from latentae.data.loader import collate, epoch_order
 from latentae.data.seeding import POSTERIOR, torch_generator
 from latentae.devices import to_float64_on_cpu
 from latentae.models import KLVAE, VQVAE

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from latentae.data import BrokenImageError
-from latentae.data.samples import EncodedImage
+from latentae.data.source import EncodedImage
 
 
 def png_bytes(value: int, side: int = 8) -> bytes:
@@ -47,6 +47,48 @@ class ListSource:
         rows, columns = np.mgrid[0:12, 0:12]
         picture = np.stack([rows * 20, columns * 20, 0 * rows + index % 256], axis=2).astype(np.uint8)
         return picture[..., 3 - channels :]
+
+
+def names(source) -> list[str]:
+    """The names of all images of a source."""
+    return [source.name(index) for index in range(len(source))]
+
+
+def values(source) -> list[int]:
+    """The first value of each image of a source."""
+    return [int(source.load(index, 1)[0, 0, 0]) for index in range(len(source))]
+
+
+def entry_values(entries) -> list[int]:
+    """The first value of each image that shards yield."""
+    return [int(entry.load(1, None)[0, 0, 0]) for entry in entries]
+
+
+def make_files(folder: Path, *names: str) -> None:
+    """Empty files of these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def image_table(values: list[int], column: str = "image"):
+    """A ``datasets.Dataset`` of pictures with these values, and the values as labels."""
+    import datasets
+
+    rows = {"label": values, column: [{"bytes": png_bytes(value), "path": None} for value in values]}
+    features = datasets.Features({"label": datasets.Value("int64"), column: datasets.Image()})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def write_tables(folder: Path, counts: list[int], split: str = "train") -> list[Path]:
+    """Parquet files of so many pictures each, whose values count on through all of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths, begin = [], 0
+    for shard, count in enumerate(counts):
+        paths.append(folder / f"{split}-{shard}.parquet")
+        image_table(list(range(begin, begin + count))).to_parquet(paths[-1], batch_size=2)
+        begin += count
+    return paths
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:

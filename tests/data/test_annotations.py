@@ -1,9 +1,13 @@
+import json
+
+import datasets
 import numpy as np
 import pytest
 
-from latentae.data import CachedSource, FolderSource, SubsetSource, take_evenly
+from latentae.data import CachedSource, FolderSource, SubsetSource, TableSource, TarSource, take_evenly
 from latentae.data.annotations import number_labels, read_annotations
-from tests.data.pictures import ListSource, write_png
+from latentae.data.tar import open_other_members
+from tests.data.pictures import ListSource, png_bytes, write_png, write_tar
 
 
 def folder(root, *names):
@@ -79,3 +83,109 @@ def test_words_are_numbered_and_digits_are_numbers():
 def test_labels_that_are_none(values, says):
     with pytest.raises(ValueError, match=says):
         number_labels(values, lambda index: f"image {index}")
+
+
+def table_source(kinds, **columns):
+    count = len(next(iter(columns.values())))
+    rows = {"image": [{"bytes": png_bytes(value), "path": None} for value in range(count)], **columns}
+    features = datasets.Features({"image": datasets.Image(), **kinds})
+    return TableSource(datasets.Dataset.from_dict(rows, features=features), "train")
+
+
+def text():
+    return datasets.Value("string")
+
+
+def test_a_class_label_and_a_caption():
+    kinds = {"kind": datasets.ClassLabel(names=["cat", "dog"]), "text": text()}
+    said = read_annotations(table_source(kinds, kind=[1, 0], text=["a  dog", None]))
+    assert (said.labels.tolist(), said.label_names) == ([1, 0], ["cat", "dog"])
+    assert [said.captions(index) for index in range(2)] == ["a dog", ""]
+
+
+def test_numbers_and_words_called_label():
+    whole = read_annotations(table_source({"label": datasets.Value("int32")}, label=[7, 2]))
+    assert (whole.labels.tolist(), whole.label_names) == ([7, 2], None)
+    words = read_annotations(table_source({"label": text()}, label=["b", "a"]))
+    assert (words.labels.tolist(), words.label_names) == ([1, 0], ["a", "b"])
+
+
+def test_of_several_captions_the_first():
+    said = read_annotations(
+        table_source({"captions": datasets.Sequence(text())}, captions=[["one", "two"], []])
+    )
+    assert [said.captions(index) for index in range(2)] == ["one", ""]
+
+
+def test_columns_can_be_named():
+    kinds = {"label": datasets.Value("int64"), "breed": text(), "said": text()}
+    data = table_source(kinds, label=[0, 1], breed=["pug", "lab"], said=["x", "y"])
+    said = read_annotations(data, label_column="breed", caption_column="said")
+    assert (said.labels.tolist(), said.label_names, said.captions(1)) == ([1, 0], ["lab", "pug"], "y")
+    with pytest.raises(
+        ValueError, match="label_column 'race' is not there; columns: image, label, breed, said"
+    ):
+        read_annotations(data, label_column="race")
+
+
+def test_no_labels_and_secret_ones():
+    assert read_annotations(table_source({"other": datasets.Value("float32")}, other=[0.5])).labels is None
+    secret = table_source({"label": datasets.ClassLabel(names=["a", "b"])}, label=[-1, -1])
+    assert (read_annotations(secret).labels, read_annotations(secret).label_names) == (None, None)
+
+
+def tar_source(root, *samples):
+    """A tar file for each list of samples, which give a member's bytes by its extension."""
+    paths = []
+    for number, group in enumerate(samples):
+        members = {}
+        for row, others in enumerate(group):
+            members |= {f"./{row}.{name}": data for name, data in others.items()}
+            members[f"./{row}.png"] = png_bytes(row)
+        paths.append(write_tar(root / f"{number}.tar", members))
+    return TarSource(paths)
+
+
+def test_members_called_like_the_image(tmp_path):
+    said = read_annotations(
+        tar_source(tmp_path, [{"cls": b"3\n", "txt": b"a\nb"}, {"cls": b"0"}], [{"cls": b"1"}])
+    )
+    assert (said.labels.tolist(), said.label_names) == ([3, 0, 1], None)
+    assert [said.captions(index) for index in range(3)] == ["a b", "", ""]
+
+
+def test_fields_of_a_json(tmp_path):
+    rows = [{"json": json.dumps({"label": word, "caption": f"a {word}"}).encode()} for word in ("dog", "cat")]
+    said = read_annotations(tar_source(tmp_path, rows))
+    assert (said.labels.tolist(), said.label_names) == ([1, 0], ["cat", "dog"])
+    assert said.captions(0) == "a dog"
+
+
+def test_what_is_asked_for(tmp_path):
+    data = tar_source(tmp_path, [{"fine.cls": b"8", "cls": b"1", "json": b'{"alt": "hello"}'}])
+    said = read_annotations(data, label_column="fine.cls", caption_column="alt")
+    assert (said.labels.tolist(), said.captions(0)) == ([8], "hello")
+    with pytest.raises(ValueError, match=r"caption_column 'no': no sample has a member \.no, nor that key"):
+        read_annotations(data, caption_column="no")
+
+
+def test_nothing_and_only_captions(tmp_path):
+    said = read_annotations(tar_source(tmp_path / "a", [{}, {}]))
+    assert (said.labels, said.captions) == (None, None)
+    said = read_annotations(tar_source(tmp_path / "b", [{"txt": b"x"}]))
+    assert (said.labels, said.captions(0)) == (None, "x")
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"0\.tar/1\.png has no label"):
+        read_annotations(tar_source(tmp_path / "a", [{"cls": b"1"}, {}]))
+    with pytest.raises(ValueError, match=r"the \.json beside 0\.tar/0\.png cannot be read"):
+        read_annotations(tar_source(tmp_path / "b", [{"json": b"{"}]))
+
+
+def test_a_damaged_file_is_read_as_far_as_it_goes(tmp_path):
+    path = tar_source(tmp_path, [{"cls": b"1"}, {"cls": b"2"}]).indexes[0].path
+    path.write_bytes(path.read_bytes()[: 5 * 512] + b"damaged" * 100)
+    data = TarSource([path])
+    assert open_other_members(path).all_names() == ["0.cls", "1.cls"]
+    assert read_annotations(data).labels[0] == 1

@@ -1,4 +1,5 @@
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,37 @@ from latentae.data import (
     check_images,
     without_broken,
 )
+from latentae.data.dataset import make_sample
+from latentae.data.source import EncodedImage
 from tests.data.pictures import ListSource, write_png
+
+SOURCE = ListSource(5, broken=(1, 2))
+
+
+def candidates(*indices: int) -> list[EncodedImage]:
+    return [EncodedImage(SOURCE.name(index), partial(SOURCE.load, index)) for index in indices]
+
+
+def first_sample(*indices: int):
+    rng = np.random.default_rng(0)
+    return make_sample(
+        candidates(*indices), RandomCrop(4), rng, channels=3, minimum_side=None, index=indices[0]
+    )
+
+
+def test_the_first_that_can_be_decoded():
+    made = first_sample(1, 2, 4, 3)
+    assert made["images"][2].add(1).mul(127.5).round().mean() == 4
+    assert (made["index"], made["name"]) == (1, "picture4")
+    assert made["broken"] == "picture1: it is broken\npicture2: it is broken"
+    assert first_sample(3)["broken"] == ""
+
+
+def test_none_can_be_decoded():
+    with pytest.raises(
+        BrokenImageError, match="2 images in a row cannot be decoded, the first being picture1"
+    ):
+        first_sample(1, 2)
 
 
 def dataset(source: ListSource, seed: int = 0, **options) -> ImageDataset:

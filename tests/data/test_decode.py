@@ -9,8 +9,7 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
 from latentae.data import BrokenImageError, decode_image
-from latentae.data.decode import FORMATS, MAX_PIXELS
-from latentae.data.png import PNG_MAGIC
+from latentae.data.decode import FORMATS, MAX_PIXELS, PNG_MAGIC
 from tests.data.tiffs import pack_bits
 
 
@@ -305,7 +304,7 @@ def test_arrays_are_told_by_their_content(tmp_path):
         np.save(stream, bands)
     for data in (path, path.read_bytes()):
         assert np.array_equal(decode_image(data, 13), bands)
-        with pytest.raises(BrokenImageError, match=r"^a: an array \[2, 3, 13\] is no image of 4 channel"):
+        with pytest.raises(BrokenImageError, match=r"^a: an array \[2, 3, 13\] is not an image of 4 channel"):
             decode_image(data, 4, name="a")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BrokenImageError, match=r"bands: an array .* is truncated"):
@@ -362,7 +361,7 @@ def test_broken_files_are_named_with_a_reason(tmp_path):
     with pytest.raises(BrokenImageError, match=r"gone\.jpg: FileNotFoundError"):
         decode_image(tmp_path / "gone.jpg", 3)
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(BrokenImageError, match=r"pipe\.jpg: it is no file"):
+    with pytest.raises(BrokenImageError, match=r"pipe\.jpg: it is not a file"):
         decode_image(tmp_path / "pipe.jpg", 3)
 
 

@@ -5,9 +5,16 @@ import pytest
 from PIL import Image
 
 from latentae.data import BrokenImageError, FolderSource
-from latentae.data.folder import divide_folder, open_images, split_files, split_subfolders, walk_files
+from latentae.data.folder import (
+    divide_folder,
+    open_images,
+    split_files,
+    split_subfolders,
+    visible_subfolders,
+    walk_files,
+)
 from latentae.data.locate import locate
-from latentae.data.patterns import expand_pattern
+from latentae.data.names import expand_pattern
 from tests.data.pictures import write_png
 
 
@@ -92,14 +99,16 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path):
 def test_split_subfolders(tmp_path: Path, subfolders: list[str], splits: dict[str, str]):
     for name in subfolders:
         (tmp_path / name).mkdir()
-    assert split_subfolders(tmp_path) == {split: tmp_path / name for split, name in splits.items()}
+    assert split_subfolders(visible_subfolders(tmp_path)) == {
+        split: tmp_path / name for split, name in splits.items()
+    }
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path):
     for name in ("train", "val", "valid"):
         (tmp_path / name).mkdir()
     with pytest.raises(ValueError, match="both the split 'validation': rename"):
-        split_subfolders(tmp_path)
+        split_subfolders(visible_subfolders(tmp_path))
 
 
 def test_the_value_range_is_passed_on(tmp_path):
@@ -149,7 +158,9 @@ def test_folders_follow_the_words_in_their_names(tmp_path, subfolders, splits):
         write_png(tmp_path / name / "a.png", 1)
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/a.json").touch()
-    assert split_subfolders(tmp_path) == {split: tmp_path / name for split, name in splits.items()}
+    assert split_subfolders(visible_subfolders(tmp_path)) == {
+        split: tmp_path / name for split, name in splits.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -159,7 +170,7 @@ def test_several_folders_that_mean_one_split_are_refused(names, tmp_path):
     for name in names:
         write_png(tmp_path / name / "a.png", 1)
     with pytest.raises(ValueError, match="both the split 'train': rename") as caught:
-        split_subfolders(tmp_path)
+        split_subfolders(visible_subfolders(tmp_path))
     # The remedy is a name that works.
     pattern = str(caught.value).split("'")[-2].replace("jpg", "png")
     assert [path.name for path in expand_pattern(pattern)] == ["a.png", "a.png"]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from latentae.data import HeldOut, SubsetSource, split_holdout
-from latentae.data.holdout import hold_out
-from tests.data.pictures import ListSource
+from latentae.data.holdout import choose_held_out, hold_out, read_held_out
+from tests.data.pictures import ListShards, ListSource
+from tests.data.pictures import names as image_names
 
 
 def names(source) -> set[str]:
@@ -88,3 +89,29 @@ def test_a_run_without_a_record_goes_by_names():
     assert hold_out(source, 0.1, before=HeldOut(by_name=True))[1].indices.tolist() == plain.indices.tolist()
     with pytest.raises(ValueError, match="no record of held-out images"):
         HeldOut.from_dict({"images": 3})
+
+
+def test_a_share_of_each_shard_is_held_out_until_there_are_enough():
+    shards = ListShards([10] * 4)
+    assert choose_held_out(shards, 0.2, most=100) == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert choose_held_out(shards, 0.2, most=5) == {0: 2, 1: 2, 2: 1}
+    assert choose_held_out(shards, 0.2, most=1) == {0: 1}
+    assert image_names(read_held_out(shards, {0: 2, 2: 1})) == ["picture0", "picture1", "picture32"]
+
+
+def test_small_data_keep_something_to_train_on():
+    assert choose_held_out(ListShards([2]), 0.05, most=100) == {0: 1}
+    assert choose_held_out(ListShards([1] * 100), 0.05, most=100) == dict.fromkeys(range(5), 1)
+    for typical in range(1, 12):
+        for count in range(1, 9):
+            if typical * count < 2:
+                continue
+            for share in (0.01, 0.3, 0.5):
+                held_out = choose_held_out(ListShards([typical] * count), share, most=1000)
+                assert 1 <= sum(held_out.values()) <= max(1, share * typical * count)
+                assert max(held_out.values()) <= max(1, share * typical)
+                assert max(held_out) < count
+    with pytest.raises(ValueError, match=r"1 image.* too few to hold one out"):
+        choose_held_out(ListShards([1]), 0.5, most=10)
+    with pytest.raises(ValueError, match="holdout=1"):
+        choose_held_out(ListShards([5]), 1, most=10)

@@ -1,19 +1,17 @@
 import pytest
 
 from latentae.data.locate import locate, match_split, validation_split
-from tests.data.pictures import write_png, write_shards
-from tests.data.test_patterns import make
+from tests.data.pictures import make_files, write_png, write_shards
 
 
 def split_names(located) -> dict[str, list[str]]:
     return {split: [path.name for path in paths] for split, paths in located.splits.items()}
 
 
-def test_tar_files(tmp_path, monkeypatch):
-    monkeypatch.setenv("LATENTAE_CACHE", str(tmp_path / ".cache"))
+def test_tar_files(tmp_path):
     write_shards(tmp_path, [1, 1])
     write_shards(tmp_path, [1], "val")
-    make(tmp_path, "train-000.parquet")  # beside tar files a table is about them
+    make_files(tmp_path, "train-000.parquet")  # beside tar files a table is about them
     located = locate(str(tmp_path))
     assert located.kind == "tars"
     assert split_names(located) == {
@@ -34,12 +32,12 @@ def test_tar_files(tmp_path, monkeypatch):
 
 
 def test_patterns_of_tables(tmp_path):
-    make(tmp_path, "a.parquet", "b.parquet")
+    make_files(tmp_path, "a.parquet", "b.parquet")
     assert locate(f"{tmp_path}/*.parquet").kind == "tables"
 
 
 def test_what_cannot_be_read(tmp_path):
-    make(tmp_path, "tars/a.tar.gz", "mixed/a.tar", "mixed/a.parquet", "images/a.jpg", "images/b.jpg")
+    make_files(tmp_path, "tars/a.tar.gz", "mixed/a.tar", "mixed/a.parquet", "images/a.jpg", "images/b.jpg")
     for name in ("tars", "tars/a.tar.gz", "tars/*"):
         with pytest.raises(ValueError, match=r"a compressed tar file can only .* gunzip"):
             locate(f"{tmp_path}/{name}")
@@ -48,7 +46,7 @@ def test_what_cannot_be_read(tmp_path):
     for name in ("mixed/a*",):
         with pytest.raises(ValueError, match=r"stands for 2 files; give a folder of images, or \.tar"):
             locate(f"{tmp_path}/{name}")
-    make(tmp_path, "images/metadata.csv")
+    make_files(tmp_path, "images/metadata.csv")
     with pytest.raises(ValueError, match=r"is a list of images in a folder; give the folder, .*images \(and"):
         locate(f"{tmp_path}/images/metadata.csv")
 
@@ -93,14 +91,14 @@ def test_addresses_are_answered_truthfully(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("suffix", "program"), [("tar.gz", "gunzip"), ("tgz", "gunzip"), ("tar.xz", "unxz")])
 def test_compressed_tar_files_name_what_unpacks_them(tmp_path, suffix, program):
-    make(tmp_path, f"a.{suffix}")
+    make_files(tmp_path, f"a.{suffix}")
     for name in (tmp_path, tmp_path / f"a.{suffix}"):
         with pytest.raises(ValueError, match=rf"a\.{suffix}: a compressed tar .* {program}"):
             locate(str(name))
 
 
 def test_a_pattern_with_files_of_another_split_says_so(tmp_path):
-    make(tmp_path, "train-0.tar", "val-0.tar")
+    make_files(tmp_path, "train-0.tar", "val-0.tar")
     assert "val-0.tar" in locate(f"{tmp_path}/*.tar").remarks[0]
     assert locate(f"{tmp_path}/train-*.tar").remarks == ()
 

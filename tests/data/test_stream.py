@@ -1,12 +1,68 @@
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 
-from latentae.data import BrokenImageError, ImageStream, RandomCrop, StreamPlace
-from tests.data.pictures import ListShards
+from latentae.data import (
+    BrokenImageError,
+    ImageDataset,
+    ImageStream,
+    RandomCrop,
+    StreamPlace,
+    describe_size,
+    epoch_size,
+    sample_dataset,
+)
+from latentae.data.stream import epoch_pieces, read_first
+from tests.data.pictures import ListShards, ListSource, names
 from tests.data.test_dataset import value
+
+
+def images_of(num_shards: int, readers: int, epoch: int, count: int = 10) -> list[tuple[int, int]]:
+    """(shard, row) of all readers' images in an epoch, where every shard has `count`."""
+    return [
+        (piece.shard, row)
+        for reader in range(readers)
+        for piece in epoch_pieces(num_shards, StreamPlace(0, reader, readers), epoch)
+        for row in range(piece.offset, count, piece.step)
+    ]
+
+
+@pytest.mark.parametrize(("num_shards", "readers"), [(1, 1), (7, 1), (7, 3), (8, 8), (3, 8), (1, 5)])
+def test_all_readers_together_have_each_image_once(num_shards, readers):
+    every = [(shard, row) for shard in range(num_shards) for row in range(10)]
+    for epoch in range(3):
+        assert sorted(images_of(num_shards, readers, epoch)) == every
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    def order(seed: int, epoch: int) -> list[int]:
+        return [piece.shard for piece in epoch_pieces(50, StreamPlace(seed), epoch)]
+
+    assert order(3, 1) == order(3, 1)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 3) for epoch in range(3)}) == 6
+
+
+def test_shards_are_shared_only_where_readers_outnumber_them():
+    assert {piece.step for piece in epoch_pieces(4, StreamPlace(0, 1, 4), 0)} == {1}
+    (piece,) = epoch_pieces(4, StreamPlace(0, 1, 8), 0)
+    assert piece.step == 2
+    assert piece.offset in (0, 1)
+
+
+def test_the_one_more_shard_goes_round():
+    counts = np.array(
+        [
+            [len(epoch_pieces(5, StreamPlace(0, reader, 3), epoch)) for reader in range(3)]
+            for epoch in range(6)
+        ]
+    )
+    assert counts.sum(axis=1).tolist() == [5] * 6
+    assert counts[:3].sum(axis=0).tolist() == [5, 5, 5]
+    assert counts[3:].sum(axis=0).tolist() == [5, 5, 5]
+
 
 COUNTS = [5, 3, 7, 4]  # 19 images
 
@@ -137,3 +193,38 @@ def test_bad_arguments():
     for name in ("shuffle_block", "seed", "max_retries"):
         with pytest.raises(ValueError, match=f"{name}=-1"):
             stream(**{name: -1})
+
+
+def pictures(*indices: int) -> list[str]:
+    return [f"picture{index}" for index in indices]
+
+
+def test_the_first_images_of_shards_spread_over_all():
+    shards = ListShards([10] * 4)
+    assert names(read_first(shards, 6)) == pictures(0, 16, 17, 32, 48, 49)
+    assert names(read_first(shards, 2)) == pictures(0, 32)
+    assert len(read_first(ListShards([10] * 40), 40)) == 40
+    assert names(read_first(ListShards([1, 10]), 6)) == pictures(0, 16, 17, 18)
+    assert names(read_first(shards, 4, {0: 3, 2: 1})) == pictures(3, 16, 33, 48)
+
+
+def test_a_stream_sampled_for_what_needs_any_order():
+    stream = ImageStream(ListShards([10] * 2), RandomCrop(4), 3, seed=6, held_out={0: 4})
+    sample = sample_dataset(stream, 5)
+    assert [sample.name(index) for index in range(len(sample))] == pictures(4, 5, 16, 17, 18)
+    assert (sample.transform, sample.channels, sample.seed) == (stream.transform, 3, 6)
+    assert sample[0, 0]["images"][2].add(1).mul(127.5).round().mean() == 4
+    plain = ImageDataset(ListSource(3), RandomCrop(4), 3)
+    assert sample_dataset(plain) is plain
+
+
+def test_sizes_for_people():
+    assert describe_size(ImageDataset(ListSource(12), RandomCrop(4), 3)) == "12"
+    assert describe_size(ImageStream(ListShards([1]), RandomCrop(4), 3)) == "1 shard of"
+    assert describe_size(ImageStream(ListShards([1, 2]), RandomCrop(4), 3)) == "2 shards of"
+
+
+def test_images_of_an_epoch():
+    assert epoch_size(ImageDataset(ListSource(12), RandomCrop(4), 3)) == 12
+    assert epoch_size(ImageStream(ListShards([3, 3]), RandomCrop(4), 3, held_out={0: 1})) == 5
+    assert epoch_size(ImageStream(ListShards([1]), RandomCrop(4), 3, held_out={0: 1})) == 1

@@ -1,4 +1,6 @@
 import io
+import pickle
+import shutil
 from pathlib import Path
 
 import datasets
@@ -7,29 +9,28 @@ import pyarrow
 import pytest
 
 from latentae.data import BrokenImageError, TableSource
-from latentae.data.table import (
+from latentae.data.folder import split_files
+from latentae.data.table import TableShards
+from latentae.data.table_cells import choose_image_column
+from latentae.data.table_files import (
+    TABLE_SUFFIXES,
+    StreamedTable,
     count_table_images,
-    find_image_column,
-    join_table_files,
-    open_saved,
     open_table_files,
     prepare_hub_dataset,
     saved_splits,
-    table_files,
+    stream_hub_dataset,
+    stream_table_files,
 )
-from latentae.data.table_shards import TableShards, stream_table_files
-from tests.data.pictures import png_bytes, write_png
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def image_table(values: list[int], column: str = "image") -> datasets.Dataset:
-    rows = {"label": values, column: [{"bytes": png_bytes(value), "path": None} for value in values]}
-    features = datasets.Features({"label": datasets.Value("int64"), column: datasets.Image()})
-    return datasets.Dataset.from_dict(rows, features=features)
+from tests.data.pictures import (
+    entry_values,
+    image_table,
+    png_bytes,
+    values,
+    write_png,
+    write_shards,
+    write_tables,
+)
 
 
 def test_rows_are_decoded_by_our_decoder():
@@ -63,13 +64,13 @@ def test_a_column_of_arrays(shape, tmp_path):
     )
     dataset = datasets.Dataset.from_dict({"bands": list(stored), "label": [0, 1, 2]}, features=features)
     dataset.to_parquet(tmp_path / "a.parquet")
-    for each in (dataset, open_table_files([tmp_path / "a.parquet"])):
+    for each in (dataset, open_table_files([tmp_path / "a.parquet"])[0]):
         source = TableSource(each, "train")
         assert source.image_column == "bands"
         for index, array in enumerate(stored):
             expected = np.moveaxis(array, 0, 2) if shape[0] == 13 else array
             assert np.allclose(source.load(index, 13), expected / 65535, rtol=1e-6)
-        with pytest.raises(BrokenImageError, match=r"^train\[1\]: an array .* is no image of 3 channel"):
+        with pytest.raises(BrokenImageError, match=r"^train\[1\]: an array .* is not an image of 3 channel"):
             source.load(1, 3)
 
 
@@ -87,8 +88,8 @@ def test_a_usual_name_wins_over_a_column_of_arrays():
     features = {"mask": datasets.Array2D((1, 1), "uint8"), "image": datasets.Value("binary")}
     rows = {"mask": [[[1]]], "image": [png_bytes(1)]}
     dataset = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
-    assert find_image_column(dataset) == "image"
-    assert find_image_column(dataset.remove_columns("image")) == "mask"
+    assert choose_image_column(dataset.features) == "image"
+    assert choose_image_column(dataset.remove_columns("image").features) == "mask"
 
 
 def test_broken_rows_are_named():
@@ -111,24 +112,24 @@ def test_parquet_files(tmp_path):
     first, second = tmp_path / "a.parquet", tmp_path / "b.parquet"
     image_table([1, 2]).to_parquet(first)
     image_table([3]).to_parquet(second)
-    source = TableSource(open_table_files([first, second]), "train")
+    source = TableSource(open_table_files([first, second])[0], "train")
     assert [int(source.load(index, 3)[0, 0, 0]) for index in range(3)] == [1, 2, 3]
 
 
 def test_parquet_written_by_another_program(tmp_path):
     table = pyarrow.table({"image": [{"bytes": png_bytes(4), "path": "x.png"}], "text": ["a"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    source = TableSource(open_table_files([tmp_path / "a.parquet"]), "train")
+    source = TableSource(open_table_files([tmp_path / "a.parquet"])[0], "train")
     assert source.load(0, 1)[0, 0].tolist() == [4]
 
 
-def test_arrow_files_and_saved_datasets(tmp_path):
+def test_arrow_files_and_saved_datasets(tmp_path, caches):
     image_table([1, 2]).save_to_disk(tmp_path / "saved")
     files = sorted((tmp_path / "saved").glob("*.arrow"))
-    for dataset in (open_table_files([*files, *files]), open_saved(tmp_path / "saved")):
+    for dataset in (open_table_files([*files, *files])[0], datasets.load_from_disk(str(tmp_path / "saved"))):
         assert TableSource(dataset, "train").load(1, 1)[0, 0].tolist() == [2]
-    assert len(open_table_files([*files, *files])) == 4
-    assert not list((tmp_path).glob("cache/*"))  # mapped, not copied
+    assert len(open_table_files([*files, *files])[0]) == 4
+    assert not list(caches.glob("datasets/*"))  # mapped, not copied
 
 
 def test_unreadable_files(tmp_path):
@@ -150,7 +151,7 @@ def test_splits_of_table_files(tmp_path):
         (tmp_path / name).touch()
     found = {
         split: [path.relative_to(tmp_path).as_posix() for path in files]
-        for split, files in table_files(tmp_path).items()
+        for split, files in split_files(tmp_path, TABLE_SUFFIXES).items()
     }
     assert found == {
         "train": [names[0], names[1], names[4]],
@@ -177,7 +178,7 @@ def test_hub_errors_are_one_clear_sentence(monkeypatch):
         ValueError, match=r"'owner/nothing' is neither .*HF_HUB_OFFLINE.* give the path"
     ) as caught:
         prepare_hub_dataset("owner/nothing", None)
-    assert "it failed: ConnectionError: " in str(caught.value)
+    assert "failed: ConnectionError: " in str(caught.value)
     with pytest.raises(ValueError, match="dataset_config 'large'"):
         prepare_hub_dataset("owner/nothing", "large")
 
@@ -190,10 +191,6 @@ def test_a_builder_is_prepared_and_opens_splits(tmp_path: Path):
     assert list(builder.info.splits) == ["train", "test"]
     source = TableSource(builder.as_dataset(split="train[50%:]"), "train[50%:]")
     assert np.array_equal([source.load(index, 1)[0, 0, 0] for index in range(len(source))], [3, 4])
-
-
-def pixels(source) -> list[int]:
-    return [int(source.load(index, 1)[0, 0, 0]) for index in range(len(source))]
 
 
 def write_parquet(path: Path, values: list[int], kind=None, **columns: list) -> Path:
@@ -209,9 +206,9 @@ def test_files_with_other_columns_keep_those_that_all_have(tmp_path):
         write_parquet(tmp_path / "2.parquet", [3], extra=["x"], n=[3]),
         write_parquet(tmp_path / "3.parquet", [4], pyarrow.large_binary(), n=[4]),
     ]
-    table, chosen = join_table_files(files)
+    table, chosen = open_table_files(files)
     source = TableSource(table, "train", files=chosen)
-    assert pixels(source) == [1, 2, 3, 4]
+    assert values(source) == [1, 2, 3, 4]
     assert source.table.column_names == ["n", "image"]
     assert [source.key(index) for index in range(4)] == [
         "1.parquet[0]", "1.parquet[1]", "2.parquet[0]", "3.parquet[0]",
@@ -231,7 +228,7 @@ def test_another_column_alone_copies_no_table(tmp_path, monkeypatch):
         write_parquet(tmp_path / "1.parquet", [2], extra=["x"]),
     ]
     monkeypatch.setattr(datasets.Dataset, "cast", None)
-    assert pixels(TableSource(open_table_files(files), "train")) == [1, 2]
+    assert values(TableSource(open_table_files(files)[0], "train")) == [1, 2]
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -259,6 +256,149 @@ def test_arrow_files_with_other_columns_are_read_and_not_streamed(tmp_path):
     for name, rows in (("a", {"image": [png_bytes(1)]}), ("b", {"n": [2], "image": [png_bytes(2)]})):
         datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / name)
     files = sorted(tmp_path.glob("*/*.arrow"))
-    assert pixels(TableSource(open_table_files(files), "train")) == [1, 2]
+    assert values(TableSource(open_table_files(files)[0], "train")) == [1, 2]
     with pytest.raises(ValueError, match=r"different columns.*set streaming=false"):
         stream_table_files(files, "train")
+
+
+def test_rows_in_order(tmp_path, caches):
+    shards = TableShards(stream_table_files(write_tables(tmp_path, [5, 1, 3]), "train"))
+    assert len(shards) == 3
+    assert entry_values(shards.read(0)) == [0, 1, 2, 3, 4]
+    assert [(entry.name, entry.row) for entry in shards.read(0, start=1, step=3)] == [
+        ("train-0.parquet[1]", 1), ("train-0.parquet[4]", 4),
+    ]  # fmt: skip
+    assert entry_values(shards.read(2, start=2)) == [8]
+    assert list(shards.read(2, start=3)) == []
+    assert [shards.count(shard) for shard in range(3)] == [5, 1, 3]
+    assert shards.typical_count() == 5
+    assert not list(caches.rglob("*.arrow"))  # read in place
+    assert entry_values(pickle.loads(pickle.dumps(shards)).read(1)) == [5]
+
+
+def test_arrow_files(tmp_path):
+    image_table([1, 2]).save_to_disk(tmp_path / "saved")
+    files = sorted((tmp_path / "saved").glob("*.arrow"))
+    assert entry_values(TableShards(stream_table_files(files, "train")).read(0)) == [1, 2]
+
+
+def test_arrays(tmp_path):
+    stored = np.arange(3 * 4 * 5 * 6, dtype=np.uint16).reshape(3, 4, 5, 6)
+    features = datasets.Features({"bands": datasets.Array3D((4, 5, 6), "uint16")})
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_dict({"bands": list(stored)}, features=features).to_parquet(path)
+    shards = TableShards(stream_table_files([path], "train"), value_range=(0, 720))
+    for entry, array in zip(shards.read(0), stored, strict=True):
+        assert np.allclose(entry.load(6, None), array / 720, rtol=1e-6)
+    assert shards.count(0) == 3
+
+
+def test_what_shards_hold_is_noted_and_not_read_again(tmp_path):
+    paths, notes = write_tables(tmp_path, [4, 6]), tmp_path / "notes"
+
+    def shards() -> TableShards:
+        return TableShards(stream_table_files(paths, "train"), notes=notes)
+
+    assert shards().count(1) == 6
+    assert not notes.exists()  # whoever wants notes makes the folder
+    notes.mkdir()
+    list(shards().read(0, start=3))
+    unread = shards()
+    paths[0].unlink()
+    shutil.copy(paths[1], paths[0])
+    assert unread.count(0) == 4
+    (note,) = notes.iterdir()
+    note.write_text("")
+    assert unread.count(0) == 4
+    assert shards().count(0) == 6  # a note that was cut short is none
+
+
+def test_names_and_numbers_of_the_hub(tmp_path):
+    # `datasets` takes a folder in the place of a hub id, and does the same with it, short of the network.
+    write_tables(tmp_path / "data", [3, 2])
+    write_tables(tmp_path / "data", [1], "validation")
+    tables = stream_hub_dataset(str(tmp_path / "data"), None)
+    assert sorted(tables) == ["train", "validation"]
+    shards = TableShards(tables["train"])
+    assert [entry.name for entry in shards.read(1)] == ["train-1.parquet[0]", "train-1.parquet[1]"]
+    known = StreamedTable(tables["train"].table, "train", num_rows=500)
+    assert TableShards(known).typical_count() == 250
+    assert [entry.name for entry in TableShards(known).read(1)] == ["train/1[0]", "train/1[1]"]
+
+
+def test_other_formats_of_the_hub(tmp_path):
+    write_shards(tmp_path / "tars", [3, 2])
+    for value in range(3):
+        write_png(tmp_path / f"images/{value}.png", value)
+    tars = TableShards(stream_hub_dataset(str(tmp_path / "tars"), None)["train"])
+    assert (entry_values(tars.read(0)), entry_values(tars.read(1)), tars.count(1)) == ([0, 1, 2], [3, 4], 2)
+    images = TableShards(stream_hub_dataset(str(tmp_path / "images"), None)["train"])
+    assert [value for shard in range(len(images)) for value in entry_values(images.read(shard))] == [0, 1, 2]
+
+
+def test_hub_errors(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"'owner/nothing' is neither .*HF_HUB_OFFLINE.* give the path"):
+        stream_hub_dataset("owner/nothing", None)
+
+
+class Breaking:
+    """A table whose second row cannot be had."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.features, self.num_shards = datasets.Features({"image": datasets.Image()}), 1
+
+    def select_columns(self, columns):
+        return self
+
+    def cast_column(self, column, feature):
+        return self
+
+    def with_format(self, name):
+        return self
+
+    def shard(self, num_shards, index):
+        return self
+
+    def iter(self, batch_size):
+        yield next(image_table([7]).with_format("arrow").iter(1))
+        raise self.error
+
+
+def test_a_damaged_file_ends_in_an_image_that_cannot_be_decoded():
+    for error, is_local in ((ValueError("Invalid page\nheader"), False), (OSError("corrupt"), True)):
+        shards = TableShards(StreamedTable(Breaking(error), "train", ["a.parquet"], is_local=is_local))
+        first, last = shards.read(0)
+        assert entry_values([first]) == [7]
+        with pytest.raises(
+            BrokenImageError, match=r"^a\.parquet\[1\]: the rest of the file is damaged \(.*Error"
+        ):
+            last.load(3, None)
+        assert shards.count(0) == 2
+        assert list(shards.read(0, start=2)) == []
+
+
+def test_a_stream_that_breaks_off_ends_the_run():
+    for error, is_local in ((OSError("reset"), False), (OSError(5, "I/O"), True), (KeyError("x"), False)):
+        shards = TableShards(StreamedTable(Breaking(error), "train", is_local=is_local))
+        entries = shards.read(0)
+        next(entries)
+        with pytest.raises(BrokenImageError, match=r"^train/0\[1\]: the stream broke off \(.*Error"):
+            next(entries)
+
+
+def test_what_cannot_be_streamed(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"no table")
+    (tmp_path / "b.arrow").touch()
+    with pytest.raises(ValueError, match=r"cannot read .*a\.parquet \(1 file"):
+        stream_table_files([tmp_path / "a.parquet"], "train")
+    with pytest.raises(ValueError, match=r"mixes \.arrow and \.parquet"):
+        stream_table_files([tmp_path / "a.parquet", tmp_path / "b.arrow"], "train")
+    path = tmp_path / "c.parquet"
+    datasets.Dataset.from_dict({"x": [1]}).to_parquet(path)
+    with pytest.raises(ValueError, match="no image column; set image_column to one of x"):
+        TableShards(stream_table_files([path], "train"))
+    table = datasets.IterableDataset.from_generator(iter, gen_kwargs={"object": []})
+    with pytest.raises(ValueError, match="'train' does not say what its columns hold"):
+        TableShards(StreamedTable(table, "train"))

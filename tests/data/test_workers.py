@@ -12,7 +12,7 @@ import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from latentae.data import ImageDataset, RandomCrop, WorkerDiedError, training_loader, workers
-from latentae.data.workers import Noticeboard, WatchedLoader, announce, worker_number
+from latentae.data.workers import WatchedLoader, worker_number
 from tests.data.pictures import ListSource
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,13 +52,11 @@ def impatient(monkeypatch):
         (leave, "ended with code 3"),
     ],
 )
-def test_a_worker_that_dies_names_the_image_it_was_on(impatient, end, reason):
+def test_a_worker_that_dies_is_reported_from_next(impatient, end, reason):
     batches = iter(training_loader(ImageDataset(Deadly(end), RandomCrop(4), 3), batch_size=2, num_workers=2))
     handler = signal.getsignal(signal.SIGCHLD)
     assert handler is signal.SIG_DFL  # nothing that raises in the middle of a training step
-    with pytest.raises(
-        WorkerDiedError, match=f"{reason} while it was on picture5. If it happens there again"
-    ):
+    with pytest.raises(WorkerDiedError, match=f"a process that loads images {reason}.*num_workers=0"):
         list(itertools.islice(batches, 5))  # an epoch is four
 
 
@@ -70,7 +68,7 @@ def test_a_worker_that_dies_with_a_batch_on_its_way(error):
 
     process = multiprocessing.get_context("fork").Process(target=lambda: (time.sleep(0.2), os._exit(3)))
     process.start()
-    batches = workers._watch(fetch(), [process], Noticeboard(1))
+    batches = workers._watch(fetch(), [process])
     assert next(batches) == "a batch"
     with pytest.raises(WorkerDiedError, match="ended with code 3"):
         next(batches)
@@ -90,9 +88,9 @@ def test_a_file_that_is_missing_is_no_death(monkeypatch):
 
 
 def test_a_worker_that_never_began(impatient, monkeypatch):
-    monkeypatch.setattr(workers, "_begin_work", lambda board, worker: os._exit(4))
+    monkeypatch.setattr(workers, "_set_signal_handlers", lambda worker: os._exit(4))
     batches = one_worker()
-    with pytest.raises(WorkerDiedError, match="ended with code 4 before its first image"):
+    with pytest.raises(WorkerDiedError, match="ended with code 4"):
         next(batches)
 
 
@@ -154,26 +152,7 @@ def test_workers_outlive_the_signals_that_ask_a_run_to_stop():
     assert worker.is_alive()
 
 
-def test_names_are_cut_and_processes_told_apart():
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in handled}
-    board = Noticeboard(3)
-    assert board.read() == {}
-    for worker, name in ((0, "a" * 5000), (2, "folder/ä.png")):
-        workers._begin_work(board, worker)
-        announce(name)
-    try:
-        assert board.read() == {os.getpid(): "folder/ä.png"}
-        assert len(board.slot(0)[workers._PID_BYTES :].tobytes().rstrip(b"\0")) == workers._NAME_BYTES
-    finally:
-        workers._own_slot = None
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def test_nothing_is_announced_outside_of_workers():
-    announce("anything")
-    assert workers._own_slot is None
+def test_the_main_process_is_worker_0_of_1():
     assert worker_number() == (0, 1)
 
 

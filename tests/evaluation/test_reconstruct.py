@@ -110,7 +110,7 @@ def test_what_cannot_be_reconstructed_is_skipped_with_its_reason(tmp_path):
     comparisons = run(Dimmer(), tmp_path / "in", tmp_path / "out")
     assert [comparison.job.name for comparison in comparisons] == ["a.jpg", "b.png", "c.png", "d.npy"]
     assert [comparison.skipped[:25] for comparison in comparisons] == [
-        "not an image that Pillow ", "images are smaller than o", "", "an array [8, 8, 5] is no ",
+        "not an image that Pillow ", "images are smaller than o", "", "an array [8, 8, 5] is not",
     ]  # fmt: skip
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["c.png"]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from latentae.data import folder, tar_index
+from latentae.data import folder, tar
 from latentae.data.decode import decode_image
 from latentae.training.folder import RunError
 from latentae.training.trainer import Trainer
@@ -30,7 +30,7 @@ def write_photograph_shards(tmp_path, counts: list[int]) -> str:
 
 
 def test_a_run_on_a_stream_resumes_exactly(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_index, "_to_cache", lambda index: None)  # the user's own, with the trunk in it
+    monkeypatch.setattr(tar, "_to_cache", lambda images, others: None)  # the user's own, with the trunk in it
     changes = [write_photograph_shards(tmp_path, [5, 3, 4]), "data.streaming=true", "data.num_workers=2"]
     changes += ["data.shuffle_block=3", "data.resolutions=[[32, 32], [32, 48]]", "data.holdout=0.3"]
     changes += ["gradient_accumulation_steps=2", "optimizer.schedule=constant"]
@@ -73,7 +73,7 @@ def test_a_validation_image_that_breaks_later_is_named_and_not_measured(
     assert summary["images"] == 2
 
 
-def test_a_worker_that_dies_is_named_and_the_run_saved(tiny, monkeypatch):
+def test_a_worker_that_dies_is_reported_and_the_run_saved(tiny, monkeypatch):
     def deadly(path, *arguments, **options):
         if path.name == victim and os.getpid() != main:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -84,7 +84,7 @@ def test_a_worker_that_dies_is_named_and_the_run_saved(tiny, monkeypatch):
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     trainer = Trainer(tiny("data.num_workers=1", "data.cache_megabytes=0", "max_steps=50"))
     victim = trainer.images.training.name(3)
-    with pytest.raises(RunError, match=rf"signal 9 .* while it was on {victim}\.(.|\n)*the run is saved at"):
+    with pytest.raises(RunError, match=r"signal 9 (.|\n)*num_workers(.|\n)*the run is saved at"):
         trainer.fit()
     assert trainer.folder.all_checkpoints()
 

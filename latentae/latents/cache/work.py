@@ -19,7 +19,7 @@ from latentae.data import BrokenImageError, CenterCrop, ImageSource
 from latentae.data.annotations import Annotations
 from latentae.data.seeding import REPLACEMENT, generator
 from latentae.data.transforms import to_picture, to_tensor
-from latentae.data.workers import WatchedLoader, announce
+from latentae.data.workers import WatchedLoader
 from latentae.distributed import fails_anywhere
 from latentae.evaluation.models import PRECISIONS
 from latentae.files import FullDiskError
@@ -233,7 +233,6 @@ class CacheImages(Dataset[ImageBatch]):
         return [index, *others.tolist()]
 
     def _image(self, index: int, size: Size) -> Tensor:
-        announce(self.source.name(index))
         picture = self.source.load(index, self.channels)
         return CenterCrop(size)(picture) if self.crop else to_tensor(to_picture(picture))
 

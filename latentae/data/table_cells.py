@@ -1,4 +1,4 @@
-"""Images in the cells of a table: which column they are in, and how a cell becomes pixels."""
+"""Finds the image column of a table and turns its cells into pixels."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from latentae.data.arrays import to_pixels
-from latentae.data.decode import PICTURE_CHANNELS, BrokenImageError, decode_image
-from latentae.data.image_source import Pixels
-from latentae.data.levels import ValueRange
+from latentae.data.arrays import ValueRange, to_pixels
+from latentae.data.decode import PICTURE_CHANNELS, BrokenImageError, Pixels, decode_image
 
 _COLUMN_NAMES = ("image", "img", "jpg", "png")
 
 
 def choose_image_column(features: Mapping[str, Any], image_column: str | None = None) -> str:
-    """The column with the images: the one asked for, or else found by the types and names of all.
+    """Returns the column with the images, found by the types and names of all columns unless it is given.
 
     Args:
         features: column -> its type in `datasets`.
-        image_column: the column; None: the one of type Image (if several: the one of a usual name),
-            else one named image, img, jpg or png, else the one of type Array2D or Array3D.
+        image_column: the column; None: the one of type Image (if there are several, the one with a usual
+            name), else one named image, img, jpg or png, else the one of type Array2D or Array3D.
 
-    Raises ValueError listing the columns if there is none.
+    Raises ValueError, with the names of the columns, if there is no such column.
     """
     import datasets
 
@@ -53,11 +51,11 @@ def choose_image_column(features: Mapping[str, Any], image_column: str | None = 
 
 @dataclass(frozen=True)
 class StoredNumbers:
-    """Cells that hold the numbers of pixels themselves.
+    """Describes cells that hold pixel values and not files.
 
     Attributes:
-        dtype: of the numbers.
-        is_list: they are nested lists, whose shape no type says, and not arrays.
+        dtype: of the values.
+        is_list: the cells are nested lists, whose shape the type does not state, and not arrays.
     """
 
     dtype: str
@@ -65,24 +63,26 @@ class StoredNumbers:
 
 
 def image_table(table: Any, column: str, feature: Any) -> tuple[Any, StoredNumbers | None]:
-    """A `datasets` table cut to its image column, undecoded, and what kind of numbers it holds, if any.
+    """Returns a `datasets` table of the image column only, not decoded, and the kind of its numbers, if any.
 
-    Undecoded, so that one decoder with one set of rules serves every source. The table may be one that is
-    streamed. Raises ValueError if the column cannot hold images.
+    It is not decoded by `datasets`, since every source uses our own decoder with its rules. The table may be
+    a streamed one. Raises ValueError if the column cannot hold images.
     """
     import datasets
 
     numbers = _stored_numbers(feature)
     if numbers is not None:
         return table.select_columns([column]).with_format("numpy"), numbers
+    depth = _depth_of_lists(feature)
     is_struct = isinstance(feature, dict) and not {"bytes", "path"} & feature.keys()
-    if is_struct or _depth_of_lists(feature) or (
+    if is_struct or depth or (
         isinstance(feature, datasets.Value)
         and feature.dtype not in (
             "binary", "large_binary", "binary_view", "string", "large_string", "string_view",
         )
     ):  # fmt: skip
-        raise ValueError(f"image_column {column!r} holds {feature}, no images{_hint(feature)}")
+        hint = " (lists that do not state height and width: store nested lists [H][W] or [H][W][C])"
+        raise ValueError(f"image_column {column!r} holds {feature}, no images{hint if depth == 1 else ''}")
     try:
         undecoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's derive from these
@@ -103,7 +103,7 @@ def _stored_numbers(feature: Any) -> StoredNumbers | None:
 
 
 def _inner(feature: Any) -> Any:
-    """What a list holds; None for anything else."""
+    """Returns the type of a list's elements; None for other types."""
     if isinstance(feature, list):  # how older versions of `datasets` write a list
         return feature[0]
     is_list = type(feature).__name__ in ("List", "LargeList", "Sequence")
@@ -120,12 +120,6 @@ def _depth_of_lists(feature: Any) -> int:
     return 0 if inner is None else 1 + _depth_of_lists(inner)
 
 
-def _hint(feature: Any) -> str:
-    if _depth_of_lists(feature) == 1:
-        return " (lists that do not say height and width: store nested lists [H][W] or [H][W][C])"
-    return ""
-
-
 def decode_cell(
     cell: Any,
     name: str,
@@ -135,25 +129,20 @@ def decode_cell(
     channels: int,
     minimum_side: int | None,
 ) -> Pixels:
-    """The pixels of one cell of an `image_table`; BrokenImageError where it holds no image.
+    """Decodes one cell of an `image_table`; raises BrokenImageError if it holds no image.
 
-    Nested lists [H][W], [H][W][C] or [C][H][W] of integers are pictures of 8 bits, converted to the channels
-    asked for like a file. Of uint16, of floats and with a `value_range` they are taken as by `to_pixels`; but
-    uint16 of 0 to 255, which look like 8 bits, take a `value_range`.
+    Nested lists [H][W], [H][W][C] or [C][H][W] of integers are pictures of 8 bits and are converted to the
+    wanted channels like files. Lists of uint16 or floats, and all with a `value_range`, are read by
+    `to_pixels`; but uint16 from 0 to 255, which look like 8 bits, need a `value_range`.
     """
     if numbers is None:
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise BrokenImageError(f"{name}: the row has no image")
         data = Path(cell["path"]) if cell["bytes"] is None else cell["bytes"]
         return decode_image(
-            data,
-            channels,
-            minimum_side=minimum_side,
-            name=name,
-            value_range=value_range,
-            max_pixels=max_pixels,
+            data, channels, minimum_side, name=name, value_range=value_range, max_pixels=max_pixels
         )
-    # `datasets` shows a row without an array as NaN, and whole numbers as int64.
+    # `datasets` returns a row without an array as NaN, and integers as int64.
     if cell is None or (cell.dtype.kind == "f" and np.isnan(cell).all()):
         raise BrokenImageError(f"{name}: the row has no image")
     try:
@@ -169,7 +158,7 @@ def decode_cell(
 
 
 def _check_list(cell: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """A cell of nested lists in its own dtype; ValueError where it has none of the shapes of an image."""
+    """Returns a cell of nested lists in its own dtype; raises ValueError for shapes of no image."""
     if cell.dtype == object or cell.size == 0:
         raise ValueError("its lists are empty or differ in length: an image is [H][W] or [H][W][C]")
     if cell.dtype.kind == "f" and not dtype.startswith("float"):
@@ -178,7 +167,7 @@ def _check_list(cell: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def _is_eight_bit(array: NDArray[Any], value_range: ValueRange | None) -> bool:
-    """Whether the integers are pixels of 8 bits; ValueError where nothing says what they are."""
+    """Whether integers are pixels of 8 bits; raises ValueError if that cannot be known."""
     if array.dtype == np.uint8:
         return True
     if array.dtype.kind == "f" or value_range is not None:
@@ -200,13 +189,13 @@ def _is_eight_bit(array: NDArray[Any], value_range: ValueRange | None) -> bool:
 
 
 def _to_picture(array: NDArray[np.uint8], channels: int) -> Image.Image | Pixels:
-    """A PIL image of 1, 3 or 4 channels, which can be converted to others; else the pixels themselves."""
+    """Returns a PIL image of 1, 3 or 4 channels, which can be converted to others, or else pixels."""
     if channels not in PICTURE_CHANNELS:
         return to_pixels(array, channels)
     if array.ndim == 2:
         return Image.fromarray(array)
     first, last = (array.shape[end] in PICTURE_CHANNELS for end in (0, -1))
-    if first == last:  # neither or both may be channels: only what is asked for can say
+    if first == last:  # neither or both may be the channels: only the wanted number can decide
         return to_pixels(array, channels)
     pixels = array if last else np.moveaxis(array, 0, 2)
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from latentae.data import CachedSource, ImageDataset, RandomCrop, SubsetSource, check_images, take_evenly
-from latentae.data import image_source as module
+from latentae.data import source as module
 from tests.data.pictures import ListSource
 
 

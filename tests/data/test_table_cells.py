@@ -5,10 +5,9 @@ import pyarrow.parquet
 import pytest
 
 from latentae.data import BrokenImageError, open_source, open_streams
-from latentae.data.cells import StoredNumbers, choose_image_column, decode_cell, image_table
-from latentae.data.table import find_image_column
+from latentae.data.table_cells import StoredNumbers, choose_image_column, decode_cell, image_table
+from tests.data.pictures import image_table as table_of_images
 from tests.data.pictures import png_bytes, write_png
-from tests.data.test_table import image_table as table_of_images
 
 
 def test_the_column_of_type_image_wins():
@@ -32,7 +31,10 @@ def test_then_usual_names_and_then_arrays():
             choose_image_column({"a": kind, "b": kind})
     # As `datasets` has them in a table.
     both = table_of_images([1], "mask").add_column("image", [b""]).cast_column("image", datasets.Image())
-    assert (find_image_column(both), find_image_column(both, "mask")) == ("image", "mask")
+    assert (choose_image_column(both.features), choose_image_column(both.features, "mask")) == (
+        "image",
+        "mask",
+    )
 
 
 def test_tables_are_cut_and_left_undecoded():
@@ -54,7 +56,7 @@ def test_cells(tmp_path):
         decode_cell(array, "row 0", StoredNumbers("int16"), (20, 40), None, 1, None).tolist()
         == [[[0.5]] * 2] * 2
     )
-    with pytest.raises(BrokenImageError, match=r"^row 0: an array \[2, 2\] is no image of 3"):
+    with pytest.raises(BrokenImageError, match=r"^row 0: an array \[2, 2\] is not an image of 3"):
         decode_cell(array, "row 0", StoredNumbers("uint8"), None, None, 3, None)
 
 
@@ -85,8 +87,7 @@ COLOURS = np.stack([GREY, 255 - GREY, GREY // 2], axis=2)
 @pytest.mark.parametrize(
     "kind", [pyarrow.int64(), pyarrow.int32(), pyarrow.uint8(), pyarrow.int16()], ids=str
 )
-def test_nested_lists_of_integers_are_pictures_of_eight_bits(kind, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def test_nested_lists_of_integers_are_pictures_of_eight_bits(kind, tmp_path):
     for name, stored in (("hw", GREY), ("hw1", GREY[..., None]), ("1hw", GREY[None])):
         write_lists(tmp_path / name / "a.parquet", [stored] * 2, kind)
         source = open_source(str(tmp_path / name))
@@ -125,7 +126,7 @@ def test_nested_lists_of_other_numbers(tmp_path):
 
 def test_lists_that_are_no_images(tmp_path):
     write_lists(tmp_path / "flat" / "a.parquet", [GREY.ravel()] * 2, pyarrow.int64())
-    with pytest.raises(ValueError, match=r"image_column 'image'.* do not say height and width"):
+    with pytest.raises(ValueError, match=r"image_column 'image'.* do not state height and width"):
         open_source(str(tmp_path / "flat"))
     write_lists(tmp_path / "text" / "a.parquet", [[["a"]]], pyarrow.string())
     with pytest.raises(ValueError, match="no images"):
