@@ -42,11 +42,11 @@ def cost(name: str, family: str, folder: Path, rounds: int) -> str:
     AcceleratorState._reset_state(reset_partial_state=True)  # of the config before
     trainer = Trainer(load_config(family, ["--config", name, *changes]))
     own_interval = trainer.config.checkpoint_every
-    batches, meter = trainer._batches(), Meter()
+    batches, meter = trainer.batches(), Meter()
     stepping, saving = [], []
     for _ in range(rounds + 1):  # the first makes the optimizer's state
         started = time.perf_counter()
-        trainer._optimizer_step(batches, meter)
+        trainer.optimizer_step(batches, meter)
         between = time.perf_counter()
         trainer._save_checkpoint()
         stepping.append(between - started)

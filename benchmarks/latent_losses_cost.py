@@ -43,7 +43,7 @@ def main() -> None:
         for name, changes in BLOCKS.items():
             words = [*SHARED, *overrides, *changes, f"output_dir={folder}/run"]
             trainer = Trainer(load_config("kl_vae", words), rehearsal=True)
-            batches = trainer._batches()
+            batches = trainer.batches()
             first = next(batches)
             memory[name] = measure_memory(trainer, chain([first], batches))
             runs[name] = _step(trainer, batches)
@@ -62,7 +62,7 @@ def _step(trainer: Trainer, batches):
     meter = Meter()
 
     def run() -> None:
-        trainer._optimizer_step(batches, meter)
+        trainer.optimizer_step(batches, meter)
 
     return run
 

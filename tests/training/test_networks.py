@@ -40,15 +40,15 @@ def test_a_run_under_a_gradient_scaler_loses_no_update_to_the_guard(tiny, monkey
 
     monkeypatch.setattr("latentae.training.trainer.create_accelerator", with_scaler)
     trainer = Trainer(tiny("discriminator.r1={weight: 1.0, every: 1}", "max_steps=16", "log_every=1"))
-    attempts, judge = [], trainer.guard.judge
+    attempts, accept = [], trainer.guard.accept
 
-    def judged(*arguments):
+    def watched(*arguments):
         found = dict(trainer.guard._losses)
-        accepted = judge(*arguments)
+        accepted = accept(*arguments)
         attempts.append((bool(accepted), [name for name, infinite in found.items() if infinite]))
         return accepted
 
-    trainer.guard.judge = judged
+    trainer.guard.accept = watched
     trainer.fit()
     assert (False, ["r1"]) in attempts
     assert attempts[-1] == (True, [])

@@ -134,13 +134,13 @@ def test_the_precision_of_the_launcher_is_recorded_and_kept(tiny, tmp_path, monk
 
 def stop_after_a_step(trainer):
     """Has a signal come in the next step."""
-    step = trainer._optimizer_step
+    step = trainer.optimizer_step
 
     def struck(*arguments):
         step(*arguments)
         signal.raise_signal(signal.SIGTERM)
 
-    trainer._optimizer_step = struck
+    trainer.optimizer_step = struck
 
 
 def test_a_diverging_run_that_is_often_stopped_is_given_up(tiny, monkeypatch, capsys):
@@ -173,7 +173,7 @@ def test_a_fault_in_the_first_step_leaves_nothing_behind(tiny, tmp_path, quantiz
     def broken(*_):
         raise BrokenImageError("x.png: broken")
 
-    trainer._optimizer_step = broken
+    trainer.optimizer_step = broken
     with pytest.raises(RunError, match="no step was made yet; the same command starts again"):
         trainer.fit()
     assert list((tmp_path / "run/checkpoints").iterdir()) == []

@@ -50,7 +50,7 @@ def counted(method, name, waits):
 @pytest.mark.parametrize("performance", ["auto", "off"])
 def test_a_step_between_log_lines_never_waits(tiny, monkeypatch, performance):
     trainer = Trainer(tiny(f"performance={performance}", "ema_decay=0.9", "max_steps=8"))
-    loader, meter, waits = trainer._batches(), Meter(), Waits()
+    loader, meter, waits = trainer.batches(), Meter(), Waits()
     batches = iter([next(loader) for _ in range(3)])  # which decodes images, on the host
     step = learner._step
 
@@ -61,13 +61,13 @@ def test_a_step_between_log_lines_never_waits(tiny, monkeypatch, performance):
         waits.paused = False
 
     monkeypatch.setattr(learner, "_step", step_uncounted)
-    trainer._optimizer_step(batches, meter)
+    trainer.optimizer_step(batches, meter)
     for name in COPYING:
         monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name), name, waits))
     waits.counts.clear()
     with waits:
-        trainer._optimizer_step(batches, meter)
-        trainer._optimizer_step(batches, meter)
+        trainer.optimizer_step(batches, meter)
+        trainer.optimizer_step(batches, meter)
         assert waits.counts == {}
         assert meter.read()  # a log line does wait, and is seen to
         assert torch.ones(()).item() == 1
