@@ -153,7 +153,6 @@ def test_the_state_is_lecam_s():
     assert resumed.lecam.averages.tolist() == [2.0, -1.0]
     without = Adversary(discriminator)
     assert without.state_dict() == {}
-    without.commit()
     without.load_state_dict(with_lecam.state_dict())
     fresh = Adversary(discriminator, lecam=LeCAM(0.1))
     fresh.load_state_dict(without.state_dict())
