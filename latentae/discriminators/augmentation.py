@@ -1,9 +1,9 @@
 """DiffAug: random changes of what the discriminator sees (Zhao et al. 2020, arXiv 2006.10738).
 
 Images and reconstructions are augmented, and gradients pass through the augmentation. This keeps a
-discriminator from memorising a small data set, and does not leak into the reconstructions. Images are [B, C, H, W] in
-[−1, 1], of any size and channel count. Results may leave that range, as in the paper. The caller gives the
-random numbers, draws [B, n] of U[0, 1), so that an image's changes depend on nothing else.
+discriminator from memorising a small data set, and does not leak into the reconstructions. Images are
+[B, C, H, W] in [−1, 1], of any size and channel count. Results may leave that range, as in the paper. The
+caller gives the random numbers, draws [B, n] of U[0, 1), so that an image's changes depend on nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HOLE = 0.5  # side of the hole, likewise
 
 
 def color(images: Tensor, draws: Tensor) -> Tensor:
-    """Adds U[−½, ½) to brightness; multiplies saturation by U[0, 2), contrast by U[½, 1½); draws [B, 3].
+    """Adds U[−½, ½) to brightness, multiplies saturation by U[0, 2), contrast by U[½, 1½): draws [B, 3].
 
     Saturation is the distance of the channels from their mean at the pixel, whatever the channels are. One
     channel has no saturation. Contrast is the distance from the image's mean.
