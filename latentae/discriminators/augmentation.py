@@ -33,7 +33,7 @@ def color(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def translation(images: Tensor, draws: Tensor) -> Tensor:
-    """Moves images by whole pixels, at most an eighth of the side, and fills with zeros; from draws [B, 2]."""
+    """Moves images by whole pixels, an eighth of the side at most, and fills with zeros: draws [B, 2]."""
     for dim, draw in ((2, draws[:, 0]), (3, draws[:, 1])):
         side = images.shape[dim]
         limit = int(side * _SHIFT + 0.5)
