@@ -200,6 +200,7 @@ class Adversary:
 
 Means = Mapping[str, float]
 
+_STATISTICS = ("logits_real", "logit_gap", "accuracy_real", "accuracy_fake")
 _WON = 0.98  # accuracy on both sides
 _UNDECIDED = 0.02  # how far from one half the mean of both accuracies may be
 _STILL = 0.02  # how far logits may move; the losses have margins of about one
@@ -244,36 +245,30 @@ class AdversaryWatch:
 
 
 def _finding(lines: Sequence[Means]) -> str | None:
-    if all("generator" in line and _worse_side(line) > _WON for line in lines):
-        real, fake = (_mean(lines, f"accuracy_{side}") for side in ("real", "fake"))
+    mean = {name: sum(line[name] for line in lines) / len(lines) for name in _STATISTICS}
+    if all(
+        "generator" in line and min(line["accuracy_real"], line["accuracy_fake"]) > _WON for line in lines
+    ):
         return (
-            f"the discriminator has won: over the last {len(lines)} log lines it was right about {real:.1%} "
-            f"of the images and {fake:.1%} of the reconstructions (logit gap "
-            f"{_mean(lines, 'logit_gap'):.3g}), so it no longer guides the autoencoder. For the next run try "
-            "discriminator.augment='[color, translation, cutout]', loss.adversarial.lecam.weight=0.001, "
-            "discriminator.r1.weight=0.1, discriminator.update_every=2 or a lower "
-            "discriminator.optimizer.learning_rate"
+            f"the discriminator has won: over the last {len(lines)} log lines it was right about "
+            f"{mean['accuracy_real']:.1%} of the images and {mean['accuracy_fake']:.1%} of the "
+            f"reconstructions (logit gap {mean['logit_gap']:.3g}), so it no longer guides the autoencoder. "
+            "For the next run try discriminator.augment='[color, translation, cutout]', "
+            "loss.adversarial.lecam.weight=0.001, discriminator.r1.weight=0.1, discriminator.update_every=2 "
+            "or a lower discriminator.optimizer.learning_rate"
         )
     movement = max(line["logits_real"] for line in lines) - min(line["logits_real"] for line in lines)
-    if movement < _STILL and all(_is_undecided(line) for line in lines):
+    undecided = all(
+        abs(line["logit_gap"]) < _STILL
+        and abs((line["accuracy_real"] + line["accuracy_fake"]) / 2 - 0.5) < _UNDECIDED
+        for line in lines
+    )
+    if undecided and movement < _STILL:
         return (
             f"the discriminator cannot tell images from reconstructions: over the last {len(lines)} log "
-            f"lines both had mean logits near {_mean(lines, 'logits_real'):.3g}, so the autoencoder learns "
-            "nothing from it. For the next run try a higher discriminator.optimizer.learning_rate, a lower "
+            f"lines both had mean logits near {mean['logits_real']:.3g}, so the autoencoder learns nothing "
+            "from it. For the next run try a higher discriminator.optimizer.learning_rate, a lower "
             "discriminator.r1.weight or loss.adversarial.lecam.weight, fewer of discriminator.augment, or "
             "more loss.adversarial.discriminator_warmup_steps"
         )
     return None
-
-
-def _worse_side(line: Means) -> float:
-    return min(line["accuracy_real"], line["accuracy_fake"])
-
-
-def _is_undecided(line: Means) -> bool:
-    accuracy = (line["accuracy_real"] + line["accuracy_fake"]) / 2
-    return abs(line["logit_gap"]) < _STILL and abs(accuracy - 0.5) < _UNDECIDED
-
-
-def _mean(lines: Sequence[Means], name: str) -> float:
-    return sum(line[name] for line in lines) / len(lines)

@@ -291,10 +291,10 @@ def _learner(
 ) -> Learner:
     optimizer = OPTIMIZERS[section.type](
         module.to(accelerator.device).parameters(),
-        learning_rate=section.learning_rate,
+        lr=section.learning_rate,
         betas=section.betas,
         weight_decay=section.weight_decay,
-        epsilon=section.epsilon,
+        eps=section.epsilon,
     )
     if isinstance(module, TrainableAutoencoder):
         module.set_apart(optimizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from importlib import import_module
 from typing import Any
 
@@ -109,101 +109,69 @@ def _loss_scale(scaler: Any) -> Tensor:
 # Learning rates
 
 
-def constant(progress: float) -> float:
-    """Returns 1 throughout."""
-    return 1.0
-
-
-def cosine(progress: float) -> float:
-    """½ (1 + cos π·progress): from 1 to 0 (arXiv 1608.03983)."""
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def one_minus_root(progress: float) -> float:
-    """1 − √progress: from 1 to 0, the decay of a warmup-stable-decay schedule (arXiv 2405.18392)."""
-    return 1 - math.sqrt(progress)
-
-
+# From the progress through the fall, in [0, 1], to the share of the rate.
 SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": constant,
-    "cosine": cosine,
-    "wsd": one_minus_root,
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),  # arXiv 1608.03983
+    "wsd": lambda progress: 1 - math.sqrt(progress),  # warmup-stable-decay: arXiv 2404.06395, 2405.18392
 }
 
 
+@dataclass(frozen=True)
 class LearningRate:
     """A learning rate that is a function of the step alone: linear warm-up, then a schedule.
 
-    Args:
+    Attributes:
         peak: the rate after the warm-up.
-        schedule: ``constant``, ``cosine``, or ``wsd``: warmup-stable-decay (arXiv 2404.06395).
+        last_step: the optimizer step at which the schedule ends.
+        first_step: the step at which it begins.
+        schedule: one of ``SCHEDULES``.
         warmup_steps: steps of linear rise.
         decay_share: share of the steps after the warm-up, at their end, over which ``wsd`` falls.
         final_scale: the share of ``peak`` at which a falling schedule ends.
-        first_step, last_step: the optimizer steps between which the schedule runs.
     """
 
-    def __init__(
-        self,
-        peak: float,
-        *,
-        schedule: str = "constant",
-        warmup_steps: int = 0,
-        decay_share: float = 0.2,
-        final_scale: float = 0.0,
-        first_step: int = 0,
-        last_step: int,
-    ) -> None:
-        self.peak = peak
-        self.schedule = SCHEDULES[schedule]
-        self.warmup_steps = warmup_steps
-        self.final_scale = final_scale
-        self.first_step = first_step
-        self.last_step = last_step
-        falling = max(0, last_step - first_step - warmup_steps) * (decay_share if schedule == "wsd" else 1.0)
-        self.falls_for = max(1.0, falling)
+    peak: float
+    _: KW_ONLY
+    last_step: int
+    first_step: int = 0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    decay_share: float = 0.2
+    final_scale: float = 0.0
 
     def at(self, step: int) -> float:
         """Returns the rate of optimizer step ``step``, counted from 0."""
-        since = max(0, step - self.first_step)
+        since, steps = max(0, step - self.first_step), self.last_step - self.first_step
         if since < self.warmup_steps:
             return self.peak * (since + 1) / self.warmup_steps
-        progress = min(1.0, max(0.0, 1 - (self.last_step - self.first_step - since) / self.falls_for))
-        return self.peak * (self.final_scale + (1 - self.final_scale) * self.schedule(progress))
+        falling = max(0, steps - self.warmup_steps) * (self.decay_share if self.schedule == "wsd" else 1.0)
+        progress = min(1.0, max(0.0, 1 - (steps - since) / max(1.0, falling)))
+        return self.peak * (self.final_scale + (1 - self.final_scale) * SCHEDULES[self.schedule](progress))
 
 
 # Optimizers
 
 
-def adamw(
-    parameters: Iterable[nn.Parameter],
-    *,
-    learning_rate: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-    epsilon: float,
-) -> torch.optim.Optimizer:
+def adamw(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
     """Returns AdamW over the parameters that take a gradient (arXiv 1711.05101).
 
     It uses torch's fused kernel where there is one, which is faster and can skip a step on the device
     (``found_inf``).
+
+    Args:
+        settings: ``lr``, ``betas``, ``weight_decay`` and ``eps``.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trainable)
-    return torch.optim.AdamW(
-        trainable, lr=learning_rate, betas=betas, weight_decay=weight_decay, eps=epsilon, fused=fused
-    )
+    return torch.optim.AdamW(trainable, fused=fused, **settings)
 
 
-def adamw8bit(
-    parameters: Iterable[nn.Parameter],
-    *,
-    learning_rate: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-    epsilon: float,
-) -> torch.optim.Optimizer:
+def adamw8bit(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
     """Returns bitsandbytes' AdamW: 8-bit averages for tensors of 4096 numbers or more (arXiv 2110.02861).
+
+    Args:
+        settings: as of ``adamw``.
 
     Raises:
         ValueError: bitsandbytes is not installed.
@@ -216,9 +184,7 @@ def adamw8bit(
             "pip install bitsandbytes, or use adamw"
         ) from error
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer: torch.optim.Optimizer = library.optim.AdamW8bit(
-        trainable, lr=learning_rate, betas=betas, weight_decay=weight_decay, eps=epsilon
-    )
+    optimizer: torch.optim.Optimizer = library.optim.AdamW8bit(trainable, **settings)
     return optimizer
 
 

@@ -282,7 +282,7 @@ def said(lines, patience=3):
     return [number for number, sentence in enumerate(sentences) if sentence is not None], sentences
 
 
-def test_silent_while_the_game_is_open():
+def test_no_warning_of_a_healthy_discriminator():
     assert said([HEALTHY, WON, WON, HEALTHY] * 5)[0] == []
 
 
@@ -296,7 +296,7 @@ def test_a_discriminator_that_has_won_is_named_once():
     assert "discriminator.update_every=2" in sentences[3]
 
 
-def test_a_discriminator_that_tells_nothing_apart_is_named_once():
+def test_a_discriminator_that_cannot_decide_is_named_once():
     numbers, sentences = said([EVEN] * 20)
     assert numbers == [2]
     assert "cannot tell images from reconstructions" in sentences[2]

@@ -64,8 +64,8 @@ def test_a_branch_trains_with_the_optimizers_that_its_config_names(tiny, tmp_pat
             assert group["betas"] == (0.2, 0.3)
             assert group["eps"] == 1e-3
         rate = learner.learning_rate
-        assert (rate.peak, rate.warmup_steps, rate.final_scale, rate.falls_for) == (2e-3, 1, 0.1, 1.0)
-        assert rate.schedule(0.25) == 0.5
+        assert (rate.peak, rate.warmup_steps, rate.final_scale) == (2e-3, 1, 0.1)
+        assert (rate.schedule, rate.decay_share) == ("wsd", 0.5)
     decays = [[g["weight_decay"] for g in x.optimizer.param_groups] for x in (autoencoder, discriminator)]
     assert decays == [[0.25, 0.0], [0.25]]
     assert autoencoder.optimizer.param_groups[1]["lr_scale"] == 7

@@ -8,7 +8,7 @@ from torch import nn
 from latentae.training.guard import Guard
 from latentae.training.update import Learner, LearningRate, adamw, adamw8bit, keep_settings, update
 
-ADAM = {"learning_rate": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.0, "epsilon": 1e-8}
+ADAM = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.0, "eps": 1e-8}
 
 
 def accept(norms, loss_scale):
@@ -185,7 +185,7 @@ def test_loading_keeps_the_settings_of_the_config():
     old = adamw(models[0].parameters(), **ADAM)
     models[0](torch.ones(1, 2)).sum().backward()
     old.step()
-    new = adamw(models[1].parameters(), learning_rate=0.3, betas=(0.1, 0.2), weight_decay=0.5, epsilon=1e-3)
+    new = adamw(models[1].parameters(), lr=0.3, betas=(0.1, 0.2), weight_decay=0.5, eps=1e-3)
     new.add_param_group({"params": [nn.Parameter(torch.ones(1))], "weight_decay": 0.0, "lr_scale": 7.0})
     state = old.state_dict()
     state["param_groups"].append({**state["param_groups"][0], "params": [2], "fused": False, "lr_scale": 9.0})
