@@ -88,15 +88,18 @@ class TrainingStep:
         """
         step, adversary = randomness.step, self.adversary
         prepared = self.latent_losses.prepare(images, randomness)
+
+        # 1. The one forward.
         output, last_layer, encoder_output = self._forward(prepared, randomness)
         regularisers = self._regularisers(output, step)
 
-        # x̂ as a leaf: the losses' graphs start here and do not reach back into the autoencoder.
+        # 2. ∂nll/∂x̂. x̂ is a leaf: the losses' graphs start here and do not reach into the autoencoder.
         reconstruction = output.sample.detach().to(images.dtype).requires_grad_()
         loss, gradient, learned, metrics = self._reconstruction_gradient(reconstruction, prepared)
         more, numbers = self.latent_losses.losses(prepared, output, encoder_output, self.objective, gradient)
         regularisers, metrics = regularisers | more, metrics | numbers
 
+        # 3. λ ∂gen/∂x̂, once the autoencoder learns from the discriminator.
         fake = None
         if adversary is not None and adversary.terms.autoencoder_learns(step):
             fake, weighted, numbers = self._adversarial_gradient(
@@ -105,13 +108,15 @@ class TrainingStep:
             gradient = gradient + weighted
             metrics |= numbers
 
-        del last_layer, encoder_output  # or the backward pass could not free what they hold
+        # 4. One backward pass through the autoencoder. Nothing else may hold what it frees.
+        del last_layer, encoder_output
         self._backward_autoencoder(output.sample, gradient, learned, regularisers)
         metrics |= {name: value.detach() for name, value in regularisers.items()}
         metrics["loss"] = loss + sum(value.detach() for value in regularisers.values())
         if self.report is not None:
             metrics |= self.report(output, metrics, step)
 
+        # 5. The discriminator, once it learns.
         if adversary is not None and adversary.terms.discriminator_learns(step):
             metrics |= self._backward_discriminator(
                 adversary, prepared.target, reconstruction.detach(), fake, randomness
