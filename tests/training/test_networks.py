@@ -73,12 +73,12 @@ def test_the_regularisers_of_the_discriminator_get_their_arguments(tiny):
 def test_the_losses_on_latents_get_their_arguments(tiny):
     assert build(tiny("loss.perceptual=null")).step.latent_losses == LatentLosses(2)
     changes = [
-        "loss.equivariance={probability: 0.25, rotate: false}",
+        "loss.equivariance={probability: 0.25, min_scale: 0.5, rotate: false}",
         "loss.latent_noise={scale: 0.5}",
         "loss.spectral={weight: 0.75, factors: [2]}",
     ]
     losses = build(tiny("loss.perceptual=null", *changes)).step.latent_losses
-    assert losses.equivariance == Equivariance(0.25, rotate=False)
+    assert losses.equivariance == Equivariance(0.25, min_scale=0.5, rotate=False)
     assert losses.noise == LatentNoise(0.5)
     assert (losses.spectral.weight, losses.spectral.factors) == (0.75, (2,))
 

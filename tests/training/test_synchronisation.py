@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentae.training import learner
+from latentae.training import update
 from latentae.training.meter import Meter
 from latentae.training.trainer import Trainer
 
@@ -52,7 +52,7 @@ def test_a_step_between_log_lines_never_waits(tiny, monkeypatch, performance):
     trainer = Trainer(tiny(f"performance={performance}", "ema_decay=0.9", "max_steps=8"))
     loader, meter, waits = trainer.batches(), Meter(), Waits()
     batches = iter([next(loader) for _ in range(3)])  # which decodes images, on the host
-    step = learner._step
+    step = update._step
 
     def step_uncounted(*arguments):
         # A CPU's optimizer is asked in Python whether to step; a GPU's fused one reads the flag itself.
@@ -60,7 +60,7 @@ def test_a_step_between_log_lines_never_waits(tiny, monkeypatch, performance):
         step(*arguments)
         waits.paused = False
 
-    monkeypatch.setattr(learner, "_step", step_uncounted)
+    monkeypatch.setattr(update, "_step", step_uncounted)
     trainer.optimizer_step(batches, meter)
     for name in COPYING:
         monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name), name, waits))
