@@ -152,11 +152,11 @@ def _rank(rank: int, world: int, folder: Path, arguments: argparse.Namespace) ->
     config = load_config("vqgan", ["--config", "quickstart", *words, *arguments.overrides])
     trainer = Trainer(config, rehearsal=True)
     trainer.step = config.loss.adversarial.start_step
-    batches, meter = trainer._batches(), Meter()
+    batches, meter = trainer.batches(), Meter()
     own, wall = [], []
     for _ in range(1 + _RANK_STEPS * arguments.rounds):
         began = time.process_time(), time.perf_counter()
-        trainer._optimizer_step(batches, meter)
+        trainer.optimizer_step(batches, meter)
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()
         own.append(time.process_time() - began[0])

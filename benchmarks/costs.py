@@ -102,7 +102,7 @@ def latent_losses(arguments: argparse.Namespace) -> None:
         for name, changes in _LATENT_LOSSES.items():
             config = load_config("kl_vae", [*shared, *changes, f"output_dir={folder}/run"])
             trainer = Trainer(config, rehearsal=True)
-            batches = trainer._batches()
+            batches = trainer.batches()
             memory[name] = measure_memory(trainer, chain([next(batches)], batches))
             steps[name] = _step(trainer, batches)
         spent = in_turns(steps, arguments.rounds, torch.device("cpu"))
@@ -116,7 +116,7 @@ def latent_losses(arguments: argparse.Namespace) -> None:
 
 def _step(trainer: Trainer, batches: object) -> Callable[[], None]:
     meter = Meter()
-    return lambda: trainer._optimizer_step(batches, meter)
+    return lambda: trainer.optimizer_step(batches, meter)
 
 
 def checkpoints(arguments: argparse.Namespace) -> None:
@@ -146,13 +146,13 @@ def _checkpoint_costs(name: str, folder: Path, rounds: int) -> list[str]:
     AcceleratorState._reset_state(reset_partial_state=True)  # of the config before
     family = "kl_vae" if name.startswith("kl") else "vqgan"
     trainer = Trainer(load_config(family, ["--config", name, *changes]))
-    batches, meter = trainer._batches(), Meter()
+    batches, meter = trainer.batches(), Meter()
 
     # Time steps and checkpoints; the first round creates the optimizer's state and is not counted.
     stepping, saving = [], []
     for _ in range(rounds + 1):
         started = time.perf_counter()
-        trainer._optimizer_step(batches, meter)
+        trainer.optimizer_step(batches, meter)
         between = time.perf_counter()
         trainer._save_checkpoint()
         stepping.append(between - started)

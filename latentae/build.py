@@ -1,4 +1,4 @@
-"""From a config to objects: one plain function a family."""
+"""Builds objects from a config: one function per family."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import nn
 from latentae import distributed
 from latentae.config import (
     DataConfig,
-    DiscriminatorConfig,
     KLVAEConfig,
     LikelihoodConfig,
     LossConfig,
@@ -35,8 +34,8 @@ from latentae.data import (
     open_streams,
     take_evenly,
 )
-from latentae.discriminators import DiffAugment, PatchGAN
-from latentae.losses.adversarial import ADVERSARIAL_LOSSES, R1, AdversarialTerms, LeCAM
+from latentae.discriminators import PatchGAN
+from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
 from latentae.losses.feature_maps import FeatureMaps, VGG16Maps, ViTMaps
 from latentae.losses.kl import (
     DIVERGENCES,
@@ -44,10 +43,8 @@ from latentae.losses.kl import (
     FreeBits,
     KLRegulariser,
     KLSchedule,
-    PosteriorReport,
     constant,
 )
-from latentae.losses.latents import Alignment, Equivariance, LatentNoise, Spectral
 from latentae.losses.perceptual import LPIPS
 from latentae.losses.reconstruction import (
     LIKELIHOODS,
@@ -65,7 +62,7 @@ _DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN}
 
 
 def build_autoencoder(config: ModelConfig, sample_size: int) -> KLVAE | VQVAE:
-    """The model with fresh weights; ``sample_size`` is written into its config for information."""
+    """Builds the model with fresh weights. ``sample_size`` is written into its config for information."""
     attention = config.attention_levels or (False,) * len(config.block_out_channels)
     backbone: dict[str, Any] = {
         "in_channels": config.in_channels,
@@ -90,7 +87,7 @@ def build_autoencoder(config: ModelConfig, sample_size: int) -> KLVAE | VQVAE:
 
 
 def _quantizer_arguments(config: QuantizerConfig) -> dict[str, Any]:
-    """The arguments of a VQ model that say what its quantizer is; a table's sizes stand by themselves."""
+    """Returns the arguments of a VQ model that describe its quantizer. A table's sizes are separate ones."""
     quantizer = config.model_dump(mode="json")
     member = quantizer.get("member", quantizer)
     num_codes, code_dim = member.pop("num_codes", None), member.pop("code_dim", None)
@@ -101,24 +98,24 @@ def _quantizer_arguments(config: QuantizerConfig) -> dict[str, Any]:
 
 
 def open_pretrained(place: str, norm_num_groups: int | None = None) -> KLVAE | VQVAE:
-    """The model that ``model.pretrained`` names, float32, in eval mode, on the CPU.
+    """Opens the model that ``model.pretrained`` names: float32, in eval mode, on the CPU.
 
     Args:
-        place: whatever ``load_autoencoder`` opens.
-        norm_num_groups: what a single file without a config does not show, where the run's config says it.
+        place: anything that ``load_autoencoder`` opens.
+        norm_num_groups: from the run's config, if given: a single file without a config does not show it.
 
     Raises:
-        ValueError: there is no model, or one that cannot be trained.
+        ValueError: there is no model, or it cannot be trained.
     """
     told: dict[str, Any] = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
     model = load_autoencoder(place, **(told if is_single_file(place) else {}))
-    describe_architecture(model)  # or it cannot be trained
-    assert isinstance(model, KLVAE | VQVAE)  # or it would not have been described
+    describe_architecture(model)  # raises if the model cannot be trained
+    assert isinstance(model, KLVAE | VQVAE)  # others are not described
     return model
 
 
 def build_regulariser(config: LossConfig) -> KLRegulariser | None:
-    """The KL term, or None where there is none."""
+    """Builds the KL term, or None if the loss has none."""
     kl = config.kl
     if kl is None:
         return None
@@ -133,40 +130,16 @@ def build_regulariser(config: LossConfig) -> KLRegulariser | None:
     )
 
 
-def build_equivariance(config: LossConfig) -> Equivariance | None:
-    """Which steps transform latents and how, or None."""
-    return None if config.equivariance is None else Equivariance(**config.equivariance.model_dump())
-
-
-def build_latent_noise(config: LossConfig) -> LatentNoise | None:
-    """What the decoder learns to forgive, or None."""
-    return None if config.latent_noise is None else LatentNoise(**config.latent_noise.model_dump())
-
-
-def build_spectral(config: LossConfig) -> Spectral | None:
-    """The term of low-passed latents, or None."""
-    return None if config.spectral is None else Spectral(**config.spectral.model_dump())
-
-
-def build_alignment(config: LossConfig) -> Alignment | None:
-    """The term of latents aligned with features, or None."""
-    return (
-        None
-        if config.alignment is None
-        else Alignment(**config.alignment.model_dump(exclude={"network", "precision"}))
-    )
-
-
 def build_feature_maps(config: RunConfig, *, bfloat16: bool = False) -> FeatureMaps | None:
-    """The frozen network that latents are aligned with, or None; fetches what is not on this machine yet.
+    """Builds the frozen network that latents are aligned with, or None. Downloads missing weights.
 
     Args:
-        bfloat16: whether the run computes in it. The network then does, too, unless the config says
+        bfloat16: whether the run computes in bfloat16. The network then does too, unless the config says
             otherwise.
 
     Raises:
-        WeightsNotFoundError: it cannot be had.
-        ValueError: it is no vision transformer.
+        WeightsNotFoundError: the weights cannot be loaded.
+        ValueError: the network is no vision transformer.
     """
     alignment = config.loss.alignment
     if alignment is None:
@@ -177,19 +150,11 @@ def build_feature_maps(config: RunConfig, *, bfloat16: bool = False) -> FeatureM
     return ViTMaps(load_vision_transformer(alignment.network), precision)
 
 
-def build_report(config: LossConfig, regulariser: KLRegulariser | None) -> PosteriorReport | None:
-    """What the log says of a posterior that is regularised, or None where none is."""
-    if regulariser is None:
-        return None
-    return PosteriorReport(regulariser, likelihood=isinstance(config.reconstruction, LikelihoodConfig))
-
-
 def build_objective(config: LossConfig, *, bfloat16: bool = False) -> ReconstructionObjective:
-    """Reconstruction and perceptual loss; fetches the trunk's weights if they are not on this machine yet.
+    """Builds the reconstruction and perceptual loss. Downloads the trunk's weights if they are missing.
 
     Args:
-        bfloat16: whether the networks of the run compute in it: then so does LPIPS, unless the config says
-            otherwise.
+        bfloat16: whether the run computes in bfloat16. LPIPS then does too, unless the config says otherwise.
     """
     perceptual, reconstruction = config.perceptual, config.reconstruction
     precision = "bfloat16" if bfloat16 else "float32"
@@ -205,7 +170,7 @@ def build_objective(config: LossConfig, *, bfloat16: bool = False) -> Reconstruc
 
 
 def build_reconstruction_loss(config: ReconstructionConfig) -> ReconstructionLoss:
-    """The pixel loss, or a likelihood of the pixels."""
+    """Builds the loss of pixels, or their likelihood."""
     if isinstance(config, LikelihoodConfig):
         training = {"type", "weight", "learning_rate_scale", "scale_perceptual"}
         return LIKELIHOODS[config.type](**config.model_dump(exclude=training))
@@ -213,12 +178,12 @@ def build_reconstruction_loss(config: ReconstructionConfig) -> ReconstructionLos
 
 
 def build_lpips(trunk: str, precision: str = "float32") -> LPIPS:
-    """LPIPS on the trunk ``alex`` or ``vgg`` with its ImageNet weights."""
+    """Builds LPIPS on the trunk ``alex`` or ``vgg`` with its ImageNet weights."""
     return LPIPS(load_trunk(trunk), net=trunk, precision=precision)
 
 
 def build_discriminator(config: RunConfig) -> nn.Module | None:
-    """The discriminator, or None where the loss has no adversarial term."""
+    """Builds the discriminator, or None if the loss has no adversarial term."""
     if config.discriminator is None or config.loss.adversarial is None:
         return None
     training = {"type", "optimizer", "update_every", "augment", "r1"}
@@ -227,7 +192,7 @@ def build_discriminator(config: RunConfig) -> nn.Module | None:
 
 
 def build_adversarial_terms(config: RunConfig) -> AdversarialTerms:
-    """How the adversarial loss enters; the defaults where there is none."""
+    """Builds the adversarial loss and its schedule; with the defaults if the config has none."""
     adversarial, discriminator = config.loss.adversarial, config.discriminator
     if adversarial is None or discriminator is None:
         return AdversarialTerms()
@@ -238,31 +203,14 @@ def build_adversarial_terms(config: RunConfig) -> AdversarialTerms:
     )
 
 
-def build_lecam(config: LossConfig) -> LeCAM | None:
-    """What holds the discriminator's logits together, or None."""
-    if config.adversarial is None or config.adversarial.lecam is None:
-        return None
-    return LeCAM(**config.adversarial.lecam.model_dump())
-
-
-def build_augmentation(config: DiscriminatorConfig) -> DiffAugment | None:
-    """What the discriminator sees images through, or None."""
-    return DiffAugment(config.augment) if config.augment else None
-
-
-def build_r1(config: DiscriminatorConfig) -> R1 | None:
-    """The penalty on the discriminator's slope, or None."""
-    return None if config.r1 is None else R1(**config.r1.model_dump())
-
-
 def build_sources(
     config: DataConfig, notes: Path | None = None, before: HeldOut | None = None
 ) -> Sources | StreamSources:
-    """The training and the validation images.
+    """Opens the training and the validation images.
 
     Args:
-        notes: a folder where streams note how much their shards hold, for a resume to skip them by.
-        before: what a run that is continued has held out; None: a fresh run.
+        notes: a folder where streams note how many images their shards hold, so that a resume can skip them.
+        before: the images that a continued run has held out; None: a fresh run.
     """
     where: dict[str, Any] = {
         "split": config.split,
@@ -279,7 +227,7 @@ def build_sources(
         return replace(stream, validation=CachedSource(stream.validation, cache_bytes))
     sources = open_sources(config.name, **where)
     validation = take_evenly(sources.validation, config.max_validation)
-    measured_bytes = cache_bytes // 4  # far fewer images, and seldom drawn
+    measured_bytes = cache_bytes // 4  # there are far fewer images, and they are drawn seldom
     return replace(
         sources,
         train=CachedSource(sources.train, cache_bytes - measured_bytes),
@@ -290,7 +238,7 @@ def build_sources(
 def build_datasets(
     sources: Sources | StreamSources, config: DataConfig, channels: int, seed: int
 ) -> tuple[ImageDataset | ImageStream, ImageDataset]:
-    """Random crops of the training images and centre crops of the validation images."""
+    """Builds random crops of the training images and centre crops of the validation images."""
     crop = partial(RandomCrop, downscale=config.downscale, flip=config.random_flip)
     options: dict[str, Any] = {
         "channels": channels,

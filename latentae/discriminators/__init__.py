@@ -1,4 +1,4 @@
-"""Discriminators: networks that tell images from reconstructions, and what they are shown of them."""
+"""Discriminators, networks that tell images from reconstructions, and the augmentation of their inputs."""
 
 from latentae.discriminators.augmentation import DiffAugment
 from latentae.discriminators.patchgan import PatchGAN

@@ -1,9 +1,9 @@
-"""DiffAug: the discriminator sees images and reconstructions through the same kind of random changes.
+"""DiffAug: random changes of what the discriminator sees (Zhao et al. 2020, arXiv 2006.10738).
 
-Zhao et al. 2020 (arXiv 2006.10738). Augmenting both, with gradients through it, keeps a discriminator from
-learning a small data set by heart and does not leak into what is generated. Images are [B, C, H, W] in
-[−1, 1], of any size and channel count; results may leave that range, as in the paper. Random numbers are the
-caller's: draws [B, n] of U[0, 1), so that an image's changes depend on nothing else.
+Images and reconstructions are augmented, and gradients pass through the augmentation. This keeps a
+discriminator from memorising a small data set, and does not leak into the reconstructions. Images are
+[B, C, H, W] in [−1, 1], of any size and channel count. Results may leave that range, as in the paper. The
+caller gives the random numbers, draws [B, n] of U[0, 1), so that an image's changes depend on nothing else.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _HOLE = 0.5  # side of the hole, likewise
 
 
 def color(images: Tensor, draws: Tensor) -> Tensor:
-    """Brightness x + U[−½, ½), saturation times U[0, 2), contrast times U[½, 1½), from draws [B, 3].
+    """Adds U[−½, ½) to brightness, multiplies saturation by U[0, 2), contrast by U[½, 1½): draws [B, 3].
 
-    Saturation is the distance of the channels from their mean at the pixel, whatever the channels are; with
-    one channel there is none, and it changes nothing. Contrast is the distance from the image's mean.
+    Saturation is the distance of the channels from their mean at the pixel, whatever the channels are. One
+    channel has no saturation. Contrast is the distance from the image's mean.
     """
     brightness, saturation, contrast = (draw[:, None, None, None] for draw in draws.unbind(dim=1))
     images = images + (brightness - 0.5)
@@ -33,7 +33,7 @@ def color(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def translation(images: Tensor, draws: Tensor) -> Tensor:
-    """Moved by whole pixels, at most an eighth of the side each way, zeros moving in; from draws [B, 2]."""
+    """Moves images by whole pixels, an eighth of the side at most, and fills with zeros: draws [B, 2]."""
     for dim, draw in ((2, draws[:, 0]), (3, draws[:, 1])):
         side = images.shape[dim]
         limit = int(side * _SHIFT + 0.5)
@@ -47,7 +47,7 @@ def translation(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor, draws: Tensor) -> Tensor:
-    """A rectangle of half the sides set to zero, its centre anywhere in the image; from draws [B, 2]."""
+    """Sets a rectangle of half the sides to zero, with its centre anywhere; from draws [B, 2]."""
     covered = []
     for dim, draw in ((2, draws[:, 0]), (3, draws[:, 1])):
         side = images.shape[dim]
@@ -78,14 +78,14 @@ _AUGMENTATIONS: dict[str, _Augmentation] = {
 
 
 class DiffAugment:
-    """Some of the augmentations, one after the other.
+    """Applies some of the augmentations, one after the other.
 
     Args:
         policy: out of ``color``, ``translation`` and ``cutout``, each at most once, in the order in which
             they are applied.
 
     Attributes:
-        num_draws: random numbers that an image needs.
+        num_draws: how many random numbers an image needs.
 
     Raises:
         ValueError: an unknown name, or one given twice.
@@ -101,7 +101,7 @@ class DiffAugment:
         self.num_draws = sum(part.draws for part in self._parts)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """The images, augmented.
+        """Returns augmented images.
 
         Args:
             images: [B, C, H, W] in [−1, 1].

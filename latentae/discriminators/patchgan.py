@@ -1,4 +1,4 @@
-"""The patch discriminator of pix2pix (Isola et al. 2017, arXiv 1611.07004), as VQGAN trains it."""
+"""The patch discriminator of pix2pix (Isola et al. 2017, arXiv 1611.07004), which VQGAN uses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _MAX_WIDTH_FACTOR = 8
 
 
 class PatchGAN(nn.Module):
-    """Judges overlapping patches: 4×4 convolutions with stride 2, widths doubling, then two with stride 1.
+    """Logits of overlapping patches: 4×4 convolutions with stride 2 and doubling width, two with stride 1.
 
-    Unlike the published one it has no batch normalisation, whose statistics would mix real with fake images
+    Unlike the published one it has no batch normalisation, whose statistics would mix real and fake images
     and differ between ranks.
 
     Args:
@@ -57,7 +57,7 @@ class PatchGAN(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, 1, h, w] of images [B, C, H, W] in [−1, 1]; positive says real."""
+        """Returns logits [B, 1, h, w] of images [B, C, H, W] in [−1, 1]. A positive one says real."""
         return self.layers(images)
 
 

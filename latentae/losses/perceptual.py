@@ -236,12 +236,15 @@ def distance_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Returns `distance` and its gradient in the images, [B] and [B, 3, H, W]. Autograd does not record it.
 
-    The derivative in the features is known as soon as they are compared, and is stored in their place. The
-    backward pass of a convolution with frozen weights needs no input. That of a ReLU before a pooling needs
-    only where the pooled values are positive.
+    It goes through the network once in each direction, as autograd would, but keeps less in between: a
+    convolution with frozen weights needs no input for its backward pass; a ReLU before a pooling needs only
+    where the pooled values are positive; and the derivative in the features is known as soon as they are
+    compared, so it is stored in the place of their difference.
     """
     directions = _directions(slices, target)
     hidden, total = _as_weights(slices, images), torch.zeros_like(images[:, 0, 0, 0])
+    # Forward: each layer leaves its backward function on the tape, and the end of each slice adds the
+    # derivative of the distance in its features.
     tape: list[_Backward] = []
     layers = [layer for slice_ in slices for layer in slice_]
     ends, heads = {slice_[-1] for slice_ in slices}, [*heads][::-1]
@@ -254,6 +257,7 @@ def distance_and_gradient(
             total += value
             tape.append(_as_weights(slices, differentiate()).add_)
             del features, differentiate
+    # Backward: the gradient passes through the tape from its end. Each function frees what it kept.
     gradient = torch.zeros_like(hidden[0, 0, 0, 0])
     del hidden
     while tape:
@@ -291,7 +295,7 @@ def feature_distance(
 
 
 def _directions(slices: Slices, images: Tensor) -> list[Tensor]:
-    """The unit-normalised features of all slices, in the images' type, the last slice's first."""
+    """Returns the unit-normalised features of all slices, in the images' type, the last slice first."""
     hidden, directions = _as_weights(slices, images), []
     for layers in slices:
         hidden = layers(hidden)
@@ -300,7 +304,7 @@ def _directions(slices: Slices, images: Tensor) -> list[Tensor]:
 
 
 def _inverse_norm(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The length s of each pixel's feature vector and 1/(s + ε): [B, 1, H, W] each."""
+    """Returns the length s of each pixel's feature vector, and 1/(s + ε): [B, 1, H, W] each."""
     norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     return norm, (norm + _EPSILON).reciprocal()
 

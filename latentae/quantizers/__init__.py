@@ -1,9 +1,8 @@
-"""Quantizers: map continuous latents to codes of a finite table. One paper per file."""
+"""Quantizers: map continuous latents to codes of a finite table."""
 
 from latentae.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from latentae.quantizers.codebook import CodebookQuantizer
 from latentae.quantizers.composition import ComposedQuantizer, GroupedQuantizer, ResidualQuantizer
-from latentae.quantizers.cosine import CosineQuantizer
 from latentae.quantizers.create import QUANTIZERS, create_quantizer, implied_size, quantizer_size
 from latentae.quantizers.ema import EMAQuantizer
 from latentae.quantizers.fsq import FiniteScalarQuantizer
@@ -18,9 +17,13 @@ from latentae.quantizers.health import (
 from latentae.quantizers.ibq import IBQuantizer
 from latentae.quantizers.lookup import nearest_code
 from latentae.quantizers.quantizer import Quantizer, QuantizerOutput
-from latentae.quantizers.simvq import SimVQuantizer
 from latentae.quantizers.start import LatentMap
-from latentae.quantizers.vector import VectorQuantizer, plain_quantizer
+from latentae.quantizers.vector import (
+    CosineQuantizer,
+    SimVQuantizer,
+    VectorQuantizer,
+    plain_quantizer,
+)
 
 __all__ = [
     "QUANTIZERS",

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,10 +44,10 @@ class BinaryQuantizer(Quantizer):
         magnitude: float,
         *,
         commitment_weight: float,
-        entropy_weight: float,
-        diversity_weight: float,
-        temperature: float,
-        entropy_group_size: int,
+        entropy_weight: float = 0.1,
+        diversity_weight: float = 1.0,
+        temperature: float = 0.01,
+        entropy_group_size: int = 10,
     ) -> None:
         check_counts(bits=bits, entropy_group_size=entropy_group_size)
         if bits > _MOST_BITS:
@@ -114,66 +116,22 @@ class BinaryQuantizer(Quantizer):
 class LookupFreeQuantizer(BinaryQuantizer):
     """LFQ: codes are the signs of the latents, {−1, 1}^bits.
 
-    Args:
-        bits, commitment_weight, entropy_weight, diversity_weight, temperature, entropy_group_size: as in
-            ``BinaryQuantizer``.
-
-    Raises:
-        ValueError: as ``BinaryQuantizer``.
+    The arguments are those of ``BinaryQuantizer``.
     """
 
-    def __init__(
-        self,
-        bits: int,
-        *,
-        commitment_weight: float = 0.25,
-        entropy_weight: float = 0.1,
-        diversity_weight: float = 1.0,
-        temperature: float = 0.01,
-        entropy_group_size: int = 10,
-    ) -> None:
-        super().__init__(
-            bits,
-            1.0,
-            commitment_weight=commitment_weight,
-            entropy_weight=entropy_weight,
-            diversity_weight=diversity_weight,
-            temperature=temperature,
-            entropy_group_size=entropy_group_size,
-        )
+    def __init__(self, bits: int, *, commitment_weight: float = 0.25, **options: Any) -> None:
+        super().__init__(bits, 1.0, commitment_weight=commitment_weight, **options)
 
 
 class BinarySphericalQuantizer(BinaryQuantizer):
     """BSQ: latents are scaled to unit length, and codes are signs / √bits, on the same sphere.
 
-    Args:
-        bits, commitment_weight, entropy_weight, diversity_weight, temperature, entropy_group_size: as in
-            ``BinaryQuantizer``. On the sphere a latent is never far from its code, so the commitment term may
-            be left out.
-
-    Raises:
-        ValueError: as ``BinaryQuantizer``.
+    The arguments are those of ``BinaryQuantizer``. On the sphere a latent is never far from its code, so the
+    commitment term may be left out.
     """
 
-    def __init__(
-        self,
-        bits: int,
-        *,
-        commitment_weight: float = 0.0,
-        entropy_weight: float = 0.1,
-        diversity_weight: float = 1.0,
-        temperature: float = 0.01,
-        entropy_group_size: int = 10,
-    ) -> None:
-        super().__init__(
-            bits,
-            max(bits, 1) ** -0.5,
-            commitment_weight=commitment_weight,
-            entropy_weight=entropy_weight,
-            diversity_weight=diversity_weight,
-            temperature=temperature,
-            entropy_group_size=entropy_group_size,
-        )
+    def __init__(self, bits: int, *, commitment_weight: float = 0.0, **options: Any) -> None:
+        super().__init__(bits, max(bits, 1) ** -0.5, commitment_weight=commitment_weight, **options)
 
     def prepare(self, flat: Tensor) -> Tensor:
         return F.normalize(flat, dim=1)

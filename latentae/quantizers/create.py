@@ -8,13 +8,11 @@ from typing import Any
 
 from latentae.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from latentae.quantizers.composition import GroupedQuantizer, ResidualQuantizer
-from latentae.quantizers.cosine import CosineQuantizer
 from latentae.quantizers.ema import EMAQuantizer
 from latentae.quantizers.fsq import FiniteScalarQuantizer, check_levels
 from latentae.quantizers.ibq import IBQuantizer
 from latentae.quantizers.quantizer import Quantizer, check_counts
-from latentae.quantizers.simvq import SimVQuantizer
-from latentae.quantizers.vector import VectorQuantizer
+from latentae.quantizers.vector import CosineQuantizer, SimVQuantizer, VectorQuantizer
 
 # Those that take ``num_codes`` and ``code_dim``.
 TABLES: dict[str, type[Quantizer]] = {

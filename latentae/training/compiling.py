@@ -1,6 +1,6 @@
 """torch.compile for the networks of a run, in place: classes, weights and their names stay.
 
-Compiled are blocks, not whole networks: a step watches what the last convolutions are given (``Passage``), by
+Compiled are blocks, not whole networks: a step captures calls of the last convolutions (``CapturedCall``) by
 hooks that a compiled forward would not see come and go.
 """
 

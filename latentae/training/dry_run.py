@@ -41,7 +41,7 @@ def dry_run(config: RunConfig) -> str:
     """
     trainer = Trainer(config, rehearsal=True)
     try:
-        batches = trainer._batches()
+        batches = trainer.batches()
         first = next(batches)
         memory = measure_memory(trainer, chain([first], batches))
         stages = measure_time(trainer, batches)

@@ -12,15 +12,15 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class EMA(Generic[Model]):
-    """A copy of a model whose weights follow it slowly.
+    """A copy of a model with the moving average of its weights.
 
-    θ' ← d θ' + (1 − d) θ with d = min(decay, (1 + n) / (10 + n)) after n updates: until the decay is reached,
-    an average over about the last ninth of the run, so that the random start is soon forgotten. Every
-    floating-point value of the state takes part, codebooks too; integers are copied.
+    θ' ← d θ' + (1 − d) θ with d = min(decay, (1 + n) / (10 + n)) after n updates. Until the decay is reached,
+    this averages over about the last ninth of the run, so the random start is soon forgotten. Every
+    floating-point value of the state is averaged, codebooks too. Integers are copied.
 
     Args:
-        model: the model to follow, on its device; its present weights are the start.
-        decay: in [0, 1); 0 follows at once.
+        model: the model to average, on its device. The average starts at its present weights.
+        decay: in [0, 1); 0 copies the weights.
     """
 
     def __init__(self, model: Model, decay: float) -> None:
@@ -31,11 +31,11 @@ class EMA(Generic[Model]):
 
     @torch.no_grad()
     def update(self, model: nn.Module, accepted: Tensor | bool = True) -> None:
-        """Follows the present weights of ``model``, the unwrapped one, after an optimizer step.
+        """Takes the present weights of ``model``, the unwrapped one, into the average.
 
         Args:
-            accepted: whether the step was made; where not, nothing changes here, on condition that the
-                model's values are finite. A boolean scalar on the device, which is not waited for, or a bool.
+            accepted: whether the optimizer step was made. If not, nothing changes, provided that the model's
+                values are finite. A boolean scalar on the device, which is not waited for, or a bool.
         """
         accepted = torch.as_tensor(accepted, device=self.updates.device)
         # 1 − d, calculated without the difference: in float32, 1 − 0.9999 is off by 2e-4 of itself.
@@ -54,11 +54,11 @@ class EMA(Generic[Model]):
         torch._foreach_lerp_(averaged, followed, [shares[value.dtype] for value in averaged])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything a resume needs: the weights, and the number of updates as ``updates``."""
+        """Returns everything a resume needs: the weights, and the number of updates as ``updates``."""
         return {**self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes up a state written by ``state_dict``."""
+        """Loads a state that ``state_dict`` returned."""
         weights = dict(state)
         self.updates.fill_(weights.pop("updates"))
         self.model.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""What a step does to the latents beside encoding and decoding them, and the losses that follow from it."""
+"""Changes to the latents within a step, the losses that follow, and the module that computes them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from latentae import distributed
-from latentae.losses.adversarial import adaptive_weight, last_layer_gradient
+from latentae.losses.adversarial import adaptive_weight
 from latentae.losses.feature_maps import FeatureMaps
 from latentae.losses.latents import Alignment, Draw, Equivariance, LatentNoise, Spectral, low_pass
 from latentae.losses.reconstruction import ReconstructionObjective
-from latentae.training.passage import Passage
+from latentae.models.latent import AutoencoderOutput
+from latentae.quantizers import Quantizer
+from latentae.training.adversary import CapturedCall
 from latentae.training.randomness import StepRandomness
 
 Change = Callable[[Tensor], Tensor]
@@ -24,11 +26,11 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass
 class AlignedFeatures:
-    """Alignment with a network.
+    """Alignment of latents with the features of a network.
 
     Attributes:
         loss: the terms and their weight.
-        network: gives the features.
+        network: computes the features.
         encoder_output: the encoder's last convolution, at which the adaptive weight is measured.
     """
 
@@ -39,14 +41,14 @@ class AlignedFeatures:
 
 @dataclass
 class PreparedStep:
-    """What the draws of a micro-batch make of it.
+    """A micro-batch and the changes that were drawn for it.
 
     Attributes:
         images: [B, C, H, W] to encode.
         target: [B, C, H', W'] what the reconstruction is compared with.
         low_passed: [B, C, H'', W''] what the low-passed latents are to decode to, or None.
-        transformed: whether it is latents that were transformed.
-        arguments: of the wrapped autoencoder's forward.
+        transformed: whether the latents are transformed.
+        arguments: of the wrapped autoencoder's forward: ``change`` and ``low_pass``, functions of latents.
     """
 
     images: Tensor
@@ -58,10 +60,10 @@ class PreparedStep:
 
 @dataclass
 class LatentLosses:
-    """Equivariance, noise, spectral loss and alignment, of which any may be absent.
+    """Equivariance, noise, spectral loss and alignment. Any of them may be absent.
 
-    All draws are for the global micro-batch. The changes to latents take place inside the wrapped forward;
-    on VQ models they concern the continuous latents, before quantization.
+    All draws are for the global micro-batch. The latents change inside the wrapped forward. In VQ models
+    these are the continuous latents, before quantization.
 
     Attributes:
         downsampling_factor: pixels per latent along each side.
@@ -75,12 +77,17 @@ class LatentLosses:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """Frozen networks that a step needs."""
+        """The frozen networks that a step needs."""
         return [] if self.alignment is None else [self.alignment.network]
+
+    @property
+    def encoder_output(self) -> nn.Conv2d | None:
+        """The layer whose call ``losses`` needs, or None."""
+        return None if self.alignment is None else self.alignment.encoder_output
 
     @contextmanager
     def at_full_size(self) -> Iterator[None]:
-        """Steps within transform nothing, and so take the most memory that any step takes."""
+        """Lets the steps in its body transform nothing. They then take the most memory of all steps."""
         equivariance, self.equivariance = self.equivariance, None
         try:
             yield
@@ -88,7 +95,8 @@ class LatentLosses:
             self.equivariance = equivariance
 
     def prepare(self, images: Tensor, randomness: StepRandomness) -> PreparedStep:
-        """Draws what is done to a micro-batch of images [B, C, H, W]."""
+        """Draws the changes of a micro-batch of images [B, C, H, W]."""
+        # Equivariance transforms the latents, or makes the images smaller before they are encoded.
         draw, factor = None, self.downsampling_factor
         if self.equivariance is not None:
             draw = self.equivariance.draw(randomness.generator("equivariance"))
@@ -100,44 +108,43 @@ class LatentLosses:
             prepared.target = latents_draw.transform.images(images, factor)
         if latents_draw is not None or self.noise is not None:
             prepared.arguments["change"] = partial(self._change, draw=latents_draw, randomness=randomness)
-        # Images that were made smaller have lost their upper spectrum, and may have few pixels left to lose.
+        # The spectral loss. Images that were made smaller have lost their upper spectrum already, and may
+        # have few pixels left to lose.
         if self.spectral is not None and (draw is None or not draw.before_encoding):
             divisor = self.spectral.draw(randomness.generator("low pass"))
             prepared.low_passed = low_pass(images, divisor, factor)
             prepared.arguments["low_pass"] = partial(low_pass, factor=divisor)
         return prepared
 
-    def watch(self) -> Passage | None:
-        """A context for the forward, where ``losses`` will have to know what came out of the encoder."""
-        return None if self.alignment is None else Passage(self.alignment.encoder_output)
-
     def losses(
         self,
         prepared: PreparedStep,
         output: Any,
-        encoded: Passage | None,
+        encoder_output: CapturedCall | None,
         objective: ReconstructionObjective,
         gradient: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weighted losses by name, to be added to the others, and detached numbers for the log.
+        """Returns weighted losses by name, to be added to the others, and detached numbers for the log.
 
         Args:
             output: of the wrapped autoencoder.
-            encoded: what ``watch`` has seen.
-            objective: judges the low-passed reconstruction.
+            encoder_output: the call of that layer in the forward.
+            objective: compares what the low-passed latents decode to with ``prepared.low_passed``.
             gradient: of the objective with respect to ``output.sample``.
         """
         losses, numbers = {}, {}
         if self.spectral is not None and prepared.low_passed is not None:
             reconstruction = output.low_passed.to(prepared.low_passed.dtype)
             losses["spectral"] = self.spectral.weight * objective(reconstruction, prepared.low_passed)[0]
-        if self.alignment is not None and encoded is not None:
+        if self.alignment is not None and encoder_output is not None:
             aligned = self.alignment
             features = aligned.network(prepared.images, tuple(output.projected.shape[-2:]))
             cosine, similarity = aligned.loss(output.projected, features)
             weight = torch.full_like(cosine, aligned.loss.weight).detach()
             if aligned.loss.adaptive:
-                weight = weight * self._adaptive(output.sample, gradient, cosine + similarity, encoded)
+                weight = weight * _weight_of_alignment(
+                    output.sample, gradient, cosine + similarity, encoder_output
+                )
             losses["alignment"] = weight * (cosine + similarity)
             numbers = {
                 "alignment_cosine": cosine.detach(),
@@ -150,25 +157,116 @@ class LatentLosses:
         if draw is not None:
             latents = draw.transform.latents(latents)
         if self.noise is not None:
-            # Of the shape that is decoded: a transform would smooth noise that came before it.
+            # Noise of the shape that is decoded: a transform would smooth noise that was added before it.
             noise = randomness.normal("latent noise", *latents.shape)
             latents = self.noise(latents, noise, randomness.normal("latent noise strength", len(latents)))
         return latents
 
-    def _adaptive(self, sample: Tensor, gradient: Tensor, loss: Tensor, encoded: Passage) -> Tensor:
-        """‖∇ reconstruction‖ / ‖∇ loss‖ at the encoder's last weights, of gradients averaged over ranks.
 
-        The first takes a backward pass through the decoder of its own, without its weights.
+def _weight_of_alignment(
+    sample: Tensor, gradient: Tensor, loss: Tensor, encoder_output: CapturedCall
+) -> Tensor:
+    """Returns ‖∇ reconstruction‖ / ‖∇ loss‖ at the encoder's last weight, of gradients averaged over ranks.
+
+    The first gradient takes a backward pass of its own through the decoder, without the decoder's weights.
+    """
+    # The mean's gradient times the number of values: in float16 the mean's own gradient would vanish.
+    count = gradient.numel()
+    at_output = []
+    for value, seed in ((sample, (gradient * count).to(sample.dtype)), (loss * count, None)):
+        (own,) = torch.autograd.grad(value, encoder_output.output, seed, retain_graph=True)
+        at_output.append(own.to(gradient.dtype))
+    first, second = distributed.all_reduce_mean(encoder_output.weight_gradients(*at_output) / count)
+    return adaptive_weight(first, second)
+
+
+@dataclass
+class TrainableOutput(AutoencoderOutput):
+    """The autoencoder's output, and what further losses need.
+
+    Attributes:
+        low_passed: [B, C, H', W'] what the low-passed latents decode to.
+        projected: [B, d, h, w] the latents in the feature space that they are aligned with.
+    """
+
+    low_passed: Tensor | None = None
+    projected: Tensor | None = None
+
+
+class TrainableAutoencoder(nn.Module):
+    """An autoencoder with everything else that learns with it: one module to wrap, save and optimize.
+
+    Only a wrapped module has its gradients averaged over ranks, clipped and saved, and its forward is called
+    once per micro-batch. So this module holds the learned parameters of the loss, such as a likelihood's
+    log-variance, and computes everything that a step decodes.
+
+    Args:
+        autoencoder: the bare model.
+        objective: the loss. Its parameters that take a gradient are shared, not copied.
+        learning_rate_scale: their learning rate, as a multiple of the autoencoder's.
+        projection: maps latents to the features they are aligned with. It learns as the autoencoder does.
+    """
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        objective: nn.Module,
+        *,
+        learning_rate_scale: float = 1.0,
+        projection: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.learned = nn.ParameterDict(
+            {
+                name.replace(".", "_"): parameter
+                for name, parameter in objective.named_parameters()
+                if parameter.requires_grad
+            }
+        )
+        self.learning_rate_scale = learning_rate_scale
+        self.projection = projection
+
+    def forward(
+        self, *arguments: Any, low_pass: Callable[[Tensor], Tensor] | None = None, **options: Any
+    ) -> Any:
+        """Returns the autoencoder's output; a ``TrainableOutput`` if there is more to compute.
+
+        Args:
+            low_pass: makes latents smaller. They are decoded too, but a codebook does not count them.
         """
-        assert self.alignment is not None
-        # The mean's gradient times the number of values: float16 would lose what is as small as the mean's.
-        count = gradient.numel()
-        gradients = []
-        for value, seed in ((sample, (gradient * count).to(sample.dtype)), (loss * count, None)):
-            (at_output,) = torch.autograd.grad(value, encoded.output, seed, retain_graph=True)
-            at_output = at_output.to(gradient.dtype)
-            with torch.no_grad():
-                at_weight = last_layer_gradient(self.alignment.encoder_output, encoded.inputs, at_output)
-            gradients.append(at_weight / count)
-        first, second = distributed.all_reduce_mean(torch.stack(gradients))
-        return adaptive_weight(first, second)
+        output = self.autoencoder(*arguments, **options)
+        if low_pass is None and self.projection is None:
+            return output
+        latents = output.latents
+        return TrainableOutput(
+            **output,
+            low_passed=None if low_pass is None else self._decode_uncounted(low_pass(latents)),
+            projected=None if self.projection is None else self.projection(latents),
+        )
+
+    def _decode_uncounted(self, latents: Tensor) -> Tensor:
+        quantizer = getattr(self.autoencoder, "quantize", None)
+        if not isinstance(quantizer, Quantizer):
+            return self.autoencoder.decode(latents).sample  # type: ignore[operator]
+        frozen, quantizer.frozen = quantizer.frozen, True
+        try:
+            return self.autoencoder.decode(latents).sample  # type: ignore[operator]
+        finally:
+            quantizer.frozen = frozen
+
+    def set_apart(self, optimizer: torch.optim.Optimizer) -> None:
+        """Moves the learned parameters to a group with their own rate and without weight decay.
+
+        Args:
+            optimizer: a new one, over this module's parameters.
+        """
+        learned = list(self.learned.values())
+        if not learned:
+            return
+        known = {id(parameter) for parameter in learned}
+        for group in optimizer.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
+        optimizer.add_param_group(
+            {"params": learned, "weight_decay": 0.0, "lr_scale": self.learning_rate_scale}
+        )

@@ -1,10 +1,12 @@
-"""The networks of a run, built from its config and wrapped for its devices."""
+"""The networks of a run: built from its config, frozen in part if it says so, wrapped for its devices."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +14,11 @@ from torch import Tensor, nn
 
 from latentae import build, distributed
 from latentae.config import DiscriminatorConfig, LikelihoodConfig, OptimizerConfig, RunConfig
+from latentae.discriminators import DiffAugment
+from latentae.losses.adversarial import R1, LeCAM
 from latentae.losses.feature_maps import FeatureMaps
+from latentae.losses.kl import PosteriorReport
+from latentae.losses.latents import Alignment, Equivariance, LatentNoise, Spectral
 from latentae.losses.reconstruction import ReconstructionObjective
 from latentae.models import KLVAE, VQVAE
 from latentae.quantizers import Quantizer
@@ -20,14 +26,13 @@ from latentae.training.accelerator import Accelerator
 from latentae.training.adversary import Adversary
 from latentae.training.compiling import compile_networks
 from latentae.training.ema import EMA
-from latentae.training.freezing import Frozen, freeze_encoder
-from latentae.training.latent_losses import AlignedFeatures, LatentLosses
-from latentae.training.learner import Learner
-from latentae.training.optim import OPTIMIZERS, LearningRate
+from latentae.training.latent_losses import AlignedFeatures, LatentLosses, TrainableAutoencoder
 from latentae.training.performance import set_float32_precision, tune, use_channels_last
 from latentae.training.pretrained import Pretrained
 from latentae.training.step import TrainingStep
-from latentae.training.trainable import TrainableAutoencoder
+from latentae.training.update import OPTIMIZERS, Learner, LearningRate
+
+Part = TypeVar("Part")
 
 
 @dataclass
@@ -36,14 +41,14 @@ class Networks:
 
     Attributes:
         autoencoder: the bare model.
-        quantizer: its quantizer, where it has one that learns.
-        ema: the average of the model's weights, which is what is measured and exported.
-        learners: the wrapped autoencoder, and the wrapped discriminator where there is one.
+        quantizer: its quantizer, if it has one that learns.
+        ema: the average of the model's weights, which is measured and exported.
+        learners: the wrapped autoencoder, and the wrapped discriminator if there is one.
         step: one micro-batch.
-        pretrained: the model that the first weights are of, taken up unless the run is resumed, or None.
-        frozen: what does not learn, or None where all does.
+        pretrained: the model that the first weights come from, unless the run is resumed; or None.
+        frozen: the part of the model that does not learn, or None.
         pinned: whether the posterior of a KLVAE is held certain, as a plain autoencoder's is.
-        performance: what was chosen for the sake of speed and memory, in sentences.
+        performance: sentences about what was chosen to save time and memory.
     """
 
     autoencoder: KLVAE | VQVAE
@@ -56,23 +61,24 @@ class Networks:
     pinned: bool = False
     performance: tuple[str, ...] = ()
 
-    def commit(self, step: int, generator: torch.Generator, accepted: Tensor | bool = True) -> None:
-        """Upkeep after an optimizer step, of all that has state beside its weights; on every rank.
+    def after_update(self, step: int, generator: torch.Generator, accepted: Tensor | bool = True) -> None:
+        """Updates everything that has state besides its weights. Every rank calls it after an update.
 
         Args:
             step: counted from 1.
             generator: on the CPU, in the same state on every rank.
-            accepted: whether the step was made; a boolean scalar on the device, or a bool.
+            accepted: whether the update was made; a boolean scalar on the device, or a bool.
         """
         if self.pinned and isinstance(self.autoencoder, KLVAE):
             self.autoencoder.pin_posterior()  # no loss moves it, but weight decay does
-        self.step.commit(accepted)
+        if self.step.adversary is not None and self.step.adversary.lecam is not None:
+            self.step.adversary.lecam.commit(accepted)
         if self.quantizer is not None:
             self.quantizer.commit(step, generator, accepted)
         self.ema.update(self.autoencoder, accepted)
 
     def describe(self) -> list[str]:
-        """What a person should know of where the weights come from, and of which of them learn."""
+        """Returns sentences: where the weights come from, which of them learn, and what was tuned."""
         pretrained = [] if self.pretrained is None else self.pretrained.describe()
         frozen = [] if self.frozen is None else [str(self.frozen)]
         return [*pretrained, *frozen, *self.performance]
@@ -81,11 +87,12 @@ class Networks:
 def build_networks(
     config: RunConfig, accelerator: Accelerator, objective: ReconstructionObjective
 ) -> Networks:
-    """Fresh networks that the seed determines; what a resume needs of them is known to the accelerator.
+    """Builds fresh networks from the seed, and registers with the accelerator what a resume needs of them.
 
     Args:
         objective: on the accelerator's device.
     """
+    # The autoencoder, with what of it does not learn.
     seed_everything(config.seed)
     size = config.data.image_size
     autoencoder = build.build_autoencoder(config.model, size if isinstance(size, int) else max(size))
@@ -94,6 +101,7 @@ def build_networks(
     if pinned:
         autoencoder.pin_posterior()
     autoencoder.to(accelerator.device)
+    # The discriminator, the average of the weights, and the frozen networks of the losses.
     discriminator = build.build_discriminator(config)
     ema = EMA(autoencoder, config.ema_decay or 0.0)
     performance = _tune(config, autoencoder, objective, discriminator, accelerator.device)
@@ -101,6 +109,7 @@ def build_networks(
         features = build.build_feature_maps(config, bfloat16=accelerator.mixed_precision == "bf16")
     if features is not None and features.precision != "float32":
         performance += (f"the network of loss.alignment computes in {features.precision}",)
+    # Wrap and register, always in this order: checkpoints number what they hold.
     trainable = _with_learned_loss(autoencoder, objective, features, config)
     learners = [_learner("autoencoder", trainable, config.optimizer, config, accelerator)]
     adversary = None
@@ -114,7 +123,9 @@ def build_networks(
         accelerator.register_for_checkpointing(pretrained)
     if adversary is not None:
         accelerator.register_for_checkpointing(adversary)
+    # The step.
     regulariser = None if frozen else build.build_regulariser(config.loss)
+    likelihood = isinstance(config.loss.reconstruction, LikelihoodConfig)
     samples = isinstance(autoencoder, KLVAE) and (frozen is not None or config.loss.kl is not None)
     step = TrainingStep(
         autoencoder=learners[0].module,
@@ -123,11 +134,16 @@ def build_networks(
         adversary=adversary,
         regulariser=regulariser,
         latent_losses=_latent_losses(autoencoder, features, config, accelerator.device),
-        report=build.build_report(config.loss, regulariser),
+        report=None if regulariser is None else PosteriorReport(regulariser, likelihood=likelihood),
         latents_shape=autoencoder.latents_shape if samples else None,
         backward=accelerator.backward,
     )
     return Networks(autoencoder, quantizer, ema, learners, step, pretrained, frozen, pinned, performance)
+
+
+def _optional(make: Callable[..., Part], section: Any, exclude: set[str] | None = None) -> Part | None:
+    """Returns the object that a section of the config describes by its arguments; None without a section."""
+    return None if section is None else make(**section.model_dump(exclude=exclude))
 
 
 def _tune(
@@ -137,8 +153,10 @@ def _tune(
     discriminator: nn.Module | None,
     device: torch.device,
 ) -> tuple[str, ...]:
-    """Makes the networks fast and lean as the config asks; what was done, in sentences."""
+    """Makes the networks fast and lean as the config asks. Returns sentences about what was done."""
     done = []
+    # Whether steps draw the sizes of their images or latents. Those that a spectral loss adds are few.
+    sizes_differ = config.loss.equivariance is not None or len(set(config.data.training_sizes)) > 1
     if config.float32_precision is not None:
         done.append(set_float32_precision(config.float32_precision, device))
     if config.performance != "off":
@@ -149,21 +167,16 @@ def _tune(
                 max(config.data.training_sizes, key=math.prod),
                 device,
                 performance=config.performance,
-                sizes_differ=_sizes_differ(config),
+                sizes_differ=sizes_differ,
             )
         )
     if config.channels_last:
         done.append(use_channels_last(autoencoder, objective.perceptual, discriminator))
     if config.compile:
-        # A penalty on gradients takes the gradient of a gradient, which compiled code does not have.
+        # A penalty on gradients differentiates a gradient, which compiled code cannot do.
         twice = config.discriminator is not None and config.discriminator.r1 is not None
         done.append(compile_networks(autoencoder, objective.perceptual, None if twice else discriminator))
     return tuple(done)
-
-
-def _sizes_differ(config: RunConfig) -> bool:
-    """Whether steps draw the sizes of their images or latents. Those that a spectral loss adds are few."""
-    return config.loss.equivariance is not None or len(set(config.data.training_sizes)) > 1
 
 
 def seed_everything(seed: int) -> None:
@@ -173,13 +186,51 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """The part of a model that does not learn.
+
+    Attributes:
+        parts: the names of its modules that were frozen.
+        parameters, total: how many numbers do not learn, and how many there are.
+    """
+
+    parts: tuple[str, ...]
+    parameters: int
+    total: int
+
+    def __str__(self) -> str:
+        share = f"{self.parameters / 1e6:.2f} of {self.total / 1e6:.2f} M parameters"
+        return (
+            f"frozen: {', '.join(self.parts)} ({share}); the latents and their scale stay as they are, and "
+            "the losses on them (KL, codebook, commitment) are left out"
+        )
+
+
+def freeze_encoder(autoencoder: KLVAE | VQVAE) -> Frozen:
+    """Freezes everything that computes the latents and codes. Only what decodes them still learns.
+
+    No graph is recorded in the encoder, so its activations are freed at once, and DDP and optimizers do not
+    see its weights. A codebook observes nothing any more; its ``start`` and ``commit`` must not be called.
+    """
+    found = {name: getattr(autoencoder, name, None) for name in ("encoder", "quant_conv", "quantize")}
+    modules = {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+    for module in modules.values():
+        module.requires_grad_(False)
+        if isinstance(module, Quantizer):
+            module.frozen = True
+    counts = [(p.numel(), p.requires_grad) for p in autoencoder.parameters()]
+    total = sum(count for count, _ in counts)
+    return Frozen(tuple(modules), total - sum(count for count, learns in counts if learns), total)
+
+
 def _with_learned_loss(
     autoencoder: KLVAE | VQVAE,
     objective: ReconstructionObjective,
     features: FeatureMaps | None,
     config: RunConfig,
 ) -> nn.Module:
-    """What is wrapped: the autoencoder, and with it what its losses learn and what else they decode."""
+    """Returns the module to wrap: the autoencoder, with what its losses learn and decode, if anything."""
     likelihood = config.loss.reconstruction
     learned = isinstance(likelihood, LikelihoodConfig) and likelihood.learned
     if not learned and features is None and config.loss.spectral is None:
@@ -194,42 +245,36 @@ def _with_learned_loss(
 def _latent_losses(
     autoencoder: KLVAE | VQVAE, features: FeatureMaps | None, config: RunConfig, device: torch.device
 ) -> LatentLosses:
-    alignment = build.build_alignment(config.loss)
+    loss = config.loss
+    alignment = _optional(Alignment, loss.alignment, {"network", "precision"})
     aligned = None
     if alignment is not None and features is not None:
         aligned = AlignedFeatures(alignment, features.to(device), autoencoder.encoder.conv_out)
     return LatentLosses(
         autoencoder.downsampling_factor,
-        equivariance=build.build_equivariance(config.loss),
-        noise=build.build_latent_noise(config.loss),
-        spectral=build.build_spectral(config.loss),
+        equivariance=_optional(Equivariance, loss.equivariance),
+        noise=_optional(LatentNoise, loss.latent_noise),
+        spectral=_optional(Spectral, loss.spectral),
         alignment=aligned,
     )
 
 
 def _adversary(
-    discriminator: nn.Module,
-    discriminator_config: DiscriminatorConfig,
-    config: RunConfig,
-    accelerator: Accelerator,
+    discriminator: nn.Module, section: DiscriminatorConfig, config: RunConfig, accelerator: Accelerator
 ) -> tuple[Adversary, Learner]:
     terms = build.build_adversarial_terms(config)
     learner = _learner(
-        "discriminator",
-        discriminator,
-        discriminator_config.optimizer,
-        config,
-        accelerator,
-        terms.first_discriminator_step,
-        terms.update_every,
+        "discriminator", discriminator, section.optimizer, config, accelerator, terms.first_discriminator_step
     )
-    lecam = build.build_lecam(config.loss)
+    learner.learns = terms.discriminator_learns
+    adversarial = config.loss.adversarial
+    lecam = None if adversarial is None else _optional(LeCAM, adversarial.lecam)
     adversary = Adversary(
         learner.module,
         terms,
-        augmentation=build.build_augmentation(discriminator_config),
+        augmentation=DiffAugment(section.augment) if section.augment else None,
         lecam=None if lecam is None else lecam.to(accelerator.device),
-        r1=build.build_r1(discriminator_config),
+        r1=_optional(R1, section.r1),
         reuse_forward=not getattr(discriminator, "forward_has_state", False),
         loss_scale=None if accelerator.scaler is None else accelerator.scaler.scale,
     )
@@ -239,36 +284,35 @@ def _adversary(
 def _learner(
     name: str,
     module: nn.Module,
-    optimizer_config: OptimizerConfig,
+    section: OptimizerConfig,
     config: RunConfig,
     accelerator: Accelerator,
     first_step: int = 0,
-    every: int = 1,
 ) -> Learner:
-    optimizer = OPTIMIZERS[optimizer_config.type](
-        [p for p in module.to(accelerator.device).parameters() if p.requires_grad],
-        learning_rate=optimizer_config.learning_rate,
-        betas=optimizer_config.betas,
-        weight_decay=optimizer_config.weight_decay,
-        epsilon=optimizer_config.epsilon,
+    optimizer = OPTIMIZERS[section.type](
+        module.to(accelerator.device).parameters(),
+        lr=section.learning_rate,
+        betas=section.betas,
+        weight_decay=section.weight_decay,
+        eps=section.epsilon,
     )
     if isinstance(module, TrainableAutoencoder):
         module.set_apart(optimizer)
     rate = LearningRate(
-        optimizer_config.learning_rate,
-        schedule=optimizer_config.schedule,
-        warmup_steps=optimizer_config.warmup_steps,
-        decay_share=optimizer_config.decay_share,
-        final_scale=optimizer_config.final_scale,
+        section.learning_rate,
+        schedule=section.schedule,
+        warmup_steps=section.warmup_steps,
+        decay_share=section.decay_share,
+        final_scale=section.final_scale,
         first_step=first_step,
         last_step=config.max_steps,
     )
     wrapped, _ = accelerator.prepare(module, optimizer)
-    return Learner(name, wrapped, optimizer, rate, first_step, every)
+    return Learner(name, wrapped, optimizer, rate)
 
 
 class _Upkeep:
-    """A codebook's upkeep, as something that accelerate saves and loads."""
+    """The state of a codebook besides its weights, as accelerate saves and loads it."""
 
     def __init__(self, quantizer: Quantizer | None) -> None:
         self.quantizer = quantizer

@@ -50,7 +50,7 @@ def measure_memory(trainer: Trainer, batches: Iterator[Batch]) -> MemoryUse:
         stack.enter_context(networks.step.latent_losses.at_full_size())
         if perceptual is not None:  # LPIPS goes backwards within its forward
             stack.enter_context(activations.during(perceptual))
-        trainer._optimizer_step(_resized(batches, largest), Meter())
+        trainer.optimizer_step(_resized(batches, largest), Meter())
     return MemoryUse(
         weights=module_bytes(*modules),
         gradients=gradient_bytes(*modules),
@@ -77,7 +77,7 @@ def measure_time(trainer: Trainer, batches: Iterator[Batch]) -> list[Stage]:
         _wait_for(trainer.device)
         began = time.perf_counter()
         for _ in range(_TIMED_STEPS):
-            trainer._optimizer_step(batches, meter)
+            trainer.optimizer_step(batches, meter)
         _wait_for(trainer.device)
         stage.seconds = (time.perf_counter() - began) / _TIMED_STEPS
     return stages

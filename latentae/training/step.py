@@ -1,30 +1,42 @@
-"""One training step: the autoencoder and its discriminator learn from the same forward.
+"""One training step of an autoencoder and, if there is one, its discriminator (VQGAN, Esser et al. 2021).
 
-The textbook formulation (Esser et al. 2021) runs the decoder twice, the loss networks twice and the backward
-pass three times. The gradients here are the same (a test holds them together to 1e-10); the work is not.
+The published step runs the decoder twice, the loss networks twice and the backward pass three times. Here
+each network runs once, and the gradients are the same (a test compares them to 1e-10). With the
+reconstruction x̂, the weights θ of the autoencoder and the adversarial weight λ,
+
+    ∂L/∂θ = (∂x̂/∂θ)ᵀ g   with   g = ∂nll/∂x̂ + λ ∂gen/∂x̂,
+
+where nll is the reconstruction and perceptual loss and gen is the generator's loss. So the losses are
+differentiated with respect to x̂ only, and one backward pass through the autoencoder does the rest. (EnCodec's
+balancer combines gradients in the same place, arXiv 2210.13438.) Five methods carry this out:
+
+1. ``_forward``: x̂, the latents and the regularisers, by one call of the wrapped autoencoder.
+2. ``_reconstruction_gradient``: ∂nll/∂x̂.
+3. ``_adversarial_gradient``: λ ∂gen/∂x̂, where λ compares both gradients at the decoder's last convolution.
+4. ``_backward_autoencoder``: (∂x̂/∂θ)ᵀ g, and the gradients of the regularisers.
+5. ``_backward_discriminator``: the discriminator's gradients, from the same images and the same x̂.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from latentae import distributed
-from latentae.losses.adversarial import AdversarialTerms, adaptive_weight, last_layer_gradient
 from latentae.losses.reconstruction import ReconstructionObjective
-from latentae.training.adversary import Adversary
-from latentae.training.latent_losses import LatentLosses
-from latentae.training.passage import Passage
+from latentae.training.adversary import Adversary, CapturedCall
+from latentae.training.latent_losses import LatentLosses, PreparedStep
 from latentae.training.randomness import StepRandomness
 
 Backward = Callable[[Tensor], None]
 Regulariser = Callable[[Any, int], dict[str, Tensor]]
 Report = Callable[[Any, dict[str, Tensor], int], dict[str, Tensor]]
+Losses = dict[str, Tensor]
+LearnedGradients = Sequence[tuple[nn.Parameter, Tensor]]
 
 
 @dataclass
@@ -36,25 +48,25 @@ class StepResult:
         indices: [B, h, w] the codes of a VQ model, or None.
     """
 
-    losses: dict[str, Tensor]
+    losses: Losses
     indices: Tensor | None
 
 
 @dataclass
 class TrainingStep:
-    """Computes the gradients of one micro-batch; optimizers are the caller's.
+    """Computes the gradients of one micro-batch. The caller updates the weights.
 
     Attributes:
-        autoencoder: the prepared (wrapped) model; its forward is the only entrance.
+        autoencoder: the wrapped model. Its forward is called once per micro-batch, as DDP requires.
         last_layer: the decoder's last convolution, inside that model.
-        objective: reconstruction and perceptual losses; its own parameters learn with the autoencoder.
-        adversary: the discriminator and how its loss enters, or None for training without.
-        regulariser: further losses of the autoencoder's output at a step, by name, weighted.
-        latent_losses: what is done to the latents before they are decoded, and losses of them.
+        objective: reconstruction and perceptual loss. Its own parameters learn with the autoencoder.
+        adversary: the discriminator and how its loss enters; None: training without one.
+        regulariser: further weighted losses of the autoencoder's output at a step, by name.
+        latent_losses: changes to the latents before they are decoded, and losses on them.
         report: further numbers for the log, of the autoencoder's output and the losses so far at a step.
-        latents_shape: [c, h, w] of some images' latents, where a sample of the posterior is decoded and not
-            its mode.
-        backward: accumulates gradients of a scalar; where accumulation and loss scaling take place.
+        latents_shape: returns [c, h, w] of some images' latents, if a sample of the posterior is decoded;
+            None: its mode is decoded.
+        backward: accumulates the gradients of a scalar, with what accumulation and loss scaling need.
     """
 
     autoencoder: nn.Module
@@ -74,89 +86,107 @@ class TrainingStep:
             images: [B, C, H, W] float32 in [−1, 1].
             randomness: of this step and micro-batch.
         """
-        step, noise = randomness.step, None
+        step, adversary = randomness.step, self.adversary
         prepared = self.latent_losses.prepare(images, randomness)
-        images = prepared.images
-        if self.latents_shape is not None:
-            noise = randomness.normal("posterior", len(images), *self.latents_shape(images))
-        # 1. One forward, keeping what the last layer was given.
-        with Passage(self.last_layer) as last_layer, self.latent_losses.watch() or nullcontext() as encoded:
-            output = self.autoencoder(images, noise=noise, **prepared.arguments)
-        # Those of a frozen codebook have no gradient, and count for nothing.
-        regularisers = {name: value for name, value in (output.losses or {}).items() if value.requires_grad}
-        if self.regulariser is not None:
-            regularisers |= self.regulariser(output, step)
 
-        # 2. Gradients at a leaf that stands for the reconstruction: the losses never reach further back.
-        leaf = output.sample.detach().to(images.dtype).requires_grad_()
-        loss, metrics = self.objective(leaf, prepared.target)
-        if prepared.transformed:
-            metrics["equivariance"] = loss.detach()
-        learned = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
-        gradient, *learned_gradients = torch.autograd.grad(loss, [leaf, *learned])
-        more, numbers = self.latent_losses.losses(prepared, output, encoded, self.objective, gradient)
+        # 1. The one forward.
+        output, last_layer, encoder_output = self._forward(prepared, randomness)
+        regularisers = self._regularisers(output, step)
+
+        # 2. ∂nll/∂x̂. x̂ is a leaf: the losses' graphs start here and do not reach into the autoencoder.
+        reconstruction = output.sample.detach().to(images.dtype).requires_grad_()
+        loss, gradient, learned, metrics = self._reconstruction_gradient(reconstruction, prepared)
+        more, numbers = self.latent_losses.losses(prepared, output, encoder_output, self.objective, gradient)
         regularisers, metrics = regularisers | more, metrics | numbers
 
-        adversary, fake = self.adversary, None
+        # 3. λ ∂gen/∂x̂, once the autoencoder learns from the discriminator.
+        fake = None
         if adversary is not None and adversary.terms.autoencoder_learns(step):
-            fake = adversary.judge(leaf, randomness)
-            generator_loss, adversarial_gradient = _generator(adversary, leaf, fake, step)
-            # 3. Their balance at the last layer.
-            weight, numbers = self._weight(
-                adversary.terms, step, last_layer.inputs, gradient, adversarial_gradient
+            fake, weighted, numbers = self._adversarial_gradient(
+                adversary, reconstruction, gradient, last_layer, randomness
             )
-            gradient = gradient + weight * adversarial_gradient
-            metrics |= {"generator": generator_loss, **numbers}
+            gradient = gradient + weighted
+            metrics |= numbers
 
-        del last_layer, encoded  # or the backward pass could not free what they remember
-        # 4. One backward through the autoencoder: d/dθ Σ x̂·g is the vector-Jacobian product with g.
-        surrogate = (output.sample * gradient).sum()
-        for parameter, parameter_gradient in zip(learned, learned_gradients, strict=True):
-            surrogate = surrogate + (parameter * parameter_gradient).sum()
-        self.backward(surrogate + sum(regularisers.values()))
+        # 4. One backward pass through the autoencoder. Nothing else may hold what it frees.
+        del last_layer, encoder_output
+        self._backward_autoencoder(output.sample, gradient, learned, regularisers)
         metrics |= {name: value.detach() for name, value in regularisers.items()}
-        metrics["loss"] = loss.detach() + sum(value.detach() for value in regularisers.values())
+        metrics["loss"] = loss + sum(value.detach() for value in regularisers.values())
         if self.report is not None:
             metrics |= self.report(output, metrics, step)
 
-        # 5. The discriminator, on the same images and the same reconstruction.
+        # 5. The discriminator, once it learns.
         if adversary is not None and adversary.terms.discriminator_learns(step):
-            lesson, numbers = adversary.learn(prepared.target, leaf.detach(), fake, randomness)
-            self.backward(lesson)
-            metrics |= numbers
+            metrics |= self._backward_discriminator(
+                adversary, prepared.target, reconstruction.detach(), fake, randomness
+            )
         return StepResult(metrics, output.indices)
 
-    def commit(self, accepted: Tensor | bool = True) -> None:
-        """Upkeep after an optimizer step that was made or, as ``accepted`` says, not; on every rank."""
-        if self.adversary is not None:
-            self.adversary.commit(accepted)
+    def _forward(
+        self, prepared: PreparedStep, randomness: StepRandomness
+    ) -> tuple[Any, CapturedCall, CapturedCall | None]:
+        """Runs the autoencoder, and captures the layers' calls that adaptive weights are measured at."""
+        images, noise = prepared.images, None
+        if self.latents_shape is not None:
+            noise = randomness.normal("posterior", len(images), *self.latents_shape(images))
+        with ExitStack() as stack:
+            last_layer = stack.enter_context(CapturedCall(self.last_layer))
+            layer = self.latent_losses.encoder_output
+            encoder_output = None if layer is None else stack.enter_context(CapturedCall(layer))
+            output = self.autoencoder(images, noise=noise, **prepared.arguments)
+        return output, last_layer, encoder_output
 
-    def _weight(
+    def _regularisers(self, output: Any, step: int) -> Losses:
+        """Returns the losses that have the autoencoder's own graph: the quantizer's, and the KL term."""
+        # The losses of a frozen codebook have no gradient, and are left out.
+        losses = {name: value for name, value in (output.losses or {}).items() if value.requires_grad}
+        return losses if self.regulariser is None else losses | self.regulariser(output, step)
+
+    def _reconstruction_gradient(
+        self, reconstruction: Tensor, prepared: PreparedStep
+    ) -> tuple[Tensor, Tensor, LearnedGradients, Losses]:
+        """Returns nll, ∂nll/∂x̂, the gradients of the objective's own parameters, and numbers for the log."""
+        loss, metrics = self.objective(reconstruction, prepared.target)
+        if prepared.transformed:
+            metrics["equivariance"] = loss.detach()
+        learned = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
+        gradient, *gradients = torch.autograd.grad(loss, [reconstruction, *learned])
+        return loss.detach(), gradient, list(zip(learned, gradients, strict=True)), metrics
+
+    def _adversarial_gradient(
         self,
-        terms: AdversarialTerms,
-        step: int,
-        inputs: Tensor,
+        adversary: Adversary,
+        reconstruction: Tensor,
         gradient: Tensor,
-        adversarial_gradient: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The factor of the adversarial gradient; norms are those of gradients averaged over ranks."""
-        # Filled on the device: a copy of a number from the host would be waited for.
-        weight = torch.full((), terms.weight_at(step), dtype=gradient.dtype, device=gradient.device)
-        if not terms.adaptive:
-            return weight, {"adversarial_weight": weight}
-        with torch.no_grad():
-            gradients = torch.stack(
-                [last_layer_gradient(self.last_layer, inputs, g) for g in (gradient, adversarial_gradient)]
-            )
-            first, second = distributed.all_reduce_mean(gradients)
-            factor = adaptive_weight(first, second, terms.min_adaptive_weight, terms.max_adaptive_weight)
-        return weight * factor, {"adversarial_weight": weight * factor, "adaptive_factor": factor}
+        last_layer: CapturedCall,
+        randomness: StepRandomness,
+    ) -> tuple[Tensor, Tensor, Losses]:
+        """Returns the logits D(x̂) with their graph, λ ∂gen/∂x̂, and numbers for the log."""
+        fake = adversary.logits(reconstruction, randomness)
+        loss, adversarial = adversary.generator_gradient(reconstruction, fake, randomness.step)
+        weight, numbers = adversary.weight(randomness.step, last_layer, gradient, adversarial)
+        return fake, weight * adversarial, {"generator": loss, **numbers}
 
+    def _backward_autoencoder(
+        self, sample: Tensor, gradient: Tensor, learned: LearnedGradients, regularisers: Losses
+    ) -> None:
+        """Adds (∂x̂/∂θ)ᵀ g and the gradients of the regularisers by one backward pass."""
+        # The derivative of Σ x̂ g, with g held constant, is (∂x̂/∂θ)ᵀ g. So is that of a parameter's product.
+        total = (sample * gradient).sum()
+        for parameter, parameter_gradient in learned:
+            total = total + (parameter * parameter_gradient).sum()
+        self.backward(total + sum(regularisers.values()))
 
-def _generator(adversary: Adversary, leaf: Tensor, fake: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """The loss that logits give the autoencoder, without a gradient, and its gradient at the leaf."""
-    loss = adversary.terms.loss.generator(fake)
-    # Of the sum over logits, the mean's gradient times their number: float16 would lose the mean's.
-    scaled, keeps_graph = loss * fake.numel(), adversary.keeps_graph(step)
-    (gradient,) = torch.autograd.grad(scaled, leaf, retain_graph=keeps_graph)
-    return loss.detach(), gradient / fake.numel()
+    def _backward_discriminator(
+        self,
+        adversary: Adversary,
+        images: Tensor,
+        reconstruction: Tensor,
+        fake: Tensor | None,
+        randomness: StepRandomness,
+    ) -> Losses:
+        """Adds the discriminator's gradients, from the logits D(x̂) if there are any. Returns its numbers."""
+        loss, numbers = adversary.discriminator_loss(images, reconstruction, fake, randomness)
+        self.backward(loss)
+        return numbers

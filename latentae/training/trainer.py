@@ -1,4 +1,4 @@
-"""The training run, from its first step to its exported model."""
+"""A training run, from its first step to its exported model."""
 
 from __future__ import annotations
 
@@ -24,30 +24,27 @@ from latentae.training.accelerator import (
     track,
     track_picture,
 )
-from latentae.training.adversary import GRADIENT_LOSSES
-from latentae.training.adversary_watch import AdversaryWatch
+from latentae.training.adversary import GRADIENT_LOSSES, AdversaryWatch
 from latentae.training.broken import TooManyBrokenImagesError
 from latentae.training.checkpoint import choose_checkpoint, load_checkpoint, needing_disk, save_checkpoint
 from latentae.training.codebook_start import start_codebook
 from latentae.training.codebook_watch import watch_codebook
 from latentae.training.data_record import data_difference, read_record, record_data
-from latentae.training.diagnosis import RETRY, diagnose, explain
 from latentae.training.finish import calibrate_and_measure, export_run
 from latentae.training.folder import CONFIG, RankError, RunError, RunFolder
-from latentae.training.guard import Guard
+from latentae.training.guard import RETRY, Guard, diagnose, explain
 from latentae.training.images import held_out_before, open_images
 from latentae.training.launcher_settings import apply_launcher_settings
-from latentae.training.learner import update
 from latentae.training.lock import RunLock
 from latentae.training.meter import Meter
 from latentae.training.networks import build_networks
-from latentae.training.optim import keep_settings
 from latentae.training.performance import TorchSettings
 from latentae.training.previews import preview
 from latentae.training.randomness import StepRandomness
 from latentae.training.recorder import Recorder
 from latentae.training.signals import RunStopped, StopSignals
 from latentae.training.summary import describe
+from latentae.training.update import keep_settings, update
 from latentae.training.validation import NoMeasurementError, validate
 
 _VALIDATION_TRUNK = "alex"
@@ -55,21 +52,23 @@ _SKIPPED_SHOWN = 5
 
 
 class Trainer:
-    """A run from its config: builds everything, takes up where a checkpoint left off, trains, exports.
+    """A run of a config: builds everything, resumes from a checkpoint, trains, measures and exports.
 
     Args:
         config: a validated config.
-        rehearsal: leaves the run's folder alone, for a dry run: nothing is taken up and nothing written.
+        rehearsal: for a dry run: the run's folder is neither resumed from nor written to.
 
     Attributes:
-        validation: what was measured at the present step, under the names of the log; empty if nothing was.
+        step: optimizer steps done so far.
+        validation: the measurements at this step, by their names in the log; empty if there are none.
 
     Raises:
         ValueError: an output folder, images or a checkpoint that cannot be used.
-        WeightsNotFoundError: the perceptual loss's trunk cannot be had.
+        WeightsNotFoundError: the weights of the perceptual loss's network cannot be loaded.
     """
 
     def __init__(self, config: RunConfig, *, rehearsal: bool = False) -> None:
+        # The folder, the processes and their devices.
         self.config = config = apply_launcher_settings(config)
         self.folder = RunFolder(Path(config.output_dir))
         self.folder.check(config)
@@ -81,11 +80,12 @@ class Trainer:
             self.lock.acquire(self.accelerator.print)
             if distributed.is_main():
                 self.folder.clear_leftovers()
+        # The losses, the images, the networks, and what watches over them.
         self.step = 0
         self.seconds = 0.0
         self.saved_step: int | None = None
         self.validation: dict[str, float] = {}
-        with distributed.main_first():  # the first rank fetches the weights, the others find them
+        with distributed.main_first():  # the first rank downloads the weights, the others find them
             bfloat16 = self.accelerator.mixed_precision == "bf16"
             objective = build.build_objective(config.loss, bfloat16=bfloat16).to(self.device)
             self.validation_lpips = build.build_lpips(_VALIDATION_TRUNK).to(self.device)
@@ -101,6 +101,7 @@ class Trainer:
         self.codes = watch_codebook(self.networks.quantizer, config, self.images.training)
         self.meter = Meter()
         self.accelerator.register_for_checkpointing(self.guard, self.codes, self.meter)
+        # Resume: from a checkpoint, or else from a pretrained model.
         if not rehearsal:
             self._resume()
             data_record = self._compare_data()
@@ -112,6 +113,7 @@ class Trainer:
                 pretrained.check_moved()
         if rehearsal:
             return
+        # Write what belongs to the run before its first step.
         if distributed.is_main():
             self.folder.create(config, data_record)
             write_json(self.folder.held_out, self.images.held_out.to_dict())
@@ -121,7 +123,7 @@ class Trainer:
         self.lock.acquire(self.accelerator.print)  # if there was no folder before
 
     def _resume(self) -> None:
-        """Takes up the run's newest checkpoint, or the one asked for."""
+        """Loads the run's newest checkpoint, or the one that `resume` names."""
         resume = self.folder.resume_of(self.config)
         path = choose_checkpoint(self.folder, resume, self.accelerator.print)
         if path is not None:
@@ -131,14 +133,14 @@ class Trainer:
             self.step, self.seconds = progress["step"], progress["seconds"]
             if own:
                 self.saved_step, self.validation = self.step, progress["validation"]
-            # What was saved within a step, after a fault, begins that step anew.
+            # A checkpoint saved within a step, after a fault, begins that step again.
             self.accelerator.step = self.step * self.config.gradient_accumulation_steps
 
     def _compare_data(self) -> dict[str, Any]:
-        """What the run reads, on the first rank; every rank must call it.
+        """Returns a record of the run's images, on the first rank. Every rank calls it.
 
         Raises:
-            ConfigError: on all ranks, where a run goes on with other settings that name other images.
+            ConfigError: on all ranks, if a run is continued with settings that name other images.
         """
         record: dict[str, Any] = {}
         difference, refusal = None, None
@@ -154,19 +156,20 @@ class Trainer:
             raise ConfigError(refusal or "the run reads other data than before")
         if difference is not None:
             self.accelerator.print(
-                f"the data are not those that this run began with: {difference}; from here on the images "
+                f"the data differ from those that this run began with: {difference}; from here on the images "
                 "come in another order"
             )
         return record
 
     def fit(self) -> dict[str, Any]:
-        """Trains to ``max_steps``, measures and exports; returns what ``summary.json`` holds.
+        """Trains to ``max_steps``, measures and exports. Returns the contents of ``summary.json``.
 
         Raises:
-            RunError: the run cannot go on; what was saved before is untouched.
-            RunStopped: a signal asked it to leave, and it is saved.
+            RunError: the run cannot continue. Earlier checkpoints are untouched.
+            RunStopped: a signal asked it to stop, and it is saved.
         """
         config = self.config
+        # Open the log, and say what this run is.
         with needing_disk(self.folder.root):
             self.accelerator.init_trackers("latentae", config={"config": dump_config(config)})
         recorder = Recorder(
@@ -184,6 +187,7 @@ class Trainer:
             *config_warnings(config),
         ]:
             recorder.say(sentence)
+        # Train and finish. After an error that is no bug, save what there is.
         try:
             with StopSignals(process_group_timeout(config)) as signals:
                 self._train(recorder, signals)
@@ -207,16 +211,17 @@ class Trainer:
         return summary
 
     def _train(self, recorder: Recorder, signals: StopSignals) -> None:
-        """The optimizer steps that are left, and what falls due between them."""
+        """Makes the remaining optimizer steps, and what is due between them."""
         config = self.config
         watch = AdversaryWatch()
-        batches = self._batches()
+        batches = self.batches()
         started = time.perf_counter() - self.seconds
         while self.step < config.max_steps:
-            self._optimizer_step(batches, self.meter)
+            self.optimizer_step(batches, self.meter)
             self.seconds = time.perf_counter() - started
             recorder.advance()
             self.validation = {}
+            # Log, draw and save what is due.
             logs = self._due(config.log_every) or self._due(config.validate_every)
             if logs or self._due(config.checkpoint_every):
                 self._report_skipped(recorder)
@@ -227,6 +232,7 @@ class Trainer:
                 self._save_preview(recorder)
             if self._due(config.checkpoint_every):
                 self._save_checkpoint()
+            # Stop if a signal asked for it.
             stop = signals.asked()
             if stop is not None:
                 self._report_skipped(recorder)
@@ -235,7 +241,7 @@ class Trainer:
                 raise RunStopped(f"stopped by {stop}: {self._how_to_continue()}")
 
     def _log(self, recorder: Recorder, watch: AdversaryWatch) -> None:
-        """A line of numbers, with what validation measures where it is due."""
+        """Writes a line of numbers, with those of validation if it is due, and warnings."""
         means = self.meter.read()
         if self._due(self.config.validate_every):
             with recorder.aside():
@@ -260,7 +266,7 @@ class Trainer:
         return f"the run is saved at step {self.step}; the same command continues from there"
 
     def _report_skipped(self, recorder: Recorder) -> None:
-        """Names the updates that were not made; RunError, on all ranks alike, after too many in a row."""
+        """Names the updates that were not made. Raises RunError, on all ranks, after too many in a row."""
         skipped = self.guard.report()
         for update_not_made in skipped[:_SKIPPED_SHOWN]:
             recorder.say(str(update_not_made))
@@ -284,8 +290,8 @@ class Trainer:
             f"{distributed.world_size()} x {self.device.type}"
         )
 
-    def _batches(self) -> Iterator[Batch]:
-        """This rank's micro-batches from the present step on; the first of a run also starts the codebook."""
+    def batches(self) -> Iterator[Batch]:
+        """Returns this rank's micro-batches from this step on. The first of a run start the codebook."""
         config = self.config
         loader = training_loader(
             self.images.training,
@@ -300,36 +306,40 @@ class Trainer:
         batches: Iterator[Batch] = iter(loader)
         fresh = self.step == 0 and self.networks.pretrained is None
         if fresh and self.networks.quantizer is not None:
-            generator = self._randomness().generator("codebook")
+            generator = self.randomness().generator("codebook")
             batches = start_codebook(self.networks.autoencoder, batches, generator, self.device)
         return batches
 
-    def _optimizer_step(self, batches: Iterator[Batch], meter: Meter) -> None:
-        """The micro-batches of one optimizer step, then the update and what follows it."""
+    def optimizer_step(self, batches: Iterator[Batch], meter: Meter) -> None:
+        """Adds the gradients of all micro-batches of one optimizer step, and makes the update."""
         networks = self.networks
+        # The gradients.
         for micro_batch in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
             self.images.broken.add(batch["broken"])
             self.latest_images = batch["images"].to(self.device, non_blocking=True)
             with self.accelerator.accumulate(*(learner.module for learner in networks.learners)):
-                result = networks.step(self.latest_images, self._randomness(micro_batch))
+                result = networks.step(self.latest_images, self.randomness(micro_batch))
             self.guard.watch(result.losses, batch["names"])
             meter.add(result.losses)
             self.codes.add(result.indices)
+        # The update, if the guard accepts it.
         self.step += 1
         done = update(
             networks.learners,
             self.step - 1,
             self.accelerator.scaler,
             self.config.max_grad_norm,
-            lambda norms, loss_scale: self.guard.judge(self.step, norms, loss_scale),
+            partial(self.guard.accept, self.step),
         )
+        # Everything else that follows the weights takes part only in an accepted update.
         meter.add(done.numbers)
         meter.commit(done.accepted)
         self.codes.commit(self.step, done.accepted)
-        networks.commit(self.step, self._randomness().generator("codebook"), done.accepted)
+        networks.after_update(self.step, self.randomness().generator("codebook"), done.accepted)
 
-    def _randomness(self, micro_batch: int = 0) -> StepRandomness:
+    def randomness(self, micro_batch: int = 0) -> StepRandomness:
+        """Returns the random numbers of a micro-batch of this step, for this rank."""
         return StepRandomness(
             self.config.seed,
             self.step,
@@ -340,7 +350,7 @@ class Trainer:
         )
 
     def _due(self, every: int | None) -> bool:
-        """Whether it is time for what happens every so many steps and at the end; None: never."""
+        """Whether something is due that happens every so many steps and at the end; None: never."""
         return every is not None and (self.step % every == 0 or self.step == self.config.max_steps)
 
     def _global_batch(self) -> int:
@@ -360,7 +370,7 @@ class Trainer:
             try:
                 picture = preview(self.networks.ema.model, images, posterior=self.config.loss.kl is not None)
                 self._save_picture("samples", picture, self.folder.sample(self.step))
-            except ValueError as error:  # a codebook refuses NaN; the other ranks would wait for this one
+            except ValueError as error:  # a codebook refuses NaN; do not leave the other ranks waiting
                 recorder.say(f"no sample picture of step {self.step}: {error}")
             shares = self.codes.shares()
             if shares is not None:
@@ -373,7 +383,7 @@ class Trainer:
             track_picture(self.accelerator, name, picture, self.step)
 
     def _save_checkpoint(self) -> None:
-        # Before its first step a run has learned nothing that its seed would not give again.
+        # Before its first step a run has learned nothing that its seed does not give again.
         if self.step in (0, self.saved_step):
             return
         progress = {
@@ -387,13 +397,13 @@ class Trainer:
         self.saved_step = self.step
 
     def _save_state(self, checkpoint: str) -> None:
-        """Writes what this rank has to a checkpoint's folder."""
+        """Writes this rank's part of a checkpoint to a folder."""
         self.accelerator.save_state(checkpoint)
         if distributed.is_main():
             write_text(Path(checkpoint, CONFIG), dump_config(self.config))
 
     def _finish(self) -> dict[str, Any]:
-        """Calibrates, measures and exports the averaged weights."""
+        """Calibrates, measures and exports the averaged weights. Returns the contents of ``summary.json``."""
         numbers = calibrate_and_measure(
             self.networks.ema.model,
             sample_dataset(self.images.training),
@@ -402,13 +412,13 @@ class Trainer:
             self.config,
             device=self.device,
             say=self.accelerator.print,
-            # Of images that cannot be read, only a measurement says how many were left out.
+            # If images cannot be read, measure again: only a measurement says how many were left out.
             measured=None if self.images.broken.known else self.validation,
             note_broken=self.images.broken.add,
         )
         try:
             sentence = self.images.broken.report()
-        except TooManyBrokenImagesError as error:  # nothing is left that more of them could spoil
+        except TooManyBrokenImagesError as error:  # training is over, so this is no reason to stop
             sentence = str(error)
         if sentence is not None:
             self.accelerator.print(sentence)

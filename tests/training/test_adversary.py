@@ -10,14 +10,26 @@ from torch import nn
 from benchmarks.peers import Extras, textbook_step
 from latentae.discriminators import DiffAugment
 from latentae.losses.adversarial import ADVERSARIAL_LOSSES, R1, AdversarialTerms, LeCAM
-from latentae.training.adversary import GRADIENT_LOSSES, Adversary
+from latentae.models.lean import make_lean
+from latentae.training.adversary import GRADIENT_LOSSES, Adversary, AdversaryWatch, CapturedCall
 from latentae.training.guard import Guard
-from latentae.training.learner import Learner, update
-from latentae.training.optim import LearningRate
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
+from latentae.training.update import Learner, LearningRate, update
+from tests.models.conftest import make
 from tests.training.small_networks import assert_same_gradients, gradients, small_networks
 
+HEALTHY = {
+    "accuracy_real": 0.8,
+    "accuracy_fake": 0.7,
+    "logits_real": 0.5,
+    "logits_fake": -0.4,
+    "logit_gap": 0.9,
+    "generator": 0.4,
+}
+WON = HEALTHY | {"accuracy_real": 1.0, "accuracy_fake": 0.99, "logits_real": 6.0, "logit_gap": 11.0}
+# Both sides' logits lie a hair above the boundary.
+EVEN = HEALTHY | {"accuracy_real": 1.0, "accuracy_fake": 0.0, "logits_real": 0.001, "logit_gap": 1e-4}
 POLICY = ["color", "translation", "cutout"]
 
 
@@ -103,7 +115,7 @@ def test_logits_are_counted_by_side():
     share = {}
     for name, loss in ADVERSARIAL_LOSSES.items():
         adversary = Adversary(FirstChannel(), AdversarialTerms(loss))
-        _, numbers = adversary.learn(images, reconstruction, None, StepRandomness(0, 0))
+        _, numbers = adversary.discriminator_loss(images, reconstruction, None, StepRandomness(0, 0))
         share[name] = (numbers["accuracy_real"].item(), numbers["accuracy_fake"].item())
     assert share == {"hinge": (0.75, 0.5), "non_saturating": (0.75, 0.5), "least_squares": (0.5, 0.75)}
     assert numbers["logits_real"].item() == pytest.approx(0.425)
@@ -118,7 +130,7 @@ def test_lecam_follows_what_the_steps_have_seen():
 
     def seen(number, accepted):
         losses = [step(make_images(), StepRandomness(0, number)).losses for _ in range(2)]
-        step.commit(torch.tensor(accepted))
+        adversary.lecam.commit(torch.tensor(accepted))
         return torch.stack(
             [sum(line[f"logits_{side}"] for line in losses) / 2 for side in ("real", "fake")]
         ), losses
@@ -141,7 +153,6 @@ def test_the_state_is_lecam_s():
     assert resumed.lecam.averages.tolist() == [2.0, -1.0]
     without = Adversary(discriminator)
     assert without.state_dict() == {}
-    without.commit()
     without.load_state_dict(with_lecam.state_dict())
     fresh = Adversary(discriminator, lecam=LeCAM(0.1))
     fresh.load_state_dict(without.state_dict())
@@ -154,22 +165,22 @@ def test_both_passes_of_a_micro_batch_see_the_same_augmentation():
     discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     adversary = Adversary(discriminator, augmentation=DiffAugment(POLICY), reuse_forward=False)
     images, reconstruction = make_images(4), make_images(4)
-    fake = adversary.judge(reconstruction, StepRandomness(0, 5))
-    adversary.learn(images, reconstruction, fake, StepRandomness(0, 5))
+    fake = adversary.logits(reconstruction, StepRandomness(0, 5))
+    adversary.discriminator_loss(images, reconstruction, fake, StepRandomness(0, 5))
     first, second, real = seen
     assert torch.equal(first, second)
     unlike = DiffAugment(POLICY)(images, StepRandomness(0, 5).uniform("augmented reconstruction", 4, 7))
     assert not torch.equal(real, unlike)  # images and reconstructions have draws of their own
-    adversary.judge(reconstruction, StepRandomness(0, 6))
+    adversary.logits(reconstruction, StepRandomness(0, 6))
     assert not torch.equal(seen[-1], first)
 
 
 def test_ranks_draw_what_one_process_draws():
     adversary = Adversary(nn.Identity(), augmentation=DiffAugment(POLICY))
     images = make_images(4)
-    whole = adversary.judge(images, StepRandomness(0, 5))
+    whole = adversary.logits(images, StepRandomness(0, 5))
     parts = [
-        adversary.judge(images[2 * rank : 2 * rank + 2], StepRandomness(0, 5, rank=rank, world_size=2))
+        adversary.logits(images[2 * rank : 2 * rank + 2], StepRandomness(0, 5, rank=rank, world_size=2))
         for rank in range(2)
     ]
     assert torch.equal(torch.cat(parts), whole)
@@ -181,7 +192,7 @@ def test_under_a_gradient_scaler_and_autocast():
     discriminator = small_networks()[1].float()
     images, reconstruction = make_images().float(), make_images().float()
     adversary = Adversary(discriminator, lecam=lecam_at(0.1, 0.0, 0.0).float(), r1=R1(0.5, every=1))
-    loss, exact = adversary.learn(images, reconstruction, None, StepRandomness(0, 0))
+    loss, exact = adversary.discriminator_loss(images, reconstruction, None, StepRandomness(0, 0))
     loss.backward()
     expected = gradients(discriminator)
     discriminator.zero_grad()
@@ -189,7 +200,7 @@ def test_under_a_gradient_scaler_and_autocast():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     plain = discriminator.forward
     discriminator.forward = lambda x: torch.autocast("cpu", torch.float16)(plain)(x).float()
-    loss, numbers = adversary.learn(images, reconstruction, None, StepRandomness(0, 0))
+    loss, numbers = adversary.discriminator_loss(images, reconstruction, None, StepRandomness(0, 0))
     scaler.scale(loss).backward()
     optimizer = torch.optim.SGD(discriminator.parameters(), lr=1.0)
     scaler.unscale_(optimizer)
@@ -212,14 +223,106 @@ def test_a_penalty_that_overflows_is_the_scaler_s_business():
     guard, accepted = Guard(lambda items: items, GRADIENT_LOSSES), []
     images, reconstruction = make_images().float(), make_images().float()
     for number in range(40):
-        loss, numbers = adversary.learn(images, reconstruction, None, StepRandomness(0, number))
+        loss, numbers = adversary.discriminator_loss(images, reconstruction, None, StepRandomness(0, number))
         scaler.scale(loss).backward()
         guard.watch(numbers, ["a.png"])
-        judge = partial(guard.judge, number + 1)
+        accept = partial(guard.accept, number + 1)
         accepted.append(
-            (update([learner], number, scaler, None, judge).accepted.item(), numbers["r1"].isfinite())
+            (update([learner], number, scaler, None, accept).accepted.item(), numbers["r1"].isfinite())
         )
     assert accepted[0] == (False, False)
     assert accepted[-1] == (True, True)
     assert guard.report() == []
     assert guard.skipped == 0
+
+
+# The captured call
+
+
+def test_the_first_call_is_remembered():
+    module = nn.Linear(2, 2)
+    first, second = torch.rand(1, 2, requires_grad=True), torch.rand(1, 2)
+    with CapturedCall(module) as call:
+        output = module(first)
+        module(second)
+    module(second)
+    assert torch.equal(call.inputs, first)
+    assert not call.inputs.requires_grad
+    assert call.output is output
+    assert not module._forward_hooks
+
+
+def test_it_can_be_entered_again():
+    module = nn.Linear(2, 2)
+    call = CapturedCall(module)
+    for inputs in torch.rand(2, 1, 2):
+        with call:
+            module(inputs)
+        assert torch.equal(call.inputs, inputs)
+
+
+def test_a_lean_layer_tells_what_it_convolved():
+    model, images = make(), torch.rand(1, 3, 8, 8) * 2 - 1
+    with CapturedCall(model.decoder.conv_out) as stock:
+        model(images)
+    expected = stock.inputs
+    make_lean(model)
+    with CapturedCall(model.decoder.conv_out) as found:
+        model(images)
+    torch.testing.assert_close(found.inputs, expected, rtol=0, atol=1e-5)
+    assert not found.inputs.requires_grad
+
+
+# Warnings
+
+
+def said(lines, patience=3):
+    watch = AdversaryWatch(patience)
+    sentences = [watch.see(line) for line in lines]
+    return [number for number, sentence in enumerate(sentences) if sentence is not None], sentences
+
+
+def test_no_warning_of_a_healthy_discriminator():
+    assert said([HEALTHY, WON, WON, HEALTHY] * 5)[0] == []
+
+
+def test_a_discriminator_that_has_won_is_named_once():
+    numbers, sentences = said([HEALTHY, *[WON] * 20])
+    assert numbers == [3]
+    assert (
+        "has won: over the last 3 log lines it was right about 100.0% of the images and 99.0%" in sentences[3]
+    )
+    assert "logit gap 11" in sentences[3]
+    assert "discriminator.update_every=2" in sentences[3]
+
+
+def test_a_discriminator_that_cannot_decide_is_named_once():
+    numbers, sentences = said([EVEN] * 20)
+    assert numbers == [2]
+    assert "cannot tell images from reconstructions" in sentences[2]
+    assert "last 3 log lines" in sentences[2]
+    assert "0.001" in sentences[2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"logit_gap": 0.5}, {"accuracy_fake": 0.3}, {"logits_real": 0.3}],
+    ids=lambda change: str(change),
+)
+def test_one_line_that_differs_begins_the_count_anew(change):
+    assert said([EVEN, EVEN, EVEN | change, EVEN, EVEN, EVEN])[0] == [5]
+
+
+def test_it_speaks_again_after_as_many_lines_without():
+    assert said([*[WON] * 3, *[HEALTHY] * 2, *[WON] * 3])[0] == [2]
+    assert said([*[WON] * 3, *[HEALTHY] * 3, *[WON] * 3])[0] == [2, 8]
+    assert said([*[WON] * 3, *[EVEN] * 3])[0] == [2, 5]
+
+
+def test_winning_in_the_warm_up_is_no_finding():
+    warm_up = {name: value for name, value in WON.items() if name != "generator"}
+    assert said([*[warm_up] * 10, *[WON] * 3])[0] == [12]
+
+
+def test_lines_in_which_it_did_not_learn_do_not_count():
+    assert said([{"loss": 1.0}, WON, {"loss": 1.0}, WON, WON])[0] == [4]

@@ -42,7 +42,7 @@ def test_what_a_run_needs(tiny, tmp_path):
 
     path = tmp_path / "run-dry-run.png"
     assert str(path) in report
-    batch = next(Trainer(config, rehearsal=True)._batches())
+    batch = next(Trainer(config, rehearsal=True).batches())
     with Image.open(path) as picture:
         assert np.array_equal(np.asarray(picture), picture_grid(batch["images"][None]))
 
@@ -58,7 +58,7 @@ def test_a_checkpoint_is_as_large_as_was_said(tiny, tmp_path):
     config = tiny("model.block_out_channels=[32, 64]", "loss.adversarial.start_step=1")
     said = row(dry_run(config), "checkpoint")
     trainer = Trainer(config)
-    trainer._optimizer_step(trainer._batches(), Meter())
+    trainer.optimizer_step(trainer.batches(), Meter())
     trainer._save_checkpoint()
     files = sum(path.stat().st_size for path in (tmp_path / "run/checkpoints/step_000001").iterdir())
     number, unit = said.split(",")[0].split()
@@ -69,7 +69,7 @@ def test_a_checkpoint_is_as_large_as_was_said(tiny, tmp_path):
 
 def test_a_run_that_is_there_is_left_as_it_is(tiny, tmp_path):
     trainer = Trainer(tiny())
-    trainer._optimizer_step(trainer._batches(), Meter())
+    trainer.optimizer_step(trainer.batches(), Meter())
     trainer._save_checkpoint()
     (tmp_path / "run/checkpoints/.step_000009.tmp").mkdir()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
@@ -97,7 +97,7 @@ def test_too_little_memory(tiny, monkeypatch):
     def refuse(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nstatistics")
 
-    monkeypatch.setattr(Trainer, "_optimizer_step", refuse)
+    monkeypatch.setattr(Trainer, "optimizer_step", refuse)
     with pytest.raises(RunError, match=r"(?s)does not fit .*9 GiB.*\nlower batch_size"):
         dry_run(tiny())
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from latentae import KLVAE, VQGAN, VQVAE, load_autoencoder
-from latentae.training.freezing import freeze_encoder
+from latentae.training.networks import freeze_encoder
 from latentae.training.trainer import Trainer
 from tests.training.pretrained_models import fine_tuning, make_pretrained, write_pretrained
 
@@ -126,7 +126,7 @@ def test_a_posterior_is_sampled_as_its_denoiser_s_latents_were(tiny, tmp_path):
         lambda _, given: seen.append(given[0])
     )
     batch = pictures(2)
-    trainer.networks.step(batch, trainer._randomness())
-    noise = trainer._randomness().normal("posterior", 2, 4, 16, 16)
+    trainer.networks.step(batch, trainer.randomness())
+    noise = trainer.randomness().normal("posterior", 2, 4, 16, 16)
     posterior = trainer.networks.autoencoder.encode(batch).latent_dist
     torch.testing.assert_close(seen[0], posterior.mean + posterior.std * noise)

@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
-from latentae.training.guard import Guard, SkippedStep
+from latentae.training.guard import Guard, SkippedStep, diagnose
 
 NAN = torch.tensor(float("nan"))
 ONE = torch.tensor(1.0)
@@ -13,7 +14,7 @@ def alone(items):
 
 def attempt(guard, step, loss=ONE, norm=ONE, scale=None, names=("a.png",)):
     guard.watch({"loss": loss, "perceptual": ONE}, list(names))
-    return bool(guard.judge(step, {"net_gradient_norm": norm}, scale))
+    return bool(guard.accept(step, {"net_gradient_norm": norm}, scale))
 
 
 def test_names_the_step_the_cause_and_the_images():
@@ -35,7 +36,7 @@ def test_one_micro_batch_is_enough():
     guard = Guard(alone)
     guard.watch({"loss": NAN}, ["a"])
     guard.watch({"loss": ONE}, ["b"])
-    assert not guard.judge(1, {})
+    assert not guard.accept(1, {})
     assert guard.report()[0].names == ["a", "b"]
 
 
@@ -62,7 +63,7 @@ def test_a_scaler_overflow_is_not_made_and_not_counted():
 
 def penalised(guard, scale, loss=ONE, penalty=ONE):
     guard.watch({"loss": loss, "r1": penalty}, ["a.png"])
-    return bool(guard.judge(1, {"net_gradient_norm": NAN}, scale))
+    return bool(guard.accept(1, {"net_gradient_norm": NAN}, scale))
 
 
 @pytest.mark.parametrize(
@@ -147,3 +148,39 @@ def test_names_come_out_in_one_printable_line():
     assert r"caf\udce9.png, new\nline.png, xxx" in text
     assert text.isprintable()
     assert len(text) < 500
+
+
+class Overflow(nn.Module):
+    def forward(self, x):
+        return x * float("inf")
+
+
+@pytest.fixture
+def network():
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    nn.init.constant_(net[0].weight, 3.0)
+    return net
+
+
+def test_the_first_layer_with_an_output_that_is_not_finite(network):
+    network.insert(2, Overflow())
+    found = diagnose(network, torch.ones(1, 2))
+    assert found.layer == "2"
+    assert found.weights == []
+    assert [name for name, _ in found.largest] == ["0", "1"]
+    assert "not finite from 2 on" in str(found)
+
+
+def test_a_weight(network):
+    network[2].bias.data[0] = float("nan")
+    found = diagnose(network, torch.ones(1, 2))
+    assert found.weights == ["2.bias"]
+    assert found.layer == "2"
+
+
+def test_nothing_is_wrong(network):
+    found = diagnose(network, torch.ones(1, 2))
+    assert found.layer is None
+    assert found.largest[0][1] == pytest.approx(6.0, abs=1.5)
+    assert str(found).splitlines()[0] == "weights: all finite"
+    assert not any(module._forward_hooks for module in network)

@@ -18,7 +18,7 @@ def poisoned(reconstruction, images):
     return loss(reconstruction, images) * (float("nan") if bad else 1.0)
 
 trainer.networks.step.objective.reconstruction = poisoned
-optimizer_step = trainer._optimizer_step
+optimizer_step = trainer.optimizer_step
 
 def watched(*arguments):
     if trainer.step + 1 == 3:
@@ -35,7 +35,7 @@ def watched(*arguments):
     everywhere = distributed.all_gather_concat(torch.cat([w.double().flatten() for w in weights])[None])
     assert torch.equal(everywhere[0], everywhere[1])
 
-trainer._optimizer_step = watched
+trainer.optimizer_step = watched
 trainer.fit()
 """
 

@@ -16,10 +16,9 @@ from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.models import KLVAE
 from latentae.models.lean import make_lean
 from latentae.training.adversary import Adversary
-from latentae.training.latent_losses import AlignedFeatures, LatentLosses
+from latentae.training.latent_losses import AlignedFeatures, LatentLosses, TrainableAutoencoder
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
-from latentae.training.trainable import TrainableAutoencoder
 from tests.training.small_networks import FeatureDistance, tiny_vqgan
 
 ALWAYS = Equivariance(probability=1.0, min_scale=0.5)
@@ -251,7 +250,7 @@ def test_nothing_is_done_without(images):
     prepared = LatentLosses().prepare(images, StepRandomness(0, 0))
     assert prepared.images is prepared.target is images
     assert prepared.arguments == {}
-    assert LatentLosses().watch() is None
+    assert LatentLosses().encoder_output is None
 
 
 def test_nothing_waits_for_the_device(monkeypatch):

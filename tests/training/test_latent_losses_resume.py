@@ -65,6 +65,6 @@ def test_a_rehearsal_measures_whole_images(everything):
         lambda module, arguments, output: shapes.append(tuple(output.shape[-2:]))
     )
     before = trainer.networks.step.latent_losses.equivariance
-    measure_memory(trainer, trainer._batches())
+    measure_memory(trainer, trainer.batches())
     assert shapes[0] == (32, 32)
     assert trainer.networks.step.latent_losses.equivariance is before

@@ -2,8 +2,12 @@ import pytest
 import torch
 from torchvision.models import vgg16
 
+from latentae.config import load_config
+from latentae.losses.adversarial import R1
+from latentae.losses.latents import Alignment, Equivariance, LatentNoise
 from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.training.accelerator import create_accelerator
+from latentae.training.latent_losses import LatentLosses
 from latentae.training.networks import build_networks
 from latentae.training.trainer import Trainer
 
@@ -40,20 +44,55 @@ def test_a_run_under_a_gradient_scaler_loses_no_update_to_the_guard(tiny, monkey
 
     monkeypatch.setattr("latentae.training.trainer.create_accelerator", with_scaler)
     trainer = Trainer(tiny("discriminator.r1={weight: 1.0, every: 1}", "max_steps=16", "log_every=1"))
-    attempts, judge = [], trainer.guard.judge
+    attempts, accept = [], trainer.guard.accept
 
-    def judged(*arguments):
+    def watched(*arguments):
         found = dict(trainer.guard._losses)
-        accepted = judge(*arguments)
+        accepted = accept(*arguments)
         attempts.append((bool(accepted), [name for name, infinite in found.items() if infinite]))
         return accepted
 
-    trainer.guard.judge = judged
+    trainer.guard.accept = watched
     trainer.fit()
     assert (False, ["r1"]) in attempts
     assert attempts[-1] == (True, [])
     assert trainer.guard.skipped == 0
     assert trainer.accelerator.scaler.get_scale() < 2.0**127
+
+
+def test_the_regularisers_of_the_discriminator_get_their_arguments(tiny):
+    plain = build(tiny()).step.adversary
+    assert (plain.lecam, plain.augmentation, plain.r1) == (None, None, None)
+    changes = ["discriminator.augment=[cutout, translation]", "discriminator.r1.weight=2.0"]
+    adversary = build(tiny("loss.adversarial.lecam.weight=0.5", *changes)).step.adversary
+    assert (adversary.lecam.weight, adversary.lecam.decay) == (0.5, 0.999)
+    assert adversary.augmentation.num_draws == 4
+    assert adversary.r1 == R1(2.0, every=16)
+
+
+def test_the_losses_on_latents_get_their_arguments(tiny):
+    assert build(tiny("loss.perceptual=null")).step.latent_losses == LatentLosses(2)
+    changes = [
+        "loss.equivariance={probability: 0.25, min_scale: 0.5, rotate: false}",
+        "loss.latent_noise={scale: 0.5}",
+        "loss.spectral={weight: 0.75, factors: [2]}",
+    ]
+    losses = build(tiny("loss.perceptual=null", *changes)).step.latent_losses
+    assert losses.equivariance == Equivariance(0.25, min_scale=0.5, rotate=False)
+    assert losses.noise == LatentNoise(0.5)
+    assert (losses.spectral.weight, losses.spectral.factors) == (0.75, (2,))
+
+
+@pytest.mark.parametrize("kind", ["l1", "gaussian"])
+def test_the_elbo_is_reported_if_there_is_a_likelihood(tiny, kind):
+    changes = ["model.class=KLVAE", "loss.adversarial=null", "discriminator=null", "loss.perceptual=null"]
+    changes.append(f"loss.reconstruction={{type: {kind}}}")
+    with_kl, without = (
+        build(load_config("kl_vae", ["--config", str(tiny.file), *changes, kl]))
+        for kl in ("loss.kl.weight=0.1", "loss.kl=null")
+    )
+    assert with_kl.step.report.likelihood is (kind == "gaussian")
+    assert without.step.report is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +110,9 @@ def test_the_network_to_align_with_follows_the_run(tiny, monkeypatch, changes, p
     trunk = {name: torch.empty_like(value, device="cpu").normal_(std=0.02) for name, value in trunk.items()}
     monkeypatch.setattr("latentae.build.load_trunk", lambda name: trunk)
     networks = build(tiny("loss.perceptual=null", *changes))
-    network, seen = networks.step.latent_losses.alignment.network, []
+    aligned = networks.step.latent_losses.alignment
+    assert aligned.loss == Alignment()
+    network, seen = aligned.network, []
     network.layers[0].register_forward_hook(lambda _, __, output: seen.append(str(output.dtype)))
     assert network(torch.rand(1, 3, 32, 32), (16, 16)).dtype == torch.float32
     assert seen == [f"torch.{precision}"]

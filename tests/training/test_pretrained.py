@@ -182,7 +182,7 @@ def test_codes_that_were_learned_are_not_placed_anew(tiny, tmp_path):
     pretrained = make_pretrained(VQVAE)
     place = write_pretrained(pretrained, tmp_path, "diffusers folder")
     trainer = Trainer(fine_tuning(tiny, place, "model.quantizer.init=data", cls=VQVAE))
-    next(trainer._batches())
+    next(trainer.batches())
     assert torch.equal(trainer.networks.quantizer.embedding.weight, pretrained.quantize.embedding.weight)
 
 

@@ -16,7 +16,7 @@ def rehearsing(tiny):
 def test_stages_and_memory(rehearsing):
     """The tiny run has the discriminator learn from step 1 and the autoencoder from it from step 2."""
     trainer = rehearsing()
-    batches = trainer._batches()
+    batches = trainer.batches()
     use = measure_memory(trainer, batches)
     parameters = [
         sum(parameter.numel() for parameter in learner.module.parameters())
@@ -41,7 +41,7 @@ def test_more_images_need_more_activations(rehearsing):
     uses = []
     for size in (2, 4):
         trainer = rehearsing(f"batch_size={size}")
-        uses.append(measure_memory(trainer, trainer._batches()))
+        uses.append(measure_memory(trainer, trainer.batches()))
     assert uses[1].weights == uses[0].weights
     assert 1.7 < uses[1].activations / uses[0].activations < 2.05
 
@@ -51,7 +51,7 @@ def test_memory_is_for_the_largest_of_several_sizes(rehearsing):
     uses = []
     for overrides in (several, ["data.image_size=[40, 48]"]):
         trainer = rehearsing(*overrides)
-        uses.append(measure_memory(trainer, trainer._batches()).activations)
+        uses.append(measure_memory(trainer, trainer.batches()).activations)
     assert uses[0] == uses[1]
 
 
@@ -74,5 +74,5 @@ def test_without_a_discriminator_all_steps_are_one_stage(tiny):
     changes = ["model.class=VQVAE", "loss.adversarial=null", "discriminator=null"]
     trainer = Trainer(load_config("vq_vae", ["--config", str(tiny.file), *changes]), rehearsal=True)
     assert _costliest_step(trainer) == 0
-    (stage,) = measure_time(trainer, trainer._batches())
+    (stage,) = measure_time(trainer, trainer.batches())
     assert stage == Stage(0, 6, stage.seconds)

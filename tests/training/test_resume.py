@@ -64,8 +64,8 @@ def test_a_branch_trains_with_the_optimizers_that_its_config_names(tiny, tmp_pat
             assert group["betas"] == (0.2, 0.3)
             assert group["eps"] == 1e-3
         rate = learner.learning_rate
-        assert (rate.peak, rate.warmup_steps, rate.final_scale, rate.falls_for) == (2e-3, 1, 0.1, 1.0)
-        assert rate.schedule(0.25) == 0.5
+        assert (rate.peak, rate.warmup_steps, rate.final_scale) == (2e-3, 1, 0.1)
+        assert (rate.schedule, rate.decay_share) == ("wsd", 0.5)
     decays = [[g["weight_decay"] for g in x.optimizer.param_groups] for x in (autoencoder, discriminator)]
     assert decays == [[0.25, 0.0], [0.25]]
     assert autoencoder.optimizer.param_groups[1]["lr_scale"] == 7
@@ -134,13 +134,13 @@ def test_the_precision_of_the_launcher_is_recorded_and_kept(tiny, tmp_path, monk
 
 def stop_after_a_step(trainer):
     """Has a signal come in the next step."""
-    step = trainer._optimizer_step
+    step = trainer.optimizer_step
 
     def struck(*arguments):
         step(*arguments)
         signal.raise_signal(signal.SIGTERM)
 
-    trainer._optimizer_step = struck
+    trainer.optimizer_step = struck
 
 
 def test_a_diverging_run_that_is_often_stopped_is_given_up(tiny, monkeypatch, capsys):
@@ -173,7 +173,7 @@ def test_a_fault_in_the_first_step_leaves_nothing_behind(tiny, tmp_path, quantiz
     def broken(*_):
         raise BrokenImageError("x.png: broken")
 
-    trainer._optimizer_step = broken
+    trainer.optimizer_step = broken
     with pytest.raises(RunError, match="no step was made yet; the same command starts again"):
         trainer.fit()
     assert list((tmp_path / "run/checkpoints").iterdir()) == []
@@ -211,10 +211,10 @@ def test_data_that_moved_or_are_spelled_otherwise(tiny, tmp_path, monkeypatch, c
         Trainer(tiny(*FEW, "max_steps=3", "data.name=others"))
     assert "data.name: ./moved/ → others" in str(caught.value)
     assert f"{checkpoint(tmp_path, 2)} output_dir=" in str(caught.value)
-    assert "the data are not those" not in capsys.readouterr().out
+    assert "the data differ" not in capsys.readouterr().out
     (tmp_path / "moved/005.png").unlink()
     assert Trainer(tiny(*FEW, "max_steps=3", "data.name=./moved/")).step == 2
-    assert "the data are not those that this run began with: " in capsys.readouterr().out
+    assert "the data differ from those that this run began with: " in capsys.readouterr().out
 
 
 def test_a_run_that_has_recorded_no_data_compares_paths(tiny, tmp_path, monkeypatch):

@@ -177,7 +177,7 @@ def test_a_step_never_waits_for_the_device(networks):
     step.latents_shape, step.regulariser = autoencoder.latents_shape, KLRegulariser(1e-6)
     images = torch.empty(2, 3, 16, 16, dtype=torch.float64, device="meta")
     losses = step(images, StepRandomness(0, 3, device="meta")).losses
-    step.commit(torch.tensor(True, device="meta"))
+    lecam.commit(torch.tensor(True, device="meta"))
     assert {"lecam", "r1", "generator", "discriminator"} <= set(losses)
     assert {value.device.type for value in losses.values()} == {"meta"}
     assert all(p.grad is not None for network in networks[:2] for p in network.parameters())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentae.training import learner
+from latentae.training import update
 from latentae.training.meter import Meter
 from latentae.training.trainer import Trainer
 
@@ -50,9 +50,9 @@ def counted(method, name, waits):
 @pytest.mark.parametrize("performance", ["auto", "off"])
 def test_a_step_between_log_lines_never_waits(tiny, monkeypatch, performance):
     trainer = Trainer(tiny(f"performance={performance}", "ema_decay=0.9", "max_steps=8"))
-    loader, meter, waits = trainer._batches(), Meter(), Waits()
+    loader, meter, waits = trainer.batches(), Meter(), Waits()
     batches = iter([next(loader) for _ in range(3)])  # which decodes images, on the host
-    step = learner._step
+    step = update._step
 
     def step_uncounted(*arguments):
         # A CPU's optimizer is asked in Python whether to step; a GPU's fused one reads the flag itself.
@@ -60,14 +60,14 @@ def test_a_step_between_log_lines_never_waits(tiny, monkeypatch, performance):
         step(*arguments)
         waits.paused = False
 
-    monkeypatch.setattr(learner, "_step", step_uncounted)
-    trainer._optimizer_step(batches, meter)
+    monkeypatch.setattr(update, "_step", step_uncounted)
+    trainer.optimizer_step(batches, meter)
     for name in COPYING:
         monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name), name, waits))
     waits.counts.clear()
     with waits:
-        trainer._optimizer_step(batches, meter)
-        trainer._optimizer_step(batches, meter)
+        trainer.optimizer_step(batches, meter)
+        trainer.optimizer_step(batches, meter)
         assert waits.counts == {}
         assert meter.read()  # a log line does wait, and is seen to
         assert torch.ones(()).item() == 1

@@ -9,9 +9,9 @@ from latentae.config import load_config
 from latentae.losses.kl import FreeBits, KLRegulariser, LinearWarmup, PosteriorReport, jeffreys
 from latentae.losses.reconstruction import GaussianLikelihood, LaplaceLikelihood, ReconstructionObjective
 from latentae.models import KLVAE
+from latentae.training.latent_losses import TrainableAutoencoder
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
-from latentae.training.trainable import TrainableAutoencoder
 from latentae.training.trainer import Trainer
 
 KL = ["model.class=KLVAE", "loss.adversarial=null", "discriminator=null", "loss.kl.weight=0.01"]

@@ -69,14 +69,14 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, quantizer):
         pass
 
     interrupted = Trainer(tiny(*kind))
-    optimizer_step = interrupted._optimizer_step
+    optimizer_step = interrupted.optimizer_step
 
     def step_until_killed(*arguments):
         if interrupted.step == 5:
             raise KilledError
         return optimizer_step(*arguments)
 
-    interrupted._optimizer_step = step_until_killed
+    interrupted.optimizer_step = step_until_killed
     with pytest.raises(KilledError):
         interrupted.fit()
     continued = Trainer(tiny(*kind))
@@ -301,13 +301,13 @@ def test_a_loss_that_is_not_finite_changes_nothing(tiny, tmp_path, capsys, quant
     trainer = Trainer(tiny(f"model.quantizer.type={quantizer}", "log_every=3"))
     poison(trainer, {5})
     before = {}
-    update = trainer._optimizer_step
+    update = trainer.optimizer_step
 
     def watched(*arguments):
         before[trainer.step] = [value.clone() for value in everything(trainer)]
         update(*arguments)
 
-    trainer._optimizer_step = watched
+    trainer.optimizer_step = watched
     trainer.fit()
     same = [torch.equal(a, b) for a, b in zip(before[4], before[5], strict=True)]
     assert all(same)
