@@ -18,14 +18,13 @@ from latentae.models import KLVAE, VQVAE
 from latentae.quantizers import Quantizer
 from latentae.training.accelerator import Accelerator
 from latentae.training.adversary import Adversary
-from latentae.training.compiling import compile_networks
 from latentae.training.ema import EMA
 from latentae.training.freezing import Frozen, freeze_encoder
 from latentae.training.latent_losses import AlignedFeatures, LatentLosses
 from latentae.training.learner import Learner
 from latentae.training.optim import OPTIMIZERS, LearningRate
-from latentae.training.performance import set_float32_precision, tune, use_channels_last
 from latentae.training.pretrained import Pretrained
+from latentae.training.speed import compile_networks, set_float32_precision, tune, use_channels_last
 from latentae.training.step import TrainingStep
 from latentae.training.trainable import TrainableAutoencoder
 
