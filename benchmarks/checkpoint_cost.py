@@ -23,7 +23,7 @@ from fault_runs import ROOT, kill_group
 from machine import commit, hardware
 
 from latentae.config import RunConfig, load_config
-from latentae.training.meter import Meter
+from latentae.training.log import Meter
 from latentae.training.trainer import Trainer
 
 _DEFAULT_INTERVAL = RunConfig.model_fields["checkpoint_every"].default

@@ -17,8 +17,8 @@ from machine import commit, hardware
 from measuring import in_turns
 
 from latentae.config import load_config
-from latentae.training.meter import Meter
-from latentae.training.rehearsal import measure_memory
+from latentae.training.dry_run import measure_memory
+from latentae.training.log import Meter
 from latentae.training.trainer import Trainer
 
 BLOCKS = {

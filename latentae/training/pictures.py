@@ -1,4 +1,4 @@
-"""Sample grids: fixed images in the top row, what the autoencoder makes of them below."""
+"""Sample pictures: fixed images in the top row, their reconstructions below."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NOISE_SEED = 0
 
 @torch.no_grad()
 def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = False) -> Picture:
-    """One picture: the images in the top row, their reconstructions in the second.
+    """Returns one picture: the images in the top row, their reconstructions in the second.
 
     Of a model with a trained posterior there are four rows, with their names at the left: the images, the
     posterior's mode decoded, a sample of it decoded, and samples of the prior N(0, I) decoded. The prior is
