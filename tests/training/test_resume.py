@@ -211,10 +211,10 @@ def test_data_that_moved_or_are_spelled_otherwise(tiny, tmp_path, monkeypatch, c
         Trainer(tiny(*FEW, "max_steps=3", "data.name=others"))
     assert "data.name: ./moved/ → others" in str(caught.value)
     assert f"{checkpoint(tmp_path, 2)} output_dir=" in str(caught.value)
-    assert "the data are not those" not in capsys.readouterr().out
+    assert "the data differ" not in capsys.readouterr().out
     (tmp_path / "moved/005.png").unlink()
     assert Trainer(tiny(*FEW, "max_steps=3", "data.name=./moved/")).step == 2
-    assert "the data are not those that this run began with: " in capsys.readouterr().out
+    assert "the data differ from those that this run began with: " in capsys.readouterr().out
 
 
 def test_a_run_that_has_recorded_no_data_compares_paths(tiny, tmp_path, monkeypatch):
