@@ -60,7 +60,7 @@ class Networks:
     pinned: bool = False
     performance: tuple[str, ...] = ()
 
-    def end_step(self, step: int, generator: torch.Generator, accepted: Tensor | bool = True) -> None:
+    def after_update(self, step: int, generator: torch.Generator, accepted: Tensor | bool = True) -> None:
         """Updates everything that has state besides its weights. Every rank calls it after an update.
 
         Args:

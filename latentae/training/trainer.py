@@ -337,7 +337,7 @@ class Trainer:
         meter.add(done.numbers)
         meter.end_step(done.accepted)
         self.codes.end_step(self.step, done.accepted)
-        networks.end_step(self.step, self.randomness().generator("codebook"), done.accepted)
+        networks.after_update(self.step, self.randomness().generator("codebook"), done.accepted)
 
     def randomness(self, micro_batch: int = 0) -> StepRandomness:
         """Returns the random numbers of a micro-batch of this step, for this rank."""
