@@ -326,8 +326,8 @@ class Trainer:
             lambda norms, loss_scale: self.guard.judge(self.step, norms, loss_scale),
         )
         meter.add(done.numbers)
-        meter.end_step(done.accepted)
-        self.codes.end_step(self.step, done.accepted)
+        meter.after_update(done.accepted)
+        self.codes.after_update(self.step, done.accepted)
         networks.commit(self.step, self._randomness().generator("codebook"), done.accepted)
 
     def _randomness(self, micro_batch: int = 0) -> StepRandomness:
