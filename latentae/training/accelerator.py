@@ -56,7 +56,7 @@ def create_accelerator(config: RunConfig) -> Accelerator:
     # torch advises to keep `broadcast_buffers` until its successor can also skip buffers at the start.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
-    # torch advises to keep `broadcast_buffers` until its successor can skip buffers at the start, too.
+        cpu=not torch.accelerator.is_available(),  # else it would not join processes that torchrun started
         mixed_precision=config.mixed_precision,
         # Not by the argument of that name, which an environment variable overrides.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
