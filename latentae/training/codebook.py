@@ -137,8 +137,8 @@ class CodebookMonitor:
     An epoch is as many optimizer steps as it takes to see all images of the data set. It ends with the step
     that contains its last image; that whole step counts for it. A refused step adds no counts.
 
-    ``add`` and ``end_step`` never wait for the device; ``read`` does. All counts, and whether a warning was
-    given, are part of a checkpoint.
+    ``add`` and ``after_update`` never wait for the device; ``read`` does. All counts, and whether a warning
+    was given, are part of a checkpoint.
 
     Args:
         quantizer: its indices are counted; None: there are none, and nothing to do.
@@ -171,14 +171,14 @@ class CodebookMonitor:
 
     @torch.no_grad()
     def add(self, indices: Tensor | None) -> None:
-        """Counts a micro-batch's indices [B, h, w] or [B, depth, h, w], pending until ``end_step``."""
+        """Counts a micro-batch's indices [B, h, w] or [B, depth, h, w], pending until ``after_update``."""
         if self.quantizer is None or indices is None:
             return
         counts = code_counts(indices, self.quantizer.num_codes).view(-1, self.quantizer.num_codes)
         self._pending = counts if self._pending is None else self._pending + counts
 
     @torch.no_grad()
-    def end_step(self, step: int, accepted: Tensor | bool = True) -> None:
+    def after_update(self, step: int, accepted: Tensor | bool = True) -> None:
         """Takes in the pending counts of all ranks; every rank must call it.
 
         Args:

@@ -39,7 +39,7 @@ def dry_run(config: RunConfig) -> str:
     """Builds a run and makes a few steps in memory; returns what it needs. Every rank must call it.
 
     The run's folder is neither read nor written. The first batch goes into a picture beside it,
-    ``<output_dir>-dry-run.png``. If there is no folder yet for that, or it is among the data, the picture goes
+    ``<output_dir>-dry-run.png``. If the folder for that is missing, or is among the data, the picture goes
     into the working folder.
 
     Raises:
@@ -241,7 +241,7 @@ class Stage:
 
 
 def measure_time(trainer: Trainer, batches: Iterator[Batch]) -> list[Stage]:
-    """Returns the stages of the run with the time of a step in each; ``measure_memory`` has warmed up."""
+    """Returns the run's stages with the time of a step in each; ``measure_memory`` has warmed up."""
     config, networks = trainer.config, trainer.networks
     starts = {0, *(learner.first_step for learner in networks.learners)}
     if networks.step.adversary is not None:
@@ -251,6 +251,9 @@ def measure_time(trainer: Trainer, batches: Iterator[Batch]) -> list[Stage]:
     if trainer.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(trainer.device)
     meter = Meter()
+    if config.compile:  # which the memory's counter has prevented so far
+        trainer.step = _costliest_step(trainer)
+        trainer._optimizer_step(batches, meter)
     for stage in stages:
         trainer.step = stage.first
         _wait_for(trainer.device)

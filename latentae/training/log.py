@@ -43,9 +43,9 @@ _CONTINUE = "the checkpoints are untouched: make room and run the same command a
 class Meter:
     """Means of named scalars over a logging interval.
 
-    ``add`` and ``end_step`` never wait for the device; ``read`` does so once, after one sum over the ranks.
-    What came since the last ``read`` is part of a checkpoint, so the first line of a resumed run covers as
-    many steps as any other.
+    ``add`` and ``after_update`` never wait for the device; ``read`` does so once, after one sum over the
+    ranks. What came since the last ``read`` is part of a checkpoint, so the first line of a resumed run
+    covers as many steps as any other.
     """
 
     def __init__(self) -> None:
@@ -58,11 +58,11 @@ class Meter:
         self._device = torch.device("cpu")
 
     def add(self, scalars: dict[str, Tensor]) -> None:
-        """Takes the scalars of one micro-batch; they are pending until ``end_step``."""
+        """Takes the scalars of one micro-batch; they are pending until ``after_update``."""
         self._pending.append({name: value.detach().clone() for name, value in scalars.items()})
 
     @torch.no_grad()
-    def end_step(self, accepted: Tensor | bool = True) -> None:
+    def after_update(self, accepted: Tensor | bool = True) -> None:
         """Takes in the pending scalars, or drops them if the update was refused."""
         for scalars in self._pending:
             for name, value in scalars.items():

@@ -15,11 +15,11 @@ _NOISE_SEED = 0
 def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = False) -> Picture:
     """Returns one picture: the images in the top row, their reconstructions in the second.
 
-    Of a model with a trained posterior there are four rows, with their names at the left: the images, the
-    posterior's mode decoded, a sample of it decoded, and samples of the prior N(0, I) decoded. The prior is
-    that of the KL term, of latents without scale or shift. Where its weight is tiny, as in latent diffusion,
-    latents lie elsewhere, and the last row shows how far from the prior they are. The noise is the same in
-    every picture of a run.
+    A model with a trained posterior gets four rows, with their names at the left: the images, the decoded
+    mode of the posterior, a decoded sample of it, and decoded samples of the prior N(0, I). The prior is that
+    of the KL term, for latents without scale or shift. If the weight of that term is tiny, as in latent
+    diffusion, the latents are far from the prior, and the last row shows it. The noise is the same in every
+    picture of a run.
 
     Args:
         autoencoder: in eval mode.

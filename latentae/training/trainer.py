@@ -335,8 +335,8 @@ class Trainer:
         )
         # Everything else that follows the weights takes part only in an accepted update.
         meter.add(done.numbers)
-        meter.end_step(done.accepted)
-        self.codes.end_step(self.step, done.accepted)
+        meter.after_update(done.accepted)
+        self.codes.after_update(self.step, done.accepted)
         networks.after_update(self.step, self.randomness().generator("codebook"), done.accepted)
 
     def randomness(self, micro_batch: int = 0) -> StepRandomness:

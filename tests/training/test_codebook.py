@@ -35,7 +35,7 @@ def maps(*codes):
 
 def step(one, number, *codes, accepted=True):
     one.add(maps(*codes))
-    one.end_step(number, torch.tensor(accepted))
+    one.after_update(number, torch.tensor(accepted))
 
 
 def test_of_the_lines_and_of_the_epoch():
@@ -64,7 +64,7 @@ def test_micro_batches_are_one_step():
     one, other = watch(images_per_step=6), watch(images_per_step=6)
     for codes in ((0, 1), (2, 2), (1, 1)):
         one.add(maps(*codes))
-    one.end_step(1)
+    one.after_update(1)
     step(other, 1, 0, 1, 2, 2, 1, 1)
     assert one.read().numbers == other.read().numbers
 
@@ -80,7 +80,7 @@ def test_a_step_that_was_not_made_counts_for_nothing():
 def test_histograms_are_in_multiples_of_an_even_share():
     one = watch("grouped", images_per_step=6, **GROUPED)
     one.add(torch.tensor([[[[0, 1, 2, 3]], [[0, 0, 0, 1]]]]))  # [B, depth, h, w]
-    one.end_step(1)
+    one.after_update(1)
     line = one.read()
     assert line.histograms["code_shares_0"].tolist() == [1, 1, 1, 1]
     assert line.histograms["code_shares_1"].tolist() == [3, 1, 0, 0]
@@ -112,7 +112,7 @@ def test_without_a_quantizer_there_is_nothing_to_tell():
     one = CodebookMonitor(None, images_per_step=1, epoch_images=1)
     one.add(maps(0))
     one.add(None)
-    one.end_step(1)
+    one.after_update(1)
     assert one.read(final=True).numbers == {}
     one.load_state_dict(one.state_dict())
     assert one.shares() is None
@@ -178,7 +178,7 @@ def test_it_never_waits_for_the_device_within_a_step():
         for number in (1, 2, 3):
             one.add(indices)
             one.add(indices)
-            one.end_step(number, accepted)
+            one.after_update(number, accepted)
     assert one.last_epoch is not None
 
 
@@ -196,7 +196,7 @@ def count(folder):
     for number, micro_batches in enumerate(codes, 1):
         for batch in micro_batches:  # [2, depth, 3, 3]
             one.add(batch.chunk(distributed.world_size())[distributed.rank()])
-        one.end_step(number, torch.tensor(number != 2))
+        one.after_update(number, torch.tensor(number != 2))
         if number == 2:
             first = one.shares().tolist()
     counts, images = one.state_dict()["last_epoch"]

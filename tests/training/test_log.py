@@ -162,7 +162,7 @@ def test_means_since_the_last_reading():
     meter = Meter()
     meter.add({"loss": torch.tensor(1.0), "late": torch.tensor(5.0)})
     meter.add({"loss": torch.tensor(3.0)})
-    meter.end_step()
+    meter.after_update()
     assert meter.read() == pytest.approx({"loss": 2.0, "late": 5.0})
     assert meter.read() == {}
 
@@ -172,27 +172,27 @@ def test_a_scalar_that_changes_later_does_not_change_the_mean():
     value = torch.tensor(1.0)
     meter.add({"loss": value})
     value.fill_(100.0)
-    meter.end_step()
+    meter.after_update()
     assert meter.read() == {"loss": 1.0}
 
 
 def test_a_step_that_was_not_made_counts_for_nothing():
     meter = Meter()
     meter.add({"loss": torch.tensor(1.0)})
-    meter.end_step(torch.tensor(True))
+    meter.after_update(torch.tensor(True))
     meter.add({"loss": torch.tensor(float("nan")), "other": torch.tensor(2.0)})
-    meter.end_step(torch.tensor(False))
+    meter.after_update(torch.tensor(False))
     assert meter.read() == {"loss": 1.0}
 
 
 def test_a_resumed_meter_goes_on_where_it_stopped():
     meter, resumed = Meter(), Meter()
     meter.add({"loss": torch.tensor(0.1), "seldom": torch.tensor(7.0)})
-    meter.end_step()
+    meter.after_update()
     meter.add({"loss": torch.tensor(9.0)})  # of a step that no checkpoint has
     resumed.load_state_dict(meter.state_dict())
     resumed.add({"loss": torch.tensor(0.3)})
-    resumed.end_step()
+    resumed.after_update()
     assert resumed.read() == pytest.approx({"loss": 0.2, "seldom": 7.0})
     resumed.load_state_dict(Meter().state_dict())
     assert resumed.read() == {}
