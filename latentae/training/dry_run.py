@@ -253,7 +253,7 @@ def measure_time(trainer: Trainer, batches: Iterator[Batch]) -> list[Stage]:
     meter = Meter()
     if config.compile:  # which the memory's counter has prevented so far
         trainer.step = _costliest_step(trainer)
-        trainer._optimizer_step(batches, meter)
+        trainer.optimizer_step(batches, meter)
     for stage in stages:
         trainer.step = stage.first
         _wait_for(trainer.device)
