@@ -35,10 +35,10 @@ from torch import Tensor
 from latentae import build
 from latentae.config import load_config
 from latentae.training.adversary import Adversary
-from latentae.training.memory import ActivationMeter
-from latentae.training.meter import Meter
-from latentae.training.performance import tune
+from latentae.training.dry_run import WorkingSpace
+from latentae.training.log import Meter
 from latentae.training.randomness import StepRandomness
+from latentae.training.speed import tune
 from latentae.training.step import TrainingStep
 from latentae.training.trainer import Trainer
 
@@ -118,9 +118,10 @@ def _step(
         discriminator.zero_grad(set_to_none=True)
 
     def kept() -> int:
-        with ActivationMeter([*autoencoder.parameters(), *autoencoder.buffers()]) as meter:
-            autoencoder(images)
-        return meter.peak
+        with WorkingSpace() as space:
+            output = autoencoder(images)
+            del output
+        return space.peak
 
     return run, kept
 

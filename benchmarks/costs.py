@@ -31,8 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latentae.build import build_autoencoder
 from latentae.config import RunConfig, load_config, read_config, shipped_configs
-from latentae.training.meter import Meter
-from latentae.training.rehearsal import measure_memory
+from latentae.training.dry_run import measure_memory
+from latentae.training.log import Meter
 from latentae.training.trainer import Trainer
 
 _SIDE = 256

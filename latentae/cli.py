@@ -12,9 +12,8 @@ from pathlib import Path
 
 from latentae.config import FAMILIES, ConfigError, RunConfig, load_config
 from latentae.console import is_first_process, outlive_output, output_pipe_is_closed
-from latentae.training.folder import RankError, RunError, RunFolder
-from latentae.training.launcher_settings import apply_launcher_settings
-from latentae.training.origin import describe_pretrained
+from latentae.training.launcher import apply_launcher_settings
+from latentae.training.run_folder import RankError, RunError, RunFolder, describe_pretrained
 from latentae.training.summary import describe, finished_summary
 
 _DRY_RUN = "--dry-run"

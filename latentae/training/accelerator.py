@@ -1,4 +1,4 @@
-"""accelerate, as runs use it: devices, processes, precision, trackers. The only module that imports it."""
+"""Sets up accelerate: devices, processes, precision, trackers. The only module that imports it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from latentae.config import DATA_SPELLING_KEYS, RunConfig, changed_keys
 from latentae.devices import usable_cores
 
 _OWN_KEYS = DATA_SPELLING_KEYS | {"output_dir", "resume", "cpu_threads", "data.cache_megabytes"}
-"""Keys whose values may differ between the processes of a run: what lies where on a node, and its size."""
+"""Keys that may differ between the processes of a run: paths on a node, and the node's size."""
 
 __all__ = [
     "Accelerator",
@@ -41,28 +41,28 @@ __all__ = [
 
 
 def create_accelerator(config: RunConfig) -> Accelerator:
-    """The accelerator of a run; joins the processes that a launcher started.
+    """Returns the accelerator of a run, and joins the processes that a launcher started.
 
     Raises:
         ValueError: a tracker that is not installed, a precision that this machine does not support, processes
             that accelerate does not join, processes with different configs, or settings of the launcher
-            that fight the config.
+            that contradict the config.
     """
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ValueError(f"trackers asks for {tracker}, which is not installed: pip install {tracker}")
     if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise ValueError("mixed_precision is fp16, which needs a GPU; use bf16 or no")
-    # torch advises to keep `broadcast_buffers` until its successor can leave buffers alone at the start, too.
+    # torch advises to keep `broadcast_buffers` until its successor can also skip buffers at the start.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or it would not join processes that torchrun started
+        cpu=not torch.accelerator.is_available(),  # else it would not join processes that torchrun started
         mixed_precision=config.mixed_precision,
-        # Not by its argument of that name, over which an environment variable wins.
+        # Not by the argument of that name, which an environment variable overrides.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(config.output_dir, logging_dir=config.output_dir),
-        # Codebooks and averages are kept alike by sums over the ranks; a broadcast would keep rank 0's alone.
+        # Sums over the ranks keep codebooks and averages equal; a broadcast would keep only rank 0's.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=process_group_timeout(config)),
@@ -72,7 +72,7 @@ def create_accelerator(config: RunConfig) -> Accelerator:
         raise ValueError(
             f"{distributed.world_size()} processes were started, of which accelerate joins "
             f"{accelerator.num_processes}: start them with `accelerate launch`, and set "
-            "ACCELERATE_USE_CPU=true where they shall train on the CPU"
+            "ACCELERATE_USE_CPU=true to train on the CPU"
         )
     _check_obeyed(accelerator, config)
     _check_alike(config)
@@ -80,19 +80,19 @@ def create_accelerator(config: RunConfig) -> Accelerator:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(config.cpu_threads or max(1, usable_cores() // local_ranks))
     if config.deterministic:
-        # Older releases of torch, 2.6 among them, refuse products of matrices on CUDA without it.
+        # Older releases of torch, such as 2.6, refuse matrix products on CUDA without it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
 
 
 def process_group_timeout(config: RunConfig) -> timedelta:
-    """How long a process waits for the others before the run fails."""
+    """Returns how long a process waits for the others before the run fails."""
     return timedelta(hours=config.process_group_timeout_hours)
 
 
 def _check_obeyed(accelerator: Accelerator, config: RunConfig) -> None:
-    """Raises ValueError where Accelerate made something else of a config than it says."""
+    """Raises ValueError if Accelerate uses other settings than the config."""
     engines = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     expected = {
         "gradient_accumulation_steps": (
@@ -115,7 +115,7 @@ def _check_obeyed(accelerator: Accelerator, config: RunConfig) -> None:
 
 
 def _check_alike(config: RunConfig) -> None:
-    """Raises ValueError on every rank where they were started with settings that would drive them apart."""
+    """Raises ValueError on every rank if the ranks were started with different settings."""
     configs: list[RunConfig] = gather_object([config])
     for rank, other in enumerate(configs):
         differences = "".join(
@@ -133,7 +133,7 @@ def _check_alike(config: RunConfig) -> None:
 def track(
     accelerator: Accelerator, numbers: Mapping[str, float], histograms: Mapping[str, Tensor], step: int
 ) -> None:
-    """Hands numbers, and the values [N] behind histograms, to the trackers."""
+    """Passes numbers, and the values [N] behind histograms, to the trackers."""
     accelerator.log(dict(numbers), step=step)
     for tracker in accelerator.trackers:
         for name, values in histograms.items():
@@ -145,7 +145,7 @@ def track(
 
 
 def track_picture(accelerator: Accelerator, name: str, picture: NDArray[np.uint8], step: int) -> None:
-    """Hands a picture [H, W, 3] to the trackers."""
+    """Passes a picture [H, W, 3] to the trackers."""
     for tracker in accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         tracker.log_images({name: picture[None]}, step=step, **layout)

@@ -1,12 +1,17 @@
-"""Checkpoints: written aside by all ranks, checked, renamed when whole; read back alike on all ranks."""
+"""Atomic checkpoints: all ranks write to a temporary folder, which is verified and then renamed."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +19,19 @@ import torch
 from safetensors import SafetensorError
 
 from latentae import distributed
-from latentae.files import FullDiskError, aside_of, remove, swap_in, write_json
-from latentae.training.best import PROGRESS, mark_best
-from latentae.training.folder import RankError, RunError, RunFolder, step_of
-from latentae.training.manifest import find_damage, write_manifest
+from latentae.files import FullDiskError, aside_of, flush, list_files, remove, swap_in, write_json
+from latentae.training.run_folder import RankError, RunError, RunFolder, step_of
 
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+_LOWER_IS_BETTER = {"validation_psnr": False, "validation_ssim": False, "validation_lpips": True}
 _FILE_WORDS = re.compile(r"write|file|inline_container|disk", re.IGNORECASE)
-_NONE, _ALL_DAMAGED = -1, -2  # what stands for no step when a choice is told to the other ranks
+_NONE, _ALL_DAMAGED = -1, -2  # sent to the other ranks in place of a step
 
 
 @contextmanager
 def needing_disk(path: Path) -> Iterator[None]:
-    """Turns a failure to write into one sentence.
-
-    Raises:
-        RunError: ``path`` could not be written, such as on a full disk.
-    """
+    """Turns a failure to write, such as on a full disk, into a RunError of one sentence."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -38,29 +40,21 @@ def needing_disk(path: Path) -> Iterator[None]:
             isinstance(error, RuntimeError) and not _FILE_WORDS.search(str(error))
         ):
             raise
-        free = _free_megabytes(path)
+        existing = next(parent for parent in path.absolute().parents if parent.exists())
+        free = shutil.disk_usage(existing).free >> 20
+        cause = error.__cause__ if isinstance(error, FullDiskError) else error
         guess = "no space is left on the device" if free == 0 else "perhaps no space was left on the device"
         raise RunError(
-            f"cannot write {path}: {_system_s_words(error) or guess} ({free} MB are free)\n"
+            f"cannot write {path}: {getattr(cause, 'strerror', None) or guess} ({free} MB are free)\n"
             "what was saved before is untouched; make room there and run the same command again to continue"
         ) from error
 
 
-def _system_s_words(error: Exception) -> str | None:
-    """What the operating system calls a failure to write; None where it was not asked."""
-    return getattr(error.__cause__ if isinstance(error, FullDiskError) else error, "strerror", None)
-
-
-def _free_megabytes(path: Path) -> int:
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    return shutil.disk_usage(existing).free >> 20
-
-
 @contextmanager
 def _writing_alike(path: Path) -> Iterator[None]:
-    """``needing_disk`` on all ranks together: one that went on alone would wait for the others forever.
+    """``needing_disk`` on all ranks together: one that continued alone would wait for the others forever.
 
-    Every rank must enter it, and has to wait for the others to leave it.
+    Every rank must enter it. All leave it together.
     """
     failure: RunError | None = None
     try:
@@ -73,12 +67,15 @@ def _writing_alike(path: Path) -> Iterator[None]:
     if failure is not None:
         raise failure if distributed.is_main() else RankError(str(failure)) from failure
     if failed.any():
-        names = ", ".join(str(rank) for rank in failed.nonzero().flatten().tolist())
         raise RunError(
-            f"cannot write {path}: process {names} of {distributed.world_size()} could not; its folder must "
-            "be one that all nodes share and can write to\nwhat was saved before is untouched; the same "
-            "command continues"
+            f"cannot write {path}: process {_ranks_where(failed)} of {distributed.world_size()} could not; "
+            "its folder must be one that all nodes share and can write to\nwhat was saved before is "
+            "untouched; the same command continues"
         )
+
+
+def _ranks_where(flags: torch.Tensor) -> str:
+    return ", ".join(str(rank) for rank in flags.nonzero().flatten().tolist())
 
 
 def save_checkpoint(
@@ -90,7 +87,7 @@ def save_checkpoint(
 ) -> None:
     """Writes a checkpoint and drops old ones; every rank must call it at the end of an optimizer step.
 
-    It is written aside and read back, gets its list of files last of all, and only then its name: a folder
+    It is written to a temporary folder and read back, then gets its list of files, then its name. So a folder
     under that name is whole, whenever the run is killed.
 
     Args:
@@ -126,10 +123,10 @@ def save_checkpoint(
 
 
 def choose_checkpoint(folder: RunFolder, resume: str, say: Callable[[str], None]) -> Path | None:
-    """The checkpoint to continue from, the same on every rank; None starts at the beginning.
+    """Returns the checkpoint to continue from, the same on every rank; None: start at the beginning.
 
-    The first rank reads the files and compares them with their list. With ``auto``, damaged checkpoints are
-    named and renamed, and the newest whole one is taken.
+    The first rank reads the files and compares them with their list. With ``auto`` it names and renames
+    damaged checkpoints, and takes the newest whole one.
 
     Args:
         folder: the run's.
@@ -137,7 +134,7 @@ def choose_checkpoint(folder: RunFolder, resume: str, say: Callable[[str], None]
         say: prints a line, once.
 
     Raises:
-        ValueError: the path is no checkpoint or a damaged one, or none of the run's is whole.
+        ValueError: the path is no checkpoint or a damaged one, or all of the run's are damaged.
     """
     path = folder.checkpoint_to_resume(resume)
     if resume != "auto":
@@ -149,11 +146,16 @@ def choose_checkpoint(folder: RunFolder, resume: str, say: Callable[[str], None]
         step = int(distributed.broadcast_from_main(torch.tensor(found)))
         if step == _ALL_DAMAGED:
             raise ValueError(
-                f"of the checkpoints in {folder.checkpoints} none is whole; remove them to start from the "
+                f"all checkpoints in {folder.checkpoints} are damaged; remove them to start from the "
                 "beginning, or choose another output_dir"
             )
         path = None if step == _NONE else folder.checkpoint(step)
-    _check_shared(path)
+    seen = distributed.all_gather_concat(torch.tensor([int(path is None or path.is_dir())]))
+    if not seen.all():
+        raise ValueError(
+            f"processes {_ranks_where(seen == 0)} do not see {path}: output_dir must be in a folder that all "
+            "nodes share"
+        )
     return path
 
 
@@ -172,16 +174,6 @@ def _newest_whole(folder: RunFolder, say: Callable[[str], None]) -> int:
         kept = folder.set_aside(other)
         say(f"{other} is damaged ({damage}): renamed to {kept.name}, continuing from {path.name}")
     return step_of(path)
-
-
-def _check_shared(path: Path | None) -> None:
-    """Raises ValueError on every rank if one of them does not see the checkpoint."""
-    seen = distributed.all_gather_concat(torch.tensor([int(path is None or path.is_dir())]))
-    if not seen.all():
-        ranks = ", ".join(str(rank) for rank in (seen == 0).nonzero().flatten().tolist())
-        raise ValueError(
-            f"processes {ranks} do not see {path}: output_dir must be in a folder that all nodes share"
-        )
 
 
 def load_checkpoint(
@@ -214,3 +206,107 @@ def load_checkpoint(
             f"choose a batch_size that makes them equal, or branch off: resume={path} output_dir=NEW_FOLDER"
         )
     return progress
+
+
+# The list of a checkpoint's files
+
+
+def write_manifest(folder: Path) -> None:
+    """Flushes all files of ``folder``, reads them back, and lists their sizes and hashes in manifest.json.
+
+    Raises:
+        OSError: a file cannot be written, or the disk returns something other than what was written.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    for name in list_files(folder):
+        path = folder / name
+        written = _digest(path)
+        flush(path)
+        _drop_cached(path)
+        if _digest(path) != written:
+            raise OSError(errno.EIO, f"the disk does not give back what was written to {name}")
+        files[name] = {"bytes": path.stat().st_size, "sha256": written}
+    write_json(folder / MANIFEST, {"files": files})
+
+
+def find_damage(folder: Path) -> str | None:
+    """Returns how the files of ``folder`` differ from its manifest, in a clause; None: they do not."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"].items()
+        for name, entry in files:
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes of {entry['bytes']}"
+            if _digest(path) != entry["sha256"]:
+                return f"{name} has changed since it was written"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is no list of files"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _drop_cached(path: Path) -> None:
+    """Asks the system to drop its copy in memory, so that the next reader reads from the disk itself."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# The best checkpoint
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """The contents of ``checkpoints/best.json``.
+
+    Attributes:
+        step: of the checkpoint.
+        metric: such as ``validation_psnr``.
+        value: measured at that very step.
+    """
+
+    step: int
+    metric: str
+    value: float
+
+
+def find_best(folder: RunFolder, metric: str) -> BestCheckpoint | None:
+    """Returns the best of the checkpoints in ``folder``, the earlier one if two are equal.
+
+    Each checkpoint says in its own progress.json what was measured at its step, so nothing needs to be
+    remembered between runs. A checkpoint without a finite measurement is no candidate.
+    """
+    measured = [(step_of(path), _measured(path).get(metric, math.nan)) for path in folder.all_checkpoints()]
+    finite = [(step, value) for step, value in measured if math.isfinite(value)]
+    if not finite:
+        return None
+    sign = 1 if _LOWER_IS_BETTER[metric] else -1
+    step, value = min(finite, key=lambda pair: (sign * pair[1], pair[0]))
+    return BestCheckpoint(step, metric, value)
+
+
+def mark_best(folder: RunFolder, metric: str | None) -> Path | None:
+    """Writes ``checkpoints/best.json``, or removes it if there is no best; returns the best one's path."""
+    best = None if metric is None else find_best(folder, metric)
+    file = folder.checkpoints / "best.json"
+    if best is None:
+        file.unlink(missing_ok=True)
+        return None
+    write_json(file, asdict(best))
+    return folder.checkpoint(best.step)
+
+
+def _measured(checkpoint: Path) -> dict[str, Any]:
+    try:
+        validation: dict[str, Any] = json.loads((checkpoint / PROGRESS).read_text())["validation"]
+    except (OSError, ValueError, KeyError):
+        return {}  # written without validation, or damaged: no candidate
+    return validation

@@ -1,4 +1,4 @@
-"""A run's sizes, memory, time and first batch, from its config, before it is started."""
+"""The dry run: a run's sizes, memory, time and first batch, from its config, before it is started."""
 
 from __future__ import annotations
 
@@ -6,34 +6,41 @@ import math
 import shutil
 import tempfile
 import textwrap
-from itertools import chain
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from latentae import distributed
 from latentae.config import RunConfig, config_warnings
-from latentae.data import BrokenImageError, ImageDataset
+from latentae.data import Batch, BrokenImageError, ImageDataset
 from latentae.report.grids import picture_grid, save_png
 from latentae.training.checkpoint import needing_disk
-from latentae.training.folder import RunError, step_of
-from latentae.training.memory import MemoryUse, tensor_bytes
-from latentae.training.rehearsal import Stage, measure_memory, measure_time
+from latentae.training.finish import evaluating
+from latentae.training.log import Meter
+from latentae.training.run_folder import RunError, step_of
 from latentae.training.trainer import Trainer
-from latentae.training.validation import evaluating
 
 _IMAGES_SHOWN, _COLUMNS = 64, 8
 _INDENT = 14
+_TIMED_STEPS = 2
 
 
 def dry_run(config: RunConfig) -> str:
-    """Builds all of a run, makes a few of its steps in memory, and tells what they need; every rank calls it.
+    """Builds a run and makes a few steps in memory; returns what it needs. Every rank must call it.
 
-    The run's folder is neither read nor written. The first batch is put into a picture beside it,
-    ``<output_dir>-dry-run.png``, or into the working folder where there is nothing yet for it to lie beside,
-    or where it would lie among the data.
+    The run's folder is neither read nor written. The first batch goes into a picture beside it,
+    ``<output_dir>-dry-run.png``. If the folder for that is missing, or is among the data, the picture goes
+    into the working folder.
 
     Raises:
         ValueError: what would stop the run before it started.
@@ -88,6 +95,182 @@ def dry_run(config: RunConfig) -> str:
         for name, text in rows.items()
     ]
     return "\n".join([head, *wrapped, *notes])
+
+
+# Memory
+
+
+@dataclass
+class MemoryUse:
+    """Bytes on one device while a step is made, by what they are for.
+
+    Attributes:
+        weights: parameters and buffers of the networks that learn.
+        gradients: of their parameters.
+        optimizer: state of the optimizers.
+        average: the moving average of the autoencoder.
+        losses: networks that only measure, such as LPIPS's.
+        activations: the rest of the peak in the forward and backward passes.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    losses: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Their sum: about the peak of a step."""
+        return sum(getattr(self, part.name) for part in fields(self))
+
+
+class WorkingSpace(TorchDispatchMode):
+    """Context that counts the tensors made in it, for as long as they live.
+
+    Attributes:
+        peak: the most bytes at any moment.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._present = 0
+        self._sizes: dict[int, int] = {}  # a storage's address -> its bytes
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage().data_ptr() for tensor in _tensors([args, kwargs or {}])}
+        for tensor in _tensors([output]):
+            storage = tensor.untyped_storage()
+            address = storage.data_ptr()
+            if address and address not in given and address not in self._sizes:
+                self._sizes[address] = storage.nbytes()
+                self._present += storage.nbytes()
+                self.peak = max(self.peak, self._present)
+                weakref.finalize(storage, self._release, address)
+        return output
+
+    def _release(self, address: int) -> None:
+        self._present -= self._sizes.pop(address)
+
+
+def measure_memory(trainer: Trainer, batches: Iterator[Batch]) -> MemoryUse:
+    """Makes one whole optimizer step, the costliest of the run, and measures the memory that it takes."""
+    networks = trainer.networks
+    modules = [learner.module for learner in networks.learners]
+    judges = [networks.step.objective, *networks.step.latent_losses.networks, trainer.validation_lpips]
+    trainer.step = _costliest_step(trainer)
+    largest = max(trainer.config.data.training_sizes, key=math.prod)
+    # What counts is the peak before the first update: this first one also makes the optimizer's state, which
+    # is there from the beginning in all others.
+    space, peaks = WorkingSpace(), list[int]()
+    hook = networks.learners[0].optimizer.register_step_pre_hook(lambda *_: peaks.append(space.peak))
+    with networks.step.latent_losses.at_full_size(), space:
+        trainer.optimizer_step(_resized(batches, largest), Meter())
+    hook.remove()
+    gradients = tensor_bytes([p for module in modules for p in module.parameters() if p.requires_grad])
+    return MemoryUse(
+        weights=module_bytes(*modules),
+        gradients=gradients,
+        optimizer=tensor_bytes([dict(learner.optimizer.state) for learner in networks.learners]),
+        average=module_bytes(networks.ema.model),
+        losses=module_bytes(*judges),
+        activations=max([*peaks, space.peak][0] - gradients, 0),
+    )
+
+
+def _costliest_step(trainer: Trainer) -> int:
+    """Returns the first step in which everything that ever learns learns at once."""
+    adversary = trainer.networks.step.adversary
+    if adversary is None:
+        return 0
+    terms, every = adversary.terms, 1 if adversary.r1 is None else adversary.r1.every
+    for step in range(terms.start_step, terms.start_step + terms.update_every * every):
+        updates = terms.discriminator_updates(step)
+        if terms.discriminator_learns(step) and updates % every == 0 and step < trainer.config.max_steps:
+            return step
+    return min(terms.first_discriminator_step, trainer.config.max_steps - 1)
+
+
+def _resized(batches: Iterator[Batch], size: tuple[int, int]) -> Iterator[Batch]:
+    """Yields the batches with all images at this height and width: memory has to suffice for the largest."""
+    for batch in batches:
+        if batch["images"].shape[-2:] != size:
+            batch["images"] = functional.interpolate(batch["images"], size)
+        yield batch
+
+
+def module_bytes(*modules: nn.Module) -> int:
+    """Returns the bytes of the modules' parameters and buffers, each tensor once."""
+    tensors = {
+        id(tensor): tensor for module in modules for tensor in (*module.parameters(), *module.buffers())
+    }
+    return tensor_bytes(list(tensors.values()))
+
+
+def tensor_bytes(state: Any) -> int:
+    """Returns the bytes of all tensors in nested dicts and sequences, such as an optimizer's state."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
+
+
+# Time
+
+
+@dataclass
+class Stage:
+    """A stretch of the run in which the same networks learn.
+
+    Attributes:
+        first, last: its optimizer steps, from 0; ``last`` is the next stage's first.
+        seconds: per step.
+    """
+
+    first: int
+    last: int
+    seconds: float = 0.0
+
+
+def measure_time(trainer: Trainer, batches: Iterator[Batch]) -> list[Stage]:
+    """Returns the run's stages with the time of a step in each; ``measure_memory`` has warmed up."""
+    config, networks = trainer.config, trainer.networks
+    starts = {0, *(learner.first_step for learner in networks.learners)}
+    if networks.step.adversary is not None:
+        starts.add(networks.step.adversary.terms.start_step)
+    bounds = [*sorted(start for start in starts if start < config.max_steps), config.max_steps]
+    stages = [Stage(first, last) for first, last in pairwise(bounds)]
+    if trainer.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trainer.device)
+    meter = Meter()
+    if config.compile:  # which the memory's counter has prevented so far
+        trainer.step = _costliest_step(trainer)
+        trainer.optimizer_step(batches, meter)
+    for stage in stages:
+        trainer.step = stage.first
+        _wait_for(trainer.device)
+        began = time.perf_counter()
+        for _ in range(_TIMED_STEPS):
+            trainer.optimizer_step(batches, meter)
+        _wait_for(trainer.device)
+        stage.seconds = (time.perf_counter() - began) / _TIMED_STEPS
+    return stages
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# The rows of the report
 
 
 def _save_picture(images: Tensor, output_dir: Path, data: Path) -> Path:

@@ -1,29 +1,90 @@
-"""The images of a run: opened, checked, and those that are shown."""
+"""The images of a run: opened and checked, those that cannot be read, and a record that recognises them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from latentae import build, distributed
 from latentae.config import ConfigError, RunConfig
 from latentae.data import (
+    BrokenImageError,
     CachedSource,
     HeldOut,
     ImageDataset,
+    ImageSource,
     ImageStream,
     check_images,
     describe_size,
+    sample_dataset,
 )
-from latentae.training.broken import BrokenImages
-from latentae.training.folder import RunFolder
+from latentae.training.run_folder import RunFolder
 
 _PREVIEW_IMAGES = 8
+_NAMES_SHOWN = 5
+# For the record of the data:
+_SAMPLES = 16
+_MOST_NAMES = 1 << 17  # evenly spaced; all names of a hundred million images would take minutes
+_SIDE = 32  # decoders may return a version this small, which is faster
+_CELLS = 4  # means are taken over a grid of 4x4 cells
+_TOLERANCE = 0.02  # of these means in [0, 1]: decoders differ by less from release to release
+
+
+class TooManyBrokenImagesError(ValueError):
+    """More images cannot be read than ``data.max_broken`` allows."""
+
+
+class BrokenImages:
+    """The distinct broken images met so far.
+
+    Args:
+        limit: how many are allowed.
+        gather: joins the lists of all ranks into one, the same on each.
+    """
+
+    def __init__(self, limit: int, gather: Callable[[list[str]], list[str]]) -> None:
+        self.limit = limit
+        self.gather = gather
+        self.known: set[str] = set()
+        self.fresh: set[str] = set()
+
+    def add(self, descriptions: Iterable[str]) -> None:
+        """Notes descriptions (name and reason) of broken images; empty ones are ignored."""
+        self.fresh.update(text for text in descriptions if text and text not in self.known)
+
+    def report(self) -> str | None:
+        """Returns a sentence on what was added since the last call, or None; every rank must call it.
+
+        Raises:
+            TooManyBrokenImagesError: in total there are more than the limit.
+        """
+        fresh = sorted(set(self.gather(sorted(self.fresh))) - self.known)
+        self.known.update(fresh)
+        self.fresh.clear()
+        if not fresh:
+            return None
+        shown = "".join(f"\n  {text}" for text in fresh[:_NAMES_SHOWN])
+        if len(fresh) > _NAMES_SHOWN:
+            shown += f"\n  and {len(fresh) - _NAMES_SHOWN} more"
+        if len(self.known) > self.limit:
+            raise TooManyBrokenImagesError(
+                f"{len(self.known)} image{'s' * (len(self.known) > 1)} cannot be read, and "
+                f"data.max_broken is {self.limit}:{shown}\n"
+                "repair or remove them, or raise data.max_broken"
+            )
+        if len(fresh) == 1:
+            return f"an image cannot be read and is skipped:{shown}"
+        return f"{len(fresh)} images cannot be read and are skipped:{shown}"
 
 
 @dataclass
@@ -32,10 +93,10 @@ class RunImages:
 
     Attributes:
         training, validation: datasets, or a stream to train on; no image is in both.
-        preview: [B, C, H, W] in [−1, 1], some validation images spread over all.
+        preview: [B, C, H, W] in [−1, 1], some validation images, evenly spaced.
         broken: the images that could not be read so far.
-        places: lines that say which splits they are, where they lie and what was left out.
-        held_out: what keeps validation images out of training when there are more images.
+        places: lines that say which splits they are, where they are and what was left out.
+        held_out: keeps validation images out of training when images are added.
         unreadable: how many of the training images that were opened at the start could not be read.
     """
 
@@ -48,7 +109,7 @@ class RunImages:
     held_out: HeldOut = field(default_factory=HeldOut)
 
     def describe(self) -> str:
-        """How many there are, for people."""
+        """Returns how many there are, for people."""
         training = f"{describe_size(self.training)} training images"
         if self.unreadable:
             training += f" ({self.unreadable} or more unreadable)"
@@ -67,8 +128,8 @@ def open_images(
 
     Args:
         gather: joins the lists of all ranks into one, the same on each.
-        say: told of broken images.
-        notes: the folder where streams note how much their shards hold; None: they do not.
+        say: is told of broken images.
+        notes: the folder where streams note how many images their shards hold; None: they do not.
         before: what a run that is continued has held out; None: a fresh run.
 
     Raises:
@@ -78,10 +139,12 @@ def open_images(
     with distributed.main_first():  # the first rank downloads and indexes, the others find it done
         sources = build.build_sources(data, notes, before)
     training, validation = build.build_datasets(sources, data, channels, config.seed)
+    # Look for broken images. To look through a stream would be to read all of it.
     broken = BrokenImages(data.max_broken, gather)
-    unreadable = _check(validation, data.check_images)
-    # A stream's images are met as they come: to look for broken ones is to read it all.
-    unreadable_training = _check(training, data.check_images) if isinstance(training, ImageDataset) else []
+    unreadable = _find_broken(validation, data.check_images)
+    unreadable_training = (
+        _find_broken(training, data.check_images) if isinstance(training, ImageDataset) else []
+    )
     broken.add([*unreadable, *unreadable_training])
     sentence = broken.report()
     if sentence is not None:
@@ -100,8 +163,16 @@ def open_images(
     )
 
 
+def _find_broken(dataset: ImageDataset, limit: int) -> list[str]:
+    """Tries to decode up to ``limit`` of this rank's images and others; returns why some cannot be.
+
+    They are decoded at the size that the dataset asks for, so a cache of decoded images keeps them.
+    """
+    return check_images(dataset.source, dataset.channels, limit, dataset.minimum_side)
+
+
 def held_out_before(folder: RunFolder, resume: str) -> HeldOut | None:
-    """What the run that is continued, or branched off, has held out; None for a fresh start.
+    """Returns what the run that is continued, or branched off, has held out; None for a fresh start.
 
     Raises:
         ConfigError: the record cannot be read.
@@ -121,9 +192,76 @@ def held_out_before(folder: RunFolder, resume: str) -> HeldOut | None:
         ) from error
 
 
-def _check(dataset: ImageDataset, limit: int) -> list[str]:
-    """Why some of a dataset's images cannot be decoded, of up to `limit` of this rank's and others' part.
+# The record of a run's data: data that moved are recognised as the same
 
-    They are decoded as large as the dataset wants them, so that a cache of decoded images keeps them.
+
+def record_data(training: ImageDataset | ImageStream, validation: ImageDataset) -> dict[str, Any]:
+    """Returns the number, names and order of the images, and what a few look like, as plain JSON values.
+
+    Of a stream it records the number of shards, and a few images from the beginnings of some.
     """
-    return check_images(dataset.source, dataset.channels, limit, dataset.minimum_side)
+    if isinstance(training, ImageStream):
+        record = _describe(sample_dataset(training, _SAMPLES).source, training.channels)
+        record["shards"] = len(training.shards)
+    else:
+        record = _describe(training.source, training.channels)
+    return {"training": record, "validation": _describe(validation.source, validation.channels)}
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Reads a record that ``record_data`` made.
+
+    Raises:
+        ConfigError: the file does not hold one.
+    """
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        for part in ("training", "validation"):
+            record[part]["images"], record[part]["names"], record[part]["samples"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{file}, which says what data the run has read, cannot be read ({error}); restore it, or remove "
+            "it and continue with data.name as it was"
+        ) from error
+    return record
+
+
+def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Returns how two records differ, in a clause; None: they are of the same images."""
+    for part in ("training", "validation"):
+        old, new = before[part], now[part]
+        for what in ("shards", "images"):
+            if old.get(what) != new.get(what):
+                return f"{part} had {old.get(what)} {what}, and has {new.get(what)} now"
+        if old["names"] != new["names"]:
+            return f"the {part} images have other names, or another order"
+        for (name, *numbers), (_, *others) in zip(old["samples"], new["samples"], strict=True):
+            # Nothing is known of an image that could not be decoded.
+            pairs = zip(numbers, others, strict=False)
+            if not all(math.isclose(a, b, abs_tol=_TOLERANCE) for a, b in pairs):
+                return f"the {part} image {name} is another one"
+    return None
+
+
+def _describe(source: ImageSource, channels: int) -> dict[str, Any]:
+    if isinstance(source, CachedSource):  # the cache is for what training asks for
+        source = source.source
+    names = hashlib.sha256()
+    for index in range(0, len(source), 1 + len(source) // _MOST_NAMES):
+        names.update(os.fsencode(source.name(index)) + b"\0")
+    count = min(_SAMPLES, len(source))
+    samples = [_sample(source, position * len(source) // count, channels) for position in range(count)]
+    return {"images": len(source), "names": names.hexdigest(), "samples": samples}
+
+
+def _sample(source: ImageSource, index: int, channels: int) -> list[Any]:
+    """Returns name, height, width and 4x4 means of an image; the name alone if it cannot be decoded."""
+    name = os.fsencode(source.name(index)).decode("utf-8", "backslashreplace")
+    try:
+        pixels = source.load(index, channels, _SIDE)
+    except BrokenImageError:
+        return [name]
+    full = 255 if pixels.dtype.kind == "u" else 1
+    rows = [row for row in np.array_split(pixels, _CELLS) if row.size]
+    cells = [cell for row in rows for cell in np.array_split(row, _CELLS, axis=1) if cell.size]
+    return [name, *pixels.shape[:2], *(round(float(cell.mean()) / full, 3) for cell in cells)]

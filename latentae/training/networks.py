@@ -24,11 +24,10 @@ from latentae.models import KLVAE, VQVAE
 from latentae.quantizers import Quantizer
 from latentae.training.accelerator import Accelerator
 from latentae.training.adversary import Adversary
-from latentae.training.compiling import compile_networks
 from latentae.training.ema import EMA
 from latentae.training.latent_losses import AlignedFeatures, LatentLosses, TrainableAutoencoder
-from latentae.training.performance import set_float32_precision, tune, use_channels_last
 from latentae.training.pretrained import Pretrained
+from latentae.training.speed import compile_networks, set_float32_precision, tune, use_channels_last
 from latentae.training.step import TrainingStep
 from latentae.training.update import OPTIMIZERS, Learner, LearningRate
 

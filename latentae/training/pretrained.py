@@ -1,4 +1,4 @@
-"""The model that a run starts from: taken up at the first step, remembered in every checkpoint."""
+"""The model that a run starts from: loaded before the first step, recorded in every checkpoint."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Pretrained:
     """A run's pretrained model.
 
     Its record says what it was (``pretrained``, as in the config; ``class``; ``sha256`` of its weights),
-    which settings belong to it (``settings``: scale, shift and the like) and which tensors did not go in as
-    they are (``adapted``). It is part of every checkpoint, so that a resume needs the model itself no more.
+    which settings belong to it (``settings``: scale, shift and the like) and which tensors had to be adapted
+    (``adapted``). The record is part of every checkpoint, so a resume does not need the model itself.
 
     Args:
         config: of the run, with ``model.pretrained``.
@@ -40,10 +40,10 @@ class Pretrained:
         self.record: dict[str, Any] = {}
 
     def take_up(self) -> None:
-        """Puts the pretrained weights into the autoencoder and its average; every rank must call it.
+        """Loads the pretrained weights into the autoencoder and its average; every rank must call it.
 
         Raises:
-            ValueError: there is no such model, it does not fit, or it would change latents that
+            ValueError: there is no such model, it does not fit, or the config would change latents that
                 ``freeze_encoder`` keeps.
         """
         place = self.config.model.pretrained
@@ -63,9 +63,9 @@ class Pretrained:
         self.ema.model.load_state_dict(own.state_dict())
 
     def check_moved(self) -> None:
-        """Checks that a model under another name than in the checkpoint has the same weights.
+        """Checks that a model under a new name has the same weights as in the checkpoint.
 
-        A model under the same name is not opened: a resume does not need it. Every rank must call this.
+        A model under the old name is not opened: a resume does not need it. Every rank must call this.
 
         Raises:
             ValueError: it is another model.
@@ -83,11 +83,11 @@ class Pretrained:
         self.record = {**self.record, "pretrained": place}
 
     def _open(self, place: str) -> KLVAE | VQVAE:
-        with distributed.main_first():  # the first rank fetches from the hub, the others find it
+        with distributed.main_first():  # the first rank downloads from the hub, the others find it
             return build.open_pretrained(place, self.config.model.norm_num_groups)
 
     def _remember(self, place: str, model: KLVAE | VQVAE, adapted: Sequence[AdaptedTensor]) -> None:
-        """Makes the record; ValueError for other latents where they must stay."""
+        """Makes the record; raises ValueError if ``freeze_encoder`` and changed latents contradict."""
         changed = latent_differences(self.autoencoder, model)
         if changed and self.config.freeze_encoder:
             raise ValueError(
@@ -95,7 +95,7 @@ class Pretrained:
                 "these keys out"
             )
         settings = latent_settings(model)
-        if changed:  # other latents have a scale of their own, which the run's end measures
+        if changed:  # changed latents have another scale, which the run's end measures
             settings = {name: settings[name] for name in ("force_upcast",) if name in settings}
         self.record = {
             "pretrained": place,
@@ -106,7 +106,7 @@ class Pretrained:
         }
 
     def describe(self) -> list[str]:
-        """What a person should know of it, in lines."""
+        """Returns lines that say what a person should know of it."""
         lines = [
             f"weights of {self.record['pretrained']} ({self.record['class']}, "
             f"sha256 {self.record['sha256'][:12]})"
@@ -119,24 +119,27 @@ class Pretrained:
             )
         if self.config.freeze_encoder and self.record["settings"].get("scaling_factor") is None:
             lines.append(
-                "that does not tell the scale of its latents, so that the exported model will not either: "
+                "it does not record the scale of its latents, so the exported model will not either: "
                 "start from a folder that load_autoencoder(file, family=...).save_pretrained(folder) writes, "
                 "or measure one with scripts/latent_stats.py"
             )
         if self.record["adapted"]:
-            lines.append("of these, what fits:" + "".join(f"\n  {line}" for line in self.record["adapted"]))
+            lines.append(
+                "these tensors were adapted to fit:"
+                + "".join(f"\n  {line}" for line in self.record["adapted"])
+            )
         return lines
 
     def write(self, folder: Path) -> None:
-        """Puts the record into a run's folder."""
+        """Writes the record into a run's folder."""
         write_json(folder / RECORD, self.record)
 
     def state_dict(self) -> dict[str, Any]:
-        """The record, for a checkpoint."""
+        """Returns the record, for a checkpoint."""
         return self.record
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the record of a checkpoint; the weights are there in their own right."""
+        """Restores the record of a checkpoint, which holds the weights separately."""
         self.record = state
         self._apply_settings()
 
@@ -146,7 +149,7 @@ class Pretrained:
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors with their names and shapes, the same whatever file format they came from."""
+    """Returns the SHA-256 of tensors with their names and shapes, whatever file format they came from."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name} {list(state[name].shape)} {state[name].dtype}".encode())

@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and leave, obeyed by all ranks after the same step."""
+"""Signals that ask a run to save and stop; all ranks obey after the same step."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ from latentae.console import output_pipe_is_closed, write_to_terminal
 _HANG_UP, _CLOSED_PIPE, _LAUNCHER_GONE = "SIGHUP", "a closed output pipe", "the end of its launcher"
 _SIGNAL_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", _HANG_UP)
 STOP_SIGNALS = tuple(signal.Signals[name] for name in _SIGNAL_NAMES if name in signal.Signals.__members__)
-"""What Slurm, Kubernetes, `kill`, Ctrl-C and a terminal that closes send; those that the system knows."""
+"""The signals of Slurm, Kubernetes, `kill`, Ctrl-C and a closing terminal, as far as the system has them."""
 
-# What a run can be stopped by. Ranks agree on the number of one, counted from 1.
+# What can stop a run. Ranks agree on the number of one, counted from 1.
 _REASONS = (*_SIGNAL_NAMES, _CLOSED_PIPE, _LAUNCHER_GONE)
 
-# Both launchers set these for the processes they start, and pass on signals that may have come here already.
+# Set by both launchers, which also pass on signals that this process may have received already.
 _LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
 _ECHO_SECONDS = 3.0
-# After the last step: between two votes, and for a rank that waits within a collective call to leave.
+# After the last step: the time between two votes, and the time that a waiting rank has to leave.
 _VOTE_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
 
 
 class RunStopped(BaseException):
-    """A run has left because it was asked to; the message says where it stands and how to continue.
+    """A run has stopped because it was asked to; the message says where it stands and how to continue.
 
     Like KeyboardInterrupt it is no error, and no handler of errors catches it.
     """
 
 
 class StopSignals:
-    """Context in which a stop signal is noted and waits for the end of the step; a second one ends at once.
+    """Context that holds a stop signal until the end of the step; a second signal ends the process at once.
 
-    A signal that this process was told to ignore (such as by ``nohup`` or a shell's ``&``) stays ignored, and
-    outside of the main thread, where Python allows no handlers, all are left alone. Under a launcher the same
-    signal often comes twice, from whoever sent it and from the launcher that passes it on: there only one
-    that comes 3 s after the first counts as the second. SIGHUP never does: a terminal that closes sends it
-    more than once, and no person is impatient.
+    A signal that this process was told to ignore (such as by ``nohup`` or a shell's ``&``) stays ignored.
+    Outside the main thread, where Python allows no handlers, nothing is changed. Under a launcher the same
+    signal often comes twice, from its sender and from the launcher that passes it on. There, a second signal
+    only counts if it comes at least 3 s after the first. A second SIGHUP never counts, since a terminal that
+    closes sends several.
 
-    Two more things count as a signal: the end of the launcher, since a run that outlived it would meet the
-    one that is started next, and an output pipe that was closed, as by ``| head -1``. The latter does not
-    count where SIGHUP is ignored: what such a run was written to may end, and the run goes on.
+    Two more events count as a signal: the end of the launcher, since a run that outlived it would collide
+    with the next one, and a closed output pipe, as by ``| head -1``. The latter does not count if SIGHUP is
+    ignored: such a run is meant to outlive its output.
 
     Args:
         timeout: how long a rank waits for the votes of the others; None: torch's default.
 
     Attributes:
-        received: the name of the signal that has come to this process, or what else counts as one.
+        received: the name of the signal or event that this process has received.
     """
 
     def __init__(self, timeout: timedelta | None = None) -> None:
@@ -95,11 +95,11 @@ class StopSignals:
             signal.signal(number, handler)
 
     def asked(self) -> str | None:
-        """What asks to stop after this step, if anything does: a name, the same on every rank.
+        """Returns the name of what asks to stop after this step, the same on every rank; None: nothing.
 
-        Every rank must call it at the end of each step. With several ranks the answer is that of the step
-        before: votes travel between the CPUs while a step runs, and nobody waits for a device or a network.
-        So a run leaves one step after the one that a signal came in, whichever ranks it came to.
+        Every rank must call it at the end of each step. With several ranks the answer is the vote of the
+        step before: votes travel between the CPUs while a step runs, so nothing waits for a device or a
+        network. The run stops one step after the signal, whichever ranks received it.
         """
         self._look_around()
         if self._vote is None:
@@ -110,15 +110,15 @@ class StopSignals:
         return reason
 
     def leave_at_once(self, sentence: str) -> None:
-        """From here on a signal, also one that came before, raises RunStopped with the sentence right away.
+        """From here on, a signal raises RunStopped with the sentence at once, also one that came before.
 
-        Every rank must call it. A signal that came before, to any rank, raises on all of them: none is left
-        waiting for one that has gone.
+        Every rank must call it. A signal that came before, to any rank, raises on all of them, so that none
+        waits for a rank that has left.
         """
         self._look_around()
         reason = self.received
         if self._vote is not None:
-            before = self._vote.answer()  # the last step's, which misses what has come since
+            before = self._vote.answer()  # of the last step, without signals since then
             self._vote.cast(self.received)
             reason = self._vote.answer() or before
         if reason is None:
@@ -132,9 +132,9 @@ class StopSignals:
             raise RunStopped(f"stopped by {reason}: {sentence}")
 
     def _keep_voting(self, vote: _Vote) -> None:
-        """Lets all ranks leave at once when one is asked to, wherever their main threads are.
+        """Stops all ranks at once if one is asked to, wherever their main threads are.
 
-        It ends when all ranks have finished, or one has gone without a vote.
+        Ends when all ranks have finished, or one has left without a vote.
         """
         everyone_has_finished = False
         while not everyone_has_finished:
@@ -142,7 +142,7 @@ class StopSignals:
             try:
                 vote.cast(self.received, finished=self._finished.is_set())
                 reason = vote.answer()
-            except RuntimeError:  # a rank has ended in an error, which the others meet in their main threads
+            except RuntimeError:  # a rank has failed, which the others notice in their main threads
                 return
             if reason is not None and self._before:
                 self._agreed = reason
@@ -150,7 +150,7 @@ class StopSignals:
                 assert main is not None
                 signal.pthread_kill(main, next(iter(self._before)))
                 if not self._finished.wait(_GRACE_SECONDS):
-                    # The main thread waits for a rank that has left. Everything is saved.
+                    # The main thread is waiting for a rank that has left. Everything is saved.
                     if distributed.is_main():
                         write_to_terminal(f"stopped by {reason}: {self._sentence}")
                     os._exit(0)
@@ -158,7 +158,7 @@ class StopSignals:
             everyone_has_finished = vote.everyone_has_finished
 
     def _look_around(self) -> None:
-        """Notes what counts as a signal, but comes without one."""
+        """Notes the events that count as a signal."""
         if self.received is not None:
             return
         if self._launched and os.getppid() != self._parent:
@@ -169,7 +169,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a data loader's worker: it works until the run has left
+            return  # a data loader's worker, which works until the run has stopped
         if self._agreed is not None:
             reason, self._agreed = self._agreed, None
             raise RunStopped(f"stopped by {reason}: {self._sentence}")
@@ -190,10 +190,10 @@ class StopSignals:
 
 
 class _Vote:
-    """What the ranks tell one another; over gloo, so without any device.
+    """A vote of the ranks over gloo, so without any device.
 
     Attributes:
-        everyone_has_finished: of the last vote, whether all ranks have cast ``finished``.
+        everyone_has_finished: whether all ranks have cast ``finished`` in the last vote.
     """
 
     def __init__(self, timeout: timedelta | None) -> None:
@@ -208,12 +208,12 @@ class _Vote:
         self._work = dist.all_reduce(self._numbers, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def close(self) -> None:
-        """Takes the group down, unless a vote is under way, or all groups have been taken down already."""
+        """Destroys the group, unless a vote is under way or all groups have been destroyed already."""
         if self._work is None and dist.is_initialized():
             dist.destroy_process_group(self._group)
 
     def answer(self) -> str | None:
-        """The last of `_REASONS` that any rank has cast; None if no rank has, or no vote is under way."""
+        """Returns the last of `_REASONS` that any rank has cast; None without one, or without a vote."""
         if self._work is None:
             return None
         self._work.wait()

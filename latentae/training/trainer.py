@@ -25,27 +25,28 @@ from latentae.training.accelerator import (
     track_picture,
 )
 from latentae.training.adversary import GRADIENT_LOSSES, AdversaryWatch
-from latentae.training.broken import TooManyBrokenImagesError
 from latentae.training.checkpoint import choose_checkpoint, load_checkpoint, needing_disk, save_checkpoint
-from latentae.training.codebook_start import start_codebook
-from latentae.training.codebook_watch import watch_codebook
-from latentae.training.data_record import data_difference, read_record, record_data
-from latentae.training.finish import calibrate_and_measure, export_run
-from latentae.training.folder import CONFIG, RankError, RunError, RunFolder
+from latentae.training.codebook import monitor_codebook, start_codebook
+from latentae.training.finish import NoMeasurementError, calibrate_and_measure, export_run, validate
 from latentae.training.guard import RETRY, Guard, diagnose, explain
-from latentae.training.images import held_out_before, open_images
-from latentae.training.launcher_settings import apply_launcher_settings
-from latentae.training.lock import RunLock
-from latentae.training.meter import Meter
+from latentae.training.images import (
+    TooManyBrokenImagesError,
+    data_difference,
+    held_out_before,
+    open_images,
+    read_record,
+    record_data,
+)
+from latentae.training.launcher import apply_launcher_settings
+from latentae.training.log import Meter, Recorder
 from latentae.training.networks import build_networks
-from latentae.training.performance import TorchSettings
-from latentae.training.previews import preview
+from latentae.training.pictures import preview
 from latentae.training.randomness import StepRandomness
-from latentae.training.recorder import Recorder
+from latentae.training.run_folder import CONFIG, RankError, RunError, RunFolder, RunLock
 from latentae.training.signals import RunStopped, StopSignals
+from latentae.training.speed import TorchSettings
 from latentae.training.summary import describe
 from latentae.training.update import keep_settings, update
-from latentae.training.validation import NoMeasurementError, validate
 
 _VALIDATION_TRUNK = "alex"
 _SKIPPED_SHOWN = 5
@@ -98,7 +99,7 @@ class Trainer:
         )
         self.networks = build_networks(config, self.accelerator, objective)
         self.guard = Guard(gather_object, GRADIENT_LOSSES)
-        self.codes = watch_codebook(self.networks.quantizer, config, self.images.training)
+        self.codes = monitor_codebook(self.networks.quantizer, config, self.images.training)
         self.meter = Meter()
         self.accelerator.register_for_checkpointing(self.guard, self.codes, self.meter)
         # Resume: from a checkpoint, or else from a pretrained model.
@@ -244,7 +245,7 @@ class Trainer:
         """Writes a line of numbers, with those of validation if it is due, and warnings."""
         means = self.meter.read()
         if self._due(self.config.validate_every):
-            with recorder.aside():
+            with recorder.untimed():
                 self.validation = validate(
                     self.networks.ema.model,
                     self.images.validation,
@@ -334,8 +335,8 @@ class Trainer:
         )
         # Everything else that follows the weights takes part only in an accepted update.
         meter.add(done.numbers)
-        meter.commit(done.accepted)
-        self.codes.commit(self.step, done.accepted)
+        meter.after_update(done.accepted)
+        self.codes.after_update(self.step, done.accepted)
         networks.after_update(self.step, self.randomness().generator("codebook"), done.accepted)
 
     def randomness(self, micro_batch: int = 0) -> StepRandomness:

@@ -15,7 +15,7 @@ from latentae.losses.latents import (
     low_pass,
 )
 from latentae.losses.resizing import resize
-from latentae.training.memory import WorkingSpace
+from latentae.training.dry_run import WorkingSpace
 
 
 def draws(equivariance, count=4000):

@@ -11,8 +11,8 @@ from latentae import cli, files
 from latentae.data import BrokenImageError
 from latentae.files import aside_of
 from latentae.latents import calibration
-from latentae.training import checkpoint, finish, manifest, trainer
-from latentae.training.recorder import Recorder
+from latentae.training import checkpoint, finish, trainer
+from latentae.training.log import Recorder
 from latentae.training.step import TrainingStep
 
 
@@ -48,8 +48,8 @@ def die_with_half_of(folder, name):
     torch.save = struck
 
 
-def list_half(write_json, path, value):
-    aside_of(path).write_text('{"files": {"model.safe')
+def list_half(write_manifest, folder):
+    aside_of(folder / checkpoint.MANIFEST).write_text('{"files": {"model.safe')
 
 
 def export_half(export, model, path):
@@ -89,7 +89,7 @@ POINTS = {
         "checkpoints/.step_000004.tmp/progress.json",
     ),
     "in a checkpoint's list of files": (
-        lambda: die_at_call(manifest, "write_json", 2, list_half),
+        lambda: die_at_call(checkpoint, "write_manifest", 2, list_half),
         "checkpoints/.step_000004.tmp/.manifest.json.tmp",
     ),
     "before a checkpoint gets its name": (

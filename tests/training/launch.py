@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from latentae.training.folder import RunFolder, step_of
+from latentae.training.run_folder import RunFolder, step_of
 from tests.processes import ROOT, environment
 
 

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from latentae import KLVAE, VQGAN
 from latentae.config import load_config
 from latentae.models.checkpoints.layouts import to_ldm_names
-from latentae.training.origin import describe_pretrained
+from latentae.training.run_folder import describe_pretrained
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WITHOUT_GAN = ("loss.adversarial=null", "discriminator=null")

@@ -1,13 +1,27 @@
 import errno
 import json
+import math
 import os
 from pathlib import Path
 
 import pytest
 
 from latentae import distributed
-from latentae.training.checkpoint import choose_checkpoint, load_checkpoint, needing_disk, save_checkpoint
-from latentae.training.folder import RunError, RunFolder
+from latentae.latents import calibration
+from latentae.training import checkpoint
+from latentae.training.checkpoint import (
+    BestCheckpoint,
+    choose_checkpoint,
+    find_best,
+    find_damage,
+    load_checkpoint,
+    mark_best,
+    needing_disk,
+    save_checkpoint,
+    write_manifest,
+)
+from latentae.training.run_folder import RunError, RunFolder
+from latentae.training.trainer import Trainer
 from tests.training.launch import in_two_ranks
 
 
@@ -111,7 +125,7 @@ def test_nothing_is_begun_anew_where_all_are_damaged(tmp_path):
     for step in (1, 2):
         save_checkpoint(folder, write_weights, progress(step), keep=2)
         truncated(folder.checkpoint(step))
-    with pytest.raises(ValueError, match=r"none is whole; remove them to start from the beginning"):
+    with pytest.raises(ValueError, match=r"are damaged; remove them to start from the beginning"):
         choose_checkpoint(folder, "auto", said.append)
     assert [line.split(" is damaged")[0] for line in said] == [
         str(folder.checkpoint(step)) for step in (2, 1)
@@ -200,3 +214,112 @@ def test_ranks_agree(tmp_path):
     assert "step_000002: No space left on device" in second[2]
     assert "step_000003 is damaged (rank_1 has 2 bytes of 6)" in first[3]
     assert (first[4:], second[3:]) == (["refused"], ["refused"])
+
+
+@pytest.fixture
+def listed(tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(range(256)) * 8)
+    (tmp_path / "progress").write_text("{}")
+    write_manifest(tmp_path)
+    return tmp_path
+
+
+def test_whole(listed):
+    files = json.loads((listed / "manifest.json").read_text())["files"]
+    assert files["progress"] == {
+        "bytes": 2,
+        # of the two bytes {}
+        "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+    }
+    assert files["weights"]["bytes"] == 2048
+    assert sorted(files) == ["progress", "weights"]
+    assert find_damage(listed) is None
+
+
+def test_a_truncated_file(listed):
+    os.truncate(listed / "weights", 2000)
+    assert find_damage(listed) == "weights has 2000 bytes of 2048"
+
+
+def test_a_flipped_bit(listed):
+    content = bytearray((listed / "weights").read_bytes())
+    content[1000] ^= 4
+    (listed / "weights").write_bytes(content)
+    assert find_damage(listed) == "weights has changed since it was written"
+
+
+def test_a_missing_file(listed):
+    (listed / "weights").unlink()
+    assert find_damage(listed) == "weights is missing"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"files": {"weig', b"[]", b'{"files": {"weights": 3}}', b"\xff\xfe"]
+)
+def test_a_damaged_list(listed, content):
+    (listed / "manifest.json").write_bytes(content)
+    assert find_damage(listed) == "manifest.json is no list of files"
+
+
+def test_no_list(listed):
+    (listed / "manifest.json").unlink()
+    assert find_damage(listed) == "manifest.json cannot be read: No such file or directory"
+
+
+def test_a_disk_that_lies(tmp_path, monkeypatch):
+    (tmp_path / "weights").write_text("as written")
+    monkeypatch.setattr(checkpoint, "_drop_cached", lambda path: path.write_text("something else"))
+    with pytest.raises(OSError, match="does not give back what was written to weights"):
+        write_manifest(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Checkpoints 2 to 10: psnr 20, 22, not measured, 22, infinite; lpips falls."""
+    folder = RunFolder(tmp_path)
+    values = {2: 20.0, 4: 22.0, 6: None, 8: 22.0, 10: math.inf}
+    for step, psnr in values.items():
+        folder.checkpoint(step).mkdir(parents=True)
+        measured = {} if psnr is None else {"validation_psnr": psnr, "validation_lpips": 1 / step}
+        (folder.checkpoint(step) / "progress.json").write_text(json.dumps({"validation": measured}))
+    return folder
+
+
+def test_higher_or_lower_is_better(measured):
+    assert find_best(measured, "validation_psnr") == BestCheckpoint(4, "validation_psnr", 22.0)
+    assert find_best(measured, "validation_lpips") == BestCheckpoint(10, "validation_lpips", 0.1)
+    assert find_best(measured, "validation_ssim") is None
+
+
+def test_it_is_marked(measured):
+    assert mark_best(measured, "validation_psnr") == measured.checkpoint(4)
+    assert json.loads((measured.checkpoints / "best.json").read_text()) == {
+        "step": 4,
+        "metric": "validation_psnr",
+        "value": 22.0,
+    }
+    assert len(measured.all_checkpoints()) == 5
+    assert mark_best(measured, None) is None
+    assert not (measured.checkpoints / "best.json").exists()
+
+
+def test_a_damaged_one_is_no_candidate(measured):
+    (measured.checkpoint(4) / "progress.json").write_text("{")
+    assert find_best(measured, "validation_psnr").step == 8
+    (measured.checkpoint(8) / "progress.json").unlink()
+    assert find_best(measured, "validation_psnr").step == 2
+
+
+def test_a_model_can_be_made_of_it(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "FEWEST_VIEWS", 16)
+    constant = "optimizer.schedule=constant"
+    Trainer(tiny(constant, "max_steps=4", "checkpoint_every=2")).fit()
+    chosen = f"resume={RunFolder(tmp_path / 'run').checkpoint(2)}"
+    Trainer(tiny(constant, "max_steps=2", chosen, f"output_dir={tmp_path}/chosen")).fit()
+    Trainer(tiny(constant, "max_steps=2", f"output_dir={tmp_path}/short")).fit()
+    chosen, short = (
+        (tmp_path / run / "model/diffusion_pytorch_model.safetensors").read_bytes()
+        for run in ("chosen", "short")
+    )
+    assert chosen == short

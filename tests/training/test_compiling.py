@@ -8,12 +8,12 @@ from latentae.losses.adversarial import AdversarialTerms
 from latentae.losses.perceptual import LPIPS
 from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.models.lean import make_lean
-from latentae.training import compiling
+from latentae.training import speed
 from latentae.training.accelerator import create_accelerator
 from latentae.training.adversary import Adversary
-from latentae.training.compiling import compile_networks
 from latentae.training.networks import build_networks
 from latentae.training.randomness import StepRandomness
+from latentae.training.speed import compile_networks
 from latentae.training.step import TrainingStep
 from latentae.training.trainer import Trainer
 from tests.models.conftest import make
@@ -23,7 +23,7 @@ from tests.training.small_networks import assert_same_gradients, gradients, smal
 @pytest.fixture(autouse=True)
 def traced_only(monkeypatch):
     """Everything but the last step of compiling, which needs a C++ compiler and minutes."""
-    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    monkeypatch.setattr(speed, "BACKEND", "aot_eager")
     torch._dynamo.reset()
     counters.clear()
 
@@ -41,7 +41,7 @@ def small_step(*, lean, compiled):
 
 @pytest.mark.parametrize(("lean", "backend"), [(False, "eager"), (True, "aot_eager")])
 def test_gradients_of_adversarial_steps_are_those_without(monkeypatch, lean, backend):
-    monkeypatch.setattr(compiling, "BACKEND", backend)
+    monkeypatch.setattr(speed, "BACKEND", backend)
     plain, compiled = (small_step(lean=lean, compiled=compiled) for compiled in (False, True))
     graphs = []
     for number in range(4):  # the first one without the discriminator; gradients add up
@@ -72,7 +72,7 @@ def test_names_and_copies_are_those_without():
 
 
 def test_under_ddp_gradients_are_those_without(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    monkeypatch.setattr(speed, "BACKEND", "eager")
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     plain = make()
     compiled = copy.deepcopy(plain)
@@ -122,7 +122,7 @@ def test_a_discriminator_that_is_differentiated_twice_stays_as_it_is(tiny, r1):
 
 
 def test_a_compiled_run_saves_what_any_run_continues_and_comes_to_the_same(monkeypatch, tiny, tmp_path):
-    monkeypatch.setattr(compiling, "BACKEND", "eager")  # the very operations of an uncompiled run
+    monkeypatch.setattr(speed, "BACKEND", "eager")  # the very operations of an uncompiled run
     small = ("loss.perceptual=null", "model.block_out_channels=[8]", "max_steps=4")
     checkpoint = tmp_path / "compiled" / "checkpoints" / "step_000003"
     weights = []

@@ -12,7 +12,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from latentae.data import folder, tar
 from latentae.data.decode import decode_image
-from latentae.training.folder import RunError
+from latentae.training.run_folder import RunError
 from latentae.training.trainer import Trainer
 from tests.data.pictures import write_tar
 from tests.processes import launch

@@ -4,12 +4,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from latentae.config import load_config
 from latentae.report.grids import picture_grid
-from latentae.training.dry_run import _in_units, _save_picture, dry_run
-from latentae.training.folder import RunError
-from latentae.training.meter import Meter
+from latentae.training.dry_run import (
+    MemoryUse,
+    Stage,
+    WorkingSpace,
+    _costliest_step,
+    _in_units,
+    _save_picture,
+    dry_run,
+    measure_memory,
+    measure_time,
+    module_bytes,
+    tensor_bytes,
+)
+from latentae.training.log import Meter
+from latentae.training.run_folder import RunError
 from latentae.training.trainer import Trainer
 
 
@@ -125,3 +138,119 @@ def test_a_picture_lies_in_the_working_folder_where_there_is_no_other(tmp_path, 
 )
 def test_three_digits(number, text):
     assert _in_units(number, ("", " k", " M")) == text
+
+
+@pytest.fixture
+def rehearsing(tiny):
+    def build(*overrides):
+        return Trainer(tiny(*overrides), rehearsal=True)
+
+    return build
+
+
+def test_stages_and_memory(rehearsing):
+    """The tiny run has the discriminator learn from step 1 and the autoencoder from it from step 2."""
+    trainer = rehearsing()
+    batches = trainer.batches()
+    use = measure_memory(trainer, batches)
+    parameters = [
+        sum(parameter.numel() for parameter in learner.module.parameters())
+        for learner in trainer.networks.learners
+    ]
+    assert use.gradients == 4 * sum(parameters)
+    assert use.optimizer >= 8 * sum(parameters)
+    assert use.optimizer < 8 * sum(parameters) * 1.1  # and a counter for each tensor
+    assert 4 * parameters[0] <= use.average < use.weights < 4 * sum(parameters) + 1000
+    assert use.losses == 2 * 4 * (
+        2_470_848 + 6
+    )  # LPIPS on AlexNet, its shift and scale; once to train, once to measure
+    first_layer = 2 * 8 * 32 * 32 * 4  # what two images are after the encoder's first convolution
+    assert 20 * first_layer < use.activations < 200 * first_layer
+
+    stages = measure_time(trainer, batches)
+    assert [(stage.first, stage.last) for stage in stages] == [(0, 1), (1, 2), (2, 6)]
+    assert all(0 < stage.seconds < 10 for stage in stages)
+
+
+def test_more_images_need_more_activations(rehearsing):
+    uses = []
+    for size in (2, 4):
+        trainer = rehearsing(f"batch_size={size}")
+        uses.append(measure_memory(trainer, trainer.batches()))
+    assert uses[1].weights == uses[0].weights
+    more, fewer = (use.activations + use.gradients for use in reversed(uses))
+    assert 1.7 < more / fewer < 2.05
+
+
+def test_memory_is_for_the_largest_of_several_sizes(rehearsing):
+    several = ["data.resolutions=[[32, 32], [40, 48], [48, 32]]", "data.image_size=32"]
+    uses = []
+    for overrides in (several, ["data.image_size=[40, 48]"]):
+        trainer = rehearsing(*overrides)
+        uses.append(measure_memory(trainer, trainer.batches()).activations)
+    assert uses[0] == uses[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "step"),
+    [
+        ([], 2),
+        (["loss.adversarial.start_step=100"], 5),
+        (["loss.adversarial.start_step=100", "loss.adversarial.discriminator_warmup_steps=96"], 4),
+        (["discriminator.update_every=2"], 3),
+        (["discriminator.r1={weight: 1.0, every: 3}"], 4),
+    ],
+)
+def test_the_costliest_step(rehearsing, overrides, step):
+    """Of steps 0 to 5: the discriminator learns from step 1 on, R1 is in its first update and each k-th."""
+    assert _costliest_step(rehearsing(*overrides)) == step
+
+
+def test_without_a_discriminator_all_steps_are_one_stage(tiny):
+    changes = ["model.class=VQVAE", "loss.adversarial=null", "discriminator=null"]
+    trainer = Trainer(load_config("vq_vae", ["--config", str(tiny.file), *changes]), rehearsal=True)
+    assert _costliest_step(trainer) == 0
+    (stage,) = measure_time(trainer, trainer.batches())
+    assert stage == Stage(0, 6, stage.seconds)
+
+
+KILOBYTE = torch.zeros(256)
+
+
+def test_what_is_made_and_alive_at_once_by_hand():
+    given = KILOBYTE.clone()
+    with WorkingSpace() as space:
+        first = given + 1
+        second = first[10:] * 2  # 246 numbers
+        given.mul_(2)
+        del first
+        third = torch.zeros(100)
+    assert space.peak == 1024 + 246 * 4
+    del second, third
+
+
+def test_what_a_graph_keeps_is_alive_until_its_backward_pass():
+    x = KILOBYTE.clone().requires_grad_()
+    with WorkingSpace() as space:
+        y = x.exp().sin()  # the graph keeps exp's result, y is the other one
+        assert space._present == 2 * 1024
+        total = y.sum()
+        del y
+        assert space._present == 1024 + 4
+        total.backward()
+        assert space._present == 1024 + 4  # of the gradient now
+    assert space.peak >= 3 * 1024
+    assert torch.allclose(x.grad, torch.cos(torch.tensor(1.0)).expand(256))  # exp(0) cos(exp(0))
+
+
+def test_bytes_of_modules_and_states():
+    net = nn.BatchNorm1d(8)  # two parameters and two averages of 8, and a counter
+    shared = nn.Sequential(net, net)
+    assert module_bytes(shared, net) == 4 * 8 * 4 + 8
+    half = torch.zeros(3, dtype=torch.float16)
+    assert tensor_bytes({"a": [half, (half,)], "b": {"c": torch.zeros(2)}, "d": 1.0}) == 6 + 6 + 8
+
+
+def test_the_total_is_the_sum():
+    use = MemoryUse(weights=1, gradients=2, optimizer=4, average=8, losses=16, activations=32)
+    assert use.total == 63

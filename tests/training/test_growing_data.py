@@ -7,8 +7,8 @@ import pytest
 
 from latentae.config import ConfigError
 from latentae.training.dry_run import dry_run
-from latentae.training.folder import RunFolder
 from latentae.training.images import held_out_before
+from latentae.training.run_folder import RunFolder
 from latentae.training.trainer import Trainer
 from tests.data.pictures import write_png
 from tests.training.conftest import draw_images

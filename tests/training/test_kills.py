@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latentae.training.folder import RunFolder
+from latentae.training.run_folder import RunFolder
 from tests.training.conftest import TINY, draw_images
 from tests.training.kill_points import POINTS, REQUESTS, train
 from tests.training.launch import flatten, log_lines

@@ -7,7 +7,7 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from latentae.config import load_config
-from latentae.training.rehearsal import measure_memory
+from latentae.training.dry_run import measure_memory
 from latentae.training.trainer import Trainer
 from tests.training.launch import flatten, log_lines, states_of
 

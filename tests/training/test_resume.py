@@ -10,7 +10,7 @@ import yaml
 
 from latentae.config import ConfigError, load_config, read_config
 from latentae.data import BrokenImageError
-from latentae.training.folder import RunError, RunFolder
+from latentae.training.run_folder import RunError, RunFolder
 from latentae.training.signals import RunStopped
 from latentae.training.trainer import Trainer
 from tests.training.conftest import draw_images

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentae.training import update
-from latentae.training.meter import Meter
+from latentae.training.log import Meter
 from latentae.training.trainer import Trainer
 
 # Operations whose result, or its size, has to be known to the host before it can go on.

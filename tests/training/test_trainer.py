@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from latentae import VQVAE, load_autoencoder
 from latentae.config import ConfigError, dump_config, load_config, read_config
-from latentae.training.folder import RunError
-from latentae.training.launcher_settings import apply_launcher_settings
+from latentae.training.launcher import apply_launcher_settings
+from latentae.training.run_folder import RunError
 from latentae.training.trainer import Trainer
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and whether a run may be started or continued in it."""
+"""The folder of a run: its paths, its lock, and whether a run may be started or continued in it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import errno
 import json
 import os
 import re
-from dataclasses import dataclass
+import socket
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from latentae.config import (
     DATA_SPELLING_KEYS,
@@ -22,61 +24,42 @@ from latentae.config import (
 )
 from latentae.files import mend_swap, remove, write_json, write_text
 
-CONFIG = "config.yaml"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
+CONFIG = "config.yaml"
 _STEP_NAME = re.compile(r"step_(\d+)")
 _DAMAGED_NAME = re.compile(r"step_(\d+)\.damaged")
 
 
 class RunError(RuntimeError):
-    """A run cannot go on; the message says why, what is safe and what to do."""
+    """A run cannot continue; the message says why, what is safe and what to do."""
 
 
 class RankError(RunError):
-    """A run cannot go on, which one rank alone knows and has to say: the others will only miss it."""
+    """A RunError that only one rank knows of and so has to print: the others merely miss that rank."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Paths below ``output_dir``; the names are part of the interface."""
+    """Paths below ``output_dir``; the names are part of the interface.
 
-    root: Path
+    Args:
+        root: ``output_dir``.
+    """
 
-    @property
-    def config(self) -> Path:
-        return self.root / CONFIG
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        return self.root / "summary.json"
-
-    @property
-    def samples(self) -> Path:
-        return self.root / "samples"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def held_out(self) -> Path:
-        return self.root / "held_out.json"
-
-    @property
-    def shards(self) -> Path:
-        return self.root / "shards"
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data.json"
-
-    @property
-    def model(self) -> Path:
-        return self.root / "model"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / CONFIG
+        self.metrics = root / "metrics.jsonl"
+        self.summary = root / "summary.json"
+        self.samples = root / "samples"
+        self.checkpoints = root / "checkpoints"
+        self.held_out = root / "held_out.json"
+        self.shards = root / "shards"
+        self.data = root / "data.json"
+        self.model = root / "model"
 
     def sample(self, step: int) -> Path:
         return self.samples / f"step_{step:06d}.png"
@@ -88,7 +71,7 @@ class RunFolder:
         return self.checkpoints / f"step_{step:06d}"
 
     def all_checkpoints(self) -> list[Path]:
-        """The finished checkpoints, oldest first."""
+        """Returns the finished checkpoints, oldest first."""
         if not self.checkpoints.is_dir():
             return []
         found = [path for path in self.checkpoints.iterdir() if _STEP_NAME.fullmatch(path.name)]
@@ -102,7 +85,7 @@ class RunFolder:
         if self.config.exists():
             self._check_own(config)
         else:
-            # A run that was killed in its first moment leaves half a config under another name.
+            # A run that was killed while it wrote its config leaves half of it under another name.
             cut_short = set(self.root.glob(f".{self.config.name}*.tmp"))
             if self.root.is_dir() and set(self.root.iterdir()) - cut_short:
                 raise ConfigError(
@@ -125,9 +108,9 @@ class RunFolder:
                 if len(os.fsencode(part)) > longest:
                     raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         except OSError as error:
+            shown = str(self.root) if len(str(self.root)) <= 100 else f"{str(self.root)[:100]}..."
             raise ConfigError(
-                f"output_dir is {_short(self.root)}, which cannot be a folder here ({error.strerror}); "
-                "choose another one"
+                f"output_dir is {shown}, which cannot be a folder here ({error.strerror}); choose another one"
             ) from error
 
     def _check_own(self, config: RunConfig) -> None:
@@ -137,11 +120,11 @@ class RunFolder:
                 f"output_dir is {self.root}, which already holds a run, and resume=never would overwrite it; "
                 "choose another output_dir, or resume=auto to continue"
             )
-        # Before its first checkpoint a run has learned nothing that other settings could not begin anew.
+        # A run without a checkpoint has learned nothing yet, so it may start again with other settings.
         if not (self.all_checkpoints() or self.model.exists()):
             return
         before = read_config(self.config)
-        # Where the run has recorded what it read, the data are compared once they are open.
+        # If the run has recorded which images it read, they are compared once the data are open.
         same_data = self.data.is_file() or _same_path(before.data.name, config.data.name)
         allowed = DATA_SPELLING_KEYS if self.data.is_file() else frozenset({"data.name"} if same_data else ())
         changes = refused_changes(before, config, allowed)
@@ -153,7 +136,7 @@ class RunFolder:
             )
 
     def other_data(self, config: RunConfig, difference: str) -> str | None:
-        """Why a run cannot go on with data that differ; None where the same settings name them as before."""
+        """Returns why a run cannot continue with data that differ; None if the config names the same data."""
         changes = changed_keys(read_config(self.config), config)
         lines = [f"{key}: {old} → {new}" for key, (old, new) in changes.items() if key in DATA_SPELLING_KEYS]
         if not lines:
@@ -165,27 +148,27 @@ class RunFolder:
         )
 
     def how_to_branch(self, config: RunConfig) -> str:
-        """What to write to go on from this run with ``config`` in another folder, in a clause."""
+        """Returns a clause: how to continue from this run with ``config`` in another folder."""
         checkpoints = self.all_checkpoints()
         if not checkpoints or refused_in_branch(read_config(self.config), config):
             return f"start a new run from its weights: model.pretrained={self.root} output_dir=NEW_FOLDER"
         return f"branch off with these: resume={checkpoints[-1]} output_dir=NEW_FOLDER"
 
     def resume_of(self, config: RunConfig) -> str:
-        """``resume`` as it counts here: ``auto`` where the run of this folder branched off there before."""
+        """Returns ``config.resume``, or ``auto`` if the run of this folder has already branched off there."""
         if config.resume in ("auto", "never") or not self.all_checkpoints() or not self.config.is_file():
             return config.resume
         began_there = read_config(self.config).resume == config.resume
         return "auto" if began_there and not self.owns(Path(config.resume)) else config.resume
 
     def owns(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint lies among this run's own."""
+        """Whether a checkpoint is one of this run's own."""
         return checkpoint.parent.resolve() == self.checkpoints.resolve()
 
     def create(self, config: RunConfig, data: dict[str, Any] | None = None) -> None:
-        """Makes the folders and writes the resolved config, and the record of the data where there is one."""
+        """Makes the folders and writes the resolved config and the record of the data, if there is one."""
         try:
-            # The config first: from then on, whenever it is killed, the folder is known to be a run's.
+            # The config first: it marks the folder as a run's, even if the run is killed right after.
             self.root.mkdir(parents=True, exist_ok=True)
             write_text(self.config, dump_config(config))
             notes = (self.shards,) if config.data.streaming else ()
@@ -200,7 +183,7 @@ class RunFolder:
             ) from error
 
     def checkpoint_to_resume(self, resume: str) -> Path | None:
-        """The checkpoint that ``resume`` (auto, never or a path) stands for; None is a fresh start."""
+        """Returns the checkpoint that ``resume`` (auto, never or a path) means; None: a fresh start."""
         if resume == "never":
             return None
         if resume == "auto":
@@ -220,7 +203,7 @@ class RunFolder:
         return path
 
     def clear_leftovers(self) -> None:
-        """Removes what a killed run left half written, and mends what it was about to replace."""
+        """Removes what a killed run left half written, and finishes or undoes what it was replacing."""
         for folder in (self.root, self.checkpoints):
             for left in folder.glob(".*.old"):
                 mend_swap(left.with_name(left.name.removeprefix(".").removesuffix(".old")))
@@ -230,33 +213,28 @@ class RunFolder:
             remove(left)
 
     def set_aside(self, checkpoint: Path) -> Path:
-        """Renames a damaged checkpoint, so that the one before it is the newest; returns its new path."""
+        """Renames a damaged checkpoint, so the one before it becomes the newest; returns its new path."""
         damaged = checkpoint.with_name(f"{checkpoint.name}.damaged")
         remove(damaged)
         return checkpoint.rename(damaged)
 
     def remove_damaged(self, step: int) -> None:
-        """Removes the damaged checkpoints that a whole one of ``step`` makes worthless."""
+        """Removes damaged checkpoints that are not newer than a whole one of ``step``."""
         for path in self.checkpoints.glob("step_*.damaged"):
             match = _DAMAGED_NAME.fullmatch(path.name)
             if match is not None and int(match.group(1)) <= step:
                 remove(path)
 
     def forget_after(self, step: int) -> None:
-        """Drops the lines of metrics.jsonl that a run continued at ``step`` will write again."""
+        """Drops the lines of metrics.jsonl that a run resumed at ``step`` will write again."""
         if self.metrics.exists():
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [line for line in lines if _step_in(line) <= step]
             write_text(self.metrics, "".join(kept))
 
 
-def _short(path: Path) -> str:
-    text = str(path)
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
 def exists(path: Path) -> bool:
-    """Whether there is something at a path; there is not where its name is too long for the file system."""
+    """Whether a path exists; False if its name is too long for the file system."""
     try:
         return path.exists()
     except OSError:
@@ -264,7 +242,7 @@ def exists(path: Path) -> bool:
 
 
 def checkpoint_config(checkpoint: Path) -> RunConfig | None:
-    """The config that a checkpoint was trained with: its own copy, or its run's; None without either."""
+    """Returns a checkpoint's config: its own copy, or its run's; None if there is neither."""
     for folder in (checkpoint, checkpoint.parent.parent):
         if (folder / CONFIG).is_file():
             return read_config(folder / CONFIG)
@@ -287,13 +265,13 @@ def _check_branch(checkpoint: Path, config: RunConfig) -> None:
 
 
 def _same_path(old: str, new: str) -> bool:
-    """Whether two names of data are two spellings of one path that exists."""
+    """Whether two names of data mean the same existing path."""
     paths = [Path(name).expanduser() for name in (old, new)]
     return all(exists(path) for path in paths) and paths[0].resolve() == paths[1].resolve()
 
 
 def _step_in(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinite for one that was cut short."""
+    """Returns the step of a line of metrics.jsonl; infinity for a line that was cut short."""
     try:
         return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
     except (json.JSONDecodeError, KeyError, TypeError):
@@ -301,8 +279,111 @@ def _step_in(line: str) -> float:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of optimizer steps done when a checkpoint was written, from its name."""
+    """Returns a checkpoint's number of optimizer steps, from its name."""
     match = _STEP_NAME.fullmatch(checkpoint.name)
     if match is None:
         raise ValueError(f"{checkpoint} is not named step_<number>")
     return int(match.group(1))
+
+
+class RunLock:
+    """Keeps two runs out of one folder, where each would remove what the other writes.
+
+    The lock ends with the process that holds it, however that ends. File systems and systems without such
+    locks, Windows among them, are not guarded.
+
+    Args:
+        folder: the run's.
+        patience: seconds to wait for another process, such as one that was just told to save and leave.
+    """
+
+    def __init__(self, folder: RunFolder, patience: float = 30.0) -> None:
+        self.folder = folder
+        self.patience = patience
+        self._file: IO[str] | None = None
+
+    def acquire(self, say: Callable[[str], None]) -> None:
+        """Takes the lock if the folder exists and it is not held yet; every rank must call it.
+
+        Args:
+            say: is told if there is something to wait for.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        import torch
+
+        from latentae import distributed
+
+        taken = int(self._wait(say)) if distributed.is_main() else 1
+        if not distributed.broadcast_from_main(torch.tensor(taken)):
+            raise ConfigError(
+                f"output_dir is {self.folder.root}, where another process is training"
+                f"{self._holder()}; wait for it, stop it, or choose another output_dir"
+            )
+
+    def _wait(self, say: Callable[[str], None]) -> bool:
+        """Tries until the patience ends; returns False if another process still holds the lock."""
+        if fcntl is None or self._file is not None or not self.folder.root.is_dir() or self._try():
+            return True
+        say(f"waiting for another process that trains in {self.folder.root}{self._holder()}")
+        ends = time.monotonic() + self.patience
+        while not self._try():
+            if time.monotonic() > ends:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def _try(self) -> bool:
+        """Returns False if another process holds the lock; True also if there cannot be one."""
+        try:
+            file = (self.folder.root / ".lock").open("a+")
+        except OSError:  # a folder that cannot be written to; the first file of the run will report it
+            return True
+        try:
+            # Unlike flock, these locks work over NFS, and a process never blocks itself.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            return not isinstance(error, BlockingIOError | PermissionError)  # others: no locks here
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._file = file  # stays open with this object: closing it would release the lock
+        return True
+
+    def _holder(self) -> str:
+        try:
+            words = (self.folder.root / ".lock").read_text().strip()
+        except OSError:
+            return ""
+        return f" ({words})" if words else ""
+
+
+def describe_pretrained(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the model section of a run's pretrained model, as plain YAML values.
+
+    It is needed while the config is read. A run that has a checkpoint is asked itself, since it no longer
+    needs the pretrained model. Otherwise torch is loaded to look at the model.
+
+    Args:
+        data: the run's plain values, not yet validated, with ``model.pretrained``.
+
+    Raises:
+        ValueError: there is no such model, or one that cannot be trained.
+    """
+    place, groups = data["model"]["pretrained"], data["model"].get("norm_num_groups")
+    folder = RunFolder(Path(str(data.get("output_dir", RunConfig.model_fields["output_dir"].default))))
+    resume, recorded = str(data.get("resume", "auto")), None
+    if resume not in ("auto", "never") and exists(Path(resume)):
+        recorded = checkpoint_config(Path(resume))
+    elif exists(folder.config) and (folder.all_checkpoints() or folder.model.is_dir()):
+        recorded = read_config(folder.config)
+    if recorded is not None and recorded.model.pretrained == place:
+        return recorded.model.model_dump(mode="json", by_alias=True)
+
+    from latentae.build import open_pretrained
+    from latentae.models.adapting import describe_architecture
+
+    is_number = isinstance(groups, int) and groups > 0
+    return describe_architecture(open_pretrained(place, groups if is_number else None))

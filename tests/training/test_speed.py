@@ -9,10 +9,10 @@ from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.models.lean import make_lean
 from latentae.training.accelerator import create_accelerator
 from latentae.training.adversary import Adversary
-from latentae.training.memory import WorkingSpace
+from latentae.training.dry_run import WorkingSpace
 from latentae.training.networks import build_networks
-from latentae.training.performance import TorchSettings, set_float32_precision, tune, use_channels_last
 from latentae.training.randomness import StepRandomness
+from latentae.training.speed import TorchSettings, set_float32_precision, tune, use_channels_last
 from latentae.training.step import TrainingStep
 from latentae.training.trainer import Trainer
 from tests.models.conftest import make

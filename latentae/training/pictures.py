@@ -1,4 +1,4 @@
-"""Sample grids: fixed images in the top row, what the autoencoder makes of them below."""
+"""Sample pictures: fixed images in the top row, their reconstructions below."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _NOISE_SEED = 0
 
 @torch.no_grad()
 def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = False) -> Picture:
-    """One picture: the images in the top row, their reconstructions in the second.
+    """Returns one picture: the images in the top row, their reconstructions in the second.
 
-    Of a model with a trained posterior there are four rows, with their names at the left: the images, the
-    posterior's mode decoded, a sample of it decoded, and samples of the prior N(0, I) decoded. The prior is
-    that of the KL term, of latents without scale or shift. Where its weight is tiny, as in latent diffusion,
-    latents lie elsewhere, and the last row shows how far from the prior they are. The noise is the same in
-    every picture of a run.
+    A model with a trained posterior gets four rows, with their names at the left: the images, the decoded
+    mode of the posterior, a decoded sample of it, and decoded samples of the prior N(0, I). The prior is that
+    of the KL term, for latents without scale or shift. If the weight of that term is tiny, as in latent
+    diffusion, the latents are far from the prior, and the last row shows it. The noise is the same in every
+    picture of a run.
 
     Args:
         autoencoder: in eval mode.

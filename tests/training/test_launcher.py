@@ -1,7 +1,7 @@
 import pytest
 
 from latentae.config import ConfigError
-from latentae.training.launcher_settings import apply_launcher_settings
+from latentae.training.launcher import apply_launcher_settings
 from tests.config.example import config
 
 # What `accelerate launch` sets where nobody has chosen anything.

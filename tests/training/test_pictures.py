@@ -5,7 +5,7 @@ from torch import nn
 
 from latentae.models import KLVAE, AutoencoderOutput
 from latentae.report.grids import picture_grid
-from latentae.training.previews import preview
+from latentae.training.pictures import preview
 
 
 class Negative(nn.Module):

@@ -1,10 +1,16 @@
 import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
 
 import pytest
 
-from latentae.config import ConfigError
+from latentae.config import ConfigError, dump_config
 from latentae.files import remove, write_json, write_text
-from latentae.training.folder import RunFolder, step_of
+from latentae.models.adapting import describe_architecture
+from latentae.training.run_folder import RunFolder, RunLock, describe_pretrained, step_of
+from tests.training.pretrained_models import fine_tuning, make_pretrained, write_pretrained
 
 
 @pytest.fixture
@@ -129,3 +135,103 @@ def test_files_are_replaced_whole(tmp_path):
 def test_a_name_without_a_step(tmp_path):
     with pytest.raises(ValueError, match="not named step_"):
         step_of(tmp_path / "best")
+
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.training.kill_points"])
+
+
+def hold(root, taken, leave):
+    lock = RunLock(RunFolder(root))
+    lock.acquire(print)
+    taken.set()
+    leave.wait(60)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that trains in tmp_path, and the event that lets it leave."""
+    taken, leave = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path, taken, leave))
+    process.start()
+    assert taken.wait(60)
+    yield process, leave
+    if process.is_alive():  # setting it would wait for ever for a waiter that was killed
+        leave.set()
+    process.join()
+
+
+def test_two_runs_never_share_a_folder(tmp_path, other):
+    process, _ = other
+    said = []
+    with pytest.raises(
+        ConfigError, match=rf"another process is training \(process {process.pid} on .*wait for"
+    ):
+        RunLock(RunFolder(tmp_path), patience=0.3).acquire(said.append)
+    assert len(said) == 1
+
+
+def test_one_that_leaves_is_waited_for(tmp_path, other):
+    _, leave = other
+    RunLock(RunFolder(tmp_path), patience=60).acquire(lambda sentence: leave.set())
+
+
+def test_one_that_is_killed_leaves_nothing_behind(tmp_path, other):
+    process, _ = other
+    process.kill()
+    process.join()
+    RunLock(RunFolder(tmp_path), patience=0).acquire(print)
+
+
+def test_before_there_is_a_folder_there_is_nothing_to_lock(tmp_path):
+    lock = RunLock(RunFolder(tmp_path / "new"))
+    lock.acquire(print)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()
+    lock.acquire(print)
+    assert (tmp_path / "new/.lock").read_text().startswith("process ")
+
+
+def test_a_process_is_not_in_its_own_way(tmp_path):
+    first, second = RunLock(RunFolder(tmp_path)), RunLock(RunFolder(tmp_path), patience=0)
+    first.acquire(print)
+    second.acquire(print)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return write_pretrained(make_pretrained(), tmp_path, "our folder")
+
+
+def test_the_model_itself_is_asked(place, tmp_path):
+    asked = describe_pretrained({"output_dir": str(tmp_path / "run"), "model": {"pretrained": place}})
+    assert asked == describe_architecture(make_pretrained())
+
+
+def test_what_a_single_file_does_not_show_is_taken_from_the_config(tmp_path):
+    place = write_pretrained(make_pretrained(), tmp_path, "LDM file")
+    model = {"pretrained": place, "norm_num_groups": 2}
+    assert describe_pretrained({"model": model})["norm_num_groups"] == 2
+    with pytest.raises(ValueError, match="norm_num_groups"):
+        describe_pretrained({"model": {**model, "norm_num_groups": "many"}})
+
+
+def test_a_run_that_has_learned_something_is_asked_in_its_place(tiny, tmp_path, place):
+    config = fine_tuning(tiny, place, "model.latent_channels=6")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(config))
+    data = {"output_dir": str(run), "model": {"pretrained": place}}
+    assert describe_pretrained(data)["latent_channels"] == 4  # nothing was learned yet
+
+    (run / "checkpoints/step_000003").mkdir(parents=True)
+    shutil.rmtree(place)
+    assert describe_pretrained(data) == config.model.model_dump(mode="json", by_alias=True)
+    with pytest.raises(ValueError, match="there is no file or folder elsewhere"):
+        describe_pretrained({"output_dir": str(run), "model": {"pretrained": "elsewhere"}})
+
+
+def test_torch_is_not_loaded_to_be_ready():
+    code = "import sys, latentae.training.run_folder; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
