@@ -110,7 +110,7 @@ class MemoryUse:
         optimizer: state of the optimizers.
         average: the moving average of the autoencoder.
         losses: networks that only measure, such as LPIPS's.
-        activations: the rest of the peak in the forward and backward passes.
+        activations: the most that everything else in the forward and backward passes takes at any moment.
     """
 
     weights: int
@@ -122,7 +122,7 @@ class MemoryUse:
 
     @property
     def total(self) -> int:
-        """Their sum: about the peak of a step."""
+        """Their sum: the peak of a step if all gradients are there in its costliest moment."""
         return sum(getattr(self, part.name) for part in fields(self))
 
 
@@ -152,8 +152,12 @@ class WorkingSpace(TorchDispatchMode):
                 weakref.finalize(storage, self._release, address)
         return output
 
+    def leave_out(self, tensor: Tensor) -> None:
+        """Counts a tensor no longer, such as one that is counted elsewhere."""
+        self._release(tensor.untyped_storage().data_ptr())
+
     def _release(self, address: int) -> None:
-        self._present -= self._sizes.pop(address)
+        self._present -= self._sizes.pop(address, 0)
 
 
 def measure_memory(trainer: Trainer, batches: Iterator[Batch]) -> MemoryUse:
@@ -163,21 +167,23 @@ def measure_memory(trainer: Trainer, batches: Iterator[Batch]) -> MemoryUse:
     judges = [networks.step.objective, *networks.step.latent_losses.networks, trainer.validation_lpips]
     trainer.step = _costliest_step(trainer)
     largest = max(trainer.config.data.training_sizes, key=math.prod)
-    # What counts is the peak before the first update: this first one also makes the optimizer's state, which
-    # is there from the beginning in all others.
+    # The peak leaves out gradients, which are counted by the sizes of the parameters, and the first update,
+    # which makes the optimizers' state: in all later steps that is there from the beginning.
     space, peaks = WorkingSpace(), list[int]()
-    hook = networks.learners[0].optimizer.register_step_pre_hook(lambda *_: peaks.append(space.peak))
+    learning = [p for module in modules for p in module.parameters() if p.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(lambda p: space.leave_out(p.grad)) for p in learning]
+    hooks.append(networks.learners[0].optimizer.register_step_pre_hook(lambda *_: peaks.append(space.peak)))
     with networks.step.latent_losses.at_full_size(), space:
         trainer.optimizer_step(_resized(batches, largest), Meter())
-    hook.remove()
-    gradients = tensor_bytes([p for module in modules for p in module.parameters() if p.requires_grad])
+    for hook in hooks:
+        hook.remove()
     return MemoryUse(
         weights=module_bytes(*modules),
-        gradients=gradients,
+        gradients=tensor_bytes(learning),
         optimizer=tensor_bytes([dict(learner.optimizer.state) for learner in networks.learners]),
         average=module_bytes(networks.ema.model),
         losses=module_bytes(*judges),
-        activations=max([*peaks, space.peak][0] - gradients, 0),
+        activations=[*peaks, space.peak][0],
     )
 
 

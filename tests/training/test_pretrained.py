@@ -53,7 +53,7 @@ def test_weights_of_every_format(tiny, tmp_path, form, cls):
     assert_holds(networks.ema.model, pretrained)
     scale = None if told else 0.37
     frozen = start(fine_tuning(tiny, place, "freeze_encoder=true", *told, cls=cls))
-    assert ("does not tell the scale of its latents" in "\n".join(frozen.describe())) == (scale is None)
+    assert ("does not record the scale of its latents" in "\n".join(frozen.describe())) == (scale is None)
     assert networks.autoencoder.config.scaling_factor == networks.ema.model.config.scaling_factor == scale
     record = networks.pretrained.record
     assert (record["pretrained"], record["sha256"]) == (place, fingerprint(pretrained.state_dict()))
