@@ -18,8 +18,7 @@ from latentae.evaluation.measuring import Settings
 from latentae.export import export_autoencoder
 from latentae.latents.cache import encode_dataset
 from latentae.latents.inspection.inspect import inspect as inspect_latents
-from latentae.latents.measurement import MOST_VIEWS
-from latentae.latents.recalibrate import recalibrate
+from latentae.latents.recalibrate import MOST_VIEWS, recalibrate
 from latentae.models.checkpoints import families
 from latentae.probe.denoiser import DenoiserSize
 from latentae.probe.request import ProbeRequest
