@@ -85,7 +85,7 @@ def errors_as(code: int, *kinds: type[Exception], alone: bool = False) -> Iterat
         if MemoryError in kinds and _is_out_of_memory(error):
             message = "out of memory: choose a smaller --batch-size"
         elif isinstance(error, kinds):
-            message = str(error)
+            message = str(error) or type(error).__name__
         else:
             raise
         raise CommandError(message, code, alone=alone) from error

@@ -77,6 +77,7 @@ def test_other_errors_keep_their_traceback(error):
 def test_errors_with_an_exit_code_of_their_own():
     for error, message in (
         (KeyError("of this kind"), "'of this kind'"),
+        (KeyError(), "KeyError"),
         (OutOfMemoryError("CUDA out of memory"), "choose a smaller --batch-size"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
