@@ -165,15 +165,18 @@ class _Output(io.FileIO):
 
     Attributes:
         lost_pipe: whether it is a pipe whose reader has gone.
+        failure: the error of a write that has failed for another reason, such as a full disk.
     """
 
     lost_pipe = False
+    failure: OSError | None = None
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
             if error.errno not in _NO_READER:
+                self.failure = error
                 raise
             self.lost_pipe = self.lost_pipe or error.errno == errno.EPIPE
             return memoryview(data).nbytes
@@ -200,6 +203,8 @@ def outlive_output() -> Iterator[None]:
         try:
             for stream in guarded:
                 stream.flush()
+                if failure := getattr(_descriptor_of(stream), "failure", None):
+                    raise failure  # which argparse ignores, and an unbuffered stream forgets
         except OSError as error:
             raise SystemExit(f"error: the output cannot be written: {error.strerror}") from error
 

@@ -157,6 +157,16 @@ def test_a_full_disk_is_told(monkeypatch, flush):
         assert sys.stdout is full
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_help_on_a_full_disk_fails(unbuffered):
+    command = [sys.executable, "-m", "latentae.cli", "encode", "--help"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert result.returncode == 1
+    assert result.stderr == "error: the output cannot be written: No space left on device\n"
+
+
 CLOSED_STREAMS = """
 import os, sys
 from latentae.console import outlive_output
