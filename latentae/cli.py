@@ -1,23 +1,30 @@
-"""The command line: `latentae train FAMILY …`, and what the files in scripts/ call.
+"""The command line: `latentae train FAMILY ...` and the other commands. The files in scripts/ call it.
 
-Nothing heavy is imported before the config has been read, so that a mistake in it is answered at once.
+Nothing heavy is imported before a config or the options of a command have been read, so that a mistake in
+them is answered at once.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from latentae.commands.conversions import ENCODE, EXPORT, RECONSTRUCT, STATS
+from latentae.commands.reports import COMPARE, EVALUATE, INSPECT, PROBE
 from latentae.config import FAMILIES, ConfigError, RunConfig, load_config
-from latentae.console import is_first_process, outlive_output, output_pipe_is_closed
+from latentae.console import CommandError, errors_as, is_first_process, output_pipe_is_closed, run
 from latentae.training.launcher import apply_launcher_settings
 from latentae.training.run_folder import RankError, RunError, RunFolder, describe_pretrained
 from latentae.training.summary import describe, finished_summary
 
+COMMANDS = {
+    command.name: command
+    for command in (STATS, ENCODE, INSPECT, EVALUATE, COMPARE, PROBE, EXPORT, RECONSTRUCT)
+}
 _DRY_RUN = "--dry-run"
-_USAGE = """\
+_USAGE = f"""\
 usage: latentae train FAMILY [--config NAME_OR_PATH] [--dry-run] [key=value ...]
        latentae stats MODEL --data NAME [--out FOLDER] ...
        latentae encode MODEL --data NAME --out FOLDER ...
@@ -28,116 +35,90 @@ usage: latentae train FAMILY [--config NAME_OR_PATH] [--dry-run] [key=value ...]
        latentae export RUN_OR_MODEL --format FORMAT --out PATH ...
        latentae reconstruct IMAGE_OR_FOLDER OUT --model MODEL ...
 
-  FAMILY    {families}
+  FAMILY    {" | ".join(FAMILIES)}
 
-`latentae train FAMILY --help` lists every key. Several devices: `accelerate launch -m latentae.cli train ...`
+`latentae train FAMILY --help` lists every key, `latentae COMMAND --help` every option of another command.
+To train on several devices: `accelerate launch -m latentae.cli train ...`
 """
 
 
-@outlive_output()
-def train(family: str, arguments: Sequence[str] | None = None) -> int:
-    """Trains an autoencoder of a family; returns the exit code.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the `latentae` command and returns its exit code; see ``console.run``."""
+    return run(partial(_dispatch, list(sys.argv[1:] if arguments is None else arguments)))
 
-    0: done, or left as asked; 1: failed; 2: bad input.
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments in ([], ["-h"], ["--help"]):
+        print(_USAGE)
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name == "train":
+        family = rest[0].replace("-", "_") if rest else ""
+        if family not in FAMILIES:
+            choices = ", ".join(FAMILIES)
+            raise CommandError(
+                f"`latentae train` needs a family, one of {choices}; got {family or 'none'}", 2
+            )
+        return train(family, rest[1:])
+    if name not in COMMANDS:
+        raise CommandError(f"unknown command {name!r}\n{_USAGE}", 2)
+    return COMMANDS[name].run(rest)
+
+
+def train(family: str, arguments: Sequence[str] | None = None) -> int:
+    """Trains an autoencoder of a family and returns the exit code.
+
+    0: done, or stopped on request; 1: failed; 2: input that cannot be used; 130: interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    return run(
+        partial(_train, family, given),
+        interrupted="the same command continues from the last checkpoint",
+        bad_input=(ConfigError,),
+    )
+
+
+def _train(family: str, given: list[str]) -> None:
+    # Read the config, and check the run's folder.
     dry = _DRY_RUN in given
-    try:
-        arguments = [argument for argument in given if argument != _DRY_RUN]
-        config = apply_launcher_settings(load_config(family, arguments, describe_pretrained))
-        folder = RunFolder(Path(config.output_dir))
-        folder.check(config)
-    except ConfigError as error:
-        return _fail(str(error), 2)
-    finished = finished_summary(folder, config) if folder.resume_of(config) == "auto" and not dry else None
+    arguments = [argument for argument in given if argument != _DRY_RUN]
+    config = apply_launcher_settings(load_config(family, arguments, describe_pretrained))
+    folder = RunFolder(Path(config.output_dir))
+    folder.check(config)
+    if dry:
+        _dry_run(config)
+        return
+
+    # A complete run is described, and not touched.
+    finished = finished_summary(folder, config) if folder.resume_of(config) == "auto" else None
     if finished is not None:
-        print(f"The run in {folder.root} is complete. {describe(folder, finished)}")
-        return 0
+        if is_first_process():
+            print(f"The run in {folder.root} is complete. {describe(folder, finished)}")
+        return
 
-    try:
-        return _dry_run(config) if dry else _run(config)
-    except KeyboardInterrupt:  # while training it would have been a RunStopped
-        return _fail("interrupted; the same command continues from the last checkpoint", 130)
-
-
-def _run(config: RunConfig) -> int:
+    # Train. Torch is loaded only now.
     from latentae.training.signals import RunStopped
     from latentae.training.trainer import Trainer
     from latentae.weights import WeightsNotFoundError
 
-    try:
+    with errors_as(2, ValueError, WeightsNotFoundError):
         trainer = Trainer(config)
-    except (ValueError, WeightsNotFoundError) as error:
-        return _fail(str(error), 2)
     try:
-        trainer.fit()
-    except RunError as error:
-        return _fail(str(error), 1, alone=isinstance(error, RankError))
-    except RunStopped as stop:  # as asked, and nothing is lost: no failure to a job scheduler
-        if is_first_process():  # where nobody reads the output any more, somebody may read the errors
+        with errors_as(1, RunError), errors_as(1, RankError, alone=True):
+            trainer.fit()
+    except RunStopped as stop:  # on request, and nothing is lost: not a failure to a job scheduler
+        if is_first_process():  # if nobody reads the output any more, somebody may still read the errors
             print(stop, file=sys.stderr if output_pipe_is_closed() else sys.stdout)
-    return 0
 
 
-def _dry_run(config: RunConfig) -> int:
+def _dry_run(config: RunConfig) -> None:
     from latentae.training.dry_run import dry_run
     from latentae.weights import WeightsNotFoundError
 
-    try:
+    with errors_as(1, RunError), errors_as(2, ValueError, WeightsNotFoundError):
         report = dry_run(config)
-    except (ValueError, WeightsNotFoundError) as error:
-        return _fail(str(error), 2)
-    except RunError as error:
-        return _fail(str(error), 1)
     if is_first_process():
         print(report)
-    return 0
-
-
-@outlive_output()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the `latentae` command."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    usage = _USAGE.format(families=" | ".join(FAMILIES))
-    if given in ([], ["-h"], ["--help"]):
-        print(usage)
-        return 0 if given else 2
-    command, *rest = given
-    if command not in _COMMANDS:
-        return _fail(f"unknown command {command!r}\n{usage}", 2)
-    try:
-        return _COMMANDS[command](rest)
-    except KeyboardInterrupt:  # while it was still being loaded: later each has more to say
-        return _fail("interrupted", 130)
-
-
-def _train_command(arguments: list[str]) -> int:
-    family = arguments[0].replace("-", "_") if arguments else ""
-    if family not in FAMILIES:
-        return _fail(
-            f"`latentae train` needs a family, one of {', '.join(FAMILIES)}; got {family or 'none'}", 2
-        )
-    return train(family, arguments[1:])
-
-
-_COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train_command,
-    "stats": lambda arguments: import_module("latentae.latents.command").main(arguments),
-    "encode": lambda arguments: import_module("latentae.latents.encode_command").main(arguments),
-    "inspect": lambda arguments: import_module("latentae.latents.inspect_command").main(arguments),
-    "probe": lambda arguments: import_module("latentae.probe.command").main(arguments),
-    "export": lambda arguments: import_module("latentae.export.command").main(arguments),
-    "evaluate": lambda arguments: import_module("latentae.evaluation.evaluate_command").main(arguments),
-    "compare": lambda arguments: import_module("latentae.evaluation.compare_command").main(arguments),
-    "reconstruct": lambda arguments: import_module("latentae.evaluation.reconstruct_command").main(arguments),
-}
-
-
-def _fail(message: str, code: int, *, alone: bool = False) -> int:
-    """Prints an error once, however many processes meet it; ``alone``: this one does, whichever it is."""
-    if alone or is_first_process():
-        print(f"error: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Helpers that all commands share. They import nothing heavy, so that `--help` answers at once."""
+"""What every command needs: messages, progress bars, and `run`, which turns errors into exit codes.
+
+Nothing heavy is imported, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
-import argparse
 import errno
 import io
 import os
@@ -11,34 +13,119 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-# What writing raises once nobody can read it: a pipe without a reader, a terminal that was closed.
+# Errors of writing to an output without a reader: a closed pipe, a closed terminal.
 _NO_READER = (errno.EPIPE, errno.EIO)
 _SECONDS_BETWEEN_LINES = 10.0
 
 FAMILIES = ("sd1", "sdxl", "sd3", "flux")
-"""The families whose scale and shift are known: the names in latentae/models/checkpoints/families.py."""
+"""Families of models whose scale and shift are known, named as in latentae/models/checkpoints/families.py."""
+
+
+class CommandError(Exception):
+    """Ends a command: `run` prints the message, unless it is empty, and returns the code.
+
+    Attributes:
+        code: the exit code.
+        alone: print the message on this process although it is not the first, since it may be the only one
+            that has failed.
+    """
+
+    def __init__(self, message: str, code: int, *, alone: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.alone = alone
+
+
+def run(
+    command: Callable[[], int | None],
+    *,
+    interrupted: str = "",
+    bad_input: tuple[type[Exception], ...] = (ValueError, OSError),
+) -> int:
+    """Runs a command and returns its exit code. This is the only place where errors become messages.
+
+    Exit codes: 0 done, 1 failed after the work had begun, 2 input that cannot be used, 130 interrupted. An
+    error that nobody expects is a bug: it keeps its traceback. Several processes print a message once.
+
+    Args:
+        command: does the work and returns an exit code; None is 0.
+        interrupted: what the message after Ctrl-C adds, such as how to continue.
+        bad_input: the kinds of error that end with exit code 2.
+    """
+    with outlive_output():
+        try:
+            with errors_as(2, *bad_input):
+                return command() or 0
+        except CommandError as error:
+            if str(error) and (error.alone or is_first_process()):
+                sys.stderr.write(f"error: {error}\n")
+            return error.code
+        except KeyboardInterrupt:
+            if is_first_process():
+                sys.stderr.write(f"interrupted{interrupted and f'; {interrupted}'}\n")
+            return 130
+        except SystemExit as stopped:  # argparse has printed the help or the mistake
+            if not isinstance(stopped.code, int):
+                raise
+            return stopped.code
+
+
+@contextmanager
+def errors_as(code: int, *kinds: type[Exception], alone: bool = False) -> Iterator[None]:
+    """Turns errors of these kinds into a `CommandError` with this exit code.
+
+    Args:
+        code: the exit code.
+        kinds: classes of errors. `MemoryError` stands for every error of too little memory, also torch's.
+        alone: whether this process prints the message although it is not the first.
+    """
+    try:
+        yield
+    except Exception as error:
+        if MemoryError in kinds and _is_out_of_memory(error):
+            message = "out of memory: choose a smaller --batch-size"
+        elif isinstance(error, kinds):
+            message = str(error) or type(error).__name__
+        else:
+            raise
+        raise CommandError(message, code, alone=alone) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The class is torch.OutOfMemoryError, but torch may not be loaded. On the CPU it is a RuntimeError.
+    on_gpu = type(error).__name__ == "OutOfMemoryError"
+    on_cpu = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return on_gpu or on_cpu or isinstance(error, MemoryError)
 
 
 def is_first_process() -> bool:
-    """Whether this process is rank 0 of those that a launcher started, known before they are joined."""
+    """Whether this process is rank 0 of its launcher; known before the processes are joined."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
-    """Writes a line to standard error, above a progress bar where one is shown."""
-    from tqdm import tqdm
+def say(text: str, *, every_process: bool = False) -> None:
+    """Writes a line to standard error, above the progress bar if there is one.
 
-    tqdm.write(text, file=sys.stderr)
+    Args:
+        text: the line.
+        every_process: write it on every process; False: on the first only.
+    """
+    if every_process or is_first_process():
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stderr)
 
 
 def progress_bar(total: int, what: str, say: Callable[[str], None], unit: str = "image") -> Any:
-    """Returns a tqdm bar: drawn on a terminal, and in a log a line every ten seconds and one at the end.
+    """Returns a tqdm bar for a terminal, or one that logs a line every ten seconds and one at the end.
+
+    Only the first process shows its progress.
 
     Args:
-        total: how many there are for this process.
-        what: is done, such as ``images encoded``.
-        say: writes the lines of a log. Only the first process shows its progress.
-        unit: of the rate.
+        total: the number of units for this process.
+        what: what is counted, such as ``images encoded``.
+        say: writes the lines of the log.
+        unit: the unit of the rate.
     """
     from tqdm import tqdm
 
@@ -60,7 +147,7 @@ def progress_bar(total: int, what: str, say: Callable[[str], None], unit: str = 
 
 
 class _LogLines:
-    """A file for tqdm that passes each drawn bar on as one line."""
+    """A file for tqdm that passes each drawn bar to `say` as one line."""
 
     def __init__(self) -> None:
         self.say: Callable[[str], None] = lambda text: None
@@ -74,19 +161,22 @@ class _LogLines:
 
 
 class _Output(io.FileIO):
-    """A file descriptor that drops what is written to it once it has no reader any more.
+    """A file descriptor that drops its output once nobody reads it any more.
 
     Attributes:
-        lost_pipe: whether it was a pipe whose reader has gone.
+        lost_pipe: whether it is a pipe whose reader has gone.
+        failure: the error of a write that has failed for another reason, such as a full disk.
     """
 
     lost_pipe = False
+    failure: OSError | None = None
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
             if error.errno not in _NO_READER:
+                self.failure = error
                 raise
             self.lost_pipe = self.lost_pipe or error.errno == errno.EPIPE
             return memoryview(data).nbytes
@@ -94,10 +184,13 @@ class _Output(io.FileIO):
 
 @contextmanager
 def outlive_output() -> Iterator[None]:
-    """Within it standard output and error may be closed by their reader, or be closed already.
+    """Keeps a command running when the reader of its output goes away, or was never there.
 
-    What cannot be read any more is dropped, and the work goes on: `latentae ... | head -1` neither ends in a
-    traceback nor loses results. `output_pipe_is_closed` tells of it. A full disk is an error: exit code 1.
+    Output that nobody can read is dropped, and the work continues: `latentae ... | head -1` neither ends in a
+    traceback nor loses results. `output_pipe_is_closed` reports it.
+
+    Raises:
+        SystemExit: the output goes to a disk that is full; the exit code is 1.
     """
     before = sys.stdout, sys.stderr
     if None in before:
@@ -110,39 +203,41 @@ def outlive_output() -> Iterator[None]:
         try:
             for stream in guarded:
                 stream.flush()
+                if failure := getattr(_descriptor_of(stream), "failure", None):
+                    raise failure  # which argparse ignores, and an unbuffered stream forgets
         except OSError as error:
             raise SystemExit(f"error: the output cannot be written: {error.strerror}") from error
 
 
 def output_pipe_is_closed() -> bool:
-    """Whether the reader of standard output or error has gone, which only writing to it finds out."""
+    """Whether the reader of standard output or error has gone; known after the first write that failed."""
     outputs = (_descriptor_of(stream) for stream in (sys.stdout, sys.stderr))
     return any(isinstance(output, _Output) and output.lost_pipe for output in outputs)
 
 
 def write_to_terminal(text: str) -> None:
-    """Writes a line to standard error at once, also from a signal handler that interrupts a print.
+    """Writes a line to standard error at once, even from a signal handler that has interrupted a print.
 
-    A print cannot be called inside itself. Nobody may be there to read it.
+    A print cannot be called inside another one. A missing reader is ignored.
     """
     with suppress(OSError):
         os.write(2, f"\n{text}\n".encode())
 
 
 def _guard(stream: TextIO | None, number: int) -> TextIO:
-    """The stream on a descriptor that outlives its reader; one without a descriptor stays as it is."""
+    """Returns the stream on a descriptor that outlives its reader; a stream without a descriptor stays."""
     if stream is None:
         return io.TextIOWrapper(io.BufferedWriter(_Output(number, "w", closefd=False)), line_buffering=True)
     output = _descriptor_of(stream)
     if not isinstance(stream, io.TextIOWrapper) or type(output) is not io.FileIO:
-        return stream  # guarded already, or something of its own, such as a notebook's
+        return stream  # guarded already, or not a file, such as in a notebook
     stream.flush()
     guarded = _Output(output.fileno(), "w", closefd=False)
     unbuffered = stream.buffer is output  # as with `python -u`
     return io.TextIOWrapper(
         guarded if unbuffered else io.BufferedWriter(guarded),
         encoding=stream.encoding,
-        # A name that the encoding has no characters for is shown with escapes, and ends no run.
+        # A file name that the encoding cannot express is printed with escapes.
         errors="backslashreplace" if stream.errors == "strict" else stream.errors,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
@@ -150,7 +245,7 @@ def _guard(stream: TextIO | None, number: int) -> TextIO:
 
 
 def _descriptor_of(stream: Any) -> Any:
-    """The lowest layer of a text stream, below its buffer if it has one; None: it has no layers."""
+    """Returns the lowest layer of a text stream, below its buffer if it has one; None: it has no layers."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
 
@@ -158,80 +253,8 @@ def _descriptor_of(stream: Any) -> Any:
 def _fill_descriptors() -> None:
     """Opens the null device in place of standard streams that were closed before the start.
 
-    Otherwise the next file opened would get such a descriptor, and messages would be written into it.
+    Otherwise the next file to be opened would get their descriptor, and messages would be written into it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
-
-
-def add_family_option(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Adds ``--family``, for a model that does not record its scale, such as a published file.
-
-    Args:
-        parser: of a command that opens models with ``load_autoencoder``.
-        several: whether the command takes several models. The option can then be repeated, and its value may
-            name one model: ``--family NAME=FAMILY``. The result is the list ``families``.
-    """
-    if several:
-        parser.add_argument(
-            "--family",
-            dest="families",
-            action="append",
-            default=[],
-            metavar="[NAME=]FAMILY",
-            help=f"the family that gives every model, or the model called NAME, its scale and shift: "
-            f"{', '.join(FAMILIES)} (what each model records); can be repeated",
-        )
-        return
-    parser.add_argument(
-        "--family",
-        choices=FAMILIES,
-        help="the family that gives the model its scale and shift (what the model records)",
-    )
-
-
-def add_reading_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Adds a group of options on reading the data, as ``open_source`` takes them."""
-    reading = parser.add_argument_group("reading the data, as data.* in training")
-    reading.add_argument("--image-column", metavar="NAME", help="the column of tables, the extension in tars")
-    reading.add_argument("--dataset-config", metavar="NAME", help="the configuration of a hub dataset")
-    _add_decoding_options(reading)
-    return reading
-
-
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """Adds those options on reading the data that apply to image files, as ``decode_image`` takes them."""
-    _add_decoding_options(parser.add_argument_group("reading the pictures, as data.* in training"))
-
-
-def _add_decoding_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--value-range",
-        action=_StorePair,
-        nargs=2,
-        type=float,
-        metavar=("BLACK", "WHITE"),
-        help="of images beyond 8 bits",
-    )
-    group.add_argument(
-        "--max-pixels",
-        type=_positive,
-        metavar="N",
-        help="of the largest picture that is decoded; larger ones count as unreadable (200000000)",
-    )
-
-
-class _StorePair(argparse.Action):
-    """Stores two values as a tuple."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
-        setattr(namespace, self.dest, tuple(values))
-
-
-def _positive(text: str) -> int:
-    """A whole number of 1 or more, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
-    return number

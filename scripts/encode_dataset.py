@@ -1,6 +1,6 @@
-"""Stores an image set's latents: `encode_dataset.py MODEL --data NAME --out FOLDER ...`.
+"""Encodes a set of images into latents; the same as `latentae encode`.
 
-`--help` lists the options. Several devices: `accelerate launch`. The same as `latentae encode`.
+accelerate launch scripts/encode_dataset.py MODEL --data NAME --out FOLDER; `--help` lists the options.
 """
 
 import sys

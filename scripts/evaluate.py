@@ -1,6 +1,6 @@
-"""Measures models side by side: `scripts/evaluate.py MODEL [MODEL ...] --data NAME --out FOLDER ...`.
+"""Measures models side by side on the same images; the same as `latentae evaluate`.
 
-`--help` lists the options. Writes results.json, results.md and report.html. The same as `latentae evaluate`.
+accelerate launch scripts/evaluate.py MODEL [MODEL ...] --data NAME --out FOLDER; `--help` lists the options.
 """
 
 import sys

@@ -1,7 +1,6 @@
-"""Writes a model for others: `scripts/export.py RUN_OR_MODEL --format diffusers|ldm|comfyui --out PATH ...`.
+"""Writes a model in a format that other programs read; the same as `latentae export`.
 
-`--help` lists the options. What was written is reopened and compared with the model before it takes its
-place.
+scripts/export.py RUN_OR_MODEL --format diffusers|ldm|comfyui --out PATH; `--help` lists the options.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Measures and calibrates a model's latents: `latent_stats.py MODEL --data NAME [--out FOLDER]`.
+"""Measures a model's latents and calibrates the model; the same as `latentae stats`.
 
-`--help` lists the options. The same as `latentae stats`.
+accelerate launch scripts/latent_stats.py MODEL --data NAME [--out FOLDER]; `--help` lists the options.
 """
 
 import sys

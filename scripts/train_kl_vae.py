@@ -1,7 +1,7 @@
-"""Trains a KL-VAE: `accelerate launch scripts/train_kl_vae.py [--config NAME_OR_PATH] [key=value ...]`.
+"""Trains a KL-VAE; the same as `latentae train kl_vae`.
 
-`--help` lists every key. Without arguments it runs configs/quickstart_kl.yaml on photographs that come with
-the installed packages.
+accelerate launch scripts/train_kl_vae.py [--config NAME_OR_PATH] [key=value ...]; `--help` lists every key.
+Without arguments it runs configs/quickstart_kl.yaml on photographs that come with the installed packages.
 """
 
 import sys

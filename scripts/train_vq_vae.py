@@ -1,7 +1,7 @@
-"""Trains a VQ-VAE: `accelerate launch scripts/train_vq_vae.py [--config NAME_OR_PATH] [key=value ...]`.
+"""Trains a VQ-VAE; the same as `latentae train vq_vae`.
 
-`--help` lists every key. Without arguments it runs configs/quickstart_vq.yaml on photographs that come with
-the installed packages.
+accelerate launch scripts/train_vq_vae.py [--config NAME_OR_PATH] [key=value ...]; `--help` lists every key.
+Without arguments it runs configs/quickstart_vq.yaml on photographs that come with the installed packages.
 """
 
 import sys

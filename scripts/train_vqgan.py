@@ -1,7 +1,7 @@
-"""Trains a VQGAN: `accelerate launch scripts/train_vqgan.py [--config NAME_OR_PATH] [key=value ...]`.
+"""Trains a VQGAN; the same as `latentae train vqgan`.
 
-`--help` lists every key. Without arguments it runs configs/quickstart.yaml on photographs that come with the
-installed packages.
+accelerate launch scripts/train_vqgan.py [--config NAME_OR_PATH] [key=value ...]; `--help` lists every key.
+Without arguments it runs configs/quickstart.yaml on photographs that come with the installed packages.
 """
 
 import sys

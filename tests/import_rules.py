@@ -53,7 +53,8 @@ RULES: dict[str, Rule] = {
     "probe": Rule((*MEASURE.internal, "evaluation", "latents", "export"), MEASURE.forbidden),
     "export": MEASURE,
     "training": Rule(RUN),
-    "cli": Rule((*RUN, "training")),
+    "commands": Rule((*MEASURE.internal, *MEASURES), MEASURE.forbidden),
+    "cli": Rule((*RUN, "commands", "training")),
     "__init__": Rule((*RUN, "training")),  # `import latentae`: lazy, which a test of its own watches
 }
 

@@ -62,7 +62,9 @@ def test_checker_finds_every_kind_of_forbidden_import(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("module", ["latentae", "latentae.config", "latentae.cli"])
+@pytest.mark.parametrize(
+    "module", ["latentae", "latentae.config", "latentae.commands.reports", "latentae.cli"]
+)
 def test_import_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*{{'torch', 'numpy', 'diffusers', 'accelerate'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from latentae import cli
 from tests.training.conftest import TINY, draw_images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,20 +139,3 @@ def test_no_weights_to_be_had_is_one_sentence(tiny_file, tmp_path):
     assert "LATENTAE_CACHE" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_an_error_is_told_once_or_by_the_rank_that_meets_it_alone(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
-    assert cli._fail("of all ranks", 2) == 2
-    assert capsys.readouterr().err == ""
-    assert cli._fail("of this rank", 1, alone=True) == 1
-    assert capsys.readouterr().err == "error: of this rank\n"
-
-
-def test_an_interrupt_while_a_command_loads(monkeypatch, capsys):
-    def interrupted(arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(cli._COMMANDS, "stats", interrupted)
-    assert cli.main(["stats", "run"]) == 130
-    assert capsys.readouterr().err == "error: interrupted\n"

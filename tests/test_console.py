@@ -1,4 +1,3 @@
-import argparse
 import os
 import subprocess
 import sys
@@ -10,13 +9,13 @@ import pytest
 
 from latentae import cli
 from latentae.console import (
-    FAMILIES,
-    add_family_option,
-    add_reading_options,
+    CommandError,
+    errors_as,
     is_first_process,
     outlive_output,
     output_pipe_is_closed,
     progress_bar,
+    run,
     say,
 )
 
@@ -29,17 +28,90 @@ def test_which_process_speaks(rank, first, monkeypatch):
     assert is_first_process() is first
 
 
-def test_reading_options():
-    parser = argparse.ArgumentParser()
-    add_reading_options(parser).add_argument("--more")
-    given = ["--image-column", "png", "--value-range", "-1", "2.5", "--max-pixels", "9", "--more", "x"]
-    assert vars(parser.parse_args(given)) == {
-        "image_column": "png",
-        "dataset_config": None,
-        "value_range": (-1.0, 2.5),
-        "max_pixels": 9,
-        "more": "x",
-    }
+class OutOfMemoryError(RuntimeError):
+    """torch.OutOfMemoryError, for a test that does not load torch."""
+
+
+def failing(error):
+    def command():
+        raise error
+
+    return command
+
+
+def read_nothing():
+    Path("nowhere.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 3, 3, ""),
+        (failing(ValueError("a is 0, but must be 1")), 2, "error: a is 0, but must be 1\n"),
+        (read_nothing, 2, "error: [Errno 2] No such file or directory: 'nowhere.txt'\n"),
+        (failing(CommandError("it failed", 1)), 1, "error: it failed\n"),
+        (failing(CommandError("", 1)), 1, ""),
+        (failing(KeyboardInterrupt()), 130, "interrupted; go on\n"),
+        (failing(SystemExit(2)), 2, ""),
+    ],
+)
+def test_errors_become_messages_and_exit_codes(command, code, message, capsys):
+    assert run(command, interrupted="go on") == code
+    assert capsys.readouterr() == ("", message)
+
+
+def test_an_interrupt_with_nothing_to_add(capsys):
+    assert run(failing(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), TypeError("a bug"), SystemExit("told already")])
+def test_other_errors_keep_their_traceback(error):
+    with pytest.raises(type(error), match=str(error)):
+        run(failing(error))
+    with pytest.raises(ValueError, match="a bug"):
+        run(failing(ValueError("a bug")), bad_input=())
+
+
+def test_errors_with_an_exit_code_of_their_own():
+    for error, message in (
+        (KeyError("of this kind"), "'of this kind'"),
+        (KeyError(), "KeyError"),
+        (OutOfMemoryError("CUDA out of memory"), "choose a smaller --batch-size"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            "choose a smaller --batch-size",
+        ),
+        (MemoryError("numpy"), "choose a smaller --batch-size"),
+    ):
+        with (
+            pytest.raises(CommandError, match=message) as raised,
+            errors_as(1, KeyError, MemoryError, alone=True),
+        ):
+            raise error
+        assert (raised.value.code, raised.value.alone) == (1, True)
+    for error in (RuntimeError("shapes do not match"), OutOfMemoryError("CUDA out of memory")):
+        with pytest.raises(RuntimeError, match=str(error)), errors_as(1, KeyError):
+            raise error
+
+
+def test_an_error_is_told_once_or_by_the_process_that_meets_it_alone(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert run(failing(ValueError("of all"))) == 2
+    assert run(failing(KeyboardInterrupt())) == 130
+    say("of all")
+    assert capsys.readouterr().err == ""
+    assert run(failing(CommandError("of this one", 1, alone=True))) == 1
+    say("of this one", every_process=True)
+    assert capsys.readouterr().err == "error: of this one\nof this one\n"
+
+
+def test_a_name_that_the_encoding_lacks_is_printed_with_escapes():
+    code = r"from latentae.console import run; run(lambda: print('caf\xe9'))"
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ascii_only)
+    assert (result.stdout, result.stderr) == ("caf\\xe9\n", "")
 
 
 @contextmanager
@@ -85,6 +157,16 @@ def test_a_full_disk_is_told(monkeypatch, flush):
         assert sys.stdout is full
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_help_on_a_full_disk_fails(unbuffered):
+    command = [sys.executable, "-m", "latentae.cli", "encode", "--help"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert result.returncode == 1
+    assert result.stderr == "error: the output cannot be written: No space left on device\n"
+
+
 CLOSED_STREAMS = """
 import os, sys
 from latentae.console import outlive_output
@@ -113,19 +195,6 @@ def test_every_command_outlives_its_output(command, capfd):
             code = left.code
     assert code == 0
     assert capfd.readouterr().err == ""
-
-
-def test_family_option():
-    parser = argparse.ArgumentParser()
-    add_family_option(parser)
-    assert parser.parse_args([]).family is None
-    assert [parser.parse_args(["--family", name]).family for name in FAMILIES] == list(FAMILIES)
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--family", "sd9"])
-    several = argparse.ArgumentParser()
-    add_family_option(several, several=True)
-    assert several.parse_args([]).families == []
-    assert several.parse_args(["--family", "a=sd1", "--family", "flux"]).families == ["a=sd1", "flux"]
 
 
 def test_progress_in_a_log_is_a_line_at_the_end(monkeypatch):

@@ -10,9 +10,12 @@ import torch
 
 from latentae import cli
 from latentae.evaluation import evaluate as module
-from latentae.evaluation.evaluate_command import main
 from tests.evaluation.conftest import tiny_model
 from tests.processes import ROOT, environment
+
+
+def main(arguments):
+    return cli.main(["evaluate", *arguments])
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def places(models, image_folder, tmp_path, measures, monkeypatch):
 def test_a_table_and_where_the_report_is(places, tmp_path, capsys):
     arguments = ["first={kl}", "{vq}", "--data", "{images}", "--out", "{here}/report", "--limit", "5"]
     arguments += ["--protocol", "resize-16", "--cycle-images", "2", "--batch-size", "3"]
-    assert cli.main(["evaluate", *(word.format(**places) for word in arguments)]) == 0
+    assert main([word.format(**places) for word in arguments]) == 0
     shown = capsys.readouterr()
     assert "PSNR (dB)" in shown.out
     assert f"report: {tmp_path}/report/report.html" in shown.out
@@ -47,9 +50,12 @@ def test_a_table_and_where_the_report_is(places, tmp_path, capsys):
     [
         ([], "the following arguments are required: MODEL, --data, --out"),
         (["{kl}", "--data", "{images}", "--out", "{here}/r", "--batch", "5"], "unrecognized arguments"),
-        (["{kl}", "--data", "{images}", "--out", "{here}/r", "--batch-size", "0"], "batch_size is 0"),
-        (["{kl}", "--data", "{images}", "--out", "{here}/r", "--limit", "0"], "limit is 0"),
-        (["{kl}", "--data", "{images}", "--out", "{here}/r", "--precision", "fp8"], "precision is 'fp8'"),
+        (["{kl}", "--data", "{images}", "--out", "{here}/r", "--batch-size", "0"], "--batch-size: '0'"),
+        (["{kl}", "--data", "{images}", "--out", "{here}/r", "--limit", "0"], "--limit: '0'"),
+        (
+            ["{kl}", "--data", "{images}", "--out", "{here}/r", "--precision", "fp8"],
+            "--precision: invalid choice: 'fp8'",
+        ),
         (["{kl}", "--data", "{images}", "--out", "{here}/r", "--protocol", "x"], "protocol is 'x'"),
         (["{kl}", "--data", "{images}", "--out", "{here}"], "holds other files than a report"),
         (["{kl}", "--data", "{images}", "--out", "{here}/text.safetensors/r"], "is a file"),
@@ -92,7 +98,7 @@ def test_stopped_by_hand(places, monkeypatch, capsys):
     monkeypatch.setattr(module, "open_models", stop)
     arguments = ["{kl}", "--data", "{images}", "--out", "{here}/r"]
     assert main([word.format(**places) for word in arguments]) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+    assert capsys.readouterr().err == "interrupted; the same command continues from here\n"
 
 
 def test_too_little_memory_is_one_sentence(places, monkeypatch, capsys):

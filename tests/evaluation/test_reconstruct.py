@@ -8,11 +8,13 @@ import torch
 from PIL import Image
 
 from latentae import cli
-from latentae.evaluation import reconstruct_command
 from latentae.evaluation.reconstruct import Job, plan_jobs, run_jobs
-from latentae.evaluation.reconstruct_command import main
 from latentae.models import KLVAE
 from tests.models.conftest import make
+
+
+def main(arguments):
+    return cli.main(["reconstruct", *arguments])
 
 
 class Dimmer:
@@ -299,8 +301,8 @@ def test_mistakes_are_one_sentence(folder, tmp_path, capsys):
         ([image, str(tmp_path / "taken.png"), "--model", str(tmp_path / "gone")], "there already"),
         ([image, str(tmp_path / "taken.png/o.png"), "--model", model], "not of 13 channels"),
         ([image, "o.png"], "--model"),
-        ([image, "o.png", "--model", model, "--max-side", "0"], "give 1 or more"),
-        ([image, "o.png", "--model", model, "--max-side", "x"], "invalid"),
+        ([image, "o.png", "--model", model, "--max-side", "0"], "'0' is not a whole number of 1 or more"),
+        ([image, "o.png", "--model", model, "--max-side", "x"], "'x' is not a whole number"),
         ([image, "o.png", "--model", "gone", "--value-range", "2", "1"], "must be null or (low, high)"),
         ([image, str(tmp_path / "o.png"), "--model", model, "--max-pixels", "9"], "more than the limit of 9"),
     ):
@@ -322,14 +324,9 @@ def test_a_picture_that_cannot_be_written(folder, tmp_path, capsys):
 
 
 def test_interrupted(folder, tmp_path, monkeypatch, capsys):
-    def interrupt(options):
+    def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reconstruct_command, "_reconstruct", interrupt)
-    assert main([str(folder), "out", "--model", "x"]) == 130
-    assert capsys.readouterr().err.startswith("error: interrupted")
-
-
-def test_the_command_is_known(capsys):
-    assert cli.main(["reconstruct", "--help"]) == 0
-    assert "IMAGE_OR_FOLDER" in capsys.readouterr().out
+    monkeypatch.setattr("latentae.models.load_autoencoder", interrupt)
+    assert main([str(folder), str(tmp_path / "out"), "--model", "x"]) == 130
+    assert capsys.readouterr().err == "interrupted; the images written so far are complete\n"

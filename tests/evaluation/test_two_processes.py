@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latentae.evaluation.evaluate_command import main
+from latentae import cli
 from tests.processes import ROOT, environment, launch, torchrun
 
 
@@ -33,8 +33,8 @@ def test_two_processes_write_the_results_of_one(models, image_folder, tmp_path, 
 
     shown = launch(ROOT / "scripts/evaluate.py", 2, *arguments, *out("two"))
     assert shown.stdout.count("report: ") == 1
-    assert main([*arguments, *out("one")]) == 0
-    assert main([*arguments, *out("batches"), "--batch-size", "5"]) == 0
+    assert cli.main(["evaluate", *arguments, *out("one")]) == 0
+    assert cli.main(["evaluate", *arguments, *out("batches"), "--batch-size", "5"]) == 0
     one, two, batches = (results(tmp_path / name) for name in ("one", "two", "batches"))
     assert one["protocol"]["images"] == 49
     assert one["models"]["kl"].keys() >= {"fd_vgg16", "lpips_vgg", "psnr", "cycle_psnr_10"}

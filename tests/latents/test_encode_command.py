@@ -1,39 +1,27 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from latentae import LatentDataset, cli
 from latentae.latents.cache import encode_dataset
-from latentae.latents.encode_command import main
 from tests.latents.conftest import make_kl, make_vq
-from tests.processes import environment
 
-ROOT = Path(__file__).resolve().parents[2]
+
+def main(arguments):
+    return cli.main(["encode", *arguments])
 
 
 def test_images_are_encoded_once(classes, tmp_path, capsys):
     make_kl().save_pretrained(tmp_path / "kl")
     (classes / "dog/broken.png").write_bytes(b"no picture")
-    arguments = [
-        "encode",
-        str(tmp_path / "kl"),
-        "--data",
-        str(classes),
-        "--out",
-        str(tmp_path / "out"),
-        "--flips",
-    ]
-    assert cli.main(arguments) == 0
+    arguments = [str(tmp_path / "kl"), "--data", str(classes), "--out", str(tmp_path / "out"), "--flips"]
+    assert main(arguments) == 0
     shown = capsys.readouterr()
     assert "note: 1 image(s) could not be decoded" in shown.out
     assert "10 images in 1 shard(s)" in shown.out
     assert "bytes an image" in shown.out
     assert "left out: dog/broken.png: not an image" in shown.err
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     assert "complete, nothing to do: 10 images" in capsys.readouterr().out
     assert LatentDataset(tmp_path / "out", tmp_path / "kl").label_names == ["cat", "dog"]
 
@@ -49,7 +37,10 @@ def test_codes_alone(classes, tmp_path):
     ("arguments", "says"),
     [
         (["{kl}"], "the following arguments are required: --data, --out"),
-        (["{kl}", "--data", "{images}", "--out", "{out}", "--sizes", "any"], "error: sizes is 'any'"),
+        (
+            ["{kl}", "--data", "{images}", "--out", "{out}", "--sizes", "any"],
+            "--sizes: invalid choice: 'any'",
+        ),
         (["{kl}", "--data", "{images}", "--out", "{out}", "--codes"], "error: codes are of VQ models"),
         (["{kl}", "--data", "{images}", "--out", "{images}"], "error: {images} holds other files"),
         (["{kl}", "--data", "{images}", "--out", "{out}", "--split", "dev"], "error: split 'dev' is not in"),
@@ -95,19 +86,6 @@ def test_captions_of_a_metadata_file(classes, tmp_path, capsys):
     assert main([*arguments, str(tmp_path / "new"), "--caption-column", "text"]) == 2
     assert f"error: {classes / names[0]} has no row in" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-
-
-def test_help_does_not_load_torch():
-    code = "import sys; from latentae import cli; cli.main(['encode', '--help'])"
-    code += "; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT, env=environment())
-
-
-def test_the_script_is_the_command(tmp_path):
-    script = [sys.executable, "scripts/encode_dataset.py", "model", "--data", "photos"]
-    result = subprocess.run(script, capture_output=True, text=True, cwd=ROOT, env=environment())
-    assert result.returncode == 2
-    assert "latentae encode: error: the following arguments are required: --out" in result.stderr
 
 
 def test_an_unknown_scale_is_said_first_and_can_be_given_later(classes, tmp_path, capsys):

@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +7,6 @@ from safetensors.torch import save_file
 from latentae import cli
 from tests.latents.conftest import make_kl, make_vq
 from tests.latents.inspection.conftest import save_pictures
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -71,13 +66,3 @@ def test_the_family_gives_the_scale(places, tmp_path):
     numbers = json.loads((places["out"] / "inspect.json").read_text())
     assert numbers["inspected"]["scaling_factor"] == 0.18215
     assert "N(0, I), scaled" in numbers["samples"]["share_outside_of_range"]
-
-
-def test_help_is_there_before_torch():
-    code = (
-        "import sys; from latentae.cli import main; code = main(['inspect', '--help']); "
-        "sys.exit(code or 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "--max-images" in done.stdout

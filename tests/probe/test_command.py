@@ -53,8 +53,3 @@ def test_interrupted(model_folder, image_folder, tmp_path, capsys, monkeypatch):
     given = ["probe", str(model_folder), "--data", str(image_folder), "--out", str(tmp_path / "probe")]
     assert main(given) == 130
     assert "continues from a state that is at most a minute old" in capsys.readouterr().err
-
-
-def test_help(capsys):
-    assert main(["probe", "--help"]) == 0
-    assert "DiffusionPipeline.from_pretrained" in capsys.readouterr().out

@@ -1,0 +1,238 @@
+"""The commands that write models, latents or images: stats, encode, export and reconstruct."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from latentae.commands.options import (
+    SEVERAL_DEVICES,
+    Command,
+    CommandParser,
+    add_decoding,
+    open_device,
+    write,
+)
+from latentae.console import FAMILIES, CommandError, errors_as, say
+
+
+def _stats_options(parser: CommandParser) -> None:
+    parser.add_model()
+    parser.add_data(split="train")
+    parser.add_number("--image-size", "side of the crops in pixels; omitted: the model's sample_size")
+    parser.add_switch("--per-channel", "give each channel unit variance (KL-VAEs only)")
+    parser.add_number("--max-images", "measure at most N crops; omitted: 16384")
+    parser.add_batch_size()
+    parser.add_workers()
+    parser.add_seed("crops, order and posterior samples")
+    what = "folder for the calibrated model; omitted: measure only"
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=what)
+    hidden = argparse.SUPPRESS
+    parser.add_argument("--in-place", action=_InPlace, nargs=0, dest=hidden, help=hidden)
+
+
+class _InPlace(argparse.Action):
+    """Refuses ``--in-place``, an option of earlier versions."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        parser.error("--in-place was removed: use --out FOLDER")
+
+
+def _stats(**options: Any) -> None:
+    from latentae.data import BrokenImageError
+    from latentae.latents.recalibrate import recalibrate
+
+    # Every process sees a bad argument, and the first reports it. Only one process may see a broken image.
+    broken = errors_as(2, BrokenImageError, alone=True)
+    with errors_as(2, MemoryError), broken, open_device() as device:
+        recalibrate(device=device, say=write, **options)
+
+
+STATS = Command(
+    "stats",
+    _stats,
+    _stats_options,
+    "Measures the mean and standard deviation of a model's latents over images. With --out it also\n"
+    "writes a calibrated model: its to_latents() gives zero mean and unit variance under the scaling that\n"
+    f"every pipeline applies, and its pixels stay the same.\n{SEVERAL_DEVICES}.",
+)
+
+
+def _encode_options(parser: CommandParser) -> None:
+    parser.add_model()
+    parser.add_family()
+    reading = parser.add_data(split="train")
+    parser.add_out("the latents")
+    parser.add_number("--limit", "encode N images, evenly spread; omitted: all")
+    parser.add_number("--image-size", "side of the images in pixels; omitted: the model's sample_size")
+    sizes, what = ("crop", "bucket", "refuse"), "images of several sizes; bucket keeps the aspect ratio"
+    parser.add_argument("--sizes", default="crop", choices=sizes, help=what)
+    parser.add_switch("--flips", "also store the latents of the mirrored images")
+    codes = parser.add_mutually_exclusive_group()
+    codes.add_argument("--codes", action="store_true", help="also store the code indices (VQ models)")
+    codes.add_argument("--codes-only", action="store_true", help="store only the code indices (VQ models)")
+    dtypes = ("float16", "bfloat16", "float32")
+    parser.add_argument("--dtype", default="float16", choices=dtypes, help="dtype of the stored latents")
+    parser.add_precision("encoder")
+    broken, what = ("skip", "replace", "stop"), "what to do with unreadable images"
+    parser.add_argument("--broken", default="skip", choices=broken, help=what)
+    parser.add_number("--shard-size", "images per file; omitted: 128 to 1024, by the number of images")
+    parser.add_batch_size()
+    parser.add_workers(dest="workers")
+    parser.add_seed("the replacements of unreadable images")
+    what = "column that holds the labels; omitted: label, .cls"
+    reading.add_argument("--label-column", metavar="NAME", help=what)
+    what = "column that holds the captions, also in metadata.csv; omitted: caption or text, .txt"
+    reading.add_argument("--caption-column", metavar="NAME", help=what)
+    what = "store no labels and captions"
+    reading.add_argument("--no-annotations", dest="annotations", action="store_false", help=what)
+
+
+def _encode(*, model: str, data: str, out: Path, codes: bool, codes_only: bool, **options: Any) -> None:
+    from latentae.data import WorkerDiedError
+    from latentae.files import FullDiskError
+    from latentae.latents.cache.encode import encode_dataset
+    from latentae.latents.cache.work import CacheError, FailedElsewhereError
+
+    options |= {"codes": codes or codes_only, "latents": not codes_only}
+    # Perhaps only this process has failed. The others then raise FailedElsewhereError, and print nothing.
+    with errors_as(1, CacheError, FullDiskError, WorkerDiedError, MemoryError, alone=True):
+        try:
+            with open_device() as device:
+                report = encode_dataset(model, data, out, device=device, say=_say_encode, **options)
+        except FailedElsewhereError as error:
+            raise CommandError("", 1) from error
+    if report.skipped:
+        write(f"note: {len(report.skipped)} image(s) could not be decoded")
+    write(f"{report}")
+
+
+def _say_encode(text: str) -> None:
+    """Writes progress from the first process, and broken images from every process."""
+    say(text, every_process=text.startswith(("left out", "replaced")))
+
+
+ENCODE = Command(
+    "encode",
+    _encode,
+    _encode_options,
+    "Encodes images once, and stores the mean and standard deviation of each posterior (VQ models: the\n"
+    "continuous latents) with labels and captions. latentae.LatentDataset reads them. An interrupted job\n"
+    f"continues where it stopped.\n{SEVERAL_DEVICES};\nthe files do not depend on the number of processes.",
+    interrupted="the same command continues from here",
+)
+
+
+def _export_options(parser: CommandParser) -> None:
+    parser.add_model(metavar="RUN_OR_MODEL")
+    formats, what = ("diffusers", "ldm", "comfyui"), "diffusers: a folder; ldm and comfyui: one file"
+    parser.add_argument("--format", required=True, choices=formats, help=what)
+    what = "family whose scale and shift ComfyUI applies; also used if the model records none"
+    parser.add_argument("--family", choices=FAMILIES, help=what)
+    dtypes = ("fp32", "fp16", "bf16")
+    parser.add_argument("--dtype", default="fp32", choices=dtypes, help="dtype of the weights")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="PATH", help="folder, or .safetensors file"
+    )
+    parser.add_overwrite("an earlier export at PATH")
+    parser.add_number(
+        "--norm-num-groups", "groups of the normalisation; needed where a file does not show them"
+    )
+
+
+def _export(
+    *, model: str, format: str, family: str | None, norm_num_groups: int | None, **options: Any
+) -> None:
+    if format == "comfyui" and family is None:
+        raise ValueError(f"--format comfyui needs --family, one of {', '.join(FAMILIES)}")
+
+    from safetensors import SafetensorError
+
+    from latentae.export import export_autoencoder
+    from latentae.models import load_autoencoder
+
+    known: dict[str, Any] = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
+    notes = []
+    try:
+        autoencoder = load_autoencoder(model, **known)
+        if family is not None and autoencoder.config.scaling_factor is None:
+            autoencoder = load_autoencoder(model, family=family, **known)
+            notes.append(f"{model} does not record its scale; {family}'s was taken")
+        report = export_autoencoder(autoencoder, options.pop("out"), format=format, family=family, **options)
+    except (ValueError, OSError, SafetensorError) as error:  # SafetensorError: the disk is full
+        raise CommandError(" ".join(str(error).split()), 2) from error
+
+    for note in (*notes, *report.remarks):
+        write(f"note: {note}")
+    errors = ", ".join(f"{name} {error:.1e}" for name, error in report.errors.items())
+    largest, dtype = f"max error {report.max_error:.1e} of the largest value", options["dtype"]
+    write(
+        f"reopened and compared with the model: {largest} ({errors}; {dtype} allows {report.tolerance:.0e})"
+    )
+    write(f"wrote {report.path} ({report.format}, {dtype}: {', '.join(report.files)})")
+    write(f"to load it: {report.load_hint}")
+
+
+EXPORT = Command(
+    "export",
+    _export,
+    _export_options,
+    "Writes a model in a format that other programs read. diffusers: a folder of the stock class. ldm: one\n"
+    "file in latent diffusion's layout, with scale and shift in its metadata. comfyui: the same with the\n"
+    "normalisation folded into the weights, so that the scale and shift that ComfyUI applies for a family\n"
+    "are right. The export is reopened and compared with the model before it takes its place.",
+)
+
+
+def _reconstruct_options(parser: CommandParser) -> None:
+    what = "image, .npy file, or folder of them"
+    parser.add_argument("images", type=Path, metavar="IMAGE_OR_FOLDER", help=what)
+    parser.add_argument("out", type=Path, metavar="OUT", help="PNG file, or folder")
+    parser.add_model("--model", required=True)
+    parser.add_number("--max-side", "shrink longer images to N pixels first; omitted: never")
+    parser.add_switch("--tile", "work in overlapping tiles: less memory for large images")
+    parser.add_overwrite("existing images")
+    add_decoding(parser.add_argument_group("reading the images, as data.* in training"))
+
+
+def _reconstruct(*, images: Path, out: Path, model: str, overwrite: bool, tile: bool, **options: Any) -> None:
+    import torch
+
+    from latentae.data.arrays import check_value_range
+    from latentae.evaluation.reconstruct import plan_jobs, run_jobs
+    from latentae.models import load_autoencoder
+
+    jobs = plan_jobs(images, out, overwrite)
+    check_value_range(options["value_range"])
+    autoencoder = load_autoencoder(model, torch_dtype=torch.float32)
+    if tile:
+        autoencoder.enable_tiling()
+    autoencoder.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    # Print each image's result as soon as it is known, and the mean at the end.
+    ratios = []
+    for comparison in run_jobs(autoencoder, jobs, **options):
+        if comparison.skipped:
+            say(f"skipped {comparison.job.name}: {comparison.skipped}")
+            continue
+        ratios.append(comparison.psnr)
+        height, width = comparison.size
+        numbers = f"{width}x{height} pixels, PSNR {comparison.psnr:.2f} dB"
+        write(f"{comparison.job.name}: {numbers}, {comparison.job.picture}")
+    if not ratios:
+        raise ValueError(f"none of {len(jobs)} image(s) could be reconstructed")
+    skipped = f", {len(jobs) - len(ratios)} skipped" if len(ratios) < len(jobs) else ""
+    write(f"mean of {len(ratios)} image(s): PSNR {sum(ratios) / len(ratios):.2f} dB{skipped}")
+
+
+RECONSTRUCT = Command(
+    "reconstruct",
+    _reconstruct,
+    _reconstruct_options,
+    "Writes each image beside its reconstruction, the image on the left, as a PNG of full size. Prints the\n"
+    "PSNR of each and the mean. Images are converted to the model's channels (one channel: grey); .npy\n"
+    "arrays must have as many channels as the model. Of more than three channels the first three are\n"
+    "shown. Images that cannot be read or are too small are named and skipped.",
+    interrupted="the images written so far are complete",
+)

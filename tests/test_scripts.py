@@ -1,0 +1,34 @@
+"""The files in scripts/, as a person or a launcher starts them: each is a command of `latentae`."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import ROOT, environment
+
+MISTAKES = {
+    "encode_dataset.py": (
+        ["model"],
+        "latentae encode: error: the following arguments are required: --data, --out",
+    ),
+    "evaluate.py": (
+        ["model"],
+        "latentae evaluate: error: the following arguments are required: --data, --out",
+    ),
+    "export.py": (["run"], "latentae export: error: the following arguments are required: --format, --out"),
+    "latent_stats.py": (["model"], "latentae stats: error: the following arguments are required: --data"),
+    "train_kl_vae.py": (["model.quantizer={}"], "model.quantizer"),
+    "train_vq_vae.py": (["loss.adversarial={}"], "loss.adversarial"),
+    "train_vqgan.py": (["model.quantizer.type=x"], "model.quantizer"),
+}
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+def test_a_script_is_the_command(script):
+    arguments, message = MISTAKES[script]
+    command = [sys.executable, f"scripts/{script}", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
