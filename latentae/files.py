@@ -260,6 +260,14 @@ def flush_names(folder: Path) -> None:
         os.close(descriptor)
 
 
+def exists(path: Path) -> bool:
+    """Whether a path exists; False if its name is too long for the file system."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def list_files(path: Path) -> tuple[str, ...]:
     """Names of a file, or of all files in a folder, sorted."""
     if path.is_file():

@@ -24,9 +24,10 @@ from latentae.data.folder import (
     walk_files,
 )
 from latentae.data.metadata import METADATA_NAMES
-from latentae.data.names import count_by_suffix, expand_pattern, is_pattern, is_there, suffix_of
+from latentae.data.names import count_by_suffix, expand_pattern, is_pattern, suffix_of
 from latentae.data.table_files import TABLE_SUFFIXES, count_table_images, saved_splits
 from latentae.data.tar import TAR_SUFFIXES, open_tar
+from latentae.files import exists
 
 BUILTIN = "builtin:photos"
 """The unambiguous name of the built-in photographs."""
@@ -75,9 +76,9 @@ def locate(name: str) -> Located:
                 f"write './photos' for the latter, or '{BUILTIN}' for the built-in ones"
             )
         return Located("photos")
-    if is_there(path) and path.is_dir():
+    if exists(path) and path.is_dir():
         return _locate_folder(path)
-    if is_there(path) and path.is_file():
+    if exists(path) and path.is_file():
         return _locate_files(name, [path])
     hub_address = _HUB_ADDRESS.fullmatch(name)
     if hub_address is not None:

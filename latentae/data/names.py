@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from latentae.files import exists
+
 _LONGEST = 300
 
 
@@ -102,15 +104,7 @@ _MOST_FILES = 1_000_000
 
 def is_pattern(name: str) -> bool:
     """Whether a name is a pattern, and not the name of an existing file or folder."""
-    return bool(_BRACES.search(name) or glob.has_magic(name)) and not is_there(Path(name).expanduser())
-
-
-def is_there(path: Path) -> bool:
-    """Whether a path exists; a name that is too long for the file system does not."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
+    return bool(_BRACES.search(name) or glob.has_magic(name)) and not exists(Path(name).expanduser())
 
 
 def expand_pattern(pattern: str) -> list[Path]:
@@ -138,7 +132,7 @@ def expand_pattern(pattern: str) -> list[Path]:
                 f"name {pattern!r}: no file is called {name} (the working folder is {Path.cwd()})"
             )
         files += [Path(file) for file in found]
-    missing = [path for path in files if not (is_there(path) and path.is_file())]
+    missing = [path for path in files if not (exists(path) and path.is_file())]
     if missing:
         raise ValueError(
             f"name {pattern!r} stands for {len(files)} files, of which {len(missing)} do not exist, such as "

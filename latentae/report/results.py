@@ -114,7 +114,9 @@ class Results:
         file = path / "results.json" if path.is_dir() else path
         try:
             return cls.from_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+        except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
 

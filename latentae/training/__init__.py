@@ -1,1 +1,1 @@
-"""Training: the run's folder, the step, and the trainer, the only module that knows accelerate."""
+"""Training runs: ``trainer`` runs one, ``step`` computes its gradients, ``update`` changes the weights."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -19,7 +18,16 @@ import torch
 from safetensors import SafetensorError
 
 from latentae import distributed
-from latentae.files import FullDiskError, aside_of, flush, list_files, remove, swap_in, write_json
+from latentae.files import (
+    FullDiskError,
+    aside_of,
+    file_sha256,
+    flush,
+    list_files,
+    remove,
+    swap_in,
+    write_json,
+)
 from latentae.training.run_folder import RankError, RunError, RunFolder, step_of
 
 MANIFEST = "manifest.json"
@@ -220,10 +228,10 @@ def write_manifest(folder: Path) -> None:
     files: dict[str, dict[str, Any]] = {}
     for name in list_files(folder):
         path = folder / name
-        written = _digest(path)
+        written = file_sha256(path)
         flush(path)
         _drop_cached(path)
-        if _digest(path) != written:
+        if file_sha256(path) != written:
             raise OSError(errno.EIO, f"the disk does not give back what was written to {name}")
         files[name] = {"bytes": path.stat().st_size, "sha256": written}
     write_json(folder / MANIFEST, {"files": files})
@@ -239,18 +247,13 @@ def find_damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != entry["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes of {entry['bytes']}"
-            if _digest(path) != entry["sha256"]:
+            if file_sha256(path) != entry["sha256"]:
                 return f"{name} has changed since it was written"
     except OSError as error:
         return f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is no list of files"
     return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _drop_cached(path: Path) -> None:

@@ -22,7 +22,7 @@ from latentae.config import (
     refused_changes,
     refused_in_branch,
 )
-from latentae.files import mend_swap, remove, write_json, write_text
+from latentae.files import exists, mend_swap, remove, write_json, write_text
 
 try:
     import fcntl
@@ -231,14 +231,6 @@ class RunFolder:
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [line for line in lines if _step_in(line) <= step]
             write_text(self.metrics, "".join(kept))
-
-
-def exists(path: Path) -> bool:
-    """Whether a path exists; False if its name is too long for the file system."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def checkpoint_config(checkpoint: Path) -> RunConfig | None:

@@ -91,7 +91,10 @@ def test_two_reports(reports, capsys):
 
 @pytest.mark.parametrize(
     ("second", "says"),
-    [("c", "c: "), ("a/text", "this is not the results.json of an evaluation")],
+    [
+        ("c", "c cannot be read: No such file or directory"),
+        ("a/text", "this is not the results.json of an evaluation"),
+    ],
 )
 def test_no_report(second, says, reports, capsys):
     (reports / "a/text").write_text("no JSON")

@@ -164,6 +164,15 @@ def test_a_file_of_something_else(tmp_path):
         InceptionFeatures(path)
 
 
+def test_an_error_without_words_is_named_by_its_kind(inception_file, monkeypatch):
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(ValueError, match="does not hold torch-fidelity's InceptionV3: MemoryError"):
+        InceptionFeatures(inception_file)
+
+
 def test_without_torch_fidelity(inception_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(WeightsNotFoundError, match="pip install torch-fidelity"):

@@ -38,7 +38,7 @@ def test_something_else(text, tmp_path):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(ValueError, match=r"results\.json: this is not the results\.json of an evaluation"):
         Results.load(tmp_path)
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(ValueError, match=r"gone\.json cannot be read: No such file or directory$"):
         Results.load(tmp_path / "gone.json")
 
 
