@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from latentae.console import FAMILIES, errors_as, is_first_process, run
 
@@ -74,6 +74,10 @@ class CommandParser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         if is_first_process():
             super()._print_message(message, file)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with exit code 2, in one line; argparse's own would print all options first."""
+        self.exit(2, f"error: {message}; `{self.prog} --help` explains the options\n")
 
     def add_number(
         self, name: str, what: str, default: int | None = None, least: int = 1, **more: Any

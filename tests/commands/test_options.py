@@ -56,6 +56,7 @@ assert not {{"torch", "diffusers", "numpy"}} & set(sys.modules)
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
     assert result.returncode == 0, result.stderr
     assert [result.stdout.count(f"usage: latentae {name} ") for name in NAMES] == [1] * len(NAMES)
+    assert all(line.startswith("error: ") for line in result.stderr.splitlines())  # no list of all options
     assert "--format comfyui needs --family, one of sd1" in result.stderr
     assert "--batch-size: '0' is not a whole number of 1 or more" in result.stderr
 
