@@ -52,6 +52,11 @@ _RESCALE = (
     "family of {teacher} by --family."
 )
 
+_GENERATES = (
+    " What it generates decodes here without loss; only images that {model} encodes, as in image-to-image and "
+    "inpainting, are foreign to it, so encode those with {teacher}."
+)
+
 
 def check_teacher(models: Sequence[NamedModel], teacher: NamedModel) -> None:
     """Checks that a denoiser could take the latents of the teacher and of each other model.
@@ -252,22 +257,22 @@ def describe_fit(
 ) -> TeacherFit:
     """Returns what a report says of a model beside the teacher, with advice.
 
-    ``psnr_loss`` is how far images fall below the worse of the two models' own reconstructions, in dB. With
-    one's own latents that is 0 or less for any pair of decoders, also where one of them was trained for other
-    things than PSNR.
+    ``psnr_loss`` is how far images fall below the decoder's own reconstructions, or below the teacher's if
+    those are worse, in dB: a decoder that was trained for other things than PSNR loses nothing by that, nor
+    does one that only gains less on old latents than on its own.
 
     Args:
         assembled: model → its own numbers, of the same images.
     """
-    own = [assembled[name].values["psnr"] for name in (model, teacher)]
-    worse = min(own, key=lambda row: row.mean().item())
     decoded = []
-    for rows in (measured.new_decoder, measured.old_decoder):
+    for decoder, rows in ((model, measured.new_decoder), (teacher, measured.old_decoder)):
         values = {name: mean_over_images(row) for name, row in rows.items() if not row.isnan().any()}
+        own = [assembled[name].values["psnr"] for name in (decoder, teacher)]
+        reached = min(own, key=lambda row: row.mean().item())
         # Two exact reconstructions have infinite ratios, and no difference.
-        lost = torch.where(worse == rows["psnr"], 0.0, worse - rows["psnr"])
+        lost = torch.where(reached == rows["psnr"], 0.0, reached - rows["psnr"])
         decoded.append({"psnr": values.pop("psnr"), "psnr_loss": mean_over_images(lost), **values})
-    verdict, advice = advise(model, teacher, measured.pairs, max(d["psnr_loss"].value for d in decoded))
+    verdict, advice = advise(model, teacher, measured.pairs, *(d["psnr_loss"].value for d in decoded))
     return TeacherFit(
         verdict=verdict,
         advice=advice,
@@ -279,13 +284,16 @@ def describe_fit(
     )
 
 
-def advise(model: str, teacher: str, pairs: LatentPairs, lost: float) -> tuple[str, str]:
+def advise(
+    model: str, teacher: str, pairs: LatentPairs, new_decoder_lost: float, old_decoder_lost: float
+) -> tuple[str, str]:
     """Returns the verdict, ``equal``, ``fits``, ``close``, ``moved`` or ``other``, and advice as text.
 
     Args:
         model, teacher: their names.
-        lost: the larger ``psnr_loss`` of both directions, in dB.
+        new_decoder_lost, old_decoder_lost: ``psnr_loss`` of the decoders on each other's latents, in dB.
     """
+    lost = max(new_decoder_lost, old_decoder_lost)
     movement = math.sqrt(pairs.relative_mse)
     allowed = (name for name, limits in LIMITS.items() if lost < limits[0] and movement < limits[1])
     verdict = "equal" if pairs.unequal == 0 else next(allowed, "other")
@@ -297,6 +305,8 @@ def advise(model: str, teacher: str, pairs: LatentPairs, lost: float) -> tuple[s
     # A wrong scale or shift in a config looks like another latent space, and needs no training at all.
     if verdict in ("moved", "other") and math.sqrt(pairs.relative_mse_rescaled) < LIMITS["fits"][1]:
         wording = _RESCALE
+    elif verdict in ("moved", "other") and new_decoder_lost < LIMITS["fits"][0]:
+        wording += _GENERATES
     return verdict, wording.format(model=model, teacher=teacher, numbers=numbers)
 
 

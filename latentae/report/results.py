@@ -65,7 +65,8 @@ class TeacherFit:
         verdict: ``equal``, ``fits``, ``close``, ``moved`` or ``other``.
         advice: what follows from the numbers, in words.
         new_decoder_on_old_latents, old_decoder_on_new_latents: metric → value, against the originals.
-            ``psnr_loss`` is how far it falls below the worse of the two models' own reconstructions, in dB.
+            ``psnr_loss`` is how far they fall below the decoder's own reconstructions, or below the
+            teacher's if those are worse, in dB.
         bit_equal: whether the latents are equal to the last bit.
         relative_mse: mean squared difference of the latents over the teacher's variance, each summed over
             the channels.
@@ -241,7 +242,7 @@ METRICS: dict[str, MetricInfo] = {
     "nearest_held_out": MetricInfo("nearest, held out", "", 2, None, "The same for reconstructed held-out images: what new pictures have"),
     "nearest_copies": MetricInfo("nearest, copies", "", 2, None, "The same for reconstructed training images: what copies have"),
     "copied_share": MetricInfo("suspiciously near", "", 3, None, "Share of samples nearer than 95 % of held-out images; 0.05 is what new images give"),
-    "psnr_loss": MetricInfo("PSNR lost", "dB", 2, "lower", "Below the worse of both models' own reconstructions; negative: above it"),
+    "psnr_loss": MetricInfo("PSNR lost", "dB", 2, "lower", "Below the decoder's own reconstructions, or the teacher's if worse; negative: above them"),
 }
 # fmt: on
 """Metric → how it is shown, in the order in which reports show them."""

@@ -57,8 +57,8 @@ def images(source):
 def fit_of(source, measures, tmp_path):
     """Measures a model beside a teacher on 40 images, in two blocks."""
 
-    def fit(new, old, **settings):
-        models = [NamedModel("new", "new", new), NamedModel("old", "old", old)]
+    def fit(new, old, autocast=None, **settings):
+        models = [NamedModel(n, n, model, autocast) for n, model in (("new", new), ("old", old))]
         check_teacher(models, models[1])
         blocks = ImageBlocks(source, PROTOCOLS["native"], 3)
         blocks.indices = blocks.indices[:40]
@@ -82,6 +82,28 @@ def test_an_identical_model_fits(fit_of):
         assert decoded["psnr_loss"].value == 0
         for name in ("psnr", "ssim", "lpips_alex"):
             assert decoded[name] == assembled["old"].metrics[name]
+
+
+def test_models_in_reduced_precision(fit_of):
+    found, assembled = fit_of(kl_model(), kl_model(), autocast=torch.bfloat16)
+    assert found.verdict == "equal"
+    # What is decoded are float32 latents after scale and shift, so rounding differs a little.
+    own = assembled["old"].metrics["psnr"].value
+    assert found.old_decoder_on_new_latents["psnr"].value == pytest.approx(own, abs=0.02)
+
+
+def test_an_encoder_that_got_worse_shows_in_the_old_decoder_alone(fit_of):
+    """Both have the same decoder, so that the model's own reconstructions hide nothing."""
+    new, old = unshuffling_model(), unshuffling_model()
+    with torch.no_grad():
+        conv_of(new.encoder).bias += 0.125
+    found, assembled = fit_of(new, old)
+    own = {name: assembled[name].metrics["psnr"].value for name in ("new", "old")}
+    assert own["new"] < own["old"] - 3
+    lost = found.old_decoder_on_new_latents["psnr_loss"].value
+    assert lost == pytest.approx(own["old"] - own["new"], rel=1e-6)
+    assert found.new_decoder_on_old_latents["psnr"].value == own["old"]
+    assert found.new_decoder_on_old_latents["psnr_loss"].value == pytest.approx(-lost)
 
 
 def test_a_fine_tuned_decoder_leaves_the_latents(fit_of):
@@ -212,9 +234,13 @@ def test_the_worse_of_pixels_and_latents_decides(lost, movement, verdict):
     old = torch.randn(8, 1, 64, 64, generator=generator)
     pairs = LatentPairs(1)
     pairs.add(old + movement * torch.randn(old.shape, generator=generator), old)
-    found, advice = advise("new", "old", pairs, lost)
-    assert found == verdict
-    assert f"{lost:.2f} dB" in advice
+    for losses in ((lost, 0.0), (0.0, lost), (lost, lost)):
+        found, advice = advise("new", "old", pairs, *losses)
+        assert found == verdict
+        assert f"{lost:.2f} dB" in advice
+        # A denoiser's own latents, which only the new decoder gets, may do although the encoder's do not.
+        generates = verdict in ("moved", "other") and losses[0] == 0
+        assert ("What it generates decodes here without loss" in advice) == generates
 
 
 def test_what_no_denoiser_could_take_is_refused():
