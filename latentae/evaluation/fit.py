@@ -53,8 +53,8 @@ _RESCALE = (
 )
 
 _GENERATES = (
-    " What it generates decodes here without loss; only images that {model} encodes, as in image-to-image and "
-    "inpainting, are foreign to it, so encode those with {teacher}."
+    " What it generates decodes here without loss; only images that {model} encodes, as in image-to-image "
+    "and inpainting, are foreign to it, so encode those with {teacher}."
 )
 
 
@@ -302,8 +302,10 @@ def advise(
         f"up to {max(lost, 0.0):.2f} dB on each other's latents"
     )
     wording = _ADVICE[verdict]
-    # A wrong scale or shift in a config looks like another latent space, and needs no training at all.
-    if verdict in ("moved", "other") and math.sqrt(pairs.relative_mse_rescaled) < LIMITS["fits"][1]:
+    # A wrong scale or shift in a config looks like another latent space, and needs no training at all. It is
+    # the reason where correcting it takes away nearly all of the movement.
+    left = math.sqrt(pairs.relative_mse_rescaled)
+    if verdict in ("moved", "other") and left < min(LIMITS["fits"][1], 0.2 * movement):
         wording = _RESCALE
     elif verdict in ("moved", "other") and new_decoder_lost < LIMITS["fits"][0]:
         wording += _GENERATES
