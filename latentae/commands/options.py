@@ -101,6 +101,11 @@ class CommandParser(argparse.ArgumentParser):
         what = "family that sets the scale and shift of the latents; omitted: what the model records"
         self.add_argument("--family", choices=FAMILIES, help=what)
 
+    def add_families(self) -> None:
+        what = f"scale and shift of all models, or of NAME: {', '.join(FAMILIES)}; can be repeated"
+        family = "[NAME=]FAMILY"
+        self.add_argument("--family", dest="families", action="append", default=[], metavar=family, help=what)
+
     def add_out(self, what: str) -> None:
         self.add_argument("--out", required=True, type=Path, metavar="FOLDER", help=f"folder for {what}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentae.commands.options import SEVERAL_DEVICES, Command, CommandParser, open_device, write
-from latentae.console import FAMILIES, errors_as, say
+from latentae.console import errors_as, say
 
 
 def _inspect_options(parser: CommandParser) -> None:
@@ -47,6 +47,9 @@ INSPECT = Command(
 
 def _evaluate_options(parser: CommandParser) -> None:
     parser.add_models()
+    what = "tell whether a denoiser of this model fits the others, which are measured beside it"
+    parser.add_argument("--teacher", metavar="[NAME=]MODEL", help=what)
+    parser.add_families()
     parser.add_data(split=None)
     parser.add_out("the report")
     what = "preparation of the images, see below"
@@ -68,6 +71,7 @@ def _evaluate(*, batch_size: int, num_workers: int, cycle_images: int, **options
 
     from latentae.evaluation.evaluate import Request, evaluate
     from latentae.evaluation.measuring import Settings
+    from latentae.report.fit import render_fit_terminal
     from latentae.report.tables import caveats, render_terminal
 
     request = Request(settings=Settings(batch_size, num_workers, cycle_images), **options)
@@ -78,7 +82,8 @@ def _evaluate(*, batch_size: int, num_workers: int, cycle_images: int, **options
     for remark in caveats(results):
         write(f"note: {remark}")
     write(f"\n{results.protocol['images']} images of {request.data}, {request.protocol}")
-    write(f"\n{render_terminal(results)}\n\nreport: {request.out / 'report.html'}")
+    parts = [render_terminal(results), render_fit_terminal(results), f"report: {request.out / 'report.html'}"]
+    write("\n" + "\n\n".join(filter(None, parts)))
 
 
 EVALUATE = Command(
@@ -123,9 +128,7 @@ COMPARE = Command(
 
 def _probe_options(parser: CommandParser) -> None:
     parser.add_models()
-    what = f"scale and shift of all models, or of NAME: {', '.join(FAMILIES)}; can be repeated"
-    family = "[NAME=]FAMILY"
-    parser.add_argument("--family", dest="families", action="append", default=[], metavar=family, help=what)
+    parser.add_families()
     parser.add_data(split="train")
     parser.add_out("the report")
     parser.add_number("--steps", "optimizer steps for each model", default=2000)

@@ -175,6 +175,13 @@ def bootstrap_interval(values: Tensor, seed: int = 0) -> tuple[float, float]:
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+def mean_over_images(values: Tensor) -> Value:
+    """Returns the mean of values [N], one per image, with its interval if it has one."""
+    if len(values) > 1 and torch.isfinite(values).all():  # one image cannot be resampled
+        return Value(values.mean().item(), *bootstrap_interval(values))
+    return Value(values.mean().item())
+
+
 def percentiles(values: Tensor) -> dict[str, float]:
     """Returns the 1st to 99th percentiles over images, such as ``{"50": 21.3}``; each is an image's value."""
     quantiles = np.percentile(values.numpy(), _PERCENTILES, method="inverted_cdf")
@@ -243,12 +250,8 @@ def _means(values: dict[str, Tensor], images: int) -> tuple[dict[str, Value], li
             remarks.append(f"{label} left out: {missing} of {images} images are too small for it")
             continue
         row = row[~row.isnan()]
-        if not len(row):
-            continue
-        if len(row) > 1 and torch.isfinite(row).all():  # one image cannot be resampled
-            metrics[name] = Value(row.mean().item(), *bootstrap_interval(row))
-        else:
-            metrics[name] = Value(row.mean().item())
+        if len(row):
+            metrics[name] = mean_over_images(row)
     return metrics, remarks
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from latentae.report.fit import flat_values
 from latentae.report.results import Results, Value, info, number
 from latentae.report.tables import aligned, shortened
 
@@ -17,6 +18,7 @@ _MEANINGS = {
     "data.": "where the images come from; the hashes tell whether they differ",
     "images": "a Fréchet distance falls with the number of images",
     "unreadable": "other images",
+    "teacher.": "another teacher or scale of latents; says nothing about the models' own numbers",
     "networks.": "other weights of the metrics",
     "precision": "the models ran in another precision",
     "cycle_images": "the drift is of other images",
@@ -73,6 +75,7 @@ def render(first: Results, second: Results) -> str:
         if rows
         else "The protocols are equal.",
         *(_metrics(model, first, second) for model in shared),
+        *(_fit(model, first, second) for model in shared if model in first.fit and model in second.fit),
     ]
     return "\n\n".join(parts)
 
@@ -92,6 +95,27 @@ def _metrics(model: str, first: Results, second: Results) -> str:
     hashes = {results.details[model].sha256 for results in (first, second) if model in results.details}
     weights = "the same weights" if len(hashes) == 1 else "OTHER WEIGHTS"
     return f"{model}, {weights}:\n" + aligned([["", "first", "second", "change", "intervals"], *rows])
+
+
+def _fit(model: str, first: Results, second: Results) -> str:
+    """Returns how a model fits a denoiser of the teacher in both reports."""
+    fits = [results.fit[model] for results in (first, second)]
+    one, other = (flat_values(fit) for fit in fits)
+    rows = [
+        [
+            label,
+            number(value.value, name),
+            number(other[label][1].value, name),
+            *_change(name, {name: value}, {name: other[label][1]}),
+        ]
+        for label, (name, value) in one.items()
+        if label in other
+    ]
+    moved = [fit.relative_mse for fit in fits]
+    rows.append(["relative MSE of latents", *(f"{x:.4f}" for x in moved), f"{moved[1] - moved[0]:+.4f}", ""])
+    rows.append(["verdict", *(fit.verdict for fit in fits), "", ""])
+    title = f"{model} and denoisers of {first.teacher} (first) and {second.teacher} (second)"
+    return f"{title}:\n" + aligned([["", "first", "second", "change", "intervals"], *rows])
 
 
 def _change(name: str, one: dict[str, Value], other: dict[str, Value]) -> list[str]:

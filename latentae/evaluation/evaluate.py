@@ -20,12 +20,15 @@ from latentae.data.names import printable_name
 from latentae.evaluation.assembly import Assembled, percentiles
 from latentae.evaluation.blocks import ImageBlocks, open_images, protocol_called
 from latentae.evaluation.features import Measures, open_measures
+from latentae.evaluation.fit import check_teacher, describe_fit
 from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.metrics import to_images, to_uint8
 from latentae.evaluation.models import (
     PRECISIONS,
     NamedModel,
+    add_teacher,
     channels_of,
+    choose_families,
     factor_of,
     name_models,
     open_models,
@@ -60,6 +63,9 @@ class Request:
         inception: file of Inception's weights; None searches for them.
         features: whether distances between feature distributions are measured.
         overwrite: whether an existing report is replaced.
+        teacher: the model whose denoiser shall be kept: the name of one of ``models``, or what
+            ``load_autoencoder`` opens. It is measured too, and each other model beside it.
+        families: set the scale of latents beside a teacher; see ``choose_families``.
         settings: how it runs.
     """
 
@@ -77,6 +83,8 @@ class Request:
     inception: Path | None = None
     features: bool = True
     overwrite: bool = False
+    teacher: str | None = None
+    families: Sequence[str] = ()
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -85,13 +93,30 @@ class Request:
         reading = (self.image_column, self.dataset_config, self.value_range, self.max_pixels)
         return DataSelection(self.data, self.split or "", *reading)
 
+    @property
+    def measured(self) -> list[str]:
+        """The models, and the teacher if it is not one of them."""
+        return list(self.models) if self.teacher is None else add_teacher(self.models, self.teacher)[0]
+
+    def find_teacher(self, models: Sequence[NamedModel]) -> NamedModel | None:
+        """Returns the teacher among the opened models; None where none was asked for."""
+        if self.teacher is None:
+            return None
+        name = add_teacher(self.models, self.teacher)[1]
+        return next(model for model in models if model.name == name)
+
     def check(self) -> None:
         """Checks all that can be known without opening models or data; writes nothing.
 
         Raises:
             ValueError: an option has a value that is not allowed, or the report exists already.
         """
-        name_models(self.models)
+        choose_families(name_models(self.measured), self.families)
+        if self.families and self.teacher is None:
+            raise ValueError(
+                f"family is {', '.join(self.families)}, but scales of latents only matter beside a teacher: "
+                "add --teacher MODEL, or leave --family out"
+            )
         protocol_called(self.protocol)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}, but must be one of {', '.join(PRECISIONS)}")
@@ -110,7 +135,7 @@ def evaluate(
     request: Request,
     device: torch.device,
     say: Callable[[str], None] = lambda text: None,
-    open_model: Callable[[str], Any] = load_autoencoder,
+    open_model: Callable[..., Any] = load_autoencoder,
 ) -> Results:
     """Measures the models and writes the report; every rank must call it, and each returns the results.
 
@@ -120,7 +145,8 @@ def evaluate(
         say: receives messages, on every rank.
         open_model: opens the model of a path, to measure what ``load_autoencoder`` does not open. The model
             must have the ``config``, ``downsampling_factor`` and ``latents_channels`` of a
-            ``LatentAutoencoder``, and return an ``AutoencoderOutput``.
+            ``LatentAutoencoder``, and return an ``AutoencoderOutput``. It is called with ``family`` if the
+            request names one.
 
     Raises:
         ValueError: a model, the data or an option cannot be used, or the report exists already. All of this
@@ -132,7 +158,11 @@ def evaluate(
     # Open images, models and networks.
     split, source = open_images(request.selection)
     with distributed.main_first():  # the first rank fetches models and weights, the others find them
-        models = open_models(request.models, request.precision, device, open_model)
+        families = {"families": request.families} if request.families else {}
+        models = open_models(request.measured, request.precision, device, open_model, **families)
+        teacher = request.find_teacher(models)
+        if teacher is not None:
+            check_teacher(models, teacher)
         channels = channels_of(models[0])
         wanted: Any = {"inception": request.inception, "features": request.features}
         measures = open_measures(device, channels=channels, **wanted)
@@ -152,7 +182,7 @@ def evaluate(
     reading = (request.image_column, request.dataset_config, request.value_range, *limit)
     data = f"{request.data} {split} {reading}"
     work = request.out / WORK
-    evaluation = Evaluation(blocks, measures, request.settings, work, data, device, say)
+    evaluation = Evaluation(blocks, measures, request.settings, work, data, device, say, teacher)
     evaluation.measure(models)
 
     # Write the report.
@@ -165,6 +195,14 @@ def evaluate(
             models={name: result.metrics for name, result in assembled.items()},
             details={s.name: describe_model(s, assembled[s.name], measures) for s in models},
         )
+        if teacher is not None:
+            results.protocol["teacher"] = describe_teacher(request, teacher)
+            results.teacher = teacher.name
+            results.fit = {
+                model.name: describe_fit(model.name, teacher.name, evaluation.fit_result(model), assembled)
+                for model in models
+                if model is not teacher
+            }
         for file in (request.out / "pictures").glob("[0-9]*.png"):  # of an earlier report
             file.unlink()
         reasons = choose_pictures(assembled)
@@ -208,6 +246,11 @@ def describe_protocol(
         "hardware": f"{distributed.world_size()} x {hardware(device)}",
         "batch_size": request.settings.batch_size,
     }
+
+
+def describe_teacher(request: Request, teacher: NamedModel) -> dict[str, Any]:
+    """Returns what the comparison with the teacher depends on, beside the images."""
+    return {"name": teacher.name, "sha256": teacher.sha256, "families": list(request.families)}
 
 
 def describe_model(model: NamedModel, result: Assembled, measures: Measures) -> ModelDetails:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from latentae.evaluation.assembly import (
 )
 from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader, spread_evenly
 from latentae.evaluation.features import FeatureExtractor, Measures, to_rgb
+from latentae.evaluation.fit import FIT_METRICS, FitMeasured, assemble_fit, measure_fit
 from latentae.evaluation.metrics import cycle_drift, l1, psnr, ssim, ssim_and_ms_ssim, to_images, to_uint8
 from latentae.evaluation.models import NamedModel
 from latentae.evaluation.rate import CodeMeter, LatentMoments, kl_bits_per_pixel
@@ -83,6 +85,7 @@ class Evaluation:
         work: folder of the measurements; all processes must see the same one.
         data: identifies the images together with their names, such as the folder they come from.
         say: receives messages, on every rank.
+        teacher: one of the models, beside which the others are measured too; see ``measure_fit``.
     """
 
     blocks: ImageBlocks
@@ -92,7 +95,10 @@ class Evaluation:
     data: str
     device: torch.device
     say: Callable[[str], None] = field(default=lambda text: None)
+    teacher: NamedModel | None = None
     _said: set[str] = field(default_factory=set, init=False, repr=False)
+    # Model → the latents of the block that is being measured, so that no image is encoded twice.
+    _latents: dict[str, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def measure(self, models: Sequence[NamedModel]) -> None:
         """Measures the blocks that ``work`` lacks, and writes them there; every rank must call it.
@@ -106,7 +112,9 @@ class Evaluation:
         """
         # Find the blocks that are missing.
         originals, shards = self._originals(), [self._shards(model) for model in models]
-        parts = [originals, *shards]
+        students = [model for model in models if self.teacher is not None and model is not self.teacher]
+        fits = [(model, self._fit_shards(model)) for model in students]
+        parts = [originals, *shards, *(own for _, own in fits)]
         missing = [number for number in range(len(self.blocks)) if not all(p.has(number) for p in parts)]
         if len(missing) < len(self.blocks):
             self.say(f"going on: {len(self.blocks) - len(missing)} of {len(self.blocks)} blocks are measured")
@@ -114,7 +122,7 @@ class Evaluation:
 
         # Measure this rank's share, and meet the other ranks every few blocks.
         own = missing[distributed.rank() :: distributed.world_size()]
-        measured = self._measure_in_turn(own, models, originals, shards)
+        measured = self._measure_in_turn(own, models, originals, shards, fits)
         failure: Exception | None = None
         for turn in range(-(-len(missing) // distributed.world_size())):
             try:
@@ -138,15 +146,21 @@ class Evaluation:
             self.work,
         )
 
+    def fit_result(self, model: NamedModel) -> FitMeasured:
+        """Returns what was measured of a model beside the teacher, the same for any number of ranks."""
+        own = self._fit_shards(model)
+        return assemble_fit(_present(own, number) for number in range(len(self.blocks)))
+
     def _measure_in_turn(
         self,
         numbers: Sequence[int],
         models: Sequence[NamedModel],
         originals: Shards,
         shards: Sequence[Shards],
+        fits: Sequence[tuple[NamedModel, Shards]],
     ) -> Iterator[None]:
         """Measures the next of these blocks each time it is advanced."""
-        total = len(models) * sum(self._size(number) for number in numbers)
+        total = (len(models) + 2 * len(fits)) * sum(self._size(number) for number in numbers)
         with progress_bar(total, "reconstructions measured", self.say) as bar:
             for block in block_loader(self.blocks, numbers, self.settings.num_workers):
                 try:
@@ -155,8 +169,13 @@ class Evaluation:
                         with _errors_name(model):
                             self._measure_block(block, model, own)
                         bar.update(self._size(block.number))
+                    for model, own in fits:
+                        with _errors_name(model):
+                            self._measure_fit(block, model, own)
+                        bar.update(2 * self._size(block.number))
                 except ValueError as error:
                     raise MeasuringError(str(error)) from error
+                self._latents.clear()
                 yield
 
     def _measure_originals(self, block: Block, shards: Shards) -> None:
@@ -202,7 +221,25 @@ class Evaluation:
         if block.images:
             model.warm_up(to_images(torch.stack(block.images[:1])).to(self.device))
         options: Any = {"batch_size": self.settings.batch_size, "drift": self._drift()}
+        if self.teacher is not None:
+            options["keep"] = self._latents[model.name] = []
         shards.store(block.number, measure_block(model, block, self.measures, self.device, **options))
+
+    def _measure_fit(self, block: Block, model: NamedModel, shards: Shards) -> None:
+        if shards.has(block.number):
+            return
+        assert self.teacher is not None  # else no model has such shards
+        for each in (self.teacher, model):
+            if each.name not in self._latents:  # this block of it was measured before an interruption
+                self._latents[each.name] = [each.encode(images) for images in self._images(block)]
+        latents = (self._latents[model.name], self._latents[self.teacher.name])
+        cheap = Measures({name: net for name, net in self.measures.lpips.items() if name in FIT_METRICS})
+        compare = partial(_pixel_values, measures=cheap)
+        shards.store(block.number, measure_fit(model, self.teacher, self._images(block), latents, compare))
+
+    def _images(self, block: Block) -> Iterator[Tensor]:
+        for _, batch in _batches(block, self.settings.batch_size):
+            yield to_images(batch.to(self.device))
 
     def _drift(self) -> Drift | None:
         indices = self.blocks.indices
@@ -221,6 +258,12 @@ class Evaluation:
         drift = [self.settings.cycle_images, *self.settings.cycle_rounds]
         fingerprint = {**self._fingerprint(), "model": model.identity, "cycle": drift}
         return Shards(self.work, model.name, json.dumps(fingerprint, sort_keys=True))
+
+    def _fit_shards(self, model: NamedModel) -> Shards:
+        assert self.teacher is not None
+        fingerprint = {**self._fingerprint(), "model": model.identity, "teacher": self.teacher.identity}
+        name = f"{model.name}.beside.{self.teacher.name}"
+        return Shards(self.work, name, json.dumps(fingerprint, sort_keys=True))
 
     def _fingerprint(self) -> dict[str, object]:
         return {
@@ -280,6 +323,7 @@ def measure_block(
     *,
     batch_size: int = 16,
     drift: Drift | None = None,
+    keep: list[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Measures a model on a block of images.
 
@@ -288,6 +332,7 @@ def measure_block(
     Args:
         batch_size: images of one size that go through the model together.
         drift: the images whose drift is measured; None measures none.
+        keep: receives the unscaled latents [b, c, h, w] of each batch.
 
     Returns:
         a shard: float64 values [n] as ``value.METRIC``, features [n, d] as ``features.NETWORK``, the states
@@ -325,6 +370,8 @@ def measure_block(
         if output.latents is not None:
             moments = moments or LatentMoments(output.latents.shape[1])
             moments.add(output.latents.float())
+            if keep is not None:
+                keep.append(output.latents)
         if output.indices is not None and model.num_codes is not None:
             depth = 1 if output.indices.ndim == 3 else output.indices.shape[1]
             codes = codes or CodeMeter(model.num_codes, depth)

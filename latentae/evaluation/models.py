@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,7 @@ class NamedModel:
         Raises:
             ValueError: the reconstruction is not finite, or has another size than the images.
         """
-        device = images.device.type
-        with nullcontext() if self.autocast is None else torch.autocast(device, self.autocast):
+        with self._precision(images):
             output = self.autoencoder(images)
         output.sample = output.sample.float()
         if output.sample.shape != images.shape:
@@ -67,6 +66,42 @@ class NamedModel:
                 "training diverged"
             )
         return output
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Returns the unscaled latents [B, c, h, w] that a call decodes: the posterior's mode."""
+        autoencoder: Any = self.autoencoder
+        with self._precision(images):
+            latents: Tensor = autoencoder.encode(images).latents
+        return latents
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Returns unscaled latents [B, c, h, w] in the units of ``to_latents``, which a denoiser sees."""
+        autoencoder: Any = self.autoencoder
+        shift, scale = autoencoder._normalisation(latents.float())
+        normalised: Tensor = (latents.float() - shift) * scale
+        return normalised
+
+    @torch.no_grad()
+    def from_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Decodes a denoiser's latents [B, c, h, w] to images [B, C, H, W] of a size (H, W), in float32.
+
+        Raises:
+            ValueError: the images are not finite.
+        """
+        autoencoder: Any = self.autoencoder
+        with self._precision(latents):
+            images: Tensor = autoencoder.from_latents(latents, size=size).float()
+        if not images.isfinite().all():
+            raise ValueError(
+                f"{self.name} decodes another model's latents to images that hold NaN or infinity"
+            )
+        return images
+
+    def _precision(self, inputs: Tensor) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(inputs.device.type, self.autocast)
 
     def warm_up(self, images: Tensor) -> None:
         """Runs the model once, so that no timed call includes its start."""
@@ -132,6 +167,40 @@ def name_models(models: Sequence[str]) -> dict[str, str]:
     if not named:
         raise ValueError("there is no model to evaluate: name one or more")
     return named
+
+
+def add_teacher(models: Sequence[str], teacher: str) -> tuple[list[str], str]:
+    """Returns the models to measure, the teacher among them, and the teacher's name.
+
+    Args:
+        models: as ``open_models`` takes them.
+        teacher: the name of one of them, or another model, with an optional ``name=`` before it.
+
+    Raises:
+        ValueError: there is no model beside the teacher, or two models have the same name.
+    """
+    named = name_models(models)
+    measured, name = list(models), teacher
+    if teacher not in named:
+        ((name, path),) = name_models([teacher]).items()
+        has_own_name = path != teacher
+        # The same path under another name is measured again only if the teacher was given a name of its own.
+        listed = [
+            other
+            for other, place in named.items()
+            if Path(place).resolve() == Path(path).resolve() and (other == name or not has_own_name)
+        ]
+        if listed:
+            name = listed[0]
+        else:
+            measured.append(teacher)
+            named = name_models(measured)
+    if len(named) < 2:
+        raise ValueError(
+            f"teacher is {teacher!r}, which is the only model: name another one beside it, or give the "
+            f"teacher a name of its own, as in --teacher teacher={named[name]}"
+        )
+    return measured, name
 
 
 def choose_families(names: Collection[str], families: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from latentae.report import figures
+from latentae.report.fit import advice, channels_table, decoding_table
 from latentae.report.page import LARGEST_SIDE, PageChart, data_uri, render, write_page
 from latentae.report.results import Picture, Results, info, number
 from latentae.report.tables import (
@@ -17,6 +18,7 @@ from latentae.report.tables import (
     drift_table,
     latents_table,
     metric_rows,
+    model_labels,
     percentile_tables,
     present_metrics,
     render_markdown,
@@ -50,7 +52,11 @@ def render_page(results: Results, folder: Path) -> str:
     return render(
         "evaluation.html",
         results=results,
+        labels=model_labels(results),
         rows=metric_rows(results),
+        fit=decoding_table(results),
+        fit_channels=channels_table(results),
+        advice=advice(results),
         caveats=caveats(results),
         kinds={kind: label for kind, label in _KINDS.items() if any(why.startswith(kind) for why in found)},
         amplification=AMPLIFICATION,
@@ -70,6 +76,9 @@ def render_report_markdown(results: Results) -> str:
         results=results,
         table=render_markdown(results),
         rows=metric_rows(results),
+        fit=decoding_table(results),
+        fit_channels=channels_table(results),
+        advice=advice(results),
         caveats=caveats(results),
         percentiles=percentile_tables(results),
     )

@@ -55,6 +55,49 @@ class ModelDetails:
 
 
 @dataclass
+class TeacherFit:
+    """How a model fits a denoiser that was trained on the latents of another one, the teacher.
+
+    "Old" is the teacher and "new" the model. Latents are those that a denoiser sees: the posterior's mode,
+    after each model's own shift and scale.
+
+    Attributes:
+        verdict: ``equal``, ``fits``, ``close``, ``moved`` or ``other``.
+        advice: what follows from the numbers, in words.
+        new_decoder_on_old_latents, old_decoder_on_new_latents: metric → value, against the originals.
+            ``psnr_loss`` is how far they fall below the decoder's own reconstructions, or below the
+            teacher's if those are worse, in dB.
+        bit_equal: whether the latents are equal to the last bit.
+        relative_mse: mean squared difference of the latents over the teacher's variance, each summed over
+            the channels.
+        channels: ``mean_shift`` in the teacher's deviations, ``std_ratio``, ``correlation`` and
+            ``relative_mse``, each a number per channel.
+    """
+
+    verdict: str
+    advice: str
+    new_decoder_on_old_latents: dict[str, Value]
+    old_decoder_on_new_latents: dict[str, Value]
+    bit_equal: bool
+    relative_mse: float
+    channels: dict[str, list[float]]
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> TeacherFit:
+        """Restores an entry of a JSON file, where null stands for a number that is not finite."""
+        decoded = {
+            name: {metric: Value.from_dict(value) for metric, value in entry[name].items()}
+            for name in ("new_decoder_on_old_latents", "old_decoder_on_new_latents")
+        }
+        relative_mse = math.nan if entry["relative_mse"] is None else entry["relative_mse"]
+        channels = {
+            name: [math.nan if value is None else value for value in values]
+            for name, values in entry["channels"].items()
+        }
+        return cls(**{**entry, **decoded, "relative_mse": relative_mse, "channels": channels})
+
+
+@dataclass
 class Picture:
     """One image that the report shows.
 
@@ -83,16 +126,23 @@ class Results:
         models: model → metric → value; models in the order they were given, metrics by lower-case names.
         details: model → facts about it.
         pictures: the images that are shown.
+        teacher: the model that the others are compared with; None where none was named.
+        fit: model → how it fits a denoiser of the teacher, for every model but the teacher.
     """
 
     protocol: dict[str, Any]
     models: dict[str, dict[str, Value]]
     details: dict[str, ModelDetails] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
+    teacher: str | None = None
+    fit: dict[str, TeacherFit] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Returns the text of ``results.json``; numbers that are not finite become null, which JSON can hold."""
-        return json.dumps(finite(asdict(self)), indent=2, ensure_ascii=False) + "\n"
+        data = asdict(self)
+        if self.teacher is None:  # as before there were teachers
+            del data["teacher"], data["fit"]
+        return json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Results:
@@ -104,7 +154,9 @@ class Results:
                 for model, metrics in data["models"].items()
             }
             details = {model: ModelDetails(**entry) for model, entry in data["details"].items()}
-            return cls(data["protocol"], models, details, [Picture(**entry) for entry in data["pictures"]])
+            pictures = [Picture(**entry) for entry in data["pictures"]]
+            fit = {model: TeacherFit.from_dict(entry) for model, entry in data.get("fit", {}).items()}
+            return cls(data["protocol"], models, details, pictures, data.get("teacher"), fit)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is not the results.json of an evaluation: {error!r}") from error
 
@@ -192,6 +244,7 @@ METRICS: dict[str, MetricInfo] = {
     "nearest_held_out": MetricInfo("nearest, held out", "", 2, None, "The same for reconstructed held-out images: what new pictures have"),
     "nearest_copies": MetricInfo("nearest, copies", "", 2, None, "The same for reconstructed training images: what copies have"),
     "copied_share": MetricInfo("suspiciously near", "", 3, None, "Share of samples nearer than 95 % of held-out images; 0.05 is what new images give"),
+    "psnr_loss": MetricInfo("PSNR lost", "dB", 2, "lower", "Below the decoder's own reconstructions, or the teacher's if worse; negative: above them"),
 }
 # fmt: on
 """Metric → how it is shown, in the order in which reports show them."""

@@ -69,6 +69,11 @@ def best_models(results: Results, name: str) -> set[str]:
     return {model for model, value in values.items() if number(value, name) == number(best, name)}
 
 
+def model_labels(results: Results) -> list[str]:
+    """Returns the models' names, with a mark on the teacher."""
+    return [f"{model} (teacher)" if model == results.teacher else model for model in results.models]
+
+
 def percentile_tables(results: Results) -> list[Table]:
     """Returns, for each metric that has percentiles, a table with one row per model."""
     tables = []
@@ -123,12 +128,12 @@ def render_terminal(results: Results) -> str:
         ]
         for row in metric_rows(results)
     ]
-    return aligned([["", *results.models], *rows])
+    return aligned([["", *model_labels(results)], *rows])
 
 
 def render_markdown(results: Results) -> str:
     """Returns the metrics as a Markdown table, the best in bold."""
-    lines = [f"| metric | {' | '.join(results.models)} |", f"| --- |{' ---: |' * len(results.models)}"]
+    lines = [f"| metric | {' | '.join(model_labels(results))} |", f"| --- |{' ---: |' * len(results.models)}"]
     for row in metric_rows(results):
         cells = [f"**{cell}**" if cell.best else str(cell) for cell in row.cells]
         unit = f", {row.info.unit}" if row.info.unit else ""

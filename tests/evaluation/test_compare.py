@@ -4,7 +4,7 @@ import pytest
 
 from latentae.cli import main
 from latentae.evaluation.compare import differences, render
-from latentae.report.results import ModelDetails, Results, Value
+from latentae.report.results import ModelDetails, Results, TeacherFit, Value
 
 
 @pytest.fixture
@@ -63,6 +63,30 @@ def test_metrics_that_differ(results):
     assert lines == {"PSNR": ["20.00", "20.50", "+0.50", "overlap"], "rFID": ["3.000", "2.500", "-0.500"]}
     other.models["kl"]["psnr"] = Value(24.0, 23.0, 25.0)
     assert "+4.00      apart" in render(results, other)
+
+
+def fit_of(psnr, verdict, relative_mse):
+    decoded = {"psnr": Value(psnr, psnr - 1, psnr + 1), "psnr_loss": Value(20 - psnr)}
+    return TeacherFit(verdict, "", decoded, {"psnr": Value(19.0)}, False, relative_mse, {})
+
+
+def test_the_fit_to_a_teacher(results):
+    other = deepcopy(results)
+    assert "denoisers" not in render(results, other)
+    for report, psnr, verdict, moved in ((results, 18.0, "moved", 0.25), (other, 19.75, "close", 0.0625)):
+        report.teacher = "sdxl"
+        report.fit = {"kl": fit_of(psnr, verdict, moved)}
+        report.protocol["teacher"] = {"name": "sdxl", "sha256": verdict}
+    text = render(results, other)
+    assert "kl and denoisers of sdxl (first) and sdxl (second):" in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "new decoder, old latents: PSNR 18.00 19.75 +1.75 overlap" in lines
+    assert "new decoder, old latents: PSNR lost 2.00 0.25 -1.75" in lines
+    assert "old decoder, new latents: PSNR 19.00 19.00 0" in lines
+    assert "relative MSE of latents 0.2500 0.0625 -0.1875" in lines
+    assert "verdict moved close" in lines
+    (found,) = differences(results, other)
+    assert (found.entry, found.meaning[:15]) == ("teacher.sha256", "another teacher")
 
 
 def test_no_model_in_common(results):

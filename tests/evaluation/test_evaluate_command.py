@@ -26,6 +26,7 @@ def places(models, image_folder, tmp_path, measures, monkeypatch):
         model.save_pretrained(tmp_path / name)
     twelve = tiny_model("kl", in_channels=12, out_channels=12)
     twelve.save_pretrained(tmp_path / "twelve")
+    tiny_model("kl", scaling_factor=None).save_pretrained(tmp_path / "unscaled")
     (tmp_path / "text.safetensors").write_text("no model")
     return {"images": image_folder, "here": tmp_path, "kl": tmp_path / "kl", "vq": tmp_path / "vq"}
 
@@ -43,6 +44,22 @@ def test_a_table_and_where_the_report_is(places, tmp_path, capsys):
     data = json.loads((tmp_path / "report/results.json").read_text())
     assert list(data["models"]) == ["first", "vq"]
     assert data["protocol"]["batch_size"] == 3
+
+
+def test_a_teacher(places, tmp_path, capsys):
+    arguments = ["new={kl}", "--teacher", "old={kl}", "--data", "{images}", "--out", "{here}/report"]
+    arguments += ["--protocol", "native", "--limit", "4", "--cycle-images", "0", "--family", "sd1"]
+    assert main([word.format(**places) for word in arguments]) == 0
+    shown = capsys.readouterr().out
+    assert "old (teacher)" in shown
+    lines = [line for line in shown.splitlines() if line]
+    assert lines[-2:] == [
+        "new: its latents are bit-equal to those of old. Any denoiser of old fits.",
+        f"report: {tmp_path}/report/report.html",
+    ]
+    data = json.loads((tmp_path / "report/results.json").read_text())
+    assert data["fit"]["new"]["verdict"] == "equal"
+    assert data["protocol"]["teacher"]["families"] == ["sd1"]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +86,20 @@ def test_a_table_and_where_the_report_is(places, tmp_path, capsys):
         (["{here}/text.safetensors", "--data", "{images}", "--out", "{here}/r"], "error: "),
         (["{here}/twelve", "--data", "{images}", "--out", "{here}/r"], "a PNG picture, not of 12 channels"),
         (["{here}/twelve", "{kl}", "--data", "{images}", "--out", "{here}/r"], "twelve 12, kl 3"),
+        (["{kl}", "--teacher", "{kl}", "--data", "{images}", "--out", "{here}/r"], "is the only model"),
+        (["{kl}", "--family", "sd1", "--data", "{images}", "--out", "{here}/r"], "add --teacher MODEL"),
+        (
+            ["{kl}", "--teacher", "old={here}/unscaled", "--data", "{images}", "--out", "{here}/r"],
+            "the scale of the latents of old is not known",
+        ),
+        (
+            ["{vq}", "--teacher", "{kl}", "--family", "sd1", "--data", "{images}", "--out", "{here}/r"],
+            "kl has no codebook",
+        ),
+        (
+            ["{kl}", "--teacher", "{here}/twelve", "--data", "{images}", "--out", "{here}/r"],
+            "models take different numbers of channels (kl 3, twelve 12)",
+        ),
         (["{kl}", "{kl}", "--data", "{images}", "--out", "{here}/r"], "are both called kl"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from latentae import cli
+from tests.evaluation.conftest import tiny_model
 from tests.processes import ROOT, environment, launch, torchrun
 
 
@@ -46,6 +47,22 @@ def test_two_processes_write_the_results_of_one(models, image_folder, tmp_path, 
         assert metrics["psnr"]["value"] == pytest.approx(other["psnr"]["value"], abs=1e-3)  # dB
         assert metrics["ssim"]["value"] == pytest.approx(other["ssim"]["value"], abs=1e-5)
         assert metrics["fd_vgg16"]["value"] == pytest.approx(other["fd_vgg16"]["value"], rel=1e-3)
+
+
+@pytest.mark.usefixtures("own_cache_with_trunks", "one_thread")
+def test_two_processes_measure_the_same_beside_a_teacher(image_folder, tmp_path):
+    for seed, name in enumerate(("new", "old")):
+        model = tiny_model("kl", seed)
+        model.change_config(scaling_factor=0.5)
+        model.save_pretrained(tmp_path / name)
+    arguments = [str(tmp_path / "new"), "--teacher", str(tmp_path / "old"), "--data", str(image_folder)]
+    arguments += ["--protocol", "native", "--cycle-images", "0", "--no-features", "--limit", "50"]
+    launch(ROOT / "scripts/evaluate.py", 2, *arguments, "--out", str(tmp_path / "two"))
+    assert cli.main(["evaluate", *arguments, "--out", str(tmp_path / "one")]) == 0
+    one, two = (results(tmp_path / name) for name in ("one", "two"))
+    assert one["fit"]["new"]["new_decoder_on_old_latents"].keys() >= {"psnr_loss", "ssim", "lpips_alex"}
+    assert one["fit"]["new"]["relative_mse"] > 0
+    assert one == two
 
 
 def test_what_one_of_two_processes_meets_stops_both(image_folder, tmp_path):
