@@ -100,11 +100,8 @@ def check_labels(count: int) -> None:
 
 
 def _stock(vae: KLVAE | VQVAE) -> tuple[Any, str | None]:
+    if not vae.fits_stock_class:
+        return vae, "its pipeline loads after `import latentae` only, since no stock class holds it"
     if isinstance(vae, VQVAE):
-        if not vae.fits_stock_class:
-            return (
-                vae,
-                "its pipeline loads after `import latentae` only, since no stock class holds it",
-            )
         write_out_codebook(vae)
     return vae.to_diffusers(), None
