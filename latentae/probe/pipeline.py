@@ -38,10 +38,16 @@ def pipeline_autoencoder(model: Any) -> PipelineAutoencoder:
     """Copies a model for a ``DiTPipeline``; the model itself does not change.
 
     Raises:
-        ValueError: a model of another kind, or one whose latent scale is unknown or differs by channel.
+        ValueError: a model of another kind, or that upscales, or whose latent scale is unknown or differs by
+            channel.
     """
     if not isinstance(model, KLVAE | VQVAE):
         raise ValueError(f"this is a {type(model).__name__}, but a probe takes KL-VAEs and VQ models")
+    if model.upscale > 1:
+        raise ValueError(
+            f"its images are {model.upscale} times as large as those that it encodes, and a probe compares "
+            "images of one size: probe the model that its decoder started from, which has the same latents"
+        )
     normalisation = read_normalisation(model)
     if normalisation is None:
         raise ValueError(

@@ -5,7 +5,7 @@ import torch
 
 from latentae.export import export_autoencoder
 from latentae.latents.recalibrate import _open_model
-from latentae.probe.pipeline import _stock
+from latentae.probe.pipeline import _stock, pipeline_autoencoder
 from tests.export.conftest import make_kl
 
 SHAPES = {"narrow": {"decoder_block_out_channels": (32, 32)}, "x2": {"upscale": 2}}
@@ -36,11 +36,14 @@ def test_a_recalibrated_model_would_not_be_written(tmp_path):
     assert _open_model(str(tmp_path / "model"), None, per_channel=False).upscale == 2
 
 
-def test_the_probe_keeps_its_class():
-    model = make_kl(**SHAPES["x2"])
+def test_the_probe_keeps_the_class_and_one_size():
+    model = make_kl(**SHAPES["narrow"])
     kept, remark = _stock(model)
     assert kept is model
     assert "import latentae" in remark
     stock, remark = _stock(make_kl())
     assert remark is None
     assert torch.equal(stock.decoder.conv_in.weight, make_kl().decoder.conv_in.weight)
+    assert pipeline_autoencoder(model).vae.config.decoder_block_out_channels == (32, 32)
+    with pytest.raises(ValueError, match="its images are 2 times as large as those that it encodes"):
+        pipeline_autoencoder(make_kl(**SHAPES["x2"]))
