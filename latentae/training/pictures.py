@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latentae.models import KLVAE, VQVAE
-from latentae.models.decoders import downscale
+from latentae.models.decoders import downscale, upscale_of
 from latentae.report.grids import Picture, label_rows, picture_grid
 
 _NOISE_SEED = 0
@@ -31,7 +31,7 @@ def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = Fal
     Returns:
         [height, width, 3].
     """
-    seen = downscale(images, autoencoder.upscale)
+    seen = downscale(images, upscale_of(autoencoder))
     mode = autoencoder(seen).sample
     if not posterior:
         return picture_grid(torch.stack([images, mode]))

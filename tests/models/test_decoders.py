@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from latentae import KLVAE, load_autoencoder
+from latentae.models.card import model_card
 from latentae.models.decoders import DecoderShape, downscale, reconstruct
 from latentae.models.folding import fold_normalisation
 from latentae.models.lean import make_lean
@@ -170,3 +171,10 @@ def test_reconstructing_originals():
 def test_what_cannot_be(arguments, says):
     with pytest.raises(ValueError, match=says):
         make(KLVAE, **arguments)
+
+
+def test_the_card_names_the_size():
+    usual, larger = (model_card(make(KLVAE, upscale=upscale), "owner/name") for upscale in (1, 2))
+    assert "2 times as large as the images" in larger
+    assert "No diffusers class can hold its weights" in larger
+    assert "times as large" not in usual
