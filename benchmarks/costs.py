@@ -65,8 +65,9 @@ def main() -> None:
 def models(arguments: argparse.Namespace) -> None:
     print_head("config", "class", "parameters", "factor", "latents", "codes", "encoder", "decoder")
     for name, path in shipped_configs().items():
-        config = read_config(path).model
-        model = build_autoencoder(config, sample_size=_SIDE).eval()
+        run = read_config(path)
+        config = run.model
+        model = build_autoencoder(config, sample_size=_SIDE, decoder=run.decoder).eval()
         parameters = sum(parameter.numel() for parameter in model.parameters())
         factor = model.downsampling_factor
         side = _SIDE // factor

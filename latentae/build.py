@@ -12,6 +12,7 @@ from torch import nn
 from latentae import distributed
 from latentae.config import (
     DataConfig,
+    DecoderConfig,
     KLVAEConfig,
     LikelihoodConfig,
     LossConfig,
@@ -61,8 +62,15 @@ _VQ_MODELS: dict[str, type[VQVAE]] = {"VQVAE": VQVAE, "VQGAN": VQGAN}
 _DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN}
 
 
-def build_autoencoder(config: ModelConfig, sample_size: int) -> KLVAE | VQVAE:
-    """Builds the model with fresh weights. ``sample_size`` is written into its config for information."""
+def build_autoencoder(
+    config: ModelConfig, sample_size: int, decoder: DecoderConfig | None = None
+) -> KLVAE | VQVAE:
+    """Builds the model with fresh weights.
+
+    Args:
+        sample_size: of the images that its encoder sees, written into its config for information.
+        decoder: of a KLVAE whose decoder is not the encoder's mirror.
+    """
     attention = config.attention_levels or (False,) * len(config.block_out_channels)
     backbone: dict[str, Any] = {
         "in_channels": config.in_channels,
@@ -80,10 +88,20 @@ def build_autoencoder(config: ModelConfig, sample_size: int) -> KLVAE | VQVAE:
     }
     if isinstance(config, KLVAEConfig):
         quant_convs = dict.fromkeys(("use_quant_conv", "use_post_quant_conv"), config.use_quant_conv)
-        return KLVAE(**backbone, **quant_convs)
+        return KLVAE(**backbone, **quant_convs, **_decoder_arguments(decoder))
     if isinstance(config, VQVAEConfig):
         backbone["backbone"] = config.backbone
     return _VQ_MODELS[config.class_](**backbone, **_quantizer_arguments(config.quantizer))
+
+
+def _decoder_arguments(config: DecoderConfig | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    return {
+        "decoder_block_out_channels": config.widths,
+        "decoder_layers_per_block": config.layers_per_block,
+        "upscale": config.upscale,
+    }
 
 
 def _quantizer_arguments(config: QuantizerConfig) -> dict[str, Any]:

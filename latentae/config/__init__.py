@@ -29,6 +29,7 @@ from latentae.config.schema.loss import (
 from latentae.config.schema.model import (
     BSQConfig,
     CosineQuantizerConfig,
+    DecoderConfig,
     EMAQuantizerConfig,
     FSQConfig,
     GroupedQuantizerConfig,
@@ -65,6 +66,7 @@ __all__ = [
     "ConfigError",
     "CosineQuantizerConfig",
     "DataConfig",
+    "DecoderConfig",
     "DiscriminatorConfig",
     "EMAQuantizerConfig",
     "FSQConfig",

@@ -61,6 +61,10 @@ BRANCH_FIXED_KEYS = frozenset(
         "model.quantizer.depth",
         "model.quantizer.groups",
         "model.quantizer.scale",
+        "decoder",  # with or without
+        "decoder.widths",
+        "decoder.layers_per_block",
+        "decoder.upscale",
         "optimizer.type",
         "loss.reconstruction.type",  # these four where a variance or scale is learned
         "loss.reconstruction.learned",

@@ -10,6 +10,7 @@ from latentae.config.yaml_text import ConfigError
 
 Describe = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Returns the model section of the pretrained model, given a run's plain values with `model.pretrained` set.
+It also has a key `decoder`, with that section, if the model's decoder is not the mirror of its encoder.
 Raises ValueError if the model cannot be read."""
 
 
@@ -30,7 +31,7 @@ def fill_in(data: Mapping[str, Any], describe: Describe) -> dict[str, Any]:
     if not isinstance(model, Mapping) or not isinstance(place, str) or not place or not _lacks(model):
         return dict(data)
     try:
-        described = describe(data)
+        described = dict(describe(data))
     except ValueError as error:
         raise ConfigError(f"`model.pretrained` is {place}, which cannot be used: {error}") from error
     _check_family(place, model.get("class"), described["class"])
@@ -38,6 +39,9 @@ def fill_in(data: Mapping[str, Any], describe: Describe) -> dict[str, Any]:
     quantizer, theirs = own.get("quantizer"), described.get("quantizer", {})
     if isinstance(quantizer, Inherited) and not suits(quantizer.get("type"), theirs.get("type")):
         del own["quantizer"]
+    decoder, chosen = described.pop("decoder", None), data.get("decoder", {})
+    if isinstance(decoder, Mapping) and isinstance(chosen, Mapping):
+        data = {**data, "decoder": merge(decoder, chosen, ("decoder",))}
     return {**data, "model": {**merge(described, own, ("model",)), "pretrained": place}}
 
 

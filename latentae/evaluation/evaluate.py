@@ -167,7 +167,7 @@ def evaluate(
         wanted: Any = {"inception": request.inception, "features": request.features}
         measures = open_measures(device, channels=channels, **wanted)
     # An image that is too small for one model is left out for all.
-    smallest_side = max(factor_of(model) for model in models)
+    smallest_side = max(factor_of(model) * model.upscale for model in models)
     protocol = protocol_called(request.protocol)
     blocks = ImageBlocks(source, protocol, channels, request.limit, smallest_side)
     blocks.check()
@@ -262,6 +262,12 @@ def describe_model(model: NamedModel, result: Assembled, measures: Measures) -> 
         if name.startswith("cycle_psnr_")
     }
     remarks = [*measures.remarks, *result.remarks]
+    if model.upscale > 1:
+        remarks.append(
+            f"it upscales {model.upscale} times: its encoder sees each image downscaled (means of "
+            f"{model.upscale}x{model.upscale} pixels), and its reconstruction is compared with the whole "
+            "image; PSNR downscaled compares it, downscaled again, with what the encoder saw"
+        )
     if result.unreadable:
         lost, first = len(result.unreadable), result.unreadable[0]
         total = lost + len(result.indices)

@@ -62,7 +62,8 @@ def check_teacher(models: Sequence[NamedModel], teacher: NamedModel) -> None:
     """Checks that a denoiser could take the latents of the teacher and of each other model.
 
     Raises:
-        ValueError: latents of another shape, an unknown scale, or only one of two models has a codebook.
+        ValueError: latents of another shape, an unknown scale, a decoder that upscales, or only one of two
+            models has a codebook.
     """
     # The teacher first, so that its own faults are not blamed on another model.
     for model in sorted(models, key=lambda model: model is not teacher):
@@ -71,6 +72,11 @@ def check_teacher(models: Sequence[NamedModel], teacher: NamedModel) -> None:
             raise ValueError(
                 f"{name} is a {type(autoencoder).__name__}, which has no latents for a denoiser: leave out "
                 "--teacher, or evaluate it apart"
+            )
+        if autoencoder.upscale > 1:
+            raise ValueError(
+                f"{name} decodes to images {autoencoder.upscale} times as large as those that it encodes, so its "
+                "decoder cannot be compared with another one at the same size: evaluate it without --teacher"
             )
         if autoencoder.config.scaling_factor is None:
             raise ValueError(

@@ -37,6 +37,7 @@ from latentae.evaluation.fit import FIT_METRICS, FitMeasured, assemble_fit, meas
 from latentae.evaluation.metrics import cycle_drift, l1, psnr, ssim, ssim_and_ms_ssim, to_images, to_uint8
 from latentae.evaluation.models import NamedModel
 from latentae.evaluation.rate import CodeMeter, LatentMoments, kl_bits_per_pixel
+from latentae.models.decoders import downscale
 
 # To be raised when the content of shards changes its meaning: shards of another version are not read.
 _VERSION = 2
@@ -355,6 +356,9 @@ def measure_block(
         # One value per image and metric, and the features.
         pixels = to_uint8(output.sample)
         values = _pixel_values(to_images(pixels), images, measures)
+        if model.upscale > 1:
+            small = (to_uint8(downscale(x, model.upscale)) for x in (output.sample, images))
+            values["psnr_downscaled"] = psnr(*map(to_images, small))
         if output.mean is not None:
             values["kl_bits_per_pixel"] = kl_bits_per_pixel(
                 output.mean, output.log_variance, *images.shape[2:]

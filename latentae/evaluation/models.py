@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from latentae.console import FAMILIES
 from latentae.models import load_autoencoder
+from latentae.models.decoders import reconstruct, upscale_of
 from latentae.weights import hash_tensors
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
@@ -51,11 +52,13 @@ class NamedModel:
     def __call__(self, images: Tensor) -> Any:
         """Returns the ``AutoencoderOutput`` of images [B, C, H, W] in [−1, 1], its sample in float32.
 
+        A model that upscales encodes the images downscaled, and its sample has their own size again.
+
         Raises:
             ValueError: the reconstruction is not finite, or has another size than the images.
         """
         with self._precision(images):
-            output = self.autoencoder(images)
+            output = reconstruct(self.autoencoder, images)
         output.sample = output.sample.float()
         if output.sample.shape != images.shape:
             made, taken = list(output.sample.shape), list(images.shape)
@@ -108,6 +111,11 @@ class NamedModel:
         if not self._warm:
             self(images)
             self._warm = True
+
+    @property
+    def upscale(self) -> int:
+        """How many times as large as what its encoder sees the images are, along each side."""
+        return upscale_of(self.autoencoder)
 
     @property
     def num_codes(self) -> int | None:

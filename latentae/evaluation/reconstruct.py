@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from latentae.data import FolderSource, decode_image
 from latentae.data.arrays import ValueRange
 from latentae.data.decode import Pixels
 from latentae.data.transforms import Window, resize_window, to_tensor
 from latentae.evaluation.metrics import psnr
+from latentae.models.decoders import downscale, upscale_of
 from latentae.report.grids import picture_grid, save_png
 
 
@@ -32,7 +34,8 @@ class Comparison:
     """The result of a job: its picture is written, or ``skipped`` has the reason why not.
 
     Attributes:
-        size: (H, W) in pixels. psnr: dB, of 8-bit images, over all channels.
+        size: (H, W) in pixels. psnr: dB, of 8-bit images, over all channels; of a
+            reconstruction that is larger than the image, once it is downscaled.
         skipped: empty if the picture is written.
     """
 
@@ -138,9 +141,13 @@ def _compare(model: Any, job: Job, max_side: int | None, **reading: Any) -> Comp
     try:
         picture = decode_image(job.image, model.config.in_channels, name=job.name, **reading)
         images = to_tensor(picture if max_side is None else _shrink(picture, max_side))[None].to(model.device)
+        size = images.shape[2], images.shape[3]
         with torch.no_grad():
             reconstruction = model(images).sample
-        ratio = psnr(reconstruction, images).item()
+        upscale = upscale_of(model)
+        ratio = psnr(downscale(reconstruction, upscale), images).item()
+        if upscale > 1:  # beside a larger reconstruction, every pixel of the image is a square
+            images = F.interpolate(images, scale_factor=float(upscale), mode="nearest")
     except ValueError as error:
         return Comparison(job, skipped=str(error).removeprefix(f"{job.name}: "))
     except RuntimeError as error:
@@ -149,7 +156,7 @@ def _compare(model: Any, job: Job, max_side: int | None, **reading: Any) -> Comp
         return Comparison(job, skipped="it needs more memory than there is: try --tile, or --max-side")
     job.picture.parent.mkdir(parents=True, exist_ok=True)
     save_png(picture_grid(torch.stack([images, reconstruction], dim=1)), job.picture)
-    return Comparison(job, size=(images.shape[2], images.shape[3]), psnr=ratio)
+    return Comparison(job, size=size, psnr=ratio)
 
 
 def _shrink(picture: Pixels, max_side: int) -> Pixels:

@@ -189,6 +189,8 @@ def ldm_objections(model: KLVAE | VQVAE) -> list[str]:
         return ["its backbone is another one"]
     config = model.config
     found = []
+    if isinstance(model, KLVAE) and model.stock_objection is not None:
+        found.append("its decoder is not the mirror of its encoder, which readers of the file assume")
     if isinstance(model, VQVAE) and not model.quantize.is_euclidean:
         found.append(f"its quantizer is {model.config.quantizer['type']!r}, without a table of codes")
     if config.norm_num_groups != 32:

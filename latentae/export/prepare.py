@@ -78,13 +78,13 @@ def write_out_codebook(model: KLVAE | VQVAE) -> list[str]:
     Raises:
         ValueError: the stock class cannot hold the model; the message says what it needs instead.
     """
-    if not isinstance(model, VQVAE):
-        return []
     if model.stock_objection is not None:
         raise ValueError(
             f"{model.stock_objection}. Keep the model as it is, or write it with save_pretrained: only "
             "latentae.load_autoencoder opens that"
         )
+    if not isinstance(model, VQVAE):
+        return []
     kind = (model.config.quantizer or {}).get("type")
     if not model.write_out_codebook():
         return []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,6 +18,7 @@ from latentae.latents.statistics import (
     view_loader,
 )
 from latentae.models import KLVAE, VQVAE
+from latentae.models.decoders import downscale
 from latentae.models.folding import codes_can_move, fold_normalisation
 
 # A float32 that varies by less than this, relative to its size, varies by rounding only.
@@ -107,6 +110,7 @@ def calibrate_on(
     max_images: int | None = None,
     per_channel: bool = False,
     num_workers: int = 0,
+    upscale: int = 1,
 ) -> Calibration:
     """Measures the latents of a training set and calibrates the model in place; every rank must call it.
 
@@ -122,6 +126,7 @@ def calibrate_on(
         max_images: crops to measure at most, over all ranks; None: 16,384.
         per_channel: as in ``calibrate``.
         num_workers: processes that decode images.
+        upscale: the model's. The encoder sees images that many times smaller than those of the dataset.
 
     Raises:
         ValueError: as ``measure_latents``, ``calibrate`` and ``view_loader``.
@@ -129,7 +134,7 @@ def calibrate_on(
     """
     if per_channel:
         check_per_channel(model)
-    batches = view_loader(
+    batches: Iterable[Any] = view_loader(
         dataset,
         batch_size=batch_size,
         seed=seed,
@@ -139,6 +144,8 @@ def calibrate_on(
         world_size=distributed.world_size(),
         num_workers=num_workers,
     )
+    if upscale > 1:
+        batches = ({**batch, "images": downscale(batch["images"], upscale)} for batch in batches)
     return calibrate(model, measure_latents(model, batches, seed=seed), per_channel=per_channel)
 
 

@@ -123,7 +123,7 @@ def _open_model(model: str, out: Path | None, per_channel: bool) -> KLVAE | VQVA
         raise ValueError(f"{model} is a {type(autoencoder).__name__}, which cannot be calibrated")
     if per_channel:
         check_per_channel(autoencoder)
-    if out is not None and isinstance(autoencoder, VQVAE) and autoencoder.stock_objection is not None:
+    if out is not None and autoencoder.stock_objection is not None:
         raise ValueError(
             f"{autoencoder.stock_objection}, so the calibrated model cannot be written as one. Leave out "
             "--out to measure it only; latentae.latents.calibration.calibrate changes a model in memory, and "

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentae.models.decoder_weights import take_from_teacher
+from latentae.models.decoders import DecoderShape
 from latentae.models.kl import KLVAE
 from latentae.models.vq import VQVAE
 from latentae.quantizers import implied_size
@@ -86,6 +88,18 @@ def describe_architecture(model: nn.Module) -> dict[str, Any]:
     if config.backbone == "2017":  # it has neither normalisation nor attention
         section |= {"norm_num_groups": 1, "attention_levels": None}
     return section | {"quantizer": _describe_quantizer(config)}
+
+
+def describe_decoder(model: nn.Module) -> dict[str, Any] | None:
+    """Returns the config's ``decoder`` section that would build this model's; None for the usual decoder."""
+    if not isinstance(model, KLVAE) or model.stock_objection is None:
+        return None
+    shape = DecoderShape.of(model.config)
+    return {
+        "widths": list(shape.widths),
+        "layers_per_block": shape.layers_per_block,
+        "upscale": shape.upscale,
+    }
 
 
 def _attention_levels(config: Any) -> list[bool] | None:
@@ -210,7 +224,7 @@ class AdaptedTensor:
     """A tensor that had another size in the pretrained model.
 
     Attributes:
-        name: in both models.
+        name: in both models; "decoder" for the widths of a decoder of another shape.
         shape_before, shape: in the pretrained and in the new model.
         change: what was done, in words.
     """
@@ -229,7 +243,7 @@ def load_what_fits(model: KLVAE | VQVAE, pretrained: KLVAE | VQVAE) -> tuple[Ada
     """Copies the weights of ``pretrained`` into ``model``, on its device and in its dtype.
 
     The numbers of image channels, latent channels and codes may differ, as described at the top of this
-    module.
+    module, and so may the shape of a KL-VAE's decoder, as described in ``decoder_weights``.
 
     Args:
         model: freshly initialised; changed in place.
@@ -253,12 +267,16 @@ def load_what_fits(model: KLVAE | VQVAE, pretrained: KLVAE | VQVAE) -> tuple[Ada
             "Leave these keys out, or give them the pretrained model's values"
         )
     fresh, given = model.state_dict(), pretrained.state_dict()
+    report: list[AdaptedTensor] = []
+    if isinstance(model, KLVAE):
+        shape, teacher = DecoderShape.of(model.config), DecoderShape.of(pretrained.config)
+        given = take_from_teacher(fresh, given, shape, teacher, model.config.norm_num_groups)
+        report += [] if shape == teacher else [_of_decoder(shape, teacher)]
     if strange := sorted(fresh.keys() ^ given.keys()):
         raise ValueError(
             f"it has another architecture than the config asks for: {len(strange)} tensors are in one of "
             f"them only, such as {strange[0]}"
         )
-    report: list[AdaptedTensor] = []
     state = {}
     for name, value in fresh.items():
         state[name] = given[name]
@@ -267,6 +285,14 @@ def load_what_fits(model: KLVAE | VQVAE, pretrained: KLVAE | VQVAE) -> tuple[Ada
             report.append(AdaptedTensor(name, tuple(given[name].shape), tuple(value.shape), change))
     model.load_state_dict(state)
     return tuple(report)
+
+
+def _of_decoder(shape: DecoderShape, teacher: DecoderShape) -> AdaptedTensor:
+    changes = ["the first channels of every normalisation group are kept"] * (shape.widths != teacher.widths)
+    for name in ("layers_per_block", "upscale"):
+        own, before = getattr(shape, name), getattr(teacher, name)
+        changes += [f"{name} {before} -> {own}"] * (own != before)
+    return AdaptedTensor("decoder", teacher.widths, shape.widths, ", ".join(changes))
 
 
 def latent_settings(pretrained: KLVAE | VQVAE) -> dict[str, object]:
@@ -281,10 +307,12 @@ def _adapt(model: nn.Module, name: str, fresh: Tensor, given: Tensor) -> tuple[T
     transposed = isinstance(model.get_submodule(layer), nn.ConvTranspose2d) and part == "weight"
     if transposed:  # then the inputs come first
         fresh, given = fresh.transpose(0, 1), given.transpose(0, 1)
-    if layer == _LAST_LAYER and 1 in (len(fresh), len(given)):
+    pixels = getattr(model, "upscale", 1) ** 2  # that the last layer computes side by side
+    if layer == _LAST_LAYER and pixels in (len(fresh), len(given)):
         # From or to one output: the mean over the output channels stays the same.
-        result = given.mean(dim=0, keepdim=True).expand_as(fresh)
-        change = "the mean of the outputs" if len(fresh) == 1 else "repeated for each output"
+        mean = given.unflatten(0, (-1, pixels)).mean(dim=0)
+        result = torch.cat([mean] * (len(fresh) // pixels))
+        change = "the mean of the outputs" if len(fresh) == pixels else "repeated for each output"
     elif layer in _FIRST_LAYERS and 1 in (fresh.shape[1], given.shape[1]):
         # From or to one input: the mean over the input channels has the same effect.
         result = given.sum(dim=1, keepdim=True).expand_as(fresh) / fresh.shape[1]

@@ -70,6 +70,8 @@ def _description(model: Any) -> str:
         "images": f"{config.in_channels} channels, values in [-1, 1], any size from {factor}x{factor}",
         "latents": f"{config.latent_channels} channels, one position per {factor}x{factor} pixels",
     }
+    if model.upscale > 1:
+        rows["reconstructions"] = f"{model.upscale} times as large as the images, along each side"
     if quantize is not None:
         rows["codes"] = f"{config.num_vq_embeddings}, each of {model.quant_conv.out_channels} values"
         if quantize.depth is not None:

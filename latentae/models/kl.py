@@ -13,6 +13,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from latentae.models.checkpoints.configs import stock_meaning
+from latentae.models.decoders import decoder_objection, replace_decoder
 from latentae.models.latent import AutoencoderOutput, LatentAutoencoder, PosteriorOutput
 from latentae.models.plain import fuse_projections, plain
 
@@ -40,6 +41,10 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         use_quant_conv, use_post_quant_conv: 1×1 convolutions around the latents (SD 1 and SDXL have them, SD3
             and FLUX do not).
         mid_block_add_attention: attention at the lowest resolution.
+        decoder_block_out_channels, decoder_layers_per_block: of a decoder that is not the encoder's mirror,
+            with as many levels; None: the encoder's. Only this class can hold such a model.
+        upscale: 2 or 4 for a decoder whose images are that many times as large as the encoder's. All sizes,
+            also ``size`` of ``decode``, are counted in the encoder's pixels.
     """
 
     _stock_class = AutoencoderKL
@@ -66,6 +71,9 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         use_quant_conv: bool = True,
         use_post_quant_conv: bool = True,
         mid_block_add_attention: bool = True,
+        decoder_block_out_channels: tuple[int, ...] | None = None,
+        decoder_layers_per_block: int | None = None,
+        upscale: int = 1,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -87,8 +95,14 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             use_post_quant_conv=use_post_quant_conv,
             mid_block_add_attention=mid_block_add_attention,
         )
+        replace_decoder(self)
         self._finish_config()
         self._reset_tiling(sample_size)
+
+    @property
+    def stock_objection(self) -> str | None:
+        """Why diffusers' AutoencoderKL cannot hold the weights, as a clause; None if it can."""
+        return decoder_objection(self.config)
 
     @classmethod
     def from_single_file(
@@ -193,8 +207,10 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         Adapters are merged, fused projections split, and quantised weights turned into floats.
 
         Raises:
-            ValueError: weights that are on the meta device, sharded, or quantised irreversibly.
+            ValueError: a decoder that the stock class cannot hold, or weights that are on the meta device,
+                sharded, or quantised irreversibly.
         """
+        self._check_fits_stock_class()
         return self._build_stock(plain(self).state_dict())
 
     def _encode_whole(self, images: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class AutoencoderOutput(BaseOutput):
     """What ``forward`` returns: the reconstruction and what the losses need.
 
     Attributes:
-        sample: [B, C, H, W] the reconstruction, as large as the images.
+        sample: [B, C, H, W] the reconstruction, as large as the images, or ``upscale`` times as large.
         commit_loss: the sum of ``losses``, under the name and at the position that diffusers' VQModel uses.
         latents: [B, c, h, w] the unscaled latents that were decoded, of VQ models before quantization.
         losses: regularisers by name, scalars, already weighted.
@@ -132,6 +132,11 @@ class LatentAutoencoder(TilingMixin, SavingMixin):
     def downsampling_factor(self) -> int:
         """Pixels per latent position along each side."""
         return int(2 ** (len(self.config.block_out_channels) - 1))
+
+    @property
+    def upscale(self) -> int:
+        """How many times as large as the images a reconstruction is, along each side."""
+        return int(self.config.get("upscale", 1))
 
     @property
     def latents_channels(self) -> int:

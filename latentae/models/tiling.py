@@ -113,6 +113,7 @@ class TilingMixin:
     tile_sample_stride_height: float | None = None
     tile_sample_stride_width: float | None = None
     downsampling_factor: Any
+    upscale: Any
     encode: Callable[..., Any]
     decode: Callable[..., Any]
     _encode_whole: Function  # one forward through the encoder, without slices or tiles
@@ -262,11 +263,14 @@ class TilingMixin:
         return self._in_pieces(self._encode_whole, images, tile, self.downsampling_factor, 1)
 
     def _decode_in_pieces(self, latents: Tensor, size: Pair | None = None) -> Tensor:
-        """Applies ``_decode_whole`` to latents, in slices and tiles if these are on; crops to ``size``."""
-        images = self._in_pieces(
-            self._decode_whole, latents, self.tile_latent_min_size, 1, self.downsampling_factor
-        )
-        return images if size is None else images[..., : size[0], : size[1]]
+        """Applies ``_decode_whole`` to latents, in slices and tiles if these are on.
+
+        Args:
+            size: (H, W) of the images that were encoded; padding beyond them, times ``upscale``, is cropped.
+        """
+        step = self.downsampling_factor * self.upscale
+        images = self._in_pieces(self._decode_whole, latents, self.tile_latent_min_size, 1, step)
+        return images if size is None else images[..., : size[0] * self.upscale, : size[1] * self.upscale]
 
     def _in_pieces(
         self, function: Function, inputs: Tensor, tile: int, input_step: int, output_step: int

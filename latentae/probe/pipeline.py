@@ -38,10 +38,16 @@ def pipeline_autoencoder(model: Any) -> PipelineAutoencoder:
     """Copies a model for a ``DiTPipeline``; the model itself does not change.
 
     Raises:
-        ValueError: a model of another kind, or one whose latent scale is unknown or differs by channel.
+        ValueError: a model of another kind, or that upscales, or whose latent scale is unknown or differs by
+            channel.
     """
     if not isinstance(model, KLVAE | VQVAE):
         raise ValueError(f"this is a {type(model).__name__}, but a probe takes KL-VAEs and VQ models")
+    if model.upscale > 1:
+        raise ValueError(
+            f"its images are {model.upscale} times as large as those that it encodes, and a probe compares "
+            "images of one size: probe the model that its decoder started from, which has the same latents"
+        )
     normalisation = read_normalisation(model)
     if normalisation is None:
         raise ValueError(
@@ -100,11 +106,8 @@ def check_labels(count: int) -> None:
 
 
 def _stock(vae: KLVAE | VQVAE) -> tuple[Any, str | None]:
+    if not vae.fits_stock_class:
+        return vae, "its pipeline loads after `import latentae` only, since no stock class holds it"
     if isinstance(vae, VQVAE):
-        if not vae.fits_stock_class:
-            return (
-                vae,
-                "its pipeline loads after `import latentae` only, since no stock class holds it",
-            )
         write_out_codebook(vae)
     return vae.to_diffusers(), None

@@ -218,6 +218,9 @@ METRICS: dict[str, MetricInfo] = {
     "lpips_alex": MetricInfo("LPIPS (alex)", "", 4, "lower", "Learned perceptual distance, AlexNet"),
     "lpips_vgg": MetricInfo("LPIPS (vgg)", "", 4, "lower", "Learned perceptual distance, VGG16"),
     "psnr": MetricInfo("PSNR", "dB", 2, "higher", "Peak signal-to-noise ratio, mean over images"),
+    "psnr_downscaled": MetricInfo(
+        "PSNR downscaled", "dB", 2, "higher", "Of a model that upscales: at the size of what its encoder sees"
+    ),
     "ssim": MetricInfo("SSIM", "", 4, "higher", "Structural similarity"),
     "ms_ssim": MetricInfo("MS-SSIM", "", 4, "higher", "Structural similarity over five scales"),
     "l1": MetricInfo("L1", "", 4, "lower", "Mean absolute difference, of images in [-1, 1]"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentae import distributed
@@ -48,11 +50,17 @@ class CapturedCall:
         """Returns the gradients of several losses with respect to the layer's weight, stacked, on this rank.
 
         Args:
-            output_gradients: each loss's gradient at the layer's output.
+            output_gradients: each loss's gradient at the layer's output, or at images that a pixel shuffle
+                makes of it.
         """
         with torch.no_grad():
             inputs = self.inputs
-            return torch.stack([last_layer_gradient(self.layer, inputs, g) for g in output_gradients])
+            gradients = map(self._at_output, output_gradients)
+            return torch.stack([last_layer_gradient(self.layer, inputs, g) for g in gradients])
+
+    def _at_output(self, gradient: Tensor) -> Tensor:
+        upscale = math.isqrt(self.layer.out_channels // gradient.shape[1])
+        return gradient if upscale == 1 else F.pixel_unshuffle(gradient, upscale)
 
     def __enter__(self) -> CapturedCall:
         self._seen = False

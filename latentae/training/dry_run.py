@@ -23,6 +23,7 @@ from tqdm import tqdm
 from latentae import distributed
 from latentae.config import RunConfig, config_warnings
 from latentae.data import Batch, BrokenImageError, ImageDataset
+from latentae.models.decoders import downscale
 from latentae.report.grids import picture_grid, save_png
 from latentae.training.checkpoint import needing_disk
 from latentae.training.finish import evaluating
@@ -313,6 +314,7 @@ def _latents(trainer: Trainer, images: Tensor) -> str:
     """Shapes and compression, from one image that is encoded."""
     model = trainer.networks.ema.model
     image = images[:1].to(trainer.device)
+    image = downscale(image, model.upscale)
     with evaluating(model), torch.no_grad():
         output = model(image)
     channels, height, width = image.shape[1:]
@@ -320,6 +322,8 @@ def _latents(trainer: Trainer, images: Tensor) -> str:
     shape = "x".join(str(side) for side in latents.shape)
     ratio = image[0].numel() / latents.numel()
     text = f"{channels}x{height}x{width} -> {shape} (f{model.downsampling_factor}), {ratio:.3g}:1 in numbers"
+    if model.upscale > 1:
+        text += f"; decoded to {'x'.join(str(side) for side in output.sample.shape[1:])} (x{model.upscale})"
     if output.indices is None or trainer.networks.quantizer is None:
         return text
     tokens, codes = output.indices[0].numel(), trainer.networks.quantizer.num_codes

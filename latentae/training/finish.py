@@ -19,6 +19,7 @@ from latentae.export import export_diffusers
 from latentae.files import written_aside
 from latentae.latents.calibration import calibrate_on
 from latentae.models import KLVAE, VQVAE
+from latentae.models.decoders import downscale, reconstruct, upscale_of
 from latentae.quantizers import Quantizer, code_counts, codebook_health
 from latentae.training.checkpoint import needing_disk
 from latentae.training.run_folder import RunFolder
@@ -35,6 +36,8 @@ class ReconstructionQuality:
         images: number of images.
         codebook_usage: share of the codes that occurred; None for models without codes.
         codebook_perplexity: exp of the entropy of their frequencies.
+        psnr_downscaled: dB, of a model that upscales: its reconstructions, downscaled, against what its
+            encoder saw. The other numbers are of the whole images. None for other models.
     """
 
     psnr: float
@@ -43,6 +46,7 @@ class ReconstructionQuality:
     images: int
     codebook_usage: float | None = None
     codebook_perplexity: float | None = None
+    psnr_downscaled: float | None = None
 
 
 class NoMeasurementError(ValueError):
@@ -127,11 +131,14 @@ def calibrate_and_measure(
     else:
         scale = _calibrate(model, training_images, config, say)
     if measured:
-        numbers = {name.removeprefix("validation_"): value for name, value in measured.items()}
-        quality = ReconstructionQuality(images=len(validation_images), **numbers)
+        known = {name.removeprefix("validation_"): value for name, value in measured.items()}
+        quality = ReconstructionQuality(images=len(validation_images), **known)
     else:
         quality = _measure(model, validation_images, lpips, config.batch_size, device, 0, note_broken)
-    return {**asdict(quality), **scale}
+    numbers = asdict(quality)
+    if quality.psnr_downscaled is None:
+        del numbers["psnr_downscaled"]
+    return {**numbers, **scale}
 
 
 def _calibrate(
@@ -145,6 +152,7 @@ def _calibrate(
             batch_size=config.batch_size,
             seed=config.seed,
             num_workers=config.data.num_workers,
+            upscale=model.upscale,
         )
     except ValueError as error:
         # Latents that do not vary or are not finite are no reason to lose the run.
@@ -239,6 +247,7 @@ class _OwnImages:
     def __init__(self, autoencoder: nn.Module, device: torch.device) -> None:
         self.autoencoder = autoencoder
         self.device = device
+        self.upscale = upscale_of(autoencoder)
         self.rows: list[Tensor] = []
         quantizer: Quantizer | None = getattr(autoencoder, "quantize", None)
         self.counts: Tensor | None = None
@@ -247,30 +256,35 @@ class _OwnImages:
             self.counts = torch.zeros(*depth, quantizer.num_codes, dtype=torch.int64, device=device)
 
     def add(self, batch: dict[str, Any], lpips: Distance) -> None:
-        """Measures a batch: a row [index, PSNR, SSIM, LPIPS] per image, and its codes."""
+        """Measures a batch: a row [index, PSNR, SSIM, LPIPS, maybe PSNR downscaled] per image, and codes."""
         if not len(batch["images"]):  # none could be decoded
             return
         images = batch["images"].to(self.device)
-        output = self.autoencoder(images)
+        output = reconstruct(self.autoencoder, images)
         originals, reconstructions = (to_images(to_uint8(x)) for x in (images, output.sample))
         values = [
             psnr(reconstructions, originals),
             ssim(reconstructions, originals),
             to_float64(lpips(reconstructions, originals)),
         ]
+        if self.upscale > 1:
+            small = (to_images(to_uint8(downscale(x, self.upscale))) for x in (output.sample, images))
+            values.append(psnr(*small))
         self.rows.append(torch.stack([to_float64(batch["indices"].to(self.device)), *values], dim=1))
         if self.counts is not None:
             self.counts += code_counts(output.indices, self.counts.shape[-1])
 
     def joined(self) -> ReconstructionQuality:
         """Returns the means over the images of all ranks; every rank must call it."""
-        nothing = to_float64(torch.zeros(0, 4, device=self.device))
+        nothing = to_float64(torch.zeros(0, 5 if self.upscale > 1 else 4, device=self.device))
         table = distributed.all_gather_concat(torch.cat(self.rows) if self.rows else nothing)
         if not len(table):
             raise NoMeasurementError("there are no images to evaluate on")
         # Summed in the images' order, the means do not depend on the number of ranks.
-        mean_psnr, mean_ssim, mean_lpips = table[table[:, 0].argsort()][:, 1:].mean(dim=0).tolist()
-        quality = ReconstructionQuality(psnr=mean_psnr, ssim=mean_ssim, lpips=mean_lpips, images=len(table))
+        means = table[table[:, 0].argsort()][:, 1:].mean(dim=0).tolist()
+        quality = ReconstructionQuality(means[0], means[1], means[2], images=len(table))
+        if self.upscale > 1:
+            quality.psnr_downscaled = means[3]
         if self.counts is not None:
             health = codebook_health(distributed.all_reduce_sum(self.counts))
             quality.codebook_usage, quality.codebook_perplexity = health.usage, health.perplexity

@@ -16,6 +16,7 @@ from latentae.losses.adversarial import adaptive_weight
 from latentae.losses.feature_maps import FeatureMaps
 from latentae.losses.latents import Alignment, Draw, Equivariance, LatentNoise, Spectral, low_pass
 from latentae.losses.reconstruction import ReconstructionObjective
+from latentae.models.decoders import downscale
 from latentae.models.latent import AutoencoderOutput
 from latentae.quantizers import Quantizer
 from latentae.training.adversary import CapturedCall
@@ -66,10 +67,12 @@ class LatentLosses:
     these are the continuous latents, before quantization.
 
     Attributes:
-        downsampling_factor: pixels per latent along each side.
+        downsampling_factor: pixels of the encoder's images per latent along each side.
+        upscale: pixels of the training images per pixel of the encoder's along each side.
     """
 
     downsampling_factor: int = 1
+    upscale: int = 1
     equivariance: Equivariance | None = None
     noise: LatentNoise | None = None
     spectral: Spectral | None = None
@@ -95,15 +98,16 @@ class LatentLosses:
             self.equivariance = equivariance
 
     def prepare(self, images: Tensor, randomness: StepRandomness) -> PreparedStep:
-        """Draws the changes of a micro-batch of images [B, C, H, W]."""
+        """Draws the changes of a micro-batch of images [B, C, H, W], of the decoder's size."""
         # Equivariance transforms the latents, or makes the images smaller before they are encoded.
-        draw, factor = None, self.downsampling_factor
+        draw, factor = None, self.downsampling_factor * self.upscale
         if self.equivariance is not None:
             draw = self.equivariance.draw(randomness.generator("equivariance"))
         if draw is not None and draw.before_encoding:
             images = draw.transform.images(images, factor)
         latents_draw = None if draw is None or draw.before_encoding else draw
-        prepared = PreparedStep(images, images, transformed=latents_draw is not None)
+        encoded = downscale(images, self.upscale)
+        prepared = PreparedStep(encoded, images, transformed=latents_draw is not None)
         if latents_draw is not None:
             prepared.target = latents_draw.transform.images(images, factor)
         if latents_draw is not None or self.noise is not None:

@@ -93,8 +93,9 @@ def build_networks(
     """
     # The autoencoder, with what of it does not learn.
     seed_everything(config.seed)
-    size = config.data.image_size
-    autoencoder = build.build_autoencoder(config.model, size if isinstance(size, int) else max(size))
+    upscale = 1 if config.decoder is None else config.decoder.upscale
+    size = max(config.data.height_and_width) // upscale
+    autoencoder = build.build_autoencoder(config.model, size, config.decoder)
     frozen = freeze_encoder(autoencoder) if config.freeze_encoder else None
     pinned = isinstance(autoencoder, KLVAE) and config.loss.kl is None and frozen is None
     if pinned:
@@ -251,6 +252,7 @@ def _latent_losses(
         aligned = AlignedFeatures(alignment, features.to(device), autoencoder.encoder.conv_out)
     return LatentLosses(
         autoencoder.downsampling_factor,
+        autoencoder.upscale,
         equivariance=_optional(Equivariance, loss.equivariance),
         noise=_optional(LatentNoise, loss.latent_noise),
         spectral=_optional(Spectral, loss.spectral),

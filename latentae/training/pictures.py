@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from latentae.models import KLVAE, VQVAE
+from latentae.models.decoders import downscale, upscale_of
 from latentae.report.grids import Picture, label_rows, picture_grid
 
 _NOISE_SEED = 0
@@ -24,23 +25,25 @@ def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = Fal
     Args:
         autoencoder: in eval mode.
         images: [B, C, H, W] in [−1, 1], on the model's device; ``picture_grid`` says how channels are shown.
+            A model that upscales encodes them downscaled.
         posterior: whether the model has a trained posterior.
 
     Returns:
         [height, width, 3].
     """
-    mode = autoencoder(images).sample
+    seen = downscale(images, upscale_of(autoencoder))
+    mode = autoencoder(seen).sample
     if not posterior:
         return picture_grid(torch.stack([images, mode]))
     assert isinstance(autoencoder, KLVAE)
     generator = torch.Generator().manual_seed(_NOISE_SEED)
-    shape = (2, len(images), *autoencoder.latents_shape(images))
+    shape = (2, len(images), *autoencoder.latents_shape(seen))
     noise, prior = torch.randn(shape, generator=generator).to(images)
-    height, width = images.shape[-2:]
+    height, width = seen.shape[-2:]
     rows = {
         "input": images,
         "mode": mode,
-        "sample": autoencoder(images, noise=noise).sample,
+        "sample": autoencoder(seen, noise=noise).sample,
         "prior": autoencoder.decode(prior, size=(height, width)).sample,
     }
     return label_rows(picture_grid(torch.stack(list(rows.values()))), list(rows))

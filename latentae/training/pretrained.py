@@ -13,7 +13,13 @@ from latentae import build, distributed
 from latentae.config import RunConfig
 from latentae.files import write_json
 from latentae.models import KLVAE, VQVAE
-from latentae.models.adapting import AdaptedTensor, latent_differences, latent_settings, load_what_fits
+from latentae.models.adapting import (
+    AdaptedTensor,
+    describe_decoder,
+    latent_differences,
+    latent_settings,
+    load_what_fits,
+)
 from latentae.training.ema import EMA
 
 RECORD = "pretrained.json"
@@ -50,6 +56,7 @@ class Pretrained:
         assert place is not None
         try:
             model = self._open(place)
+            self._check_decoder(model)
             adapted = load_what_fits(self.autoencoder, model)
             self._remember(place, model, adapted)
         except ValueError as error:
@@ -85,6 +92,16 @@ class Pretrained:
     def _open(self, place: str) -> KLVAE | VQVAE:
         with distributed.main_first():  # the first rank downloads from the hub, the others find it
             return build.open_pretrained(place, self.config.model.norm_num_groups)
+
+    def _check_decoder(self, model: KLVAE | VQVAE) -> None:
+        """Raises ValueError for a decoder of its own that the config neither keeps nor replaces."""
+        decoder = describe_decoder(model)
+        if decoder is not None and self.config.decoder is None:
+            keys = ", ".join(f"{name}: {value}" for name, value in decoder.items())
+            raise ValueError(
+                f"its decoder is not the mirror of its encoder, and the config has no `decoder`; to keep it, "
+                f"set decoder={{{keys}}}, or name the decoder.widths that you want"
+            )
 
     def _remember(self, place: str, model: KLVAE | VQVAE, adapted: Sequence[AdaptedTensor]) -> None:
         """Makes the record; raises ValueError if ``freeze_encoder`` and changed latents contradict."""

@@ -372,10 +372,14 @@ def describe_pretrained(data: Mapping[str, Any]) -> dict[str, Any]:
     elif exists(folder.config) and (folder.all_checkpoints() or folder.model.is_dir()):
         recorded = read_config(folder.config)
     if recorded is not None and recorded.model.pretrained == place:
-        return recorded.model.model_dump(mode="json", by_alias=True)
+        section = recorded.model.model_dump(mode="json", by_alias=True)
+        decoder = None if recorded.decoder is None else recorded.decoder.model_dump(mode="json")
+        return section if decoder is None else {**section, "decoder": decoder}
 
     from latentae.build import open_pretrained
-    from latentae.models.adapting import describe_architecture
+    from latentae.models.adapting import describe_architecture, describe_decoder
 
     is_number = isinstance(groups, int) and groups > 0
-    return describe_architecture(open_pretrained(place, groups if is_number else None))
+    model = open_pretrained(place, groups if is_number else None)
+    section, decoder = describe_architecture(model), describe_decoder(model)
+    return section if decoder is None else {**section, "decoder": decoder}

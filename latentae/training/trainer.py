@@ -15,6 +15,7 @@ from latentae.config import ConfigError, RunConfig, config_warnings, dump_config
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
 from latentae.devices import to_float64_on_cpu
 from latentae.files import write_json, write_text
+from latentae.models.decoders import downscale
 from latentae.report.figures import code_usage
 from latentae.report.grids import Picture, save_png
 from latentae.training.accelerator import (
@@ -276,7 +277,8 @@ class Trainer:
         if self.guard.longest >= self.config.guard.max_consecutive:
             self._save_checkpoint()
             with self.accelerator.autocast():
-                own = str(diagnose(self.networks.autoencoder, self.latest_images))
+                seen = downscale(self.latest_images, self.networks.autoencoder.upscale)
+                own = str(diagnose(self.networks.autoencoder, seen))
             why = explain(skipped, gather_object([own]), self.accelerator.scaler)
             saved = f"the run is saved at step {self.step}, its weights as they were before. {RETRY}"
             count = f"{self.guard.longest} updates in a row were not made"

@@ -50,6 +50,7 @@ def find_problems(config: RunConfig) -> list[str]:
         _equivariance_sizes,
         _spectral_sizes,
         _frozen_encoder,
+        _decoder,
         _quantizer,
     )
     return [problem for check in checks for problem in check(config)]
@@ -107,7 +108,7 @@ def _image_sizes(config: RunConfig) -> Iterator[str]:
 
 def _image_size(config: RunConfig, key: str, sides: tuple[int, int], is_number: bool) -> Iterator[str]:
     """Checks one size against the measurements, the perceptual loss and the model, in this order."""
-    factor = config.model.downsampling_factor
+    factor = _pixels_per_latent(config)
     shown = sides[0] if is_number else list(sides)
     verb = "is" if key == "data.image_size" else "has"
     perceptual = config.loss.perceptual
@@ -129,11 +130,20 @@ def _image_size(config: RunConfig, key: str, sides: tuple[int, int], is_number: 
         below = [max(side // factor * factor, least) for side in sides]
         above = [math.ceil(side / factor) * factor for side in sides]
         nearest = [sizes[0] if is_number else sizes for sizes in (below, above)]
+        upscale = factor // config.model.downsampling_factor
+        times = f" times `decoder.upscale: {upscale}`" if upscale > 1 else ""
         remedy = f"{nearest[0]} or {nearest[1]}" if nearest[0] != nearest[1] else f"{nearest[0]}"
         yield (
             f"`{key}` {verb} {shown}, not a multiple of {factor}, the downsampling factor of a model with "
-            f"{len(config.model.block_out_channels)} levels in `model.block_out_channels`; use {remedy}"
+            f"{len(config.model.block_out_channels)} levels in `model.block_out_channels`{times}; use "
+            f"{remedy}"
         )
+
+
+def _pixels_per_latent(config: RunConfig) -> int:
+    """Returns the pixels of the training images per latent along each side."""
+    upscale = 1 if config.decoder is None else config.decoder.upscale
+    return config.model.downsampling_factor * upscale
 
 
 def _image_ranges(config: RunConfig) -> Iterator[str]:
@@ -254,7 +264,7 @@ def _latent_losses(config: RunConfig) -> Iterator[str]:
 
 def _equivariance_sizes(config: RunConfig) -> Iterator[str]:
     """The smallest images that equivariance decodes must be large enough for the other losses."""
-    loss, factor = config.loss, config.model.downsampling_factor
+    loss, factor = config.loss, _pixels_per_latent(config)
     if loss.equivariance is None:
         return
     shortest = _shortest_side(config)
@@ -275,7 +285,7 @@ def _spectral_sizes(config: RunConfig) -> Iterator[str]:
     """The smallest images that the spectral loss decodes must be large enough for the perceptual loss."""
     if config.loss.spectral is None:
         return
-    shortest, factor = _shortest_side(config), config.model.downsampling_factor
+    shortest, factor = _shortest_side(config), _pixels_per_latent(config)
     divisor = max(config.loss.spectral.factors)
     least = max(1, round(shortest // factor / divisor)) * factor
     if divisor > shortest // factor:
@@ -305,6 +315,37 @@ def _frozen_encoder(config: RunConfig) -> Iterator[str]:
         yield (
             "`freeze_encoder` is true, but `model.pretrained` is null, so the encoder would keep its random "
             "initial weights; set `model.pretrained` to a trained model, or use freeze_encoder=false"
+        )
+
+
+def _decoder(config: RunConfig) -> Iterator[str]:
+    """A decoder of its own needs a KLVAE, and a width per level that group norms can take."""
+    decoder, model = config.decoder, config.model
+    if decoder is None:
+        return
+    if not isinstance(model, KLVAEConfig):
+        yield (
+            f"`decoder` is set, but `model.class: {model.class_}` has the mirror of its encoder; set it to "
+            "null or use `model.class: KLVAE`"
+        )
+        return
+    if decoder.upscale == 3:
+        yield "`decoder.upscale` is 3, but must be 1, 2 or 4; use 2 or 4"
+    if decoder.widths is None:
+        return
+    levels = len(model.block_out_channels)
+    if len(decoder.widths) != levels:
+        yield (
+            f"`decoder.widths` is {show(list(decoder.widths))}; it needs one number for each of the {levels} "
+            "levels of `model.block_out_channels`"
+        )
+    offending = sorted({width for width in decoder.widths if width % model.norm_num_groups})
+    if offending:
+        groups = model.norm_num_groups
+        nearest = show([math.ceil(width / groups) * groups for width in decoder.widths])
+        yield (
+            f"`decoder.widths` is {show(list(decoder.widths))}, but `model.norm_num_groups: {groups}` does "
+            f"not divide {' and '.join(map(str, offending))}; use {nearest}"
         )
 
 

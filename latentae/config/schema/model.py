@@ -257,6 +257,21 @@ class KLVAEConfig(_BackboneConfig):
     and FLUX.1."""
 
 
+class DecoderConfig(Section):
+    """A decoder that is not the mirror of its encoder. Only a KLVAE can have one. diffusers' own class cannot
+    hold such a model: `latentae.load_autoencoder` opens it."""
+
+    widths: Widths | None = None
+    """Channels of each level of the decoder, highest resolution first, as many levels as the encoder has;
+    null: `model.block_out_channels`. A narrower decoder starts from the first channels of every normalisation
+    group of the pretrained one."""
+    layers_per_block: Count | None = None
+    """Residual blocks per level of the decoder, which has one more; null: `model.layers_per_block`."""
+    upscale: Annotated[int, Field(ge=1, le=4)] = 1
+    """1, 2 or 4: how many times as large as the encoder's images the decoder's are. `data.image_size` is the
+    size of the decoder's; the encoder sees them downscaled (means of 2x2 or 4x4 pixels)."""
+
+
 class _VQConfig(_BackboneConfig):
     """The backbone around a quantizer, as in diffusers' VQModel."""
 

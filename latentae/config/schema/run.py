@@ -22,7 +22,7 @@ from latentae.config.schema.base import (
 from latentae.config.schema.checks import find_problems
 from latentae.config.schema.data import DataConfig
 from latentae.config.schema.loss import LossConfig
-from latentae.config.schema.model import ModelConfig
+from latentae.config.schema.model import DecoderConfig, ModelConfig
 
 
 class _Adam(Section):
@@ -191,6 +191,8 @@ class RunConfig(Section):
     """Train only the decoder of `model.pretrained`. The encoder and a VQ model's codebook stay unchanged, so
     that existing latents, their scale and denoisers trained on them stay valid. The KL and VQ losses are left
     out. A KLVAE's decoder learns from samples of the posterior."""
+    decoder: DecoderConfig | None = None
+    """A smaller decoder than the encoder's mirror, or one of larger images; null: the mirror."""
     loss: LossConfig
     """The losses that train the autoencoder."""
     discriminator: DiscriminatorConfig | None = None

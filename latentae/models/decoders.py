@@ -1,0 +1,186 @@
+"""Decoders that are not their encoder's mirror: narrower, shallower, or of larger images.
+
+A decoder that upscales computes k² pixels per position in its last convolution, and a pixel shuffle (Shi et
+al. 2016, arXiv 1609.05158) puts them side by side. Its images are k times as large as those that the encoder
+sees, which ``downscale`` makes of the originals wherever both are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.autoencoders.vae import Decoder
+from torch import Tensor
+
+UPSCALES = (1, 2, 4)
+"""How many times as large as the encoder's images those of a decoder can be, along each side."""
+_ARGUMENTS = ("decoder_block_out_channels", "decoder_layers_per_block", "upscale")
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """What may differ between a decoder and its encoder's mirror.
+
+    Attributes:
+        widths: channels of each level, the image's resolution first.
+        layers_per_block: residual blocks per level, less one, which the decoder has in addition.
+        upscale: how many times as large as the encoder's images the decoder's are, along each side.
+    """
+
+    widths: tuple[int, ...]
+    layers_per_block: int
+    upscale: int = 1
+
+    @classmethod
+    def of(cls, config: Any) -> DecoderShape:
+        """Returns the shape of the decoder that a KL-VAE's config describes."""
+        return cls(
+            tuple(config.get("decoder_block_out_channels") or config["block_out_channels"]),
+            config.get("decoder_layers_per_block") or config["layers_per_block"],
+            config.get("upscale", 1),
+        )
+
+    @classmethod
+    def mirror(cls, config: Any) -> DecoderShape:
+        """Returns the shape of the encoder's mirror, which every other model has."""
+        return cls(tuple(config["block_out_channels"]), config["layers_per_block"])
+
+    def __str__(self) -> str:
+        return f"widths {list(self.widths)}, layers_per_block {self.layers_per_block}, upscale {self.upscale}"
+
+
+class UpscalingDecoder(Decoder):
+    """diffusers' decoder, followed by a pixel shuffle.
+
+    Args:
+        upscale: of the shuffle, k. ``conv_out`` has k² times the channels of the images.
+        out_channels: channels of the images.
+        arguments: the other ones of ``Decoder``.
+    """
+
+    def __init__(self, upscale: int, *, out_channels: int, **arguments: Any) -> None:
+        super().__init__(out_channels=out_channels * upscale**2, **arguments)
+        self.upscale = upscale
+
+    def forward(self, sample: Tensor, latent_embeds: Tensor | None = None) -> Tensor:
+        """Decodes latents [B, c, h, w] to images [B, C, k · f · h, k · f · w]."""
+        return F.pixel_shuffle(super().forward(sample, latent_embeds), self.upscale)
+
+
+def build_decoder(config: Any, shape: DecoderShape) -> Decoder:
+    """Builds a decoder with fresh weights.
+
+    Args:
+        config: of the KL-VAE that it is for.
+        shape: of the decoder.
+
+    Raises:
+        ValueError: another number of widths than the encoder has levels, widths that ``norm_num_groups`` does
+            not divide, or another upscale than 1, 2 and 4.
+    """
+    levels, groups = len(config["block_out_channels"]), config["norm_num_groups"]
+    if len(shape.widths) != levels:
+        raise ValueError(
+            f"decoder_block_out_channels is {list(shape.widths)}, but must have a width for each of the "
+            f"{levels} levels of block_out_channels"
+        )
+    if offending := [width for width in shape.widths if width < 1 or width % groups]:
+        raise ValueError(
+            f"decoder_block_out_channels is {list(shape.widths)}, but norm_num_groups, {groups}, does not "
+            f"divide {offending[0]}"
+        )
+    if shape.layers_per_block < 1:
+        raise ValueError(f"decoder_layers_per_block is {shape.layers_per_block}, but must be 1 or more")
+    if shape.upscale not in UPSCALES:
+        raise ValueError(f"upscale is {shape.upscale!r}, but must be one of {', '.join(map(str, UPSCALES))}")
+    arguments: dict[str, Any] = {
+        "in_channels": config["latent_channels"],
+        "out_channels": config["out_channels"],
+        "up_block_types": config["up_block_types"],
+        "block_out_channels": shape.widths,
+        "layers_per_block": shape.layers_per_block,
+        "norm_num_groups": groups,
+        "act_fn": config["act_fn"],
+        "mid_block_add_attention": config["mid_block_add_attention"],
+    }
+    return Decoder(**arguments) if shape.upscale == 1 else UpscalingDecoder(shape.upscale, **arguments)
+
+
+def replace_decoder(model: Any) -> None:
+    """Gives a KL-VAE under construction the decoder that its config describes, if that is not the mirror.
+
+    Arguments that change nothing are removed from its config, which then is what it would be without them.
+
+    Raises:
+        ValueError: as ``build_decoder``.
+    """
+    config = model.config
+    shape, mirror = DecoderShape.of(config), DecoderShape.mirror(config)
+    pairs = zip(_ARGUMENTS, vars(shape).values(), vars(mirror).values(), strict=True)
+    idle = [name for name, own, usual in pairs if own == usual]
+    values = {name: value for name, value in config.items() if name not in idle}
+    values["_use_default_values"] = [
+        name for name in config.get("_use_default_values", []) if name not in idle
+    ]
+    model._internal_dict = FrozenDict(values)
+    if shape != mirror:
+        model.decoder = build_decoder(config, shape)
+
+
+def decoder_objection(config: Any) -> str | None:
+    """Returns why diffusers' AutoencoderKL cannot hold a KL-VAE's decoder, as a clause; None if it can."""
+    shape, mirror = DecoderShape.of(config), DecoderShape.mirror(config)
+    if shape == mirror:
+        return None
+    problem = "a decoder that is not the encoder's mirror"
+    if shape.upscale > 1:
+        problem = f"a decoder whose images are {shape.upscale} times as large as the encoder's"
+    return f"diffusers' AutoencoderKL cannot hold {problem} ({shape})"
+
+
+# Images of two sizes
+
+
+def downscale(images: Tensor, factor: int) -> Tensor:
+    """Makes images [B, C, H, W] ``factor`` times smaller: every pixel becomes the mean of factor × factor.
+
+    That is an antialiased area filter; values stay in the range of the images. Sides that are no multiple of
+    the factor are first padded by repeating the right and bottom edge. A factor of 1 returns the images.
+    """
+    if factor == 1:
+        return images
+    height, width = images.shape[-2:]
+    if height % factor or width % factor:
+        images = F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")
+    return F.avg_pool2d(images, factor)
+
+
+def upscale_of(model: Any) -> int:
+    """Returns how many times as large as its encoder's images a model's reconstructions are."""
+    return int(getattr(model, "upscale", 1))
+
+
+def reconstruct(model: Any, images: Tensor, **arguments: Any) -> Any:
+    """Reconstructs images at their own size, whatever the model: the encoder of one that upscales sees less.
+
+    Args:
+        model: called with the images, or for a model that upscales with what ``downscale`` makes of them.
+        images: [B, C, H, W] in [−1, 1], the originals.
+        arguments: of the model.
+
+    Returns:
+        the model's output, with a ``sample`` [B, C, H, W].
+    """
+    factor = upscale_of(model)
+    output = model(downscale(images, factor), **arguments)
+    if factor > 1:
+        output.sample = _cropped(output.sample, images.shape[-2:])
+    return output
+
+
+def _cropped(images: Tensor, size: Sequence[int]) -> Tensor:
+    return images[..., : size[0], : size[1]]

@@ -1,0 +1,83 @@
+"""The section `decoder`: what it may hold, and what it is filled in from."""
+
+from typing import Any
+
+import pytest
+
+from latentae.config import changed_keys, load_config, refused_in_branch
+from latentae.config.pretrained import fill_in
+from tests.config.example import KLVAE, config, mapping, one_problem
+
+SMALL = {**KLVAE, "decoder": {"widths": [16, 32, 32]}}
+
+
+def test_valid_sections() -> None:
+    assert config(KLVAE).decoder is None
+    decoder = config(SMALL).decoder
+    assert decoder is not None
+    assert (decoder.widths, decoder.layers_per_block, decoder.upscale) == ((16, 32, 32), None, 1)
+    assert config({**KLVAE, "decoder": {"upscale": 4}}).data.image_size == 64
+
+
+def test_a_vq_model_has_none() -> None:
+    one_problem({"decoder": {"upscale": 2}}, "decoder", "VQGAN", "set it to null", "KLVAE")
+
+
+def test_another_number_of_levels() -> None:
+    one_problem({**KLVAE, "decoder": {"widths": [16, 32]}}, "decoder.widths", "[16, 32]", "3 levels")
+
+
+def test_widths_that_the_groups_do_not_divide() -> None:
+    changes = {**KLVAE, "decoder": {"widths": [8, 24, 32]}}
+    one_problem(changes, "decoder.widths", "norm_num_groups: 16", "8 and 24", "use [16, 32, 32]")
+
+
+def test_an_upscale_that_there_is_not() -> None:
+    one_problem(
+        {**KLVAE, "data.image_size": 48, "decoder": {"upscale": 3}}, "decoder.upscale", "is 3", "2 or 4"
+    )
+
+
+@pytest.mark.parametrize("size", [36, 60])
+def test_images_are_multiples_of_the_enlarged_latents(size: int) -> None:
+    # 3 levels, and twice: 8 pixels per latent.
+    changes: dict[str, Any] = {**KLVAE, "data.image_size": size, "decoder": {"upscale": 2}}
+    one_problem(changes, "data.image_size", size, "multiple of 8", "times `decoder.upscale: 2`", "use ")
+    assert config({**KLVAE, "data.image_size": size}).data.image_size == size
+
+
+def test_images_too_small_for_one_latent() -> None:
+    changes = {**KLVAE, "model.block_out_channels": [16] * 5, "data.image_size": 32}
+    assert config(changes).data.image_size == 32
+    one_problem({**changes, "decoder": {"upscale": 4}}, "data.image_size", "multiple of 64", "use 64")
+
+
+def test_a_branch_keeps_it() -> None:
+    small, usual = config(SMALL), config(KLVAE)
+    assert "decoder.widths: (not set) → [16, 32, 32]" in refused_in_branch(usual, small)
+    assert refused_in_branch(small, small) == []
+    assert "decoder.widths" in changed_keys(small, config({**KLVAE, "decoder": {"widths": [32, 32, 32]}}))
+
+
+def test_it_is_filled_in_from_the_pretrained_model() -> None:
+    theirs = {**mapping(KLVAE)["model"], "decoder": {"widths": [16, 16, 16], "upscale": 2}}
+    run = {"model": {"class": "KLVAE", "pretrained": "place"}}
+    assert fill_in(run, lambda _: theirs)["decoder"] == {"widths": [16, 16, 16], "upscale": 2}
+    assert "decoder" not in fill_in(run, lambda _: theirs)["model"]
+    other = fill_in({**run, "decoder": {"upscale": 4}}, lambda _: theirs)["decoder"]
+    assert other == {"widths": [16, 16, 16], "upscale": 4}
+    usual = mapping(KLVAE)["model"]
+    assert "decoder" not in fill_in(run, lambda _: usual)
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "upscale", "size"),
+    [("decoder_small", (64, 128, 256, 256), 1, 256), ("decoder_x2", None, 2, 512)],
+)
+def test_recipes(name: str, widths: tuple[int, ...] | None, upscale: int, size: int) -> None:
+    recipe = load_config("kl_vae", ["--config", name])
+    assert recipe.freeze_encoder
+    assert recipe.model.pretrained == "stabilityai/sd-vae-ft-ema"
+    assert recipe.decoder is not None
+    assert (recipe.decoder.widths, recipe.decoder.upscale, recipe.data.image_size) == (widths, upscale, size)
+    assert recipe.batch_size * recipe.gradient_accumulation_steps == 192
