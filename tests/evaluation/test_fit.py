@@ -260,6 +260,7 @@ def test_what_no_denoiser_could_take_is_refused():
         "new have 3 channels at 1/2 of the size, and those of the teacher old 4 channels": deeper,
         "new have 4 channels at 1/4 of the size": coarser,
         "which has no latents for a denoiser": nn.Identity(),
+        "decodes to images 2 times as large": tiny_model("kl", upscale=2),
     }
     for says, model in cases.items():
         with pytest.raises(ValueError, match=says):
