@@ -18,6 +18,7 @@ _MEANINGS = {
     "images": "a Fréchet distance falls with the number of images",
     "unreadable": "other images",
     "networks.": "other weights of the metrics",
+    "alpha": "transparent images are measured as composites",
     "precision": "the models ran in another precision",
     "cycle_images": "the drift is of other images",
     "code.": "other code, which may measure differently",

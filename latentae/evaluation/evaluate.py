@@ -58,6 +58,7 @@ class Request:
         limit: number of images at most, evenly spread; None measures all.
         precision: of the models' forward passes, not of the metrics.
         inception: file of Inception's weights; None searches for them.
+        alpha: whether the four channels of models and images are RGBA, which are measured as composites.
         features: whether distances between feature distributions are measured.
         overwrite: whether an existing report is replaced.
         settings: how it runs.
@@ -76,6 +77,7 @@ class Request:
     precision: str = "float32"
     inception: Path | None = None
     features: bool = True
+    alpha: bool = False
     overwrite: bool = False
     settings: Settings = field(default_factory=Settings)
 
@@ -134,6 +136,11 @@ def evaluate(
     with distributed.main_first():  # the first rank fetches models and weights, the others find them
         models = open_models(request.models, request.precision, device, open_model)
         channels = channels_of(models[0])
+        if request.alpha and channels != 4:
+            raise ValueError(
+                f"alpha is set, but the models take images of {channels} channels, and images with "
+                "transparency have four: leave --alpha out, or name RGBA models"
+            )
         wanted: Any = {"inception": request.inception, "features": request.features}
         measures = open_measures(device, channels=channels, **wanted)
     # An image that is too small for one model is left out for all.
@@ -152,7 +159,7 @@ def evaluate(
     reading = (request.image_column, request.dataset_config, request.value_range, *limit)
     data = f"{request.data} {split} {reading}"
     work = request.out / WORK
-    evaluation = Evaluation(blocks, measures, request.settings, work, data, device, say)
+    evaluation = Evaluation(blocks, measures, request.settings, work, data, device, say, alpha=request.alpha)
     evaluation.measure(models)
 
     # Write the report.
@@ -168,7 +175,9 @@ def evaluate(
         for file in (request.out / "pictures").glob("[0-9]*.png"):  # of an earlier report
             file.unlink()
         reasons = choose_pictures(assembled)
-        results.pictures = save_pictures(reasons, blocks, models, assembled, request.out, device)
+        results.pictures = save_pictures(
+            reasons, blocks, models, assembled, request.out, device, alpha=request.alpha
+        )
         write_report(results, request.out)
         shutil.rmtree(work)
     distributed.barrier()
@@ -201,6 +210,7 @@ def describe_protocol(
             "pixels_sha256": result.pixels_sha256,
         },
         "channels": blocks.channels,
+        **({"alpha": "composites over black and white"} if request.alpha else {}),
         "precision": request.precision,
         "networks": measures.identities,
         "cycle_images": min(request.settings.cycle_images, len(blocks.indices)),
@@ -301,18 +311,24 @@ def save_pictures(
     results: dict[str, Assembled],
     folder: Path,
     device: torch.device,
+    *,
+    alpha: bool = False,
 ) -> list[Picture]:
-    """Writes originals and reconstructions as PNGs into ``folder/pictures``; returns the report's entries."""
+    """Writes originals and reconstructions as PNGs into ``folder/pictures``; returns the report's entries.
+
+    With ``alpha`` RGBA images are shown on a checkerboard.
+    """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     pictures = []
     for index, why in reasons.items():
         original = blocks.prepare(index)
         files = {"": f"pictures/{index:06d}.png"}
-        _save(original, folder / files[""])
+        _save(original, folder / files[""], alpha=alpha)
         values = {}
         for number, model in enumerate(models):
             files[model.name] = f"pictures/{index:06d}_{number}.png"
-            _save(model(original[None].to(device)).sample[0], folder / files[model.name])
+            reconstruction = model(original[None].to(device)).sample[0]
+            _save(reconstruction, folder / files[model.name], alpha=alpha)
             values[model.name] = _values(results[model.name], index)
         reconstructions = {name: file for name, file in files.items() if name}
         name = printable_name(blocks.source.name(index))
@@ -340,6 +356,6 @@ def _values(result: Assembled, index: int) -> dict[str, float]:
     }
 
 
-def _save(image: Tensor, path: Path) -> None:
+def _save(image: Tensor, path: Path, *, alpha: bool) -> None:
     shown = to_images(to_uint8(image))[None, None].cpu()
-    save_png(picture_grid(shown, border=0), path)
+    save_png(picture_grid(shown, border=0, alpha=alpha), path)

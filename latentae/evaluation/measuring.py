@@ -35,6 +35,8 @@ from latentae.evaluation.features import FeatureExtractor, Measures, to_rgb
 from latentae.evaluation.metrics import cycle_drift, l1, psnr, ssim, ssim_and_ms_ssim, to_images, to_uint8
 from latentae.evaluation.models import NamedModel
 from latentae.evaluation.rate import CodeMeter, LatentMoments, kl_bits_per_pixel
+from latentae.evaluation.transparency import composite_8_bit, feature_backgrounds, transparent_psnr
+from latentae.losses.compositing import BLACK, WHITE
 
 # To be raised when the content of shards changes its meaning: shards of another version are not read.
 _VERSION = 2
@@ -83,6 +85,7 @@ class Evaluation:
         work: folder of the measurements; all processes must see the same one.
         data: identifies the images together with their names, such as the folder they come from.
         say: receives messages, on every rank.
+        alpha: whether images are RGBA, which are measured as composites.
     """
 
     blocks: ImageBlocks
@@ -92,6 +95,7 @@ class Evaluation:
     data: str
     device: torch.device
     say: Callable[[str], None] = field(default=lambda text: None)
+    alpha: bool = False
     _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def measure(self, models: Sequence[NamedModel]) -> None:
@@ -175,11 +179,13 @@ class Evaluation:
             "unreadable": from_text("\n".join(block.unreadable)),
         }
         for name, extractor in self.measures.features.items():
-            cache = Shards(reference_cache(), name, extractor.identity)
+            identity = f"{extractor.identity} of composites" if self.alpha else extractor.identity
+            cache = Shards(reference_cache(), name, identity)
             cached = cache.load(content)
             if cached is None:
                 batch_size = self.settings.batch_size
-                cached = {"features": reference_features(block, extractor, self.device, batch_size)}
+                features = reference_features(block, extractor, self.device, batch_size, alpha=self.alpha)
+                cached = {"features": features}
                 self._store_in_cache(cache, content, cached)
             found[f"features.{name}"] = cached["features"]
         shards.store(block.number, found)
@@ -201,7 +207,11 @@ class Evaluation:
             return
         if block.images:
             model.warm_up(to_images(torch.stack(block.images[:1])).to(self.device))
-        options: Any = {"batch_size": self.settings.batch_size, "drift": self._drift()}
+        options: Any = {
+            "batch_size": self.settings.batch_size,
+            "drift": self._drift(),
+            "alpha": self.alpha,
+        }
         shards.store(block.number, measure_block(model, block, self.measures, self.device, **options))
 
     def _drift(self) -> Drift | None:
@@ -230,6 +240,8 @@ class Evaluation:
             "smallest_side": self.blocks.smallest_side,
             "protocol": self.blocks.protocol.describe(),
             "measures": self.measures.identities,
+            # It appears only if given, so that older measurements stay valid.
+            **({"alpha": True} if self.alpha else {}),
         }
 
 
@@ -280,6 +292,7 @@ def measure_block(
     *,
     batch_size: int = 16,
     drift: Drift | None = None,
+    alpha: bool = False,
 ) -> dict[str, Tensor]:
     """Measures a model on a block of images.
 
@@ -288,6 +301,7 @@ def measure_block(
     Args:
         batch_size: images of one size that go through the model together.
         drift: the images whose drift is measured; None measures none.
+        alpha: whether images are RGBA, which are measured as composites.
 
     Returns:
         a shard: float64 values [n] as ``value.METRIC``, features [n, d] as ``features.NETWORK``, the states
@@ -309,17 +323,20 @@ def measure_block(
 
         # One value per image and metric, and the features.
         pixels = to_uint8(output.sample)
-        values = _pixel_values(to_images(pixels), images, measures)
+        compare = _transparent_values if alpha else _pixel_values
+        values = compare(to_images(pixels), images, measures)
         if output.mean is not None:
             values["kl_bits_per_pixel"] = kl_bits_per_pixel(
                 output.mean, output.log_variance, *images.shape[2:]
             )
         if drift is not None:
-            values |= _drift(drift, indices, model, images, output.sample)
+            measure = _transparent_ratio if alpha else psnr
+            values |= _drift(drift, indices, model, images, output.sample, measure)
         for name, value in values.items():
             rows.setdefault(f"value.{name}", []).append(to_float64_on_cpu(value))
+        shown = _over_backgrounds(pixels, images) if alpha else pixels
         for name, extractor in measures.features.items():
-            rows.setdefault(f"features.{name}", []).append(_features(extractor, pixels))
+            rows.setdefault(f"features.{name}", []).append(_features(extractor, shown))
 
         # The sums over latents and codes.
         if output.latents is not None:
@@ -338,10 +355,18 @@ def measure_block(
 
 
 def reference_features(
-    block: Block, extractor: FeatureExtractor, device: torch.device, batch_size: int = 16
+    block: Block,
+    extractor: FeatureExtractor,
+    device: torch.device,
+    batch_size: int = 16,
+    *,
+    alpha: bool = False,
 ) -> Tensor:
-    """Returns features [n, d] of the originals of a block."""
-    parts = [_features(extractor, pixels.to(device)) for _, pixels in _batches(block, batch_size)]
+    """Returns features [n, d] of the originals of a block, of RGBA images with ``alpha`` over backgrounds."""
+    batches = (pixels.to(device) for _, pixels in _batches(block, batch_size))
+    if alpha:
+        batches = (_over_backgrounds(pixels, to_images(pixels)) for pixels in batches)
+    parts = [_features(extractor, pixels) for pixels in batches]
     return torch.cat([*parts, torch.zeros(0, extractor.dimensions)])
 
 
@@ -362,6 +387,25 @@ def _pixel_values(reconstructions: Tensor, images: Tensor, measures: Measures) -
     return rows
 
 
+def _transparent_values(reconstructions: Tensor, images: Tensor, measures: Measures) -> dict[str, Tensor]:
+    """Returns the means of the metrics over the composites on black and on white, and PSNRs of their own."""
+    black, white = (
+        _pixel_values(composite_8_bit(reconstructions, grey), composite_8_bit(images, grey), measures)
+        for grey in (BLACK, WHITE)
+    )
+    means = {name: (value + white[name]) / 2 for name, value in black.items()}
+    return means | transparent_psnr(reconstructions, images)
+
+
+def _transparent_ratio(reconstructions: Tensor, images: Tensor) -> Tensor:
+    return transparent_psnr(reconstructions, images)["psnr"]
+
+
+def _over_backgrounds(pixels: Tensor, originals: Tensor) -> Tensor:
+    """Returns composites [B, 3, H, W] uint8 of RGBA pixels, over the backgrounds of the originals."""
+    return to_uint8(composite_8_bit(to_images(pixels), feature_backgrounds(originals)))
+
+
 def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
     """Returns features [B, d] on the CPU; NaN for images that are too small for the network."""
     if min(pixels.shape[2:]) < extractor.smallest_side:
@@ -370,13 +414,20 @@ def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
 
 
 def _drift(
-    drift: Drift, indices: Sequence[int], model: NamedModel, images: Tensor, first: Tensor
+    drift: Drift,
+    indices: Sequence[int],
+    model: NamedModel,
+    images: Tensor,
+    first: Tensor,
+    measure: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, Tensor]:
     """Returns ``cycle_psnr_ROUNDS`` → [B]; NaN for images whose drift is not measured."""
     rows = {f"cycle_psnr_{rounds}": _missing(len(images)) for rounds in drift.rounds}
     chosen = [position for position, index in enumerate(indices) if index in drift.indices]
     if chosen:
-        found = cycle_drift(lambda x: model(x).sample, images[chosen], drift.rounds, first=first[chosen])
+        found = cycle_drift(
+            lambda x: model(x).sample, images[chosen], drift.rounds, first=first[chosen], measure=measure
+        )
         for rounds, ratios in found.items():
             rows[f"cycle_psnr_{rounds}"][chosen] = ratios.cpu()
     return rows

@@ -15,6 +15,7 @@ from latentae.data.arrays import ValueRange
 from latentae.data.decode import Pixels
 from latentae.data.transforms import Window, resize_window, to_tensor
 from latentae.evaluation.metrics import psnr
+from latentae.evaluation.transparency import transparent_psnr
 from latentae.report.grids import picture_grid, save_png
 
 
@@ -32,7 +33,8 @@ class Comparison:
     """The result of a job: its picture is written, or ``skipped`` has the reason why not.
 
     Attributes:
-        size: (H, W) in pixels. psnr: dB, of 8-bit images, over all channels.
+        size: (H, W) in pixels.
+        psnr: dB, of 8-bit images, over all channels; with alpha the mean over black and over white.
         skipped: empty if the picture is written.
     """
 
@@ -107,6 +109,7 @@ def run_jobs(
     jobs: Sequence[Job],
     max_side: int | None = None,
     *,
+    alpha: bool = False,
     value_range: ValueRange | None = None,
     max_pixels: int | None = None,
 ) -> Iterator[Comparison]:
@@ -117,6 +120,7 @@ def run_jobs(
             grey); arrays must have that number.
         max_side: larger images are shrunk so that their longer side has this many pixels, bicubic and
             antialiased; None keeps the size.
+        alpha: whether the four channels are RGBA; pictures then show images on a checkerboard.
         value_range, max_pixels: as ``decode_image`` takes them.
 
     Yields:
@@ -124,23 +128,29 @@ def run_jobs(
         has another number of channels, needs more memory than there is, or becomes NaN.
 
     Raises:
-        ValueError: the model makes other channels than it takes.
+        ValueError: the model makes other channels than it takes, or with alpha not four.
         OSError: a picture cannot be written.
     """
     taken, made = model.config.in_channels, model.config.out_channels
     if taken != made:
         raise ValueError(f"the model makes images of {made} channels from {taken}: they cannot be compared")
+    if alpha and taken != 4:
+        raise ValueError(
+            f"alpha is set, but the model takes images of {taken} channels, and images with transparency "
+            "have four: leave --alpha out, or name an RGBA model"
+        )
     for job in jobs:
-        yield _compare(model, job, max_side, value_range=value_range, max_pixels=max_pixels)
+        yield _compare(model, job, max_side, alpha=alpha, value_range=value_range, max_pixels=max_pixels)
 
 
-def _compare(model: Any, job: Job, max_side: int | None, **reading: Any) -> Comparison:
+def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **reading: Any) -> Comparison:
     try:
         picture = decode_image(job.image, model.config.in_channels, name=job.name, **reading)
         images = to_tensor(picture if max_side is None else _shrink(picture, max_side))[None].to(model.device)
         with torch.no_grad():
             reconstruction = model(images).sample
-        ratio = psnr(reconstruction, images).item()
+        measured = transparent_psnr(reconstruction, images)["psnr"] if alpha else psnr(reconstruction, images)
+        ratio = measured.item()
     except ValueError as error:
         return Comparison(job, skipped=str(error).removeprefix(f"{job.name}: "))
     except RuntimeError as error:
@@ -148,7 +158,7 @@ def _compare(model: Any, job: Job, max_side: int | None, **reading: Any) -> Comp
             raise
         return Comparison(job, skipped="it needs more memory than there is: try --tile, or --max-side")
     job.picture.parent.mkdir(parents=True, exist_ok=True)
-    save_png(picture_grid(torch.stack([images, reconstruction], dim=1)), job.picture)
+    save_png(picture_grid(torch.stack([images, reconstruction], dim=1), alpha=alpha), job.picture)
     return Comparison(job, size=(images.shape[2], images.shape[3]), psnr=ratio)
 
 

@@ -1,7 +1,7 @@
 """Metrics of images with transparency: of alpha, and of composites over black, white and random colours.
 
 What a pixel looks like depends on its background, and the colours of transparent pixels are never seen. So
-reconstructions are compared as composites. Composites are rounded to 8 bits like all images that are measured.
+reconstructions are compared as composites. Composites are rounded to 8 bits, as all images that are measured.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ ALPHA_METRICS = ("alpha_psnr", "psnr_black", "psnr_white", "psnr_random")
 """The metrics that only images with transparency have."""
 
 HIGHEST_PSNR = 60.0
-"""dB. Opaque images have an exact alpha, and transparent ones an exact composite, so infinite ratios are common.
+"""dB. Opaque images have an exact alpha, and transparent ones an exact composite: their ratios are infinite.
 They are limited as in libvmaf (6 · 8 bits + 12), so that means stay finite."""
 
 
 def transparent_psnr(reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
     """Returns PSNRs in dB, at most ``HIGHEST_PSNR``: metric → [B] float64.
 
-    ``alpha_psnr`` is of alpha alone; ``psnr_black``, ``psnr_white`` and ``psnr_random`` are of composites over
-    black, white and the image's random colour; ``psnr`` is the mean of those over black and white.
+    ``alpha_psnr`` is of alpha alone. ``psnr_black``, ``psnr_white`` and ``psnr_random`` are of composites
+    over black, white and the image's random colour; ``psnr`` is the mean of those over black and white.
 
     Args:
         reconstruction, images: [B, 4, H, W] in [-1, 1] with straight alpha.
@@ -52,7 +52,7 @@ def over_black_and_white(metric: Metric, reconstruction: Tensor, images: Tensor)
 
 
 def composite_8_bit(images: Tensor, background: Tensor | float) -> Tensor:
-    """Returns composites [B, 3, H, W] in [-1, 1] of images rounded to 8 bits, themselves rounded to 8 bits."""
+    """Returns composites [B, 3, H, W] in [-1, 1], rounded to 8 bits like the images before."""
     return to_images(to_uint8(composite(rounded(images), background)))
 
 

@@ -164,7 +164,7 @@ class ReconstructionObjective(nn.Module):
 
         Args:
             reconstruction, images: [B, C, H, W] in [-1, 1].
-            backgrounds: a colour for each image, [B, 3] in [-1, 1], if the four channels are RGBA. The pixels'
+            backgrounds: a colour for each image, [B, 3] in [-1, 1], if the four channels are RGBA. Pixels'
                 colours are then weighted by the images' alpha, and the perceptual loss is the mean over the
                 composites over this colour, black and white. None: channels are channels.
 

@@ -53,7 +53,7 @@ def picture_grid(images: Tensor, border: int = 2, *, alpha: bool = False) -> Pic
         images: [rows, columns, C, H, W] in [−1, 1]; values outside are clamped. One or two channels are
             shown as the first in grey, more as the first three in red, green and blue.
         border: its width in pixels.
-        alpha: whether the fourth of four channels is alpha, straight. Images are then shown on a checkerboard.
+        alpha: whether four channels are RGBA, with straight alpha. Images are then shown on a checkerboard.
 
     Returns:
         [rows · (H + 2 · border), columns · (W + 2 · border), 3].

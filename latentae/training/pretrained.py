@@ -96,8 +96,8 @@ class Pretrained:
             )
         if self.config.data.alpha and self.config.freeze_encoder and model.config.in_channels != 4:
             raise ValueError(
-                f"it takes {model.config.in_channels} channels, so its encoder does not see transparency, and "
-                "freeze_encoder keeps it so: use freeze_encoder=false, or data.alpha=false"
+                f"it takes {model.config.in_channels} channels, so its encoder does not see transparency, "
+                "and freeze_encoder keeps it so: use freeze_encoder=false, or data.alpha=false"
             )
         settings = latent_settings(model)
         if changed:  # changed latents have another scale, which the run's end measures

@@ -52,7 +52,7 @@ class StepRandomness:
     def background_colours(self, batch_size: int) -> Tensor:
         """Colours [batch_size, 3] of U[−1, 1) that this rank's RGBA images are composited over.
 
-        They are the same in each call, so that all losses see an image and its reconstruction over one colour.
+        They are the same in each call, so all losses see an image and its reconstruction over one colour.
         """
         return 2 * self.uniform("background", batch_size, 3) - 1
 

@@ -22,6 +22,7 @@ _STOCK_CLASSES = ("AutoencoderKL", "VQModel")
 _SOURCE, _MEASURED = "scale_source", "measured on the training images"
 _ROWS = {
     "psnr": ("PSNR", "{:.2f} dB"),
+    "alpha_psnr": ("alpha PSNR", "{:.2f} dB"),
     "ssim": ("SSIM", "{:.3f}"),
     "lpips": ("LPIPS", "{:.3f} (alex)"),
     "codebook_usage": ("codes in use", "{:.0%}"),

@@ -158,7 +158,7 @@ def _image_ranges(config: RunConfig) -> Iterator[str]:
 
 
 def _alpha(config: RunConfig) -> Iterator[str]:
-    """Transparency needs RGBA images and reconstructions, which no loss mixes with colours that are hidden."""
+    """Transparency needs RGBA images, and losses that do not mix hidden colours into visible ones."""
     if not config.data.alpha:
         return
     taken = config.model.in_channels
