@@ -284,7 +284,7 @@ def _wait_for(device: torch.device) -> None:
 # The rows of the report
 
 
-def _save_picture(images: Tensor, output_dir: Path, data: Path, *, alpha: bool) -> Path:
+def _save_picture(images: Tensor, output_dir: Path, data: Path, *, alpha: bool = False) -> Path:
     """Writes up to 64 of the images, eight a row, and not into the data, of which it would be an image."""
     shown = images[:_IMAGES_SHOWN]
     columns = min(_COLUMNS, len(shown))

@@ -171,6 +171,11 @@ def test_a_grown_model_first_reconstructs_what_it_did(tiny_rgba, tmp_path):
     here = [f"data.name={tmp_path}/rgba"]
     Trainer(tiny_rgba(*here, "data.alpha=false", "model.in_channels=3", "max_steps=1")).fit()
     before = load_autoencoder(str(tmp_path / "run"))
+    request = Request([f"{tmp_path}/run"], f"{tmp_path}/rgba", tmp_path / "report", alpha=True)
+    with pytest.raises(ValueError, match="alpha is set, but the models take images of 3 channels"):
+        evaluate(request, torch.device("cpu"))
+    with pytest.raises(ValueError, match="alpha is set, but the model takes images of 3 channels"):
+        next(run_jobs(before, plan_jobs(tmp_path / "rgba/000.png", tmp_path / "x.png"), alpha=True))
     grown = [f"model.pretrained={tmp_path}/run/model", f"output_dir={tmp_path}/grown", "max_steps=2"]
     own_keys = ["block_out_channels=[8, 16]", "layers_per_block=1", "norm_num_groups=4", "latent_channels=4"]
     grown += [f"model.{key}" for key in [*own_keys, "quantizer.num_codes=16"]]
