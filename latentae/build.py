@@ -206,7 +206,8 @@ def build_discriminator(config: RunConfig) -> nn.Module | None:
         return None
     training = {"type", "optimizer", "update_every", "augment", "r1"}
     arguments = config.discriminator.model_dump(exclude=training)
-    return _DISCRIMINATORS[config.discriminator.type](config.model.in_channels, **arguments)
+    channels = 3 if config.data.alpha else config.model.in_channels  # it sees composites of RGBA images
+    return _DISCRIMINATORS[config.discriminator.type](channels, **arguments)
 
 
 def build_adversarial_terms(config: RunConfig) -> AdversarialTerms:

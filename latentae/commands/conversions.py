@@ -192,6 +192,7 @@ def _reconstruct_options(parser: CommandParser) -> None:
     parser.add_model("--model", required=True)
     parser.add_number("--max-side", "shrink longer images to N pixels first; omitted: never")
     parser.add_switch("--tile", "work in overlapping tiles: less memory for large images")
+    parser.add_switch("--alpha", "images are RGBA: show them on a checkerboard")
     parser.add_overwrite("existing images")
     add_decoding(parser.add_argument_group("reading the images, as data.* in training"))
 
@@ -233,6 +234,6 @@ RECONSTRUCT = Command(
     "Writes each image beside its reconstruction, the image on the left, as a PNG of full size. Prints the\n"
     "PSNR of each and the mean. Images are converted to the model's channels (one channel: grey); .npy\n"
     "arrays must have as many channels as the model. Of more than three channels the first three are\n"
-    "shown. Images that cannot be read or are too small are named and skipped.",
+    "shown, unless --alpha is given. Images that cannot be read or are too small are named and skipped.",
     interrupted="the images written so far are complete",
 )

@@ -63,6 +63,7 @@ def _evaluate_options(parser: CommandParser) -> None:
     parser.add_switch(
         "--no-features", "leave out rFID, KID and FD-VGG16", dest="features", action="store_false"
     )
+    parser.add_switch("--alpha", "images are RGBA: measure composites over black and white")
     parser.add_overwrite("an existing report")
 
 

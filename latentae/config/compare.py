@@ -39,6 +39,7 @@ RESUMABLE_KEYS = frozenset(
 BRANCH_FIXED_KEYS = frozenset(
     {
         "freeze_encoder",
+        "data.alpha",  # decides what the discriminator takes
         "mixed_precision",  # only a change to fp16, because other checkpoints have no loss scale
         "model.class",
         "model.in_channels",

@@ -61,6 +61,7 @@ class Request:
         limit: number of images at most, evenly spread; None measures all.
         precision: of the models' forward passes, not of the metrics.
         inception: file of Inception's weights; None searches for them.
+        alpha: whether the four channels of models and images are RGBA, which are measured as composites.
         features: whether distances between feature distributions are measured.
         overwrite: whether an existing report is replaced.
         teacher: the model whose denoiser shall be kept: the name of one of ``models``, or what
@@ -82,6 +83,7 @@ class Request:
     precision: str = "float32"
     inception: Path | None = None
     features: bool = True
+    alpha: bool = False
     overwrite: bool = False
     teacher: str | None = None
     families: Sequence[str] = ()
@@ -164,6 +166,11 @@ def evaluate(
         if teacher is not None:
             check_teacher(models, teacher)
         channels = channels_of(models[0])
+        if request.alpha and channels != 4:
+            raise ValueError(
+                f"alpha is set, but the models take images of {channels} channels, and images with "
+                "transparency have four: leave --alpha out, or name RGBA models"
+            )
         wanted: Any = {"inception": request.inception, "features": request.features}
         measures = open_measures(device, channels=channels, **wanted)
     # An image that is too small for one model is left out for all.
@@ -182,7 +189,9 @@ def evaluate(
     reading = (request.image_column, request.dataset_config, request.value_range, *limit)
     data = f"{request.data} {split} {reading}"
     work = request.out / WORK
-    evaluation = Evaluation(blocks, measures, request.settings, work, data, device, say, teacher)
+    evaluation = Evaluation(
+        blocks, measures, request.settings, work, data, device, say, teacher, alpha=request.alpha
+    )
     evaluation.measure(models)
 
     # Write the report.
@@ -206,7 +215,9 @@ def evaluate(
         for file in (request.out / "pictures").glob("[0-9]*.png"):  # of an earlier report
             file.unlink()
         reasons = choose_pictures(assembled)
-        results.pictures = save_pictures(reasons, blocks, models, assembled, request.out, device)
+        results.pictures = save_pictures(
+            reasons, blocks, models, assembled, request.out, device, alpha=request.alpha
+        )
         write_report(results, request.out)
         shutil.rmtree(work)
     distributed.barrier()
@@ -239,6 +250,7 @@ def describe_protocol(
             "pixels_sha256": result.pixels_sha256,
         },
         "channels": blocks.channels,
+        **({"alpha": "composites over black and white"} if request.alpha else {}),
         "precision": request.precision,
         "networks": measures.identities,
         "cycle_images": min(request.settings.cycle_images, len(blocks.indices)),
@@ -350,18 +362,24 @@ def save_pictures(
     results: dict[str, Assembled],
     folder: Path,
     device: torch.device,
+    *,
+    alpha: bool = False,
 ) -> list[Picture]:
-    """Writes originals and reconstructions as PNGs into ``folder/pictures``; returns the report's entries."""
+    """Writes originals and reconstructions as PNGs into ``folder/pictures``; returns the report's entries.
+
+    With ``alpha`` RGBA images are shown on a checkerboard.
+    """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     pictures = []
     for index, why in reasons.items():
         original = blocks.prepare(index)
         files = {"": f"pictures/{index:06d}.png"}
-        _save(original, folder / files[""])
+        _save(original, folder / files[""], alpha=alpha)
         values = {}
         for number, model in enumerate(models):
             files[model.name] = f"pictures/{index:06d}_{number}.png"
-            _save(model(original[None].to(device)).sample[0], folder / files[model.name])
+            reconstruction = model(original[None].to(device)).sample[0]
+            _save(reconstruction, folder / files[model.name], alpha=alpha)
             values[model.name] = _values(results[model.name], index)
         reconstructions = {name: file for name, file in files.items() if name}
         name = printable_name(blocks.source.name(index))
@@ -389,6 +407,6 @@ def _values(result: Assembled, index: int) -> dict[str, float]:
     }
 
 
-def _save(image: Tensor, path: Path) -> None:
+def _save(image: Tensor, path: Path, *, alpha: bool) -> None:
     shown = to_images(to_uint8(image))[None, None].cpu()
-    save_png(picture_grid(shown, border=0), path)
+    save_png(picture_grid(shown, border=0, alpha=alpha), path)

@@ -75,8 +75,8 @@ def check_teacher(models: Sequence[NamedModel], teacher: NamedModel) -> None:
             )
         if autoencoder.upscale > 1:
             raise ValueError(
-                f"{name} decodes to images {autoencoder.upscale} times as large as those that it encodes, so its "
-                "decoder cannot be compared with another one at the same size: evaluate it without --teacher"
+                f"{name} decodes to images {autoencoder.upscale} times as large as those that it encodes, so "
+                "its decoder cannot be compared with another one: evaluate it without --teacher"
             )
         if autoencoder.config.scaling_factor is None:
             raise ValueError(

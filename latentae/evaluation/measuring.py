@@ -37,6 +37,13 @@ from latentae.evaluation.fit import FIT_METRICS, FitMeasured, assemble_fit, meas
 from latentae.evaluation.metrics import cycle_drift, l1, psnr, ssim, ssim_and_ms_ssim, to_images, to_uint8
 from latentae.evaluation.models import NamedModel
 from latentae.evaluation.rate import CodeMeter, LatentMoments, kl_bits_per_pixel
+from latentae.evaluation.transparency import (
+    composite_8_bit,
+    composite_psnr,
+    over_backgrounds,
+    transparent_psnr,
+)
+from latentae.losses.compositing import BLACK, WHITE
 from latentae.models.decoders import downscale
 
 # To be raised when the content of shards changes its meaning: shards of another version are not read.
@@ -87,6 +94,7 @@ class Evaluation:
         data: identifies the images together with their names, such as the folder they come from.
         say: receives messages, on every rank.
         teacher: one of the models, beside which the others are measured too; see ``measure_fit``.
+        alpha: whether images are RGBA, which are measured as composites.
     """
 
     blocks: ImageBlocks
@@ -97,6 +105,7 @@ class Evaluation:
     device: torch.device
     say: Callable[[str], None] = field(default=lambda text: None)
     teacher: NamedModel | None = None
+    alpha: bool = False
     _said: set[str] = field(default_factory=set, init=False, repr=False)
     # Model → the latents of the block that is being measured, so that no image is encoded twice.
     _latents: dict[str, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
@@ -195,11 +204,13 @@ class Evaluation:
             "unreadable": from_text("\n".join(block.unreadable)),
         }
         for name, extractor in self.measures.features.items():
-            cache = Shards(reference_cache(), name, extractor.identity)
+            identity = f"{extractor.identity} of composites" if self.alpha else extractor.identity
+            cache = Shards(reference_cache(), name, identity)
             cached = cache.load(content)
             if cached is None:
                 batch_size = self.settings.batch_size
-                cached = {"features": reference_features(block, extractor, self.device, batch_size)}
+                features = reference_features(block, extractor, self.device, batch_size, alpha=self.alpha)
+                cached = {"features": features}
                 self._store_in_cache(cache, content, cached)
             found[f"features.{name}"] = cached["features"]
         shards.store(block.number, found)
@@ -221,7 +232,11 @@ class Evaluation:
             return
         if block.images:
             model.warm_up(to_images(torch.stack(block.images[:1])).to(self.device))
-        options: Any = {"batch_size": self.settings.batch_size, "drift": self._drift()}
+        options: Any = {
+            "batch_size": self.settings.batch_size,
+            "drift": self._drift(),
+            "alpha": self.alpha,
+        }
         if self.teacher is not None:
             options["keep"] = self._latents[model.name] = []
         shards.store(block.number, measure_block(model, block, self.measures, self.device, **options))
@@ -235,7 +250,7 @@ class Evaluation:
                 self._latents[each.name] = [each.encode(images) for images in self._images(block)]
         latents = (self._latents[model.name], self._latents[self.teacher.name])
         cheap = Measures({name: net for name, net in self.measures.lpips.items() if name in FIT_METRICS})
-        compare = partial(_pixel_values, measures=cheap)
+        compare = partial(_transparent_values if self.alpha else _pixel_values, measures=cheap)
         shards.store(block.number, measure_fit(model, self.teacher, self._images(block), latents, compare))
 
     def _images(self, block: Block) -> Iterator[Tensor]:
@@ -274,6 +289,8 @@ class Evaluation:
             "smallest_side": self.blocks.smallest_side,
             "protocol": self.blocks.protocol.describe(),
             "measures": self.measures.identities,
+            # It appears only if given, so that older measurements stay valid.
+            **({"alpha": True} if self.alpha else {}),
         }
 
 
@@ -325,6 +342,7 @@ def measure_block(
     batch_size: int = 16,
     drift: Drift | None = None,
     keep: list[Tensor] | None = None,
+    alpha: bool = False,
 ) -> dict[str, Tensor]:
     """Measures a model on a block of images.
 
@@ -334,6 +352,7 @@ def measure_block(
         batch_size: images of one size that go through the model together.
         drift: the images whose drift is measured; None measures none.
         keep: receives the unscaled latents [b, c, h, w] of each batch.
+        alpha: whether images are RGBA, which are measured as composites.
 
     Returns:
         a shard: float64 values [n] as ``value.METRIC``, features [n, d] as ``features.NETWORK``, the states
@@ -355,7 +374,8 @@ def measure_block(
 
         # One value per image and metric, and the features.
         pixels = to_uint8(output.sample)
-        values = _pixel_values(to_images(pixels), images, measures)
+        compare = _transparent_values if alpha else _pixel_values
+        values = compare(to_images(pixels), images, measures)
         if model.upscale > 1:
             small = (to_uint8(downscale(x, model.upscale)) for x in (output.sample, images))
             values["psnr_downscaled"] = psnr(*map(to_images, small))
@@ -364,11 +384,13 @@ def measure_block(
                 output.mean, output.log_variance, *images.shape[2:]
             )
         if drift is not None:
-            values |= _drift(drift, indices, model, images, output.sample)
+            measure = composite_psnr if alpha else psnr
+            values |= _drift(drift, indices, model, images, output.sample, measure)
         for name, value in values.items():
             rows.setdefault(f"value.{name}", []).append(to_float64_on_cpu(value))
+        shown = over_backgrounds(pixels, images) if alpha else pixels
         for name, extractor in measures.features.items():
-            rows.setdefault(f"features.{name}", []).append(_features(extractor, pixels))
+            rows.setdefault(f"features.{name}", []).append(_features(extractor, shown))
 
         # The sums over latents and codes.
         if output.latents is not None:
@@ -389,10 +411,18 @@ def measure_block(
 
 
 def reference_features(
-    block: Block, extractor: FeatureExtractor, device: torch.device, batch_size: int = 16
+    block: Block,
+    extractor: FeatureExtractor,
+    device: torch.device,
+    batch_size: int = 16,
+    *,
+    alpha: bool = False,
 ) -> Tensor:
-    """Returns features [n, d] of the originals of a block."""
-    parts = [_features(extractor, pixels.to(device)) for _, pixels in _batches(block, batch_size)]
+    """Returns features [n, d] of the originals of a block, of RGBA images with ``alpha`` over backgrounds."""
+    batches = (pixels.to(device) for _, pixels in _batches(block, batch_size))
+    if alpha:
+        batches = (over_backgrounds(pixels, to_images(pixels)) for pixels in batches)
+    parts = [_features(extractor, pixels) for pixels in batches]
     return torch.cat([*parts, torch.zeros(0, extractor.dimensions)])
 
 
@@ -413,6 +443,16 @@ def _pixel_values(reconstructions: Tensor, images: Tensor, measures: Measures) -
     return rows
 
 
+def _transparent_values(reconstructions: Tensor, images: Tensor, measures: Measures) -> dict[str, Tensor]:
+    """Returns the means of the metrics over the composites on black and on white, and PSNRs of their own."""
+    black, white = (
+        _pixel_values(composite_8_bit(reconstructions, grey), composite_8_bit(images, grey), measures)
+        for grey in (BLACK, WHITE)
+    )
+    means = {name: (value + white[name]) / 2 for name, value in black.items()}
+    return means | transparent_psnr(reconstructions, images)
+
+
 def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
     """Returns features [B, d] on the CPU; NaN for images that are too small for the network."""
     if min(pixels.shape[2:]) < extractor.smallest_side:
@@ -421,13 +461,20 @@ def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
 
 
 def _drift(
-    drift: Drift, indices: Sequence[int], model: NamedModel, images: Tensor, first: Tensor
+    drift: Drift,
+    indices: Sequence[int],
+    model: NamedModel,
+    images: Tensor,
+    first: Tensor,
+    measure: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, Tensor]:
     """Returns ``cycle_psnr_ROUNDS`` → [B]; NaN for images whose drift is not measured."""
     rows = {f"cycle_psnr_{rounds}": _missing(len(images)) for rounds in drift.rounds}
     chosen = [position for position, index in enumerate(indices) if index in drift.indices]
     if chosen:
-        found = cycle_drift(lambda x: model(x).sample, images[chosen], drift.rounds, first=first[chosen])
+        found = cycle_drift(
+            lambda x: model(x).sample, images[chosen], drift.rounds, first=first[chosen], measure=measure
+        )
         for rounds, ratios in found.items():
             rows[f"cycle_psnr_{rounds}"][chosen] = ratios.cpu()
     return rows

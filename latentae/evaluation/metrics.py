@@ -193,6 +193,7 @@ def cycle_drift(
     images: Tensor,
     rounds: Sequence[int] = (1, 2, 5, 10),
     first: Tensor | None = None,
+    measure: Callable[[Tensor, Tensor], Tensor] = psnr,
 ) -> dict[int, Tensor]:
     """PSNR against the original after several rounds of encoding and decoding, as in repeated editing.
 
@@ -203,6 +204,7 @@ def cycle_drift(
         images: the originals.
         rounds: the rounds after which to measure, rising, 1 or more.
         first: the reconstruction of the first round, if it is known.
+        measure: compares images with the originals: two [B, C, H, W] to [B].
 
     Returns:
         round → [B] float64 in dB.
@@ -218,5 +220,5 @@ def cycle_drift(
         output = first if done == 1 and first is not None else reconstruct(current)
         current = to_images(to_uint8(output)).to(images.dtype)
         if done in rounds:
-            drift[done] = psnr(current, images)
+            drift[done] = measure(current, images)
     return drift

@@ -16,6 +16,7 @@ from latentae.data.arrays import ValueRange
 from latentae.data.decode import Pixels
 from latentae.data.transforms import Window, resize_window, to_tensor
 from latentae.evaluation.metrics import psnr
+from latentae.evaluation.transparency import transparent_psnr
 from latentae.models.decoders import downscale, upscale_of
 from latentae.report.grids import picture_grid, save_png
 
@@ -34,7 +35,8 @@ class Comparison:
     """The result of a job: its picture is written, or ``skipped`` has the reason why not.
 
     Attributes:
-        size: (H, W) in pixels. psnr: dB, of 8-bit images, over all channels; of a
+        size: (H, W) in pixels.
+        psnr: dB, of 8-bit images, over all channels, or with alpha the mean over black and over white; of a
             reconstruction that is larger than the image, once it is downscaled.
         skipped: empty if the picture is written.
     """
@@ -110,6 +112,7 @@ def run_jobs(
     jobs: Sequence[Job],
     max_side: int | None = None,
     *,
+    alpha: bool = False,
     value_range: ValueRange | None = None,
     max_pixels: int | None = None,
 ) -> Iterator[Comparison]:
@@ -120,6 +123,7 @@ def run_jobs(
             grey); arrays must have that number.
         max_side: larger images are shrunk so that their longer side has this many pixels, bicubic and
             antialiased; None keeps the size.
+        alpha: whether the four channels are RGBA; pictures then show images on a checkerboard.
         value_range, max_pixels: as ``decode_image`` takes them.
 
     Yields:
@@ -127,17 +131,22 @@ def run_jobs(
         has another number of channels, needs more memory than there is, or becomes NaN.
 
     Raises:
-        ValueError: the model makes other channels than it takes.
+        ValueError: the model makes other channels than it takes, or with alpha not four.
         OSError: a picture cannot be written.
     """
     taken, made = model.config.in_channels, model.config.out_channels
     if taken != made:
         raise ValueError(f"the model makes images of {made} channels from {taken}: they cannot be compared")
+    if alpha and taken != 4:
+        raise ValueError(
+            f"alpha is set, but the model takes images of {taken} channels, and images with transparency "
+            "have four: leave --alpha out, or name an RGBA model"
+        )
     for job in jobs:
-        yield _compare(model, job, max_side, value_range=value_range, max_pixels=max_pixels)
+        yield _compare(model, job, max_side, alpha=alpha, value_range=value_range, max_pixels=max_pixels)
 
 
-def _compare(model: Any, job: Job, max_side: int | None, **reading: Any) -> Comparison:
+def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **reading: Any) -> Comparison:
     try:
         picture = decode_image(job.image, model.config.in_channels, name=job.name, **reading)
         images = to_tensor(picture if max_side is None else _shrink(picture, max_side))[None].to(model.device)
@@ -145,7 +154,8 @@ def _compare(model: Any, job: Job, max_side: int | None, **reading: Any) -> Comp
         with torch.no_grad():
             reconstruction = model(images).sample
         upscale = upscale_of(model)
-        ratio = psnr(downscale(reconstruction, upscale), images).item()
+        small = downscale(reconstruction, upscale)
+        ratio = (transparent_psnr(small, images)["psnr"] if alpha else psnr(small, images)).item()
         if upscale > 1:  # beside a larger reconstruction, every pixel of the image is a square
             images = F.interpolate(images, scale_factor=float(upscale), mode="nearest")
     except ValueError as error:
@@ -155,7 +165,7 @@ def _compare(model: Any, job: Job, max_side: int | None, **reading: Any) -> Comp
             raise
         return Comparison(job, skipped="it needs more memory than there is: try --tile, or --max-side")
     job.picture.parent.mkdir(parents=True, exist_ok=True)
-    save_png(picture_grid(torch.stack([images, reconstruction], dim=1)), job.picture)
+    save_png(picture_grid(torch.stack([images, reconstruction], dim=1), alpha=alpha), job.picture)
     return Comparison(job, size=size, psnr=ratio)
 
 

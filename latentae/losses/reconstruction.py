@@ -15,6 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from latentae.losses.compositing import composites, opacity, weigh_by_alpha
+
 ReconstructionLoss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -155,18 +157,33 @@ class ReconstructionObjective(nn.Module):
         self.perceptual_weight = perceptual_weight
         self.scale_perceptual = scale_perceptual
 
-    def forward(self, reconstruction: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, reconstruction: Tensor, images: Tensor, backgrounds: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss, a scalar with a gradient, and its unweighted terms by name, without gradients.
+
+        Args:
+            reconstruction, images: [B, C, H, W] in [-1, 1].
+            backgrounds: a colour for each image, [B, 3] in [-1, 1], if the four channels are RGBA. Pixels'
+                colours are then weighted by the images' alpha, and the perceptual loss is the mean over the
+                composites over this colour, black and white. None: channels are channels.
 
         Returns:
             ``reconstruction`` and ``perceptual``; of a likelihood also its distance (``squared_error`` or
             ``absolute_error``), its ``log_variance`` or ``log_scale``, and, where the perceptual loss is
-            scaled by it, ``perceptual_weight``, what it was multiplied by.
+            scaled by it, ``perceptual_weight``, what it was multiplied by; with backgrounds ``alpha_error``,
+            the mean absolute error of alpha in [0, 1].
         """
-        pixels, terms = self._pixels(reconstruction, images)
+        compared, seen = (reconstruction, images), (reconstruction, images)
+        if backgrounds is not None:
+            compared = weigh_by_alpha(reconstruction, images)
+            seen = (composites(reconstruction, backgrounds), composites(images, backgrounds))
+        pixels, terms = self._pixels(*compared)
+        if backgrounds is not None:
+            terms["alpha_error"] = l1(opacity(reconstruction.detach()), opacity(images)).mean()
         loss = self.reconstruction_weight * pixels
         if self.perceptual is not None:
-            perceptual = self.perceptual(reconstruction, images).mean()
+            perceptual = self.perceptual(*seen).mean()
             terms["perceptual"] = perceptual.detach()
             if self.scale_perceptual:
                 assert isinstance(self.reconstruction, Likelihood)

@@ -10,6 +10,10 @@ Grey is the mean of the colours. For one image channel, a first layer sums its w
 averages them; from one image channel, they are spread over all. So a grey image is encoded as it was in
 colour.
 
+If the fourth of four channels is alpha, a grey or RGB model grows only colours as described; the weights of
+alpha as an input start at zero, and as an output it starts opaque. So the model first reconstructs every
+picture as it did before, without transparency.
+
 Architectures are described and compared as a training config's ``model`` section.
 """
 
@@ -46,6 +50,8 @@ _BLOCKS = {
 # The first layers of the two backbones, and the last one.
 _FIRST_LAYERS = ("encoder.conv_in", "encoder.down.0")
 _LAST_LAYER = "decoder.conv_out"
+# Numbers of image channels, afterwards and before, when a model gains alpha.
+_TO_RGBA = ((4, 3), (4, 1))
 # Layers whose outputs (inputs) are a posterior's means followed by its log-variances.
 _MOMENTS_OUT = ("encoder.conv_out", "quant_conv")
 _MOMENTS_IN = ("quant_conv",)
@@ -239,7 +245,9 @@ class AdaptedTensor:
 
 
 @torch.no_grad()
-def load_what_fits(model: KLVAE | VQVAE, pretrained: KLVAE | VQVAE) -> tuple[AdaptedTensor, ...]:
+def load_what_fits(
+    model: KLVAE | VQVAE, pretrained: KLVAE | VQVAE, *, alpha: bool = False
+) -> tuple[AdaptedTensor, ...]:
     """Copies the weights of ``pretrained`` into ``model``, on its device and in its dtype.
 
     The numbers of image channels, latent channels and codes may differ, as described at the top of this
@@ -248,6 +256,7 @@ def load_what_fits(model: KLVAE | VQVAE, pretrained: KLVAE | VQVAE) -> tuple[Ada
     Args:
         model: freshly initialised; changed in place.
         pretrained: not changed.
+        alpha: whether the fourth of the model's four image channels is alpha.
 
     Returns:
         the tensors whose size was changed, in the model's order.
@@ -281,7 +290,8 @@ def load_what_fits(model: KLVAE | VQVAE, pretrained: KLVAE | VQVAE) -> tuple[Ada
     for name, value in fresh.items():
         state[name] = given[name]
         if value.shape != given[name].shape:
-            state[name], change = _adapt(model, name, value.float().cpu(), given[name].float().cpu())
+            tensors = (value.float().cpu(), given[name].float().cpu())
+            state[name], change = _adapt(model, name, *tensors, alpha=alpha)
             report.append(AdaptedTensor(name, tuple(given[name].shape), tuple(value.shape), change))
     model.load_state_dict(state)
     return tuple(report)
@@ -301,14 +311,20 @@ def latent_settings(pretrained: KLVAE | VQVAE) -> dict[str, object]:
     return {name: pretrained.config[name] for name in names if name in pretrained.config}
 
 
-def _adapt(model: nn.Module, name: str, fresh: Tensor, given: Tensor) -> tuple[Tensor, str]:
+def _adapt(
+    model: nn.Module, name: str, fresh: Tensor, given: Tensor, *, alpha: bool = False
+) -> tuple[Tensor, str]:
     """Returns a tensor of the size of ``fresh`` with what fits of ``given``, and what was done."""
     layer, _, part = name.rpartition(".")
     transposed = isinstance(model.get_submodule(layer), nn.ConvTranspose2d) and part == "weight"
     if transposed:  # then the inputs come first
         fresh, given = fresh.transpose(0, 1), given.transpose(0, 1)
     pixels = getattr(model, "upscale", 1) ** 2  # that the last layer computes side by side
-    if layer == _LAST_LAYER and pixels in (len(fresh), len(given)):
+    dim, at_once = (1, 1) if layer in _FIRST_LAYERS else (0, pixels)
+    channels = (fresh.shape[dim] // at_once, given.shape[dim] // at_once)
+    if alpha and layer in (*_FIRST_LAYERS, _LAST_LAYER) and channels in _TO_RGBA:
+        result, change = _with_alpha(layer, part, given, at_once)
+    elif layer == _LAST_LAYER and pixels in (len(fresh), len(given)):
         # From or to one output: the mean over the output channels stays the same.
         mean = given.unflatten(0, (-1, pixels)).mean(dim=0)
         result = torch.cat([mean] * (len(fresh) // pixels))
@@ -323,6 +339,20 @@ def _adapt(model: nn.Module, name: str, fresh: Tensor, given: Tensor) -> tuple[T
         columns = 2 if is_kl and layer in _MOMENTS_IN else 1
         result, change = _overlap(fresh, given, rows, columns)
     return (result.transpose(0, 1) if transposed else result).contiguous(), change
+
+
+def _with_alpha(layer: str, part: str, given: Tensor, pixels: int) -> tuple[Tensor, str]:
+    """Returns the weights or biases of a first or last layer, whose three colours alpha joins.
+
+    Args:
+        pixels: outputs per channel of the last layer, which an upscaling decoder computes side by side.
+    """
+    if layer in _FIRST_LAYERS:
+        colours = given if given.shape[1] == 3 else given.expand(-1, 3, -1, -1) / 3
+        return torch.cat([colours, torch.zeros_like(colours[:, :1])], dim=1), "alpha's inputs at zero"
+    colours = given if len(given) == 3 * pixels else torch.cat([given] * 3)
+    opaque = 1.0 if part == "bias" else 0.0  # so that the output is 1 everywhere
+    return torch.cat([colours, torch.full_like(colours[:pixels], opaque)]), "alpha starts opaque"
 
 
 def _overlap(fresh: Tensor, given: Tensor, row_groups: int, column_groups: int) -> tuple[Tensor, str]:

@@ -26,6 +26,8 @@ _TITLE_SIZE, _TEXT_SIZE = 26, 18
 _MARGIN, _TITLE_HEIGHT, _LINE, _GAP = 20, 56, 26, 16
 # The longer side of an image in a labelled grid: small images grow by whole numbers, large ones shrink.
 _SMALLEST, _LARGEST = 112, 192
+# The checkerboard under transparent pixels.
+_SQUARE, _SQUARES_GREY = 8, 204
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,22 +46,44 @@ class Figure:
         return _png(self.picture)
 
 
-def picture_grid(images: Tensor, border: int = 2) -> Picture:
+def picture_grid(images: Tensor, border: int = 2, *, alpha: bool = False) -> Picture:
     """Returns rows and columns of images as one picture, with a white border around each image.
 
     Args:
         images: [rows, columns, C, H, W] in [−1, 1]; values outside are clamped. One or two channels are
-            shown as the first in grey, more as the first three in red, green and blue (RGBA without alpha).
+            shown as the first in grey, more as the first three in red, green and blue.
         border: its width in pixels.
+        alpha: whether four channels are RGBA, with straight alpha. Images are then shown on a checkerboard.
 
     Returns:
         [rows · (H + 2 · border), columns · (W + 2 · border), 3].
     """
     shown = images.detach().float().clamp(-1, 1)
+    if alpha and shown.shape[2] == 4:
+        shown = _on_checkerboard(shown)
     shown = shown[:, :, :3] if shown.shape[2] >= 3 else shown[:, :, :1].expand(-1, -1, 3, -1, -1)
     framed = F.pad(shown, (border,) * 4, value=1.0)
     grid = rearrange(framed, "row column c h w -> (row h) (column w) c")
     return ((grid + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+
+def checkerboard(height: int, width: int) -> Picture:
+    """Returns squares of 8 pixels, white and light grey (204), white in the upper left corner."""
+    rows, columns = np.ogrid[:height, :width]
+    squares = (rows // _SQUARE + columns // _SQUARE) % 2
+    return np.where(squares == 0, 255, _SQUARES_GREY)[..., np.newaxis].repeat(3, axis=2).astype(np.uint8)
+
+
+def _on_checkerboard(images: Tensor) -> Tensor:
+    """Returns RGBA images [rows, columns, 4, H, W] in [−1, 1] as Pillow composites them, 3 channels."""
+    pixels = ((images + 1) * 127.5).round().to(torch.uint8).cpu()
+    board = Image.fromarray(checkerboard(*images.shape[-2:])).convert("RGBA")
+    shown = [
+        np.asarray(Image.alpha_composite(board, Image.fromarray(image.permute(1, 2, 0).numpy())))[..., :3]
+        for image in pixels.flatten(0, 1)
+    ]
+    composed = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return composed.unflatten(0, images.shape[:2])
 
 
 def save_png(picture: Picture, path: Path) -> None:

@@ -20,6 +20,7 @@ from latentae.losses.adversarial import (
     last_layer_gradient,
     squared_slope,
 )
+from latentae.losses.compositing import composites
 from latentae.models.lean.blocks import LeanLastConv
 from latentae.training.randomness import StepRandomness
 
@@ -80,13 +81,15 @@ class Adversary:
     """The discriminator and how its loss enters.
 
     Attributes:
-        discriminator: the wrapped network, from images [B, C, H, W] to logits.
+        discriminator: the wrapped network, from images [B, C, H, W] to logits. Of RGBA images it sees three
+            composites each, [3 · B, 3, H, W].
         terms: losses, weight and schedule.
         augmentation: what changes images and reconstructions before the discriminator sees them, or None.
         lecam: a regulariser of its logits, or None.
         r1: a penalty on its gradient, or None.
         reuse_forward: whether the discriminator learns from the logits that the autoencoder learned from.
             False if a forward changes the network.
+        alpha: whether images are RGBA.
         loss_scale: multiplies a scalar by the loss scale of float16 training; None without one.
     """
 
@@ -96,6 +99,7 @@ class Adversary:
     lecam: LeCAM | None = None
     r1: R1 | None = None
     reuse_forward: bool = True
+    alpha: bool = False
     loss_scale: Callable[[Tensor], Tensor] | None = None
 
     # What the autoencoder learns
@@ -174,6 +178,8 @@ class Adversary:
         return loss, numbers
 
     def _augment(self, images: Tensor, randomness: StepRandomness, purpose: str) -> Tensor:
+        if self.alpha:
+            images = composites(images, randomness.background_colours(len(images)))
         if self.augmentation is None:
             return images
         draws = randomness.uniform(purpose, len(images), self.augmentation.num_draws)

@@ -62,7 +62,12 @@ def dry_run(config: RunConfig) -> str:
             "lower batch_size (and raise gradient_accumulation_steps as much), lower data.image_size, or use "
             "mixed_precision=bf16"
         ) from error
-    picture = _save_picture(first["images"], Path(config.output_dir), Path(config.data.name).expanduser())
+    picture = _save_picture(
+        first["images"],
+        Path(config.output_dir),
+        Path(config.data.name).expanduser(),
+        alpha=config.data.alpha,
+    )
     rows = {
         "parameters": _parameters(trainer),
         "latents": _latents(trainer, first["images"]),
@@ -280,7 +285,7 @@ def _wait_for(device: torch.device) -> None:
 # The rows of the report
 
 
-def _save_picture(images: Tensor, output_dir: Path, data: Path) -> Path:
+def _save_picture(images: Tensor, output_dir: Path, data: Path, *, alpha: bool = False) -> Path:
     """Writes up to 64 of the images, eight a row, and not into the data, of which it would be an image."""
     shown = images[:_IMAGES_SHOWN]
     columns = min(_COLUMNS, len(shown))
@@ -296,7 +301,7 @@ def _save_picture(images: Tensor, output_dir: Path, data: Path) -> Path:
     path = folder / f"{absolute.name}-dry-run.png"
     if distributed.is_main():
         with needing_disk(path):
-            save_png(picture_grid(filled.unflatten(0, (-1, columns))), path)
+            save_png(picture_grid(filled.unflatten(0, (-1, columns)), alpha=alpha), path)
     return path
 
 

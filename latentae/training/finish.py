@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from latentae.config import RunConfig
 from latentae.data import Batch, BrokenImageError, ImageDataset, validation_loader
 from latentae.devices import to_float64
 from latentae.evaluation.metrics import psnr, ssim, to_images, to_uint8
+from latentae.evaluation.transparency import ALPHA_METRICS, over_black_and_white, transparent_psnr
 from latentae.export import export_diffusers
 from latentae.files import written_aside
 from latentae.latents.calibration import calibrate_on
@@ -49,6 +51,21 @@ class ReconstructionQuality:
     psnr_downscaled: float | None = None
 
 
+@dataclass
+class TransparentQuality(ReconstructionQuality):
+    """Means over all RGBA images; PSNR, SSIM and LPIPS are means of composites over black and over white.
+
+    Attributes:
+        alpha_psnr: dB, of alpha alone, at most 60 per image, as are those below.
+        psnr_black, psnr_white, psnr_random: dB, of composites over these backgrounds.
+    """
+
+    alpha_psnr: float = math.nan
+    psnr_black: float = math.nan
+    psnr_white: float = math.nan
+    psnr_random: float = math.nan
+
+
 class NoMeasurementError(ValueError):
     """Images could not be measured; raised on every rank, with the reasons of all ranks."""
 
@@ -61,6 +78,7 @@ def validate(
     batch_size: int,
     device: torch.device,
     num_workers: int = 0,
+    alpha: bool = False,
     note_broken: Callable[[list[str]], None] | None = None,
 ) -> dict[str, float]:
     """Returns a run's validation metrics, under the names that it logs; every rank must call it.
@@ -74,14 +92,17 @@ def validate(
         lpips: maps two [B, C, H, W] to [B].
         batch_size: images per rank and forward pass.
         num_workers: loading processes per rank.
+        alpha: whether the images are RGBA, which are measured as ``TransparentQuality`` says.
         note_broken: receives the names of unreadable images, which are left out.
 
     Returns:
         ``validation_psnr`` in dB, ``validation_ssim``, ``validation_lpips``, and with a codebook
-        ``validation_codebook_usage`` and ``validation_codebook_perplexity``.
+        ``validation_codebook_usage`` and ``validation_codebook_perplexity``; with alpha
+        ``validation_alpha_psnr`` and those over each background.
     """
     with evaluating(model):
-        quality = asdict(_measure(model, images, lpips, batch_size, device, num_workers, note_broken))
+        measured = _measure(model, images, lpips, batch_size, device, num_workers, note_broken, alpha=alpha)
+    quality = asdict(measured)
     del quality["images"]
     return {f"validation_{name}": value for name, value in quality.items() if value is not None}
 
@@ -132,9 +153,11 @@ def calibrate_and_measure(
         scale = _calibrate(model, training_images, config, say)
     if measured:
         known = {name.removeprefix("validation_"): value for name, value in measured.items()}
-        quality = ReconstructionQuality(images=len(validation_images), **known)
+        make = TransparentQuality if config.data.alpha else ReconstructionQuality
+        quality: ReconstructionQuality = make(images=len(validation_images), **known)
     else:
-        quality = _measure(model, validation_images, lpips, config.batch_size, device, 0, note_broken)
+        options = (config.batch_size, device, 0, note_broken)
+        quality = _measure(model, validation_images, lpips, *options, alpha=config.data.alpha)
     numbers = asdict(quality)
     if quality.psnr_downscaled is None:
         del numbers["psnr_downscaled"]
@@ -191,6 +214,8 @@ def _measure(
     device: torch.device,
     num_workers: int,
     note_broken: Callable[[list[str]], None] | None,
+    *,
+    alpha: bool,
 ) -> ReconstructionQuality:
     """Measures this rank's part of the images, and reports unreadable ones."""
     loader = validation_loader(
@@ -207,12 +232,17 @@ def _measure(
                 note_broken(batch["broken"])
             yield batch
 
-    return evaluate_reconstruction(model, batches(), lpips, device)
+    return evaluate_reconstruction(model, batches(), lpips, device, alpha=alpha)
 
 
 @torch.no_grad()
 def evaluate_reconstruction(
-    autoencoder: nn.Module, batches: Iterable[Any], lpips: Distance, device: torch.device
+    autoencoder: nn.Module,
+    batches: Iterable[Any],
+    lpips: Distance,
+    device: torch.device,
+    *,
+    alpha: bool = False,
 ) -> ReconstructionQuality:
     """Measures an autoencoder in eval mode on the images of all ranks; every rank must call it.
 
@@ -220,11 +250,12 @@ def evaluate_reconstruction(
         autoencoder: called as ``autoencoder(images).sample``.
         batches: this rank's batches, with ``images`` [B, C, H, W] in [−1, 1] and ``indices`` [B].
         lpips: maps two [B, C, H, W] to [B]; called in float32 on values that 8 bits can hold.
+        alpha: whether the images are RGBA; the result is then a ``TransparentQuality``.
 
     Raises:
         NoMeasurementError: there are no images, or a reconstruction holds NaN on any rank.
     """
-    own = _OwnImages(autoencoder, device)
+    own = _OwnImages(autoencoder, device, alpha=alpha)
     failure = ""
     try:
         for batch in batches:
@@ -244,7 +275,8 @@ def evaluate_reconstruction(
 class _OwnImages:
     """Collects the measurements of this rank's images."""
 
-    def __init__(self, autoencoder: nn.Module, device: torch.device) -> None:
+    def __init__(self, autoencoder: nn.Module, device: torch.device, *, alpha: bool) -> None:
+        self.alpha = alpha
         self.autoencoder = autoencoder
         self.device = device
         self.upscale = upscale_of(autoencoder)
@@ -256,17 +288,25 @@ class _OwnImages:
             self.counts = torch.zeros(*depth, quantizer.num_codes, dtype=torch.int64, device=device)
 
     def add(self, batch: dict[str, Any], lpips: Distance) -> None:
-        """Measures a batch: a row [index, PSNR, SSIM, LPIPS, maybe PSNR downscaled] per image, and codes."""
+        """Measures a batch: a row [index, PSNR, SSIM, LPIPS, ...] per image, and its codes."""
         if not len(batch["images"]):  # none could be decoded
             return
         images = batch["images"].to(self.device)
         output = reconstruct(self.autoencoder, images)
         originals, reconstructions = (to_images(to_uint8(x)) for x in (images, output.sample))
-        values = [
-            psnr(reconstructions, originals),
-            ssim(reconstructions, originals),
-            to_float64(lpips(reconstructions, originals)),
-        ]
+        if self.alpha:
+            ratios = transparent_psnr(reconstructions, originals)
+            similarity, distance = (
+                over_black_and_white(metric, reconstructions, originals) for metric in (ssim, lpips)
+            )
+            more = [ratios[name] for name in ALPHA_METRICS]
+            values = [ratios["psnr"], similarity, to_float64(distance), *more]
+        else:
+            values = [
+                psnr(reconstructions, originals),
+                ssim(reconstructions, originals),
+                to_float64(lpips(reconstructions, originals)),
+            ]
         if self.upscale > 1:
             small = (to_images(to_uint8(downscale(x, self.upscale))) for x in (output.sample, images))
             values.append(psnr(*small))
@@ -276,15 +316,17 @@ class _OwnImages:
 
     def joined(self) -> ReconstructionQuality:
         """Returns the means over the images of all ranks; every rank must call it."""
-        nothing = to_float64(torch.zeros(0, 5 if self.upscale > 1 else 4, device=self.device))
+        names = ["psnr", "ssim", "lpips", *(ALPHA_METRICS if self.alpha else ())]
+        if self.upscale > 1:
+            names.append("psnr_downscaled")
+        nothing = to_float64(torch.zeros(0, 1 + len(names), device=self.device))
         table = distributed.all_gather_concat(torch.cat(self.rows) if self.rows else nothing)
         if not len(table):
             raise NoMeasurementError("there are no images to evaluate on")
         # Summed in the images' order, the means do not depend on the number of ranks.
         means = table[table[:, 0].argsort()][:, 1:].mean(dim=0).tolist()
-        quality = ReconstructionQuality(means[0], means[1], means[2], images=len(table))
-        if self.upscale > 1:
-            quality.psnr_downscaled = means[3]
+        make = TransparentQuality if self.alpha else ReconstructionQuality
+        quality = make(**dict(zip(names, means, strict=True)), images=len(table))
         if self.counts is not None:
             health = codebook_health(distributed.all_reduce_sum(self.counts))
             quality.codebook_usage, quality.codebook_perplexity = health.usage, health.perplexity

@@ -32,6 +32,7 @@ from latentae.training.run_folder import RunFolder
 
 _PREVIEW_IMAGES = 8
 _NAMES_SHOWN = 5
+_LEAST_CHECKED = 16  # images that are opened to find transparency
 # For the record of the data:
 _SAMPLES = 16
 _MOST_NAMES = 1 << 17  # evenly spaced; all names of a hundred million images would take minutes
@@ -133,7 +134,7 @@ def open_images(
         before: what a run that is continued has held out; None: a fresh run.
 
     Raises:
-        ValueError: no such data, or too many broken images.
+        ValueError: no such data, too many broken images, or with ``data.alpha`` none with transparency.
     """
     data, channels = config.data, config.model.in_channels
     with distributed.main_first():  # the first rank downloads and indexes, the others find it done
@@ -154,6 +155,8 @@ def open_images(
         if remark:
             share = "three quarters" if distributed.local_world_size() == 1 else "this process's share"
             say(f"{remark} ({share} of data.cache_megabytes={data.cache_megabytes})")
+    if data.alpha:
+        _check_transparency(config, training, validation)
     count = min(_PREVIEW_IMAGES, len(validation))
     spread = [i * len(validation) // count for i in range(count)]
     preview = torch.stack([validation[0, i]["images"] for i in spread])
@@ -169,6 +172,31 @@ def _find_broken(dataset: ImageDataset, limit: int) -> list[str]:
     They are decoded at the size that the dataset asks for, so a cache of decoded images keeps them.
     """
     return check_images(dataset.source, dataset.channels, limit, dataset.minimum_side)
+
+
+def _check_transparency(
+    config: RunConfig, training: ImageDataset | ImageStream, validation: ImageDataset
+) -> None:
+    """Raises ConfigError if ``data.alpha`` is set, but no image that is opened has transparency."""
+    opened = 0
+    for dataset in (validation, training):
+        if isinstance(dataset, ImageStream):
+            continue
+        count = min(max(config.data.check_images, _LEAST_CHECKED), len(dataset.source))
+        for position in range(count):
+            index = position * len(dataset.source) // count
+            try:
+                alpha = dataset.source.load(index, dataset.channels, dataset.minimum_side)[..., 3]
+            except BrokenImageError:
+                continue
+            if alpha.min() < (255 if alpha.dtype.kind == "u" else 1):
+                return
+            opened += 1
+    raise ConfigError(
+        f"`data.alpha` is true, but none of {opened} images of {config.data.name} that were opened has "
+        "transparency: files without it count as opaque, so alpha cannot be learned; use RGBA images, or "
+        "data.alpha=false with model.in_channels=3"
+    )
 
 
 def held_out_before(folder: RunFolder, resume: str) -> HeldOut | None:

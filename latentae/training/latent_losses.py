@@ -50,6 +50,7 @@ class PreparedStep:
         low_passed: [B, C, H'', W''] what the low-passed latents are to decode to, or None.
         transformed: whether the latents are transformed.
         arguments: of the wrapped autoencoder's forward: ``change`` and ``low_pass``, functions of latents.
+        backgrounds: [B, 3] colours in [−1, 1] that RGBA images are composited over, or None.
     """
 
     images: Tensor
@@ -57,6 +58,7 @@ class PreparedStep:
     low_passed: Tensor | None = None
     transformed: bool = False
     arguments: dict[str, Change] = field(default_factory=dict)
+    backgrounds: Tensor | None = None
 
 
 @dataclass

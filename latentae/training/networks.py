@@ -136,6 +136,7 @@ def build_networks(
         latent_losses=_latent_losses(autoencoder, features, config, accelerator.device),
         report=None if regulariser is None else PosteriorReport(regulariser, likelihood=likelihood),
         latents_shape=autoencoder.latents_shape if samples else None,
+        alpha=config.data.alpha,
         backward=accelerator.backward,
     )
     return Networks(autoencoder, quantizer, ema, learners, step, pretrained, frozen, pinned, performance)
@@ -277,6 +278,7 @@ def _adversary(
         lecam=None if lecam is None else lecam.to(accelerator.device),
         r1=_optional(R1, section.r1),
         reuse_forward=not getattr(discriminator, "forward_has_state", False),
+        alpha=config.data.alpha,
         loss_scale=None if accelerator.scaler is None else accelerator.scaler.scale,
     )
     return adversary, learner

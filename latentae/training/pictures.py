@@ -13,7 +13,9 @@ _NOISE_SEED = 0
 
 
 @torch.no_grad()
-def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = False) -> Picture:
+def preview(
+    autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = False, alpha: bool = False
+) -> Picture:
     """Returns one picture: the images in the top row, their reconstructions in the second.
 
     A model with a trained posterior gets four rows, with their names at the left: the images, the decoded
@@ -27,6 +29,7 @@ def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = Fal
         images: [B, C, H, W] in [−1, 1], on the model's device; ``picture_grid`` says how channels are shown.
             A model that upscales encodes them downscaled.
         posterior: whether the model has a trained posterior.
+        alpha: whether images are RGBA, which are shown on a checkerboard.
 
     Returns:
         [height, width, 3].
@@ -34,7 +37,7 @@ def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = Fal
     seen = downscale(images, upscale_of(autoencoder))
     mode = autoencoder(seen).sample
     if not posterior:
-        return picture_grid(torch.stack([images, mode]))
+        return picture_grid(torch.stack([images, mode]), alpha=alpha)
     assert isinstance(autoencoder, KLVAE)
     generator = torch.Generator().manual_seed(_NOISE_SEED)
     shape = (2, len(images), *autoencoder.latents_shape(seen))
@@ -46,4 +49,4 @@ def preview(autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = Fal
         "sample": autoencoder(seen, noise=noise).sample,
         "prior": autoencoder.decode(prior, size=(height, width)).sample,
     }
-    return label_rows(picture_grid(torch.stack(list(rows.values()))), list(rows))
+    return label_rows(picture_grid(torch.stack(list(rows.values())), alpha=alpha), list(rows))

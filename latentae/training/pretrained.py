@@ -57,7 +57,7 @@ class Pretrained:
         try:
             model = self._open(place)
             self._check_decoder(model)
-            adapted = load_what_fits(self.autoencoder, model)
+            adapted = load_what_fits(self.autoencoder, model, alpha=self.config.data.alpha)
             self._remember(place, model, adapted)
         except ValueError as error:
             raise ValueError(f"`model.pretrained` is {place}, which cannot be used: {error}") from error
@@ -110,6 +110,11 @@ class Pretrained:
             raise ValueError(
                 f"{'; '.join(map(str, changed))}, and freeze_encoder keeps latents as they are: leave one of "
                 "these keys out"
+            )
+        if self.config.data.alpha and self.config.freeze_encoder and model.config.in_channels != 4:
+            raise ValueError(
+                f"it takes {model.config.in_channels} channels, so its encoder does not see transparency, "
+                "and freeze_encoder keeps it so: use freeze_encoder=false, or data.alpha=false"
             )
         settings = latent_settings(model)
         if changed:  # changed latents have another scale, which the run's end measures

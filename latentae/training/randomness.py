@@ -49,6 +49,13 @@ class StepRandomness:
         """Numbers of U[0, 1), [batch_size, *shape], float32, for this rank's images."""
         return self._draw(Tensor.uniform_, purpose, batch_size, shape)
 
+    def background_colours(self, batch_size: int) -> Tensor:
+        """Colours [batch_size, 3] of U[−1, 1) that this rank's RGBA images are composited over.
+
+        They are the same in each call, so all losses see an image and its reconstruction over one colour.
+        """
+        return 2 * self.uniform("background", batch_size, 3) - 1
+
     def _draw(
         self, fill: Callable[..., Tensor], purpose: str, batch_size: int, shape: tuple[int, ...]
     ) -> Tensor:

@@ -66,6 +66,7 @@ class TrainingStep:
         report: further numbers for the log, of the autoencoder's output and the losses so far at a step.
         latents_shape: returns [c, h, w] of some images' latents, if a sample of the posterior is decoded;
             None: its mode is decoded.
+        alpha: whether images are RGBA, which the losses see as composites.
         backward: accumulates the gradients of a scalar, with what accumulation and loss scaling need.
     """
 
@@ -77,6 +78,7 @@ class TrainingStep:
     latent_losses: LatentLosses = field(default_factory=LatentLosses)
     report: Report | None = None
     latents_shape: Callable[[Tensor], tuple[int, int, int]] | None = None
+    alpha: bool = False
     backward: Backward = torch.Tensor.backward
 
     def __call__(self, images: Tensor, randomness: StepRandomness) -> StepResult:
@@ -88,6 +90,8 @@ class TrainingStep:
         """
         step, adversary = randomness.step, self.adversary
         prepared = self.latent_losses.prepare(images, randomness)
+        if self.alpha:
+            prepared.backgrounds = randomness.background_colours(len(images))
 
         # 1. The one forward.
         output, last_layer, encoder_output = self._forward(prepared, randomness)
@@ -147,7 +151,8 @@ class TrainingStep:
         self, reconstruction: Tensor, prepared: PreparedStep
     ) -> tuple[Tensor, Tensor, LearnedGradients, Losses]:
         """Returns nll, ∂nll/∂x̂, the gradients of the objective's own parameters, and numbers for the log."""
-        loss, metrics = self.objective(reconstruction, prepared.target)
+        backgrounds = {} if prepared.backgrounds is None else {"backgrounds": prepared.backgrounds}
+        loss, metrics = self.objective(reconstruction, prepared.target, **backgrounds)
         if prepared.transformed:
             metrics["equivariance"] = loss.detach()
         learned = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]

@@ -23,6 +23,7 @@ _SOURCE, _MEASURED = "scale_source", "measured on the training images"
 _ROWS = {
     "psnr": ("PSNR", "{:.2f} dB"),
     "psnr_downscaled": ("downscaled", "{:.2f} dB (PSNR at the encoder's size)"),
+    "alpha_psnr": ("alpha PSNR", "{:.2f} dB"),
     "ssim": ("SSIM", "{:.3f}"),
     "lpips": ("LPIPS", "{:.3f} (alex)"),
     "codebook_usage": ("codes in use", "{:.0%}"),

@@ -254,6 +254,7 @@ class Trainer:
                     batch_size=self.config.batch_size,
                     device=self.device,
                     num_workers=self.config.data.num_workers,
+                    alpha=self.config.data.alpha,
                     note_broken=self.images.broken.add,
                 )
         codes = self.codes.read(final=self.step == self.config.max_steps)
@@ -371,7 +372,12 @@ class Trainer:
         if distributed.is_main():
             images = self.images.preview.to(self.device)
             try:
-                picture = preview(self.networks.ema.model, images, posterior=self.config.loss.kl is not None)
+                picture = preview(
+                    self.networks.ema.model,
+                    images,
+                    posterior=self.config.loss.kl is not None,
+                    alpha=self.config.data.alpha,
+                )
                 self._save_picture("samples", picture, self.folder.sample(self.step))
             except ValueError as error:  # a codebook refuses NaN; do not leave the other ranks waiting
                 recorder.say(f"no sample picture of step {self.step}: {error}")

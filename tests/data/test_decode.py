@@ -198,6 +198,16 @@ def test_alpha_is_composited_over_white_or_kept():
     assert np.array_equal(decode_image(data, 4), pixels)
 
 
+@pytest.mark.parametrize("form", ["WEBP", "TIFF", "PNG"])
+def test_straight_alpha_and_opaque_files_as_rgba(form):
+    pixels = np.array([[[200, 100, 0, 255], [200, 100, 0, 51], [7, 8, 9, 0]]], np.uint8)
+    options = {"lossless": True, "exact": True} if form == "WEBP" else {}
+    assert np.array_equal(decode_image(encode(Image.fromarray(pixels), form, **options), 4), pixels)
+    opaque = decode_image(encode(Image.fromarray(pixels[..., :3].copy()), form, **options), 4)
+    assert np.array_equal(opaque[..., :3], pixels[..., :3])
+    assert opaque[..., 3].min() == 255
+
+
 def test_grey_alpha_and_transparent_palettes():
     grey_alpha = Image.fromarray(np.array([[[60, 0], [60, 255]]], np.uint8))
     assert grey_alpha.mode == "LA"

@@ -359,3 +359,31 @@ def test_settings_that_belong_to_the_weights():
         "latents_std": None,
         "force_upcast": True,
     }
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("backbone", ["stock", "2017"])
+def test_a_model_that_gains_alpha_starts_opaque(channels, backbone):
+    torch.manual_seed(0)
+    sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
+    blocks = {} if backbone == "2017" else {name: (block,) * 2 for name, block in BLOCKS.items()}
+    before, grown = (
+        VQVAE(in_channels=count, out_channels=count, backbone=backbone, **sizes, **blocks).eval()
+        for count in (channels, 4)
+    )
+    adapted = load_what_fits(grown, before, alpha=True)
+    assert len(adapted) == 3
+    assert "opaque" in str(adapted[-1])
+    picture = torch.rand(1, channels, 16, 16) * 2 - 1
+    images = torch.cat([picture.expand(-1, 3, -1, -1), torch.rand(1, 1, 16, 16)], dim=1)
+    with torch.no_grad():
+        now, then = grown(images).sample, before(picture).sample
+    torch.testing.assert_close(now[:, :3], then.expand(-1, 3, -1, -1), rtol=1e-4, atol=1e-5)
+    assert torch.equal(now[:, 3:], torch.ones(1, 1, 16, 16))
+
+
+def test_four_channels_without_alpha_are_bands():
+    before, grown = make(KLVAE), make(KLVAE, in_channels=4, out_channels=4)
+    fresh = grown.decoder.conv_out.weight[3].clone()
+    load_what_fits(grown, before)
+    assert torch.equal(grown.decoder.conv_out.weight[3], fresh)

@@ -88,3 +88,18 @@ def test_rows_are_labelled_at_their_left():
     assert np.array_equal(labelled[:, -30:], grid)
     for row in (labelled[:20, :-30], labelled[20:, :-30]):
         assert (row < 100).any()
+
+
+def test_rgba_images_are_shown_on_a_checkerboard():
+    images = torch.zeros(1, 1, 4, 16, 16)
+    images[:, :, 0], images[:, :, 1:3] = 1.0, -1.0  # red
+    images[..., 3, :, :] = -1.0
+    images[..., 3, 0, :] = 1.0  # the first row is opaque
+    images[..., 3, 1, 0] = 51 / 127.5 - 1  # alpha 1/5
+    picture = picture_grid(images, border=0, alpha=True)
+    assert picture.shape == (16, 16, 3)
+    assert picture[0].tolist() == [[255, 0, 0]] * 16
+    assert picture[1, 0].tolist() == [255, 204, 204]  # 255 · 4/5
+    assert picture[2, [0, 7, 8, 15]].tolist() == [[255] * 3, [255] * 3, [204] * 3, [204] * 3]
+    assert picture[8, [0, 8]].tolist() == [[204] * 3, [255] * 3]
+    assert picture_grid(images, border=0)[2, 0].tolist() == [255, 0, 0]

@@ -41,6 +41,7 @@ def find_problems(config: RunConfig) -> list[str]:
         _compile,
         _image_sizes,
         _image_ranges,
+        _alpha,
         _model,
         _kl,
         _adversarial,
@@ -58,7 +59,13 @@ def find_problems(config: RunConfig) -> list[str]:
 
 def config_warnings(config: RunConfig) -> list[str]:
     """Returns what is allowed but probably not meant, one line each."""
-    checks = (_adversarial_warnings, _warmup_warnings, _kl_schedule_warnings, _equivariance_warnings)
+    checks = (
+        _adversarial_warnings,
+        _warmup_warnings,
+        _kl_schedule_warnings,
+        _equivariance_warnings,
+        _alpha_warnings,
+    )
     return [warning for check in checks for warning in check(config)]
 
 
@@ -157,6 +164,31 @@ def _image_ranges(config: RunConfig) -> Iterator[str]:
         yield (
             f"`data.value_range` is [{low}, {high}]; it must be [low, high] with low < high, the numbers "
             "that stand for black and white"
+        )
+
+
+def _alpha(config: RunConfig) -> Iterator[str]:
+    """Transparency needs RGBA images, and losses that do not mix hidden colours into visible ones."""
+    if not config.data.alpha:
+        return
+    taken = config.model.in_channels
+    made = config.model.out_channels or taken
+    for key, channels in {"in_channels": taken, "out_channels": made}.items():
+        if channels != 4:
+            yield (
+                f"`data.alpha` is true, but `model.{key}` is {channels}: images with transparency have four "
+                f"channels, RGBA; use model.{key}=4 or data.alpha=false"
+            )
+            return
+    loss = config.loss
+    mixes_pixels = {
+        "equivariance": loss.equivariance is not None and loss.equivariance.min_scale < 1,
+        "spectral": loss.spectral is not None,
+    }
+    for name in (name for name, mixes in mixes_pixels.items() if mixes):
+        yield (
+            f"`data.alpha` is true, but `loss.{name}` makes images smaller and would mix the colours of "
+            f"transparent pixels into their neighbours; use loss.{name}=null or data.alpha=false"
         )
 
 
@@ -424,4 +456,13 @@ def _equivariance_warnings(config: RunConfig) -> Iterator[str]:
         yield (
             f"`loss.equivariance` is set and `loss.reconstruction.type` is {reconstruction.type}: "
             "`elbo_nats` and `bits_per_dimension` in the log include transformed images, so they are no bound"
+        )
+
+
+def _alpha_warnings(config: RunConfig) -> Iterator[str]:
+    reconstruction = config.loss.reconstruction
+    if config.data.alpha and isinstance(reconstruction, LikelihoodConfig):
+        yield (
+            f"`data.alpha` is true and `loss.reconstruction.type` is {reconstruction.type}: `elbo_nats` and "
+            "`bits_per_dimension` in the log are of colours weighted by alpha, so they are no bound"
         )

@@ -32,6 +32,10 @@ class DataConfig(Section):
     max_pixels: Count = 200_000_000
     """Largest image that is decoded, in pixels, because a small file can unpack to more than the memory
     holds. Larger images count as unreadable. Arrays have no limit."""
+    alpha: bool = False
+    """Whether the images are RGBA, with transparency in the fourth of four channels. true: the losses see the
+    images over random, black and white backgrounds, and colours under transparent pixels are not learned.
+    false: channels are channels, such as the bands of a satellite."""
     image_size: Count | Size
     """Side of the square training images in pixels, or [height, width]. It must be a multiple of the model's
     downsampling factor, and at least 31 for the measurement at the end."""
