@@ -110,13 +110,15 @@ class Teacher:
         model: Any = self.model
         layers = decoder_levels(model.decoder, self.levels) if self.levels else []
         with self.autocast(), captured_outputs(layers) as activations:
-            if self.shares_latents:
-                changed = bool(self._decoded)
-                latents = self._decoded.pop() if changed else output.latents
-                size = None if changed else prepared.images.shape[-2:]
+            if self._decoded:  # latents that were changed decode to a size of their own
+                latents, encoded = self._decoded.pop(), None
+            elif self.shares_latents:
+                latents, encoded = output.latents, prepared.images
             else:
-                latents = model.encode(prepared.target).latents
-                size = prepared.target.shape[-2:]
+                latents, encoded = model.encode(prepared.target).latents, prepared.target
+            # A decoder may make larger images than its encoder takes.
+            larger: int = getattr(model, "upscale", 1)
+            size = None if encoded is None else tuple(larger * side for side in encoded.shape[-2:])
             images: Tensor = model.decode(latents.detach(), size=size).sample
         return images, activations
 

@@ -216,7 +216,7 @@ def test_what_a_teacher_s_checkpoint_fixes() -> None:
     assert refused_in_branch(images, features) == ["loss.teacher.features_weight: 0.0 → 0.5"]
     levels = taught(features_weight=0.5, levels=[1])
     assert refused_in_branch(features, levels) == ["loss.teacher.levels: [0, 1] → [1]"]
-    assert refused_in_branch(images, taught(model="b")) == ["loss.teacher.model: 'a' → 'b'"]
+    assert refused_in_branch(images, taught(model="b")) == ["loss.teacher.model: a → b"]
 
 
 def test_precision_of_a_resume_and_of_a_branch() -> None:
