@@ -132,6 +132,19 @@ def open_pretrained(place: str, norm_num_groups: int | None = None) -> KLVAE | V
     return model
 
 
+def open_teacher(place: str, norm_num_groups: int | None = None) -> nn.Module:
+    """Opens the model that a run learns from: float32, in eval mode, on the CPU.
+
+    Args:
+        place, norm_num_groups: as in ``open_pretrained``. A teacher need not be trainable itself.
+
+    Raises:
+        ValueError: there is no model.
+    """
+    told: dict[str, Any] = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
+    return load_autoencoder(place, **(told if is_single_file(place) else {}))
+
+
 def build_regulariser(config: LossConfig) -> KLRegulariser | None:
     """Builds the KL term, or None if the loss has none."""
     kl = config.kl

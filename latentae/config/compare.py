@@ -74,6 +74,10 @@ BRANCH_FIXED_KEYS = frozenset(
         "loss.alignment",  # with or without
         "loss.alignment.network",
         "loss.spectral",  # with or without, if that changes the names of the weights
+        "loss.teacher",  # with or without
+        "loss.teacher.model",
+        "loss.teacher.levels",
+        "loss.teacher.features_weight",  # with or without
         "loss.adversarial",  # with or without
         "discriminator",  # with or without
         "discriminator.type",
@@ -129,6 +133,10 @@ def refused_in_branch(old: RunConfig, new: RunConfig) -> list[str]:
         fixed -= {key for key in fixed if key.startswith("loss.reconstruction.")}
     if _wraps(old) == _wraps(new):
         fixed -= {"loss.spectral"}
+    if _matches_features(old) == _matches_features(new):
+        fixed -= {"loss.teacher.features_weight"}
+    if not (_matches_features(old) or _matches_features(new)):
+        fixed -= {"loss.teacher.levels"}
     if _both_pretrained(old, new):
         fixed -= {"model.pretrained"}
     return _lines(old, new, lambda key: key.replace(".member.", ".") in fixed)
@@ -157,9 +165,16 @@ def _learns_scale(config: RunConfig) -> bool:
     return isinstance(likelihood, LikelihoodConfig) and likelihood.learned
 
 
+def _matches_features(config: RunConfig) -> bool:
+    """Whether the decoder's activations are compared with a teacher's."""
+    return config.loss.teacher is not None and config.loss.teacher.features_weight > 0
+
+
 def _wraps(config: RunConfig) -> bool:
     """Whether the autoencoder is wrapped in a larger module, which changes the names of its weights."""
-    return _learns_scale(config) or config.loss.alignment is not None or config.loss.spectral is not None
+    loss = config.loss
+    more = loss.alignment is not None or loss.spectral is not None
+    return more or _learns_scale(config) or _matches_features(config)
 
 
 def _flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

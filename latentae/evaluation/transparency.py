@@ -88,7 +88,7 @@ def feature_backgrounds(images: Tensor) -> Tensor:
 
 
 def over_backgrounds(pixels: Tensor, originals: Tensor) -> Tensor:
-    """Returns composites [B, 3, H, W] uint8 of RGBA pixels, over the ``feature_backgrounds`` of the originals."""
+    """Returns composites [B, 3, H, W] uint8 of RGBA pixels over the originals' ``feature_backgrounds``."""
     return to_uint8(composite_8_bit(to_images(pixels), feature_backgrounds(originals)))
 
 

@@ -171,6 +171,8 @@ def measure_memory(trainer: Trainer, batches: Iterator[Batch]) -> MemoryUse:
     networks = trainer.networks
     modules = [learner.module for learner in networks.learners]
     judges = [networks.step.objective, *networks.step.latent_losses.networks, trainer.validation_lpips]
+    if networks.step.teacher is not None:
+        judges.append(networks.step.teacher.model)
     trainer.step = _costliest_step(trainer)
     largest = max(trainer.config.data.training_sizes, key=math.prod)
     # The peak leaves out gradients, which are counted by the sizes of the parameters, and the first update,

@@ -16,6 +16,7 @@ from latentae.losses.adversarial import adaptive_weight
 from latentae.losses.feature_maps import FeatureMaps
 from latentae.losses.latents import Alignment, Draw, Equivariance, LatentNoise, Spectral, low_pass
 from latentae.losses.reconstruction import ReconstructionObjective
+from latentae.losses.teacher import MatchedLevels, captured_outputs
 from latentae.models.decoders import downscale
 from latentae.models.latent import AutoencoderOutput
 from latentae.quantizers import Quantizer
@@ -193,10 +194,12 @@ class TrainableOutput(AutoencoderOutput):
     Attributes:
         low_passed: [B, C, H', W'] what the low-passed latents decode to.
         projected: [B, d, h, w] the latents in the feature space that they are aligned with.
+        activations: [B, d, h, w] of some decoder levels, in the widths of a teacher's.
     """
 
     low_passed: Tensor | None = None
     projected: Tensor | None = None
+    activations: list[Tensor] | None = None
 
 
 class TrainableAutoencoder(nn.Module):
@@ -211,6 +214,7 @@ class TrainableAutoencoder(nn.Module):
         objective: the loss. Its parameters that take a gradient are shared, not copied.
         learning_rate_scale: their learning rate, as a multiple of the autoencoder's.
         projection: maps latents to the features they are aligned with. It learns as the autoencoder does.
+        matched: maps activations of the decoder to those of a teacher. It learns in the same way.
     """
 
     def __init__(
@@ -220,6 +224,7 @@ class TrainableAutoencoder(nn.Module):
         *,
         learning_rate_scale: float = 1.0,
         projection: nn.Module | None = None,
+        matched: MatchedLevels | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
@@ -232,6 +237,7 @@ class TrainableAutoencoder(nn.Module):
         )
         self.learning_rate_scale = learning_rate_scale
         self.projection = projection
+        self.matched = matched
 
     def forward(
         self, *arguments: Any, low_pass: Callable[[Tensor], Tensor] | None = None, **options: Any
@@ -241,14 +247,16 @@ class TrainableAutoencoder(nn.Module):
         Args:
             low_pass: makes latents smaller. They are decoded too, but a codebook does not count them.
         """
-        output = self.autoencoder(*arguments, **options)
-        if low_pass is None and self.projection is None:
+        with captured_outputs([] if self.matched is None else self.matched.layers) as activations:
+            output = self.autoencoder(*arguments, **options)
+        if low_pass is None and self.projection is None and self.matched is None:
             return output
         latents = output.latents
         return TrainableOutput(
             **output,
             low_passed=None if low_pass is None else self._decode_uncounted(low_pass(latents)),
             projected=None if self.projection is None else self.projection(latents),
+            activations=None if self.matched is None else self.matched(activations),
         )
 
     def _decode_uncounted(self, latents: Tensor) -> Tensor:

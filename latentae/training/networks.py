@@ -20,6 +20,7 @@ from latentae.losses.feature_maps import FeatureMaps
 from latentae.losses.kl import PosteriorReport
 from latentae.losses.latents import Alignment, Equivariance, LatentNoise, Spectral
 from latentae.losses.reconstruction import ReconstructionObjective
+from latentae.losses.teacher import MatchedLevels
 from latentae.models import KLVAE, VQVAE
 from latentae.quantizers import Quantizer
 from latentae.training.accelerator import Accelerator
@@ -29,6 +30,7 @@ from latentae.training.latent_losses import AlignedFeatures, LatentLosses, Train
 from latentae.training.pretrained import Pretrained
 from latentae.training.speed import compile_networks, set_float32_precision, tune, use_channels_last
 from latentae.training.step import TrainingStep
+from latentae.training.teacher import create_teacher, match_levels
 from latentae.training.update import OPTIMIZERS, Learner, LearningRate
 
 Part = TypeVar("Part")
@@ -80,7 +82,8 @@ class Networks:
         """Returns sentences: where the weights come from, which of them learn, and what was tuned."""
         pretrained = [] if self.pretrained is None else self.pretrained.describe()
         frozen = [] if self.frozen is None else [str(self.frozen)]
-        return [*pretrained, *frozen, *self.performance]
+        teacher = [] if self.step.teacher is None else [self.step.teacher.describe()]
+        return [*pretrained, *frozen, *teacher, *self.performance]
 
 
 def build_networks(
@@ -109,8 +112,10 @@ def build_networks(
         features = build.build_feature_maps(config, bfloat16=accelerator.mixed_precision == "bf16")
     if features is not None and features.precision != "float32":
         performance += (f"the network of loss.alignment computes in {features.precision}",)
+    teacher = create_teacher(config, autoencoder, accelerator.device, accelerator.autocast)
     # Wrap and register, always in this order: checkpoints number what they hold.
-    trainable = _with_learned_loss(autoencoder, objective, features, config)
+    matched = match_levels(teacher, autoencoder)
+    trainable = _with_learned_loss(autoencoder, objective, features, matched, config)
     learners = [_learner("autoencoder", trainable, config.optimizer, config, accelerator)]
     adversary = None
     if discriminator is not None and config.discriminator is not None:
@@ -123,6 +128,8 @@ def build_networks(
         accelerator.register_for_checkpointing(pretrained)
     if adversary is not None:
         accelerator.register_for_checkpointing(adversary)
+    if teacher is not None:
+        accelerator.register_for_checkpointing(teacher)
     # The step.
     regulariser = None if frozen else build.build_regulariser(config.loss)
     likelihood = isinstance(config.loss.reconstruction, LikelihoodConfig)
@@ -134,6 +141,7 @@ def build_networks(
         adversary=adversary,
         regulariser=regulariser,
         latent_losses=_latent_losses(autoencoder, features, config, accelerator.device),
+        teacher=teacher,
         report=None if regulariser is None else PosteriorReport(regulariser, likelihood=likelihood),
         latents_shape=autoencoder.latents_shape if samples else None,
         alpha=config.data.alpha,
@@ -229,18 +237,21 @@ def _with_learned_loss(
     autoencoder: KLVAE | VQVAE,
     objective: ReconstructionObjective,
     features: FeatureMaps | None,
+    matched: MatchedLevels | None,
     config: RunConfig,
 ) -> nn.Module:
     """Returns the module to wrap: the autoencoder, with what its losses learn and decode, if anything."""
     likelihood = config.loss.reconstruction
     learned = isinstance(likelihood, LikelihoodConfig) and likelihood.learned
-    if not learned and features is None and config.loss.spectral is None:
+    if not learned and features is None and matched is None and config.loss.spectral is None:
         return autoencoder
     projection = None
     if features is not None:
         projection = nn.Conv2d(autoencoder.latents_channels, features.channels, 1, bias=False)
     scale = likelihood.learning_rate_scale if isinstance(likelihood, LikelihoodConfig) else 1.0
-    return TrainableAutoencoder(autoencoder, objective, learning_rate_scale=scale, projection=projection)
+    return TrainableAutoencoder(
+        autoencoder, objective, learning_rate_scale=scale, projection=projection, matched=matched
+    )
 
 
 def _latent_losses(

@@ -6,9 +6,10 @@ reconstruction x̂, the weights θ of the autoencoder and the adversarial weight
 
     ∂L/∂θ = (∂x̂/∂θ)ᵀ g   with   g = ∂nll/∂x̂ + λ ∂gen/∂x̂,
 
-where nll is the reconstruction and perceptual loss and gen is the generator's loss. So the losses are
-differentiated with respect to x̂ only, and one backward pass through the autoencoder does the rest. (EnCodec's
-balancer combines gradients in the same place, arXiv 2210.13438.) Five methods carry this out:
+where nll is the reconstruction and perceptual loss, with the distance to a teacher's images if there is one,
+and gen is the generator's loss. So the losses are differentiated with respect to x̂ only, and one backward
+pass through the autoencoder does the rest. (EnCodec's balancer combines gradients in the same place, arXiv
+2210.13438.) Five methods carry this out:
 
 1. ``_forward``: x̂, the latents and the regularisers, by one call of the wrapped autoencoder.
 2. ``_reconstruction_gradient``: ∂nll/∂x̂.
@@ -31,6 +32,7 @@ from latentae.losses.reconstruction import ReconstructionObjective
 from latentae.training.adversary import Adversary, CapturedCall
 from latentae.training.latent_losses import LatentLosses, PreparedStep
 from latentae.training.randomness import StepRandomness
+from latentae.training.teacher import Teacher
 
 Backward = Callable[[Tensor], None]
 Regulariser = Callable[[Any, int], dict[str, Tensor]]
@@ -63,6 +65,7 @@ class TrainingStep:
         adversary: the discriminator and how its loss enters; None: training without one.
         regulariser: further weighted losses of the autoencoder's output at a step, by name.
         latent_losses: changes to the latents before they are decoded, and losses on them.
+        teacher: a frozen model that the autoencoder imitates, or None.
         report: further numbers for the log, of the autoencoder's output and the losses so far at a step.
         latents_shape: returns [c, h, w] of some images' latents, if a sample of the posterior is decoded;
             None: its mode is decoded.
@@ -76,6 +79,7 @@ class TrainingStep:
     adversary: Adversary | None = None
     regulariser: Regulariser | None = None
     latent_losses: LatentLosses = field(default_factory=LatentLosses)
+    teacher: Teacher | None = None
     report: Report | None = None
     latents_shape: Callable[[Tensor], tuple[int, int, int]] | None = None
     alpha: bool = False
@@ -92,6 +96,8 @@ class TrainingStep:
         prepared = self.latent_losses.prepare(images, randomness)
         if self.alpha:
             prepared.backgrounds = randomness.background_colours(len(images))
+        if self.teacher is not None:
+            self.teacher.watch(prepared)
 
         # 1. The one forward.
         output, last_layer, encoder_output = self._forward(prepared, randomness)
@@ -102,6 +108,10 @@ class TrainingStep:
         loss, gradient, learned, metrics = self._reconstruction_gradient(reconstruction, prepared)
         more, numbers = self.latent_losses.losses(prepared, output, encoder_output, self.objective, gradient)
         regularisers, metrics = regularisers | more, metrics | numbers
+        if self.teacher is not None:
+            imitation = self.teacher.losses(prepared, output, reconstruction)
+            loss, gradient = loss + imitation.loss, gradient + imitation.gradient
+            regularisers, metrics = regularisers | imitation.regularisers, metrics | imitation.numbers
 
         # 3. λ ∂gen/∂x̂, once the autoencoder learns from the discriminator.
         fake = None

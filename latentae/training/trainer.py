@@ -113,6 +113,8 @@ class Trainer:
                 pretrained.take_up()
             else:
                 pretrained.check_moved()
+        if self.networks.step.teacher is not None:
+            self.networks.step.teacher.check(self.networks.autoencoder)
         if rehearsal:
             return
         # Write what belongs to the run before its first step.

@@ -4,13 +4,14 @@ from latentae.config import (
     BRANCH_FIXED_KEYS,
     DATA_SPELLING_KEYS,
     RESUMABLE_KEYS,
+    RunConfig,
     changed_keys,
     refused_changes,
     refused_in_branch,
 )
 from latentae.config.compare import NOT_SET
 from latentae.config.describe import known_keys
-from tests.config.example import VQVAE, config
+from tests.config.example import KLVAE, VQVAE, config
 
 
 def test_equal_configs_have_no_changes() -> None:
@@ -125,7 +126,8 @@ _TAKES_EFFECT_IN_BRANCH = {
             *("equivariance.low_resolution_probability", "latent_noise.scale", "alignment.weight"),
             *("alignment.adaptive", "alignment.cosine_margin", "alignment.similarity_margin"),
             "alignment.precision",
-            *("spectral.weight", "spectral.factors", "adversarial.type", "adversarial.weight"),
+            *("spectral.weight", "spectral.factors", "teacher.output_weight"),
+            *("adversarial.type", "adversarial.weight"),
             *("adversarial.adaptive", "adversarial.min_adaptive_weight", "adversarial.max_adaptive_weight"),
             *("adversarial.start_step", "adversarial.ramp_steps", "adversarial.discriminator_warmup_steps"),
             *("adversarial.lecam", "adversarial.lecam.weight", "adversarial.lecam.decay"),
@@ -201,6 +203,20 @@ def test_a_term_that_wraps_the_autoencoder_may_join_only_where_something_else_do
     assert refused_in_branch(config(), config(spectral)) == ["loss.spectral: null → {...}"]
     learned = {"loss.reconstruction": {"type": "laplace"}}
     assert refused_in_branch(config(learned), config(learned | spectral)) == []
+
+
+def test_what_a_teacher_s_checkpoint_fixes() -> None:
+    def taught(**keys: object) -> RunConfig:
+        kl = {**KLVAE, "model.pretrained": "model", "freeze_encoder": True, "data.image_size": 256}
+        return config({**kl, "loss.teacher": {"model": "a", **keys}})
+
+    images, features = taught(), taught(features_weight=0.5)
+    assert refused_in_branch(images, taught(output_weight=3.0, levels=[1])) == []
+    assert refused_in_branch(features, taught(features_weight=0.1)) == []
+    assert refused_in_branch(images, features) == ["loss.teacher.features_weight: 0.0 → 0.5"]
+    levels = taught(features_weight=0.5, levels=[1])
+    assert refused_in_branch(features, levels) == ["loss.teacher.levels: [0, 1] → [1]"]
+    assert refused_in_branch(images, taught(model="b")) == ["loss.teacher.model: a → b"]
 
 
 def test_precision_of_a_resume_and_of_a_branch() -> None:

@@ -60,7 +60,7 @@ QUANTIZERS = "vector, ema, cosine, simvq, ibq, fsq, lfq, bsq, residual, grouped"
             "loss",
             None,
             "`loss` is null; it must be a section with the keys reconstruction, perceptual, kl, "
-            "equivariance, latent_noise, alignment, spectral, adversarial",
+            "equivariance, latent_noise, alignment, spectral, teacher, adversarial",
         ),
         ("data.image_szie", 64, "unknown key `data.image_szie`; did you mean `data.image_size`?"),
         (
@@ -149,7 +149,7 @@ def test_unknown_key_names_what_was_meant_or_the_keys_there() -> None:
     assert unknown_key("lr").endswith(either)
     assert unknown_key("loss.qq").endswith(
         "the keys of `loss` are reconstruction, perceptual, kl, equivariance, latent_noise, alignment, "
-        "spectral, adversarial"
+        "spectral, teacher, adversarial"
     )
     assert "the keys of `data` are name, split, " in unknown_key("data.image.size")
     for key in ("qq", "qq.ww"):

@@ -52,6 +52,7 @@ def find_problems(config: RunConfig) -> list[str]:
         _spectral_sizes,
         _frozen_encoder,
         _decoder,
+        _teacher,
         _quantizer,
     )
     return [problem for check in checks for problem in check(config)]
@@ -378,6 +379,47 @@ def _decoder(config: RunConfig) -> Iterator[str]:
         yield (
             f"`decoder.widths` is {show(list(decoder.widths))}, but `model.norm_num_groups: {groups}` does "
             f"not divide {' and '.join(map(str, offending))}; use {nearest}"
+        )
+
+
+def _teacher(config: RunConfig) -> Iterator[str]:
+    """A teacher must be named, must teach something, and its features need common latents and levels."""
+    teacher, levels = config.loss.teacher, len(config.model.block_out_channels)
+    if teacher is None:
+        return
+    if teacher.model is None and config.model.pretrained is None:
+        yield (
+            "`loss.teacher.model` and `model.pretrained` are both null, so there is no teacher; set "
+            "`loss.teacher.model` to a trained model, or use loss.teacher=null"
+        )
+    if teacher.output_weight == 0 and teacher.features_weight == 0:
+        yield (
+            "`loss.teacher.output_weight` and `loss.teacher.features_weight` are both 0, so the teacher has "
+            "no effect; raise one of them, or use loss.teacher=null"
+        )
+    if teacher.features_weight == 0:
+        return
+    matches = f"`loss.teacher.features_weight` is {teacher.features_weight:g}"
+    if not config.freeze_encoder:
+        yield (
+            f"{matches}, but `freeze_encoder` is false: the teacher then decodes latents of its own, whose "
+            "features are others; use loss.teacher.features_weight=0 or freeze_encoder=true"
+        )
+    if config.compile:
+        yield (
+            f"{matches}, but `compile` is true, and compiled blocks do not show their activations; use "
+            "compile=false or loss.teacher.features_weight=0"
+        )
+    backbone = getattr(config.model, "backbone", "stock")
+    if backbone != "stock":
+        yield (
+            f"{matches}, but the decoder of `model.backbone: {backbone}` has no such levels; use "
+            "loss.teacher.features_weight=0"
+        )
+    elif max(teacher.levels) >= levels or len(set(teacher.levels)) < len(teacher.levels):
+        yield (
+            f"`loss.teacher.levels` is {show(list(teacher.levels))}; name each level once, from 0 to "
+            f"{levels - 1}, as `model.block_out_channels` has {levels} levels"
         )
 
 

@@ -208,6 +208,26 @@ class SpectralConfig(Section):
     """Factors by which the sides are divided. Each step uses one of them at random."""
 
 
+class TeacherConfig(Section):
+    """Distillation: the decoder learns to imitate a trained and frozen model, the teacher. With
+    `freeze_encoder` the teacher decodes the latents of the run and must have the same encoder. Without it the
+    teacher encodes the images for itself, and only `output_weight` may be used."""
+
+    model: Text | None = None
+    """The teacher: what `load_autoencoder` opens; null: `model.pretrained`, as it was before training. A
+    resumed run needs it again."""
+    output_weight: PositiveOrZero = 1.0
+    """Weight of the mean absolute difference between the reconstruction and the teacher's, in the unit of
+    `loss.reconstruction: {type: l1}`."""
+    features_weight: PositiveOrZero = 0.0
+    """Weight of the difference between activations of both decoders: mean (s - t)^2 / mean t^2 per image and
+    level, with t of the teacher (hints of FitNets, arXiv 1412.6550, relative to the teacher). Where widths
+    differ, s goes through a learned 1x1 convolution. 0: off."""
+    levels: Annotated[tuple[CountOrZero, ...], FROM_LIST, Field(min_length=1)] = (0, 1)
+    """Decoder levels that `features_weight` compares. 0 is the lowest resolution, that of the latents; each
+    further level doubles it."""
+
+
 class LeCAMConfig(Section):
     """Regularises the discriminator: keeps its logits for images and for reconstructions close to each other
     (LeCAM, arXiv 2104.03310)."""
@@ -266,5 +286,7 @@ class LossConfig(Section):
     """Make latents resemble a frozen network's features (VA-VAE); null: off."""
     spectral: SpectralConfig | None = None
     """Make downscaled latents decode to downscaled images; null: off."""
+    teacher: TeacherConfig | None = None
+    """Imitate a trained model's decoder (distillation); null: off."""
     adversarial: AdversarialConfig | None = None
     """Adversarial loss; null: none. A VQVAE must have none, a VQGAN must have one."""

@@ -312,3 +312,26 @@ def test_an_elbo_of_transformed_images_is_none() -> None:
     likelihood = {"loss.reconstruction": {"type": "laplace"}, "loss.kl": {}}
     changes = {**KLVAE, **likelihood, "loss.equivariance": {}, "data.image_size": 128}
     one_warning(changes, "`loss.equivariance`", "laplace", "`elbo_nats`", "`bits_per_dimension`")
+
+
+# The teacher
+
+
+def test_a_teacher_is_named_and_teaches() -> None:
+    assert config({**FROZEN, "loss.teacher": {}}).loss.teacher is not None
+    assert config({"loss.teacher": {"model": "place"}}).loss.teacher is not None
+    one_problem({"loss.teacher": {}}, "loss.teacher.model", "`model.pretrained`", "loss.teacher=null")
+    idle = {**FROZEN, "loss.teacher": {"output_weight": 0}}
+    one_problem(idle, "loss.teacher.output_weight", "`loss.teacher.features_weight` are both 0")
+
+
+def test_features_of_a_teacher_need_its_latents_and_levels() -> None:
+    features = {"loss.teacher": {"features_weight": 0.5, "levels": [0, 2]}}
+    assert config({**FROZEN, **features}).loss.teacher is not None
+    key = "loss.teacher.features_weight"
+    learning = {**KLVAE, "model.pretrained": "model", **features}
+    one_problem(learning, key, "is 0.5", "`freeze_encoder` is false", "loss.teacher.features_weight=0")
+    one_problem({**FROZEN, **features, "compile": True}, key, "compile=false")
+    for levels in ([3], [1, 1]):
+        wrong = {"features_weight": 0.5, "levels": levels}
+        one_problem({**FROZEN, "loss.teacher": wrong}, "loss.teacher.levels", levels, "from 0 to 2")
