@@ -11,8 +11,8 @@ import torch
 from diffusers import DiTPipeline, DiTTransformer2DModel, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from latentae.export.prepare import MEASURE, fold_to, read_normalisation, write_out_codebook
-from latentae.models import KLVAE, VQVAE
+from latentae.export.prepare import FLUX2, MEASURE, fold_to, read_normalisation, write_out_codebook
+from latentae.models import KLVAE, VQVAE, Flux2VAE
 from latentae.models.folding import codes_can_move
 from latentae.probe.denoiser import NULL_LABEL, NUM_TRAIN_TIMESTEPS
 
@@ -42,6 +42,8 @@ def pipeline_autoencoder(model: Any) -> PipelineAutoencoder:
     """
     if not isinstance(model, KLVAE | VQVAE):
         raise ValueError(f"this is a {type(model).__name__}, but a probe takes KL-VAEs and VQ models")
+    if isinstance(model, Flux2VAE):
+        raise ValueError(f"{FLUX2}, which a DiTPipeline cannot undo: no probe for it")
     normalisation = read_normalisation(model)
     if normalisation is None:
         raise ValueError(

@@ -58,7 +58,7 @@ def test_walk_describes_keys() -> None:
     (key,) = known_keys()["loss.perceptual"]
     assert (key.type, key.default, key.is_section) == ("section or null", "null", True)
     (key,) = known_keys()["model.class"]
-    assert (key.type, key.default) == ("one of KLVAE, VQVAE, VQGAN", None)
+    assert (key.type, key.default) == ("one of KLVAE, Flux2VAE, VQVAE, VQGAN", None)
     assert key.doc.startswith("KLVAE: Variational autoencoder with Gaussian latents")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from latentae.config.schema.loss import LikelihoodConfig, LinearScheduleConfig
 from latentae.config.schema.model import (
     MOST_CODES,
+    Flux2VAEConfig,
     FSQConfig,
     GroupedQuantizerConfig,
     KLVAEConfig,
@@ -161,6 +162,13 @@ def _model(config: RunConfig) -> Iterator[str]:
             f"`model.norm_num_groups` is {groups}, which does not divide {' and '.join(map(str, offending))} "
             f"in `model.block_out_channels`; {remedy} divides every width there"
         )
+    decoder = getattr(config.model, "decoder_block_out_channels", None)
+    if decoder is not None and (len(decoder) != len(widths) or any(width % groups for width in decoder)):
+        yield (
+            f"`model.decoder_block_out_channels` is {show(decoder)}; it needs one width for each of the "
+            f"{len(widths)} levels of `model.block_out_channels`, and `model.norm_num_groups` ({groups}) "
+            "must divide each"
+        )
     switches = config.model.attention_levels
     if switches is not None and len(switches) != len(widths):
         yield (
@@ -170,7 +178,7 @@ def _model(config: RunConfig) -> Iterator[str]:
 
 
 def _kl(config: RunConfig) -> Iterator[str]:
-    if config.loss.kl is not None and not isinstance(config.model, KLVAEConfig):
+    if config.loss.kl is not None and not isinstance(config.model, KLVAEConfig | Flux2VAEConfig):
         yield (
             f"`loss.kl` is set, but `model.class: {config.model.class_}` has no posterior; set it to null or "
             "use `model.class: KLVAE`"
@@ -309,7 +317,7 @@ def _frozen_encoder(config: RunConfig) -> Iterator[str]:
 
 
 def _quantizer(config: RunConfig) -> Iterator[str]:
-    if isinstance(config.model, KLVAEConfig):
+    if isinstance(config.model, KLVAEConfig | Flux2VAEConfig):
         return
     quantizer, path = config.model.quantizer, "model.quantizer"
     # Without a code_dim of its own, each group of channels needs the same number of latent channels.

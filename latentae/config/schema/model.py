@@ -257,6 +257,17 @@ class KLVAEConfig(_BackboneConfig):
     and FLUX.1."""
 
 
+class Flux2VAEConfig(_BackboneConfig):
+    """Variational autoencoder of FLUX.2: a KLVAE whose latents are normalised in 2x2 patches by measured
+    statistics."""
+
+    class_: Literal["Flux2VAE"] = Field(alias="class")
+    decoder_block_out_channels: Widths | None = None
+    """Channels of each level of the decoder, highest resolution first; null: `block_out_channels`."""
+    use_quant_conv: bool = True
+    """Whether there are 1x1 convolutions before and after the latents."""
+
+
 class _VQConfig(_BackboneConfig):
     """The backbone around a quantizer, as in diffusers' VQModel."""
 
@@ -280,4 +291,6 @@ class VQGANConfig(_VQConfig):
     class_: Literal["VQGAN"] = Field(alias="class")
 
 
-ModelConfig = Annotated[KLVAEConfig | VQVAEConfig | VQGANConfig, Field(discriminator="class_")]
+ModelConfig = Annotated[
+    KLVAEConfig | Flux2VAEConfig | VQVAEConfig | VQGANConfig, Field(discriminator="class_")
+]
