@@ -265,7 +265,8 @@ class Flux2VAEConfig(_BackboneConfig):
     decoder_block_out_channels: Widths | None = None
     """Channels of each level of the decoder, highest resolution first; null: `block_out_channels`."""
     use_quant_conv: bool = True
-    """Whether there are 1x1 convolutions before and after the latents."""
+    """Whether there are 1x1 convolutions before and after the latents: true in SD 1 and SDXL, false in SD3
+    and FLUX.1."""
 
 
 class _VQConfig(_BackboneConfig):
