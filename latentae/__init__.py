@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 # ModelMixin stands here because diffusers takes a module for a library of models only if it has that name.
 _HOMES = {
+    "Flux2VAE": "latentae.models",
     "KLVAE": "latentae.models",
     "LatentDataset": "latentae.latents.cache",
     "TinyAutoencoder": "latentae.models",
@@ -22,6 +23,7 @@ __all__ = [
     "KLVAE",
     "VQGAN",
     "VQVAE",
+    "Flux2VAE",
     "LatentDataset",
     "ModelMixin",
     "TinyAutoencoder",

@@ -13,6 +13,7 @@ from latentae import distributed
 from latentae.config import (
     DataConfig,
     DecoderConfig,
+    Flux2VAEConfig,
     KLVAEConfig,
     LikelihoodConfig,
     LossConfig,
@@ -53,7 +54,7 @@ from latentae.losses.reconstruction import (
     ReconstructionLoss,
     ReconstructionObjective,
 )
-from latentae.models import KLVAE, VQGAN, VQVAE, load_autoencoder
+from latentae.models import KLVAE, VQGAN, VQVAE, Flux2VAE, load_autoencoder
 from latentae.models.adapting import describe_architecture
 from latentae.models.loading import is_single_file
 from latentae.weights import load_trunk, load_vision_transformer
@@ -89,6 +90,11 @@ def build_autoencoder(
     if isinstance(config, KLVAEConfig):
         quant_convs = dict.fromkeys(("use_quant_conv", "use_post_quant_conv"), config.use_quant_conv)
         return KLVAE(**backbone, **quant_convs, **_decoder_arguments(decoder))
+    if isinstance(config, Flux2VAEConfig):
+        quant_convs = dict.fromkeys(("use_quant_conv", "use_post_quant_conv"), config.use_quant_conv)
+        return Flux2VAE(
+            **backbone, **quant_convs, decoder_block_out_channels=config.decoder_block_out_channels
+        )
     if isinstance(config, VQVAEConfig):
         backbone["backbone"] = config.backbone
     return _VQ_MODELS[config.class_](**backbone, **_quantizer_arguments(config.quantizer))

@@ -156,7 +156,7 @@ def _export(
     notes = []
     try:
         autoencoder = load_autoencoder(model, **known)
-        if family is not None and autoencoder.config.scaling_factor is None:
+        if family is not None and not autoencoder.has_known_scale:
             autoencoder = load_autoencoder(model, family=family, **known)
             notes.append(f"{model} does not record its scale; {family}'s was taken")
         report = export_autoencoder(autoencoder, options.pop("out"), format=format, family=family, **options)

@@ -51,6 +51,7 @@ BRANCH_FIXED_KEYS = frozenset(
         "model.attention_levels",
         "model.mid_block_attention",
         "model.pretrained",  # only counts at the first step, as does `init`
+        "model.decoder_block_out_channels",
         "model.use_quant_conv",
         "model.backbone",
         "model.quantizer.type",

@@ -78,7 +78,7 @@ def check_teacher(models: Sequence[NamedModel], teacher: NamedModel) -> None:
                 f"{name} decodes to images {autoencoder.upscale} times as large as those that it encodes, so "
                 "its decoder cannot be compared with another one: evaluate it without --teacher"
             )
-        if autoencoder.config.scaling_factor is None:
+        if not autoencoder.has_known_scale:
             raise ValueError(
                 f"the scale of the latents of {name} is not known, so they cannot be compared as a denoiser "
                 f"sees them: name its family, as in --family {name}=sd1, or measure the scale with "
@@ -212,7 +212,8 @@ def measure_fit(
     """
     rows: dict[str, list[Tensor]] = {}
     autoencoder: Any = model.autoencoder
-    pairs = LatentPairs(autoencoder.latents_channels)
+    patch = autoencoder.image_multiple // autoencoder.downsampling_factor
+    pairs = LatentPairs(autoencoder.latents_channels * patch**2)
     for images, own, other in zip(batches, *latents, strict=True):
         new, old = model.normalise(own), teacher.normalise(other)
         pairs.add(new, old)

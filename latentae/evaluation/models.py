@@ -75,14 +75,14 @@ class NamedModel:
         """Returns the unscaled latents [B, c, h, w] that a call decodes: the posterior's mode."""
         autoencoder: Any = self.autoencoder
         with self._precision(images):
-            latents: Tensor = autoencoder.encode(images).latents
+            latents: Tensor = autoencoder.encode(autoencoder.pad_for_denoiser(images)).latents
         return latents
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Returns unscaled latents [B, c, h, w] in the units of ``to_latents``, which a denoiser sees."""
         autoencoder: Any = self.autoencoder
         shift, scale = autoencoder._normalisation(latents.float())
-        normalised: Tensor = (latents.float() - shift) * scale
+        normalised: Tensor = (autoencoder.arrange(latents.float()) - shift) * scale
         return normalised
 
     @torch.no_grad()

@@ -41,7 +41,7 @@ def compare(source: KLVAE | VQVAE, prepared: KLVAE | VQVAE, reopened: KLVAE | VQ
     else:
         pixels = source.decode(source.encode(images).latents).sample
         errors["decode"] = _difference(reopened.decode(prepared.encode(images).latents).sample, pixels)
-    if source.config.scaling_factor is not None:
+    if source.has_known_scale:
         latents = source.to_latents(images, _generator())
         errors["normalised latents"] = _difference(reopened.to_latents(images, _generator()), latents)
     return errors

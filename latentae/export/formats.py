@@ -10,11 +10,11 @@ from diffusers.models.autoencoders.vae import Encoder
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from latentae.export.prepare import MEASURE, fold_to, read_normalisation, write_out_codebook
-from latentae.models import KLVAE, VQVAE, load_autoencoder
+from latentae.export.prepare import FLUX2, MEASURE, fold_to, read_normalisation, write_out_codebook
+from latentae.models import KLVAE, VQVAE, Flux2VAE, load_autoencoder
 from latentae.models.checkpoints.configs import config_metadata, embed_config
 from latentae.models.checkpoints.families import FAMILIES, FAMILY_KEY, SCALE_KEY, SHIFT_KEY, check_family
-from latentae.models.checkpoints.layouts import to_diffusers_names, to_ldm_names
+from latentae.models.checkpoints.layouts import to_diffusers_names, to_flux2_names, to_ldm_names
 
 _HAS_ATTENTION = {  # by type of block
     "DownEncoderBlock2D": False,
@@ -70,6 +70,8 @@ class Diffusers(Format):
 
     def prepare(self, model: KLVAE | VQVAE, family: str | None) -> list[str]:
         """Folds what the stock class's config cannot hold; see ``Format``."""
+        if isinstance(model, Flux2VAE):  # it is the stock class but for its methods
+            return [f"family {family} changes nothing: {FLUX2}"] if family is not None else []
         remarks = write_out_codebook(model)
         config, own = model.config, read_normalisation(model)
         if family is not None:
@@ -106,7 +108,7 @@ class Diffusers(Format):
 
     def record_upcast(self, model: KLVAE | VQVAE) -> str | None:
         """Sets ``force_upcast``, unless SDXL pipelines would then look for a missing ``post_quant_conv``."""
-        if model.post_quant_conv is None:
+        if model.post_quant_conv is None or isinstance(model, Flux2VAE):
             return None
         model.change_config(force_upcast=True)
         return (
@@ -115,7 +117,7 @@ class Diffusers(Format):
         )
 
     def load_hint(self, model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
-        stock = "AutoencoderKL" if isinstance(model, KLVAE) else "VQModel"
+        stock = model._stock_class.__name__
         return f'diffusers.{stock}.from_pretrained("{path}")'
 
 
@@ -149,6 +151,10 @@ class LDM(Format):
             if model.fits_stock_class:
                 remedy = "Export it as diffusers"
             raise ValueError(f"an LDM file cannot hold this model: {'; '.join(found)}. {remedy}")
+        if isinstance(model, Flux2VAE):
+            if family is not None:
+                raise ValueError(f"family is {family!r}, but {FLUX2}: leave family out")
+            return []
         if family is not None:
             check_family(family, model.config.latent_channels)
         remarks = write_out_codebook(model)
@@ -163,10 +169,13 @@ class LDM(Format):
 
     def write(self, model: KLVAE | VQVAE, path: Path, dtype: torch.dtype, family: str | None) -> None:
         """Writes the weights, with the normalisation and the model's config as metadata."""
-        tensors = to_ldm_names(model.state_dict())
-        state = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+        rename = to_flux2_names if isinstance(model, Flux2VAE) else to_ldm_names
+        state = {
+            name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+            for name, tensor in rename(model.state_dict()).items()
+        }
         metadata = {"format": "pt", **config_metadata(json.loads(model.to_json_string()))}
-        if model.config.scaling_factor is not None:
+        if not isinstance(model, Flux2VAE) and model.config.scaling_factor is not None:
             metadata[SCALE_KEY] = repr(float(model.config.scaling_factor))
             metadata[SHIFT_KEY] = repr(float(model.config.shift_factor or 0.0))
         if family is not None:
@@ -226,6 +235,11 @@ class ComfyUI(LDM):
         """Folds a model's normalisation so that the family's constants hold; see ``Format``."""
         if family is None:
             raise ValueError(f"format comfyui needs a family, one of {', '.join(FAMILIES)}")
+        if isinstance(model, Flux2VAE):
+            raise ValueError(
+                f"ComfyUI cannot hold this model as {family}: {FLUX2}. Export it as ldm, the "
+                "layout of FLUX.2's own file"
+            )
         if found := comfyui_objections(model, family):
             raise ValueError(f"ComfyUI cannot hold this model as {family}: {'; '.join(found)}")
         if read_normalisation(model) is None:

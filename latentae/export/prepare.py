@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentae.models import KLVAE, VQVAE
+from latentae.models import KLVAE, VQVAE, Flux2VAE
 from latentae.models.folding import fold_normalisation
 
+FLUX2 = "a FLUX.2 VAE normalises 2x2 patches of its latents by its own statistics, not by one scale and shift"
 MEASURE = "measure it with scripts/latent_stats.py MODEL --data IMAGES --out FOLDER"
 
 
@@ -28,6 +29,8 @@ class Normalisation:
 def read_normalisation(model: KLVAE | VQVAE) -> Normalisation | None:
     """Returns the normalisation in a model's config; None where its scale is not known."""
     config = model.config
+    if isinstance(model, Flux2VAE):
+        raise ValueError(FLUX2)
     if config.scaling_factor is None:
         return None
     channels = config.latent_channels if isinstance(model, KLVAE) else config.vq_embed_dim

@@ -17,7 +17,7 @@ from latentae.latents.statistics import (
     measure_latents,
     view_loader,
 )
-from latentae.models import KLVAE, VQVAE
+from latentae.models import KLVAE, VQVAE, Flux2VAE
 from latentae.models.decoders import downscale
 from latentae.models.folding import codes_can_move, fold_normalisation
 
@@ -31,18 +31,22 @@ class Calibration:
 
     Attributes:
         statistics: of the raw latents before.
-        scaling_factor, shift_factor: in the model's config now.
+        scaling_factor, shift_factor: in the model's config now; None for a FLUX.2 VAE, which has neither.
         folded: into quant_conv and post_quant_conv: "mean", "mean and std", or None.
         remarks: sentences for users of the model.
     """
 
     statistics: LatentStatistics
-    scaling_factor: float
-    shift_factor: float
+    scaling_factor: float | None
+    shift_factor: float | None
     folded: str | None
     remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if self.scaling_factor is None:
+            return (
+                f"bn.running_mean and bn.running_var of {len(self.statistics.mean)} channels of 2x2 patches"
+            )
         convs = "quant_conv and post_quant_conv"
         folded = f"the {self.folded} of each channel folded into {convs}; " if self.folded else ""
         return f"{folded}scaling_factor {self.scaling_factor:.6g}, shift_factor {self.shift_factor:.6g}"
@@ -60,6 +64,7 @@ def calibrate(
 
     Without these convolutions, with a quantizer whose codes cannot move, or with ``fold=False``, the mean
     of all values becomes ``shift_factor``, which only some pipelines read, and σ² is the variance around it.
+    A FLUX.2 VAE takes the mean and variance of each channel of its 2×2 patches as ``bn``'s statistics.
     Previous ``latents_mean`` and ``latents_std`` are removed from the config.
 
     Args:
@@ -85,6 +90,11 @@ def calibrate(
                 "per_channel out, or measure on images that differ"
             )
     remarks = [f"latent channel(s) {constant} do not vary: nothing is stored in them"] if constant else []
+
+    # A FLUX.2 VAE normalises each channel itself.
+    if isinstance(model, Flux2VAE):
+        model.set_statistics(statistics.mean, statistics.variance)
+        return Calibration(statistics, None, None, None, tuple(remarks))
 
     # Fold what the convolutions can take; leave the rest to the config.
     if can_fold:
@@ -151,6 +161,8 @@ def calibrate_on(
 
 def check_per_channel(model: KLVAE | VQVAE, *, fold: bool = True) -> None:
     """Raises ValueError where ``calibrate`` cannot give each channel of this model its own scale."""
+    if isinstance(model, Flux2VAE):
+        raise ValueError("a FLUX.2 VAE gives each channel its own scale anyway: leave per_channel out")
     if isinstance(model, VQVAE):
         raise ValueError(
             "per_channel is for KL-VAEs: a scale by channel would change which code of a VQ model is "
@@ -179,6 +191,8 @@ def _check_statistics(model: KLVAE | VQVAE, statistics: LatentStatistics) -> Non
         raise ValueError(f"model is a {type(model).__name__}, but must be a KLVAE, a VQVAE or a VQGAN")
     is_kl = isinstance(model, KLVAE)
     channels = model.config.latent_channels if is_kl else model.quantize.code_dim
+    if isinstance(model, Flux2VAE):
+        channels = model.bn.num_features
     if len(statistics.mean) != channels:
         raise ValueError(
             f"statistics are of {len(statistics.mean)} latent channels, but the model has {channels}: "

@@ -22,7 +22,7 @@ from latentae.latents.statistics import (
     measure_latents,
     view_loader,
 )
-from latentae.models import KLVAE, VQVAE, load_autoencoder
+from latentae.models import KLVAE, VQVAE, Flux2VAE, load_autoencoder
 
 
 def recalibrate(
@@ -140,6 +140,8 @@ def _calibrate(
     say = measuring["say"]
     statistics = _measure(model, training, fewest_views=FEWEST_VIEWS, **measuring)
     what = "posterior samples" if isinstance(model, KLVAE) else "latents before quantization"
+    if isinstance(model, Flux2VAE):
+        what += ", in 2x2 patches,"
     say(
         f"{what} of {statistics.images} crops of {len(training)} image(s), {size} pixels\n"
         f"{_table(statistics)}"

@@ -214,8 +214,9 @@ def measure_latents(
     """Returns the statistics of the latents of all ranks' images; every rank must call it.
 
     Latents are samples of the posterior, which denoisers are trained on. VQ models have one value there, the
-    continuous one before quantization. The noise is a function of (seed, index of the image), so the result
-    depends neither on the number of ranks nor on the batch size.
+    continuous one before quantization. A FLUX.2 VAE is measured in the 2×2 patches that its ``bn``
+    normalises. The noise is a function of (seed, index of the image), so the result depends neither on the
+    number of ranks nor on the batch size.
 
     Args:
         model: on the device and in the dtype to measure with.
@@ -257,4 +258,5 @@ def _measure_batch(model: KLVAE | VQVAE, batch: Any, seed: int, scaled: bool) ->
     generators: Any = noise_generators(seed, batch["indices"])
     if scaled:
         return LatentStatistics.of(model.to_latents(images, generators))
-    return LatentStatistics.of(model.encode(images).latent_dist.sample(generators))
+    posterior = model.encode(model.pad_for_denoiser(images)).latent_dist
+    return LatentStatistics.of(model.arrange(posterior.sample(generators)))

@@ -1,5 +1,6 @@
 """The autoencoders, behind one interface."""
 
+from latentae.models.flux2 import Flux2VAE
 from latentae.models.kl import KLVAE
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PosteriorOutput
 from latentae.models.loading import load_autoencoder
@@ -12,6 +13,7 @@ __all__ = [
     "VQVAE",
     "AutoencoderOutput",
     "EncoderOutput",
+    "Flux2VAE",
     "LatentAutoencoder",
     "PosteriorOutput",
     "TinyAutoencoder",

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from latentae.models.decoder_weights import take_from_teacher
 from latentae.models.decoders import DecoderShape
+from latentae.models.flux2 import Flux2VAE
 from latentae.models.kl import KLVAE
 from latentae.models.vq import VQVAE
 from latentae.quantizers import implied_size
@@ -87,6 +88,9 @@ def describe_architecture(model: nn.Module) -> dict[str, Any]:
         "attention_levels": _attention_levels(config),
         "mid_block_attention": config.mid_block_add_attention,
     }
+    if isinstance(model, Flux2VAE):
+        widths = config.decoder_block_out_channels
+        section["decoder_block_out_channels"] = None if widths is None else list(widths)
     if isinstance(model, KLVAE):
         return section | {"use_quant_conv": config.use_quant_conv}
     if type(model).__name__ == "VQVAE":
@@ -269,6 +273,11 @@ def load_what_fits(
         raise ValueError(
             f"it holds a {type(pretrained).__name__}, and the config asks for a {type(model).__name__}"
         )
+    if isinstance(model, Flux2VAE) != isinstance(pretrained, Flux2VAE):
+        raise ValueError(
+            f"it holds a {type(pretrained).__name__}, and the config asks for a {type(model).__name__}: set "
+            f"model.class={type(pretrained).__name__}"
+        )
     differences = architecture_differences(model, pretrained)
     if differences:
         raise ValueError(
@@ -307,7 +316,10 @@ def _of_decoder(shape: DecoderShape, teacher: DecoderShape) -> AdaptedTensor:
 
 def latent_settings(pretrained: KLVAE | VQVAE) -> dict[str, object]:
     """Returns the config keys that belong to a model's latents and weights, wherever these are used."""
-    names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")
+    names = (
+        *("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"),
+        *("batch_norm_eps", "batch_norm_momentum"),
+    )
     return {name: pretrained.config[name] for name in names if name in pretrained.config}
 
 

@@ -76,7 +76,10 @@ def _description(model: Any) -> str:
         rows["codes"] = f"{config.num_vq_embeddings}, each of {model.quant_conv.out_channels} values"
         if quantize.depth is not None:
             rows["codes"] = f"{quantize.depth} per position, from tables of {config.num_vq_embeddings}"
-    rows["scaling"] = _scaling(config)
+    if hasattr(model, "bn"):
+        rows["scaling"] = "2x2 patches, each channel by `bn.running_mean` and `bn.running_var`"
+    else:
+        rows["scaling"] = _scaling(config)
     return _table(rows)
 
 

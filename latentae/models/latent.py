@@ -149,6 +149,24 @@ class LatentAutoencoder(TilingMixin, SavingMixin):
         return self.latents_channels, height, width
 
     @property
+    def has_known_scale(self) -> bool:
+        """Whether ``to_latents`` can normalise the latents."""
+        return self.config.scaling_factor is not None
+
+    @property
+    def image_multiple(self) -> int:
+        """Pixels per position that a denoiser sees, along each side."""
+        return self.downsampling_factor
+
+    def pad_for_denoiser(self, images: Tensor) -> Tensor:
+        """Pads images beyond what ``encode`` does, where a denoiser needs it; here they stay."""
+        return images
+
+    def arrange(self, latents: Tensor) -> Tensor:
+        """Arranges unscaled latents [B, c, h, w] as a denoiser sees them; here they stay."""
+        return latents
+
+    @property
     def last_layer(self) -> nn.Conv2d:
         """The decoder's last convolution, where the adaptive weight is measured."""
         return self.decoder.conv_out

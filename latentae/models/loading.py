@@ -40,16 +40,17 @@ def load_autoencoder(
 ) -> Autoencoder:
     """Opens the autoencoder at ``path``, in eval mode.
 
-    ``path`` may be the folder of a model (latentae's, or diffusers' AutoencoderKL, VQModel or
-    AutoencoderTiny), of a run, or of a pipeline; a repository on the hub; or a single file, safetensors or a
-    pickle, in the layout of latent diffusion, taming, diffusers or TAESD, also inside a Stable Diffusion or
-    training checkpoint. For a TAESD in two files, name either file or their folder. The architecture of a
-    single file is derived from its tensors. What they do not show is read from the file's metadata, which
-    latentae writes, or from a ``config.json`` in the same folder. Pickles are read without executing
-    anything.
+    ``path`` may be the folder of a model (latentae's, or diffusers' AutoencoderKL, VQModel,
+    AutoencoderKLFlux2 or AutoencoderTiny), of a run, or of a pipeline; a repository on the hub; or a single
+    file, safetensors or a pickle, in the layout of latent diffusion, taming, diffusers or TAESD, also inside
+    a Stable Diffusion or training checkpoint. For a TAESD in two files, name either file or their folder. The
+    architecture of a single file is derived from its tensors. What they do not show is read from the file's
+    metadata, which latentae writes, or from a ``config.json`` in the same folder. Pickles are read without
+    executing anything.
 
-    An AutoencoderKL becomes a ``KLVAE``, a VQModel or a VQ model's file becomes a ``VQGAN``, and an
-    AutoencoderTiny becomes a ``TinyAutoencoder``, which is for evaluation only.
+    An AutoencoderKL becomes a ``KLVAE``, an AutoencoderKLFlux2 or FLUX.2's file a ``Flux2VAE``, a VQModel or
+    a VQ model's file becomes a ``VQGAN``, and an AutoencoderTiny becomes a ``TinyAutoencoder``, which is for
+    evaluation only.
 
     The latents' scale and shift come from ``family``, else from the folder's config or the file's metadata,
     else from the family of a denoiser in the same file. Otherwise ``config.scaling_factor`` is None:
@@ -72,6 +73,11 @@ def load_autoencoder(
     Raises:
         ValueError: there is no autoencoder; the message says what is there.
     """
+    if family == "flux2":
+        raise ValueError(
+            "family is 'flux2', but a FLUX.2 VAE needs none: its own tensors hold the statistics of its "
+            "latents"
+        )
     if family is not None and family not in FAMILIES:
         raise ValueError(f"family is {family!r}, but must be one of {', '.join(FAMILIES)}")
     groups = arguments.get("norm_num_groups", 1)

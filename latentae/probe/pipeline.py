@@ -11,8 +11,8 @@ import torch
 from diffusers import DiTPipeline, DiTTransformer2DModel, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from latentae.export.prepare import MEASURE, fold_to, read_normalisation, write_out_codebook
-from latentae.models import KLVAE, VQVAE
+from latentae.export.prepare import FLUX2, MEASURE, fold_to, read_normalisation, write_out_codebook
+from latentae.models import KLVAE, VQVAE, Flux2VAE
 from latentae.models.folding import codes_can_move
 from latentae.probe.denoiser import NULL_LABEL, NUM_TRAIN_TIMESTEPS
 
@@ -48,6 +48,8 @@ def pipeline_autoencoder(model: Any) -> PipelineAutoencoder:
             f"its images are {model.upscale} times as large as those that it encodes, and a probe compares "
             "images of one size: probe the model that its decoder started from, which has the same latents"
         )
+    if isinstance(model, Flux2VAE):
+        raise ValueError(f"{FLUX2}, which a DiTPipeline cannot undo: no probe for it")
     normalisation = read_normalisation(model)
     if normalisation is None:
         raise ValueError(

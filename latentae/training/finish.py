@@ -147,7 +147,7 @@ def calibrate_and_measure(
         numbers for the run's summary; the scale is None if it could not be measured.
     """
     if config.freeze_encoder:
-        scale = {name: model.config[name] for name in ("scaling_factor", "shift_factor")}
+        scale = {name: model.config.get(name) for name in ("scaling_factor", "shift_factor")}
         scale["scale_source"] = "of the pretrained model"
     else:
         scale = _calibrate(model, training_images, config, say)

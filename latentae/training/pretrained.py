@@ -139,7 +139,7 @@ class Pretrained:
                 f"{self.record['pretrained']} will not fit the new model. To keep them, set "
                 "freeze_encoder=true, which trains the decoder alone"
             )
-        if self.config.freeze_encoder and self.record["settings"].get("scaling_factor") is None:
+        if self.config.freeze_encoder and not self.autoencoder.has_known_scale:
             lines.append(
                 "it does not record the scale of its latents, so the exported model will not either: "
                 "start from a folder that load_autoencoder(file, family=...).save_pretrained(folder) writes, "

@@ -18,7 +18,7 @@ import psutil
 from latentae.config import RunConfig
 from latentae.training.run_folder import RunFolder
 
-_STOCK_CLASSES = ("AutoencoderKL", "VQModel")
+_STOCK_CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2", "VQModel")
 _SOURCE, _MEASURED = "scale_source", "measured on the training images"
 _ROWS = {
     "psnr": ("PSNR", "{:.2f} dB"),

@@ -193,7 +193,7 @@ def test_every_key_has_a_doc() -> None:
 
 def test_model_class_is_the_family_s() -> None:
     assert "VQGAN; required" in help_text("vqgan", width=200)
-    assert "one of KLVAE, VQVAE, VQGAN; required" not in help_text("vqgan", width=200)
+    assert "one of KLVAE, Flux2VAE, VQVAE, VQGAN; required" not in help_text("vqgan", width=200)
 
 
 def test_shipped_configs_come_with_their_first_comment() -> None:
@@ -259,7 +259,7 @@ def test_class_of_another_family_says_which_script() -> None:
     )
     assert (
         load_error("vqgan", "model.class=Foo")
-        == '`model.class` is "Foo"; it must be one of KLVAE, VQVAE, VQGAN'
+        == '`model.class` is "Foo"; it must be one of KLVAE, Flux2VAE, VQVAE, VQGAN'
     )
 
 

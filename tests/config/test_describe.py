@@ -3,7 +3,14 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from latentae.config import EMAQuantizerConfig, KLVAEConfig, VectorQuantizerConfig, VQGANConfig, VQVAEConfig
+from latentae.config import (
+    EMAQuantizerConfig,
+    Flux2VAEConfig,
+    KLVAEConfig,
+    VectorQuantizerConfig,
+    VQGANConfig,
+    VQVAEConfig,
+)
 from latentae.config.describe import (
     choice_of,
     describe,
@@ -30,6 +37,7 @@ def test_fields_go_by_their_name_in_yaml() -> None:
 def test_sections_behind_an_annotation() -> None:
     assert section_classes(RunConfig.model_fields["model"].annotation) == (
         KLVAEConfig,
+        Flux2VAEConfig,
         VQVAEConfig,
         VQGANConfig,
     )
@@ -58,7 +66,7 @@ def test_walk_describes_keys() -> None:
     (key,) = known_keys()["loss.perceptual"]
     assert (key.type, key.default, key.is_section) == ("section or null", "null", True)
     (key,) = known_keys()["model.class"]
-    assert (key.type, key.default) == ("one of KLVAE, VQVAE, VQGAN", None)
+    assert (key.type, key.default) == ("one of KLVAE, Flux2VAE, VQVAE, VQGAN", None)
     assert key.doc.startswith("KLVAE: Variational autoencoder with Gaussian latents")
 
 
@@ -101,7 +109,7 @@ def test_walk_gives_every_key_once_and_narrows_the_classes() -> None:
     assert paths[:3] == ["output_dir", "seed", "max_steps"]
     narrowed = {key.path: key for key in walk(classes=["VQVAE"])}
     assert narrowed["model.class"].type == "VQVAE"
-    assert set(paths) - set(narrowed) == {"model.use_quant_conv"}
+    assert set(paths) - set(narrowed) == {"model.use_quant_conv", "model.decoder_block_out_channels"}
 
 
 Fraction = Annotated[float, Field(gt=0, le=0.5)]

@@ -9,9 +9,11 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from latentae.config.schema.checks_decoder import check_decoder_training
 from latentae.config.schema.loss import LikelihoodConfig, LinearScheduleConfig
 from latentae.config.schema.model import (
     MOST_CODES,
+    Flux2VAEConfig,
     FSQConfig,
     GroupedQuantizerConfig,
     KLVAEConfig,
@@ -50,9 +52,7 @@ def find_problems(config: RunConfig) -> list[str]:
         _latent_losses,
         _equivariance_sizes,
         _spectral_sizes,
-        _frozen_encoder,
-        _decoder,
-        _teacher,
+        check_decoder_training,
         _quantizer,
     )
     return [problem for check in checks for problem in check(config)]
@@ -204,6 +204,13 @@ def _model(config: RunConfig) -> Iterator[str]:
             f"`model.norm_num_groups` is {groups}, which does not divide {' and '.join(map(str, offending))} "
             f"in `model.block_out_channels`; {remedy} divides every width there"
         )
+    decoder = getattr(config.model, "decoder_block_out_channels", None)
+    if decoder is not None and (len(decoder) != len(widths) or any(width % groups for width in decoder)):
+        yield (
+            f"`model.decoder_block_out_channels` is {show(decoder)}; it needs one width for each of the "
+            f"{len(widths)} levels of `model.block_out_channels`, and `model.norm_num_groups` ({groups}) "
+            "must divide each"
+        )
     switches = config.model.attention_levels
     if switches is not None and len(switches) != len(widths):
         yield (
@@ -213,7 +220,7 @@ def _model(config: RunConfig) -> Iterator[str]:
 
 
 def _kl(config: RunConfig) -> Iterator[str]:
-    if config.loss.kl is not None and not isinstance(config.model, KLVAEConfig):
+    if config.loss.kl is not None and not isinstance(config.model, KLVAEConfig | Flux2VAEConfig):
         yield (
             f"`loss.kl` is set, but `model.class: {config.model.class_}` has no posterior; set it to null or "
             "use `model.class: KLVAE`"
@@ -343,88 +350,8 @@ def _perceptual_side(config: RunConfig) -> int:
     return 1 if config.loss.perceptual is None else SMALLEST_IMAGE[config.loss.perceptual.trunk]
 
 
-def _frozen_encoder(config: RunConfig) -> Iterator[str]:
-    if config.freeze_encoder and config.model.pretrained is None:
-        yield (
-            "`freeze_encoder` is true, but `model.pretrained` is null, so the encoder would keep its random "
-            "initial weights; set `model.pretrained` to a trained model, or use freeze_encoder=false"
-        )
-
-
-def _decoder(config: RunConfig) -> Iterator[str]:
-    """A decoder of its own needs a KLVAE, and a width per level that group norms can take."""
-    decoder, model = config.decoder, config.model
-    if decoder is None:
-        return
-    if not isinstance(model, KLVAEConfig):
-        yield (
-            f"`decoder` is set, but `model.class: {model.class_}` has the mirror of its encoder; set it to "
-            "null or use `model.class: KLVAE`"
-        )
-        return
-    if decoder.upscale == 3:
-        yield "`decoder.upscale` is 3, but must be 1, 2 or 4; use 2 or 4"
-    if decoder.widths is None:
-        return
-    levels = len(model.block_out_channels)
-    if len(decoder.widths) != levels:
-        yield (
-            f"`decoder.widths` is {show(list(decoder.widths))}; it needs one number for each of the {levels} "
-            "levels of `model.block_out_channels`"
-        )
-    offending = sorted({width for width in decoder.widths if width % model.norm_num_groups})
-    if offending:
-        groups = model.norm_num_groups
-        nearest = show([math.ceil(width / groups) * groups for width in decoder.widths])
-        yield (
-            f"`decoder.widths` is {show(list(decoder.widths))}, but `model.norm_num_groups: {groups}` does "
-            f"not divide {' and '.join(map(str, offending))}; use {nearest}"
-        )
-
-
-def _teacher(config: RunConfig) -> Iterator[str]:
-    """A teacher must be named, must teach something, and its features need common latents and levels."""
-    teacher, levels = config.loss.teacher, len(config.model.block_out_channels)
-    if teacher is None:
-        return
-    if teacher.model is None and config.model.pretrained is None:
-        yield (
-            "`loss.teacher.model` and `model.pretrained` are both null, so there is no teacher; set "
-            "`loss.teacher.model` to a trained model, or use loss.teacher=null"
-        )
-    if teacher.output_weight == 0 and teacher.features_weight == 0:
-        yield (
-            "`loss.teacher.output_weight` and `loss.teacher.features_weight` are both 0, so the teacher has "
-            "no effect; raise one of them, or use loss.teacher=null"
-        )
-    if teacher.features_weight == 0:
-        return
-    matches = f"`loss.teacher.features_weight` is {teacher.features_weight:g}"
-    if not config.freeze_encoder:
-        yield (
-            f"{matches}, but `freeze_encoder` is false: the teacher then decodes latents of its own, whose "
-            "features are others; use loss.teacher.features_weight=0 or freeze_encoder=true"
-        )
-    if config.compile:
-        yield (
-            f"{matches}, but `compile` is true, and compiled blocks do not show their activations; use "
-            "compile=false or loss.teacher.features_weight=0"
-        )
-    backbone = getattr(config.model, "backbone", "stock")
-    if backbone != "stock":
-        yield (
-            f"{matches}, but the decoder of `model.backbone: {backbone}` has no such levels; use "
-            "loss.teacher.features_weight=0"
-        )
-    elif max(teacher.levels) >= levels or len(set(teacher.levels)) < len(teacher.levels):
-        yield (
-            f"`loss.teacher.levels` is {show(list(teacher.levels))}; name each level once, from 0 to "
-            f"{levels - 1}, as `model.block_out_channels` has {levels} levels"
-        )
-
-
 def _quantizer(config: RunConfig) -> Iterator[str]:
-    if isinstance(config.model, KLVAEConfig):
+    if isinstance(config.model, KLVAEConfig | Flux2VAEConfig):
         return
     quantizer, path = config.model.quantizer, "model.quantizer"
     # Without a code_dim of its own, each group of channels needs the same number of latent channels.

@@ -272,6 +272,18 @@ class DecoderConfig(Section):
     size of the decoder's; the encoder sees them downscaled (means of 2x2 or 4x4 pixels)."""
 
 
+class Flux2VAEConfig(_BackboneConfig):
+    """Variational autoencoder of FLUX.2: a KLVAE whose latents are normalised in 2x2 patches by measured
+    statistics."""
+
+    class_: Literal["Flux2VAE"] = Field(alias="class")
+    decoder_block_out_channels: Widths | None = None
+    """Channels of each level of the decoder, highest resolution first; null: `block_out_channels`."""
+    use_quant_conv: bool = True
+    """Whether there are 1x1 convolutions before and after the latents: true in SD 1 and SDXL, false in SD3
+    and FLUX.1."""
+
+
 class _VQConfig(_BackboneConfig):
     """The backbone around a quantizer, as in diffusers' VQModel."""
 
@@ -295,4 +307,6 @@ class VQGANConfig(_VQConfig):
     class_: Literal["VQGAN"] = Field(alias="class")
 
 
-ModelConfig = Annotated[KLVAEConfig | VQVAEConfig | VQGANConfig, Field(discriminator="class_")]
+ModelConfig = Annotated[
+    KLVAEConfig | Flux2VAEConfig | VQVAEConfig | VQGANConfig, Field(discriminator="class_")
+]

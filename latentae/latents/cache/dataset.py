@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -64,6 +65,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if model is not None:
             check_model(self.index.settings, model, self.folder)
         self._ends = np.cumsum([entry.images for entry in self.index.shards])
+        self._patch = 1
         self._shift, self._scale = self._find_normalisation(normalised)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._readers: dict[int, ShardReader] = {}
@@ -114,7 +116,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         Raises:
             ValueError: latents have several shapes.
         """
-        shapes = sorted({tuple(entry.shape) for entry in self.index.shards})
+        shapes = sorted({self._arranged(entry.shape) for entry in self.index.shards})
         if len(shapes) > 1:
             raise ValueError(
                 f"latents have {len(shapes)} shapes, from {shapes[0]} to {shapes[-1]}: see `shapes`, and "
@@ -125,7 +127,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of the latents of each image."""
-        return [tuple(entry.shape) for entry in self.index.shards for _ in range(entry.images)]
+        return [self._arranged(entry.shape) for entry in self.index.shards for _ in range(entry.images)]
 
     @property
     def labels(self) -> Tensor | None:
@@ -171,7 +173,16 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if self.sample and self.index.posterior:
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
             latents = latents + reader.row(f"std{side}", position).float() * noise
+        if self._patch > 1:
+            latents = F.pixel_unshuffle(latents, self._patch)
         return (latents - self._shift) * self._scale
+
+    def _arranged(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Returns the shape that latents of a stored shape have here."""
+        if self._patch == 1 or len(shape) != 3:
+            return tuple(shape)
+        channels, height, width = shape
+        return channels * self._patch**2, height // self._patch, width // self._patch
 
     def _reader(self, shard: int) -> ShardReader:
         if shard not in self._readers:
@@ -190,6 +201,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
                 "command with --family FAMILY, which keeps the latents and records the scale; or measure the "
                 "model with scripts/latent_stats.py and encode anew; or read them with normalised=False"
             )
+        self._patch = int(normalisation.get("patch", [1])[0])
         shift, scale = (torch.tensor(normalisation[name])[:, None, None] for name in ("shift", "scale"))
         return shift, scale
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from latentae.data import BrokenImageError, ImageSource
 from latentae.data.annotations import Annotations
 from latentae.files import has_keys, write_aside
-from latentae.models import LatentAutoencoder, load_autoencoder
+from latentae.models import Flux2VAE, LatentAutoencoder, load_autoencoder
+from latentae.models.flux2 import PATCH
 from latentae.weights import hash_tensors
 
 SETTINGS, INDEX, SHARDS = "settings.json", "index.json", "latents_*.safetensors"
@@ -39,7 +40,8 @@ class CacheSettings:
 
     Attributes:
         model: ``hash`` (see ``model_hash``), ``class`` and the ``path`` it was opened by.
-        normalisation: ``shift`` and ``scale``, a number per channel; None where they are not known.
+        normalisation: ``shift`` and ``scale``, a number per channel, and ``patch`` for a FLUX.2 VAE; None
+            where they are not known.
         data: ``hash`` (see ``data_hash``), ``name``, the number of ``images`` and the ``caption_column``.
         options: the fields of ``CacheOptions``.
         version: of the files' layout.
@@ -292,7 +294,7 @@ def _pack(name: str, rows: Sequence[str]) -> dict[str, Tensor]:
 
 # Settings that change an encoder's output and do not show in its weights.
 _ENCODER_SETTINGS = ("norm_num_groups", "act_fn", "down_block_types", "mid_block_add_attention", "backbone")
-_DECODER = ("decoder.", "post_quant_conv.")
+_DECODER = ("decoder.", "post_quant_conv.", "bn.")  # and the statistics of FLUX.2's latents
 _IMAGES_LOOKED_AT = 32
 
 
@@ -314,13 +316,22 @@ def model_hash(model: LatentAutoencoder, *, codes: bool = False) -> str:
 
 
 def normalisation_of(model: LatentAutoencoder) -> dict[str, list[float]] | None:
-    """Returns ``shift`` and ``scale`` of ``to_latents``, a number per channel; None: they are not known."""
+    """Returns ``shift`` and ``scale`` of ``to_latents``, a number per channel; None: they are not known.
+
+    A FLUX.2 VAE also has ``patch``, the sides of the patches that become channels first; the numbers are then
+    of the patches' channels.
+    """
     try:
         shift, scale = model._normalisation(torch.zeros(1, model.latents_channels, 1, 1, dtype=torch.float64))
     except ValueError:
         return None
-    whole = torch.zeros(model.latents_channels, 1, 1, dtype=torch.float64)
-    return {name: (whole + part).flatten().tolist() for name, part in (("shift", shift), ("scale", scale))}
+    patch: dict[str, list[float]] = (
+        {"patch": [float(PATCH), float(PATCH)]} if isinstance(model, Flux2VAE) else {}
+    )
+    channels = model.latents_channels * (PATCH**2 if patch else 1)
+    whole = torch.zeros(channels, 1, 1, dtype=torch.float64)
+    parts = (("shift", shift), ("scale", scale))
+    return {name: (whole + part).flatten().tolist() for name, part in parts} | patch
 
 
 def data_hash(source: ImageSource, annotations: Annotations, channels: int) -> str:

@@ -151,7 +151,7 @@ def plan_cache(
         assert size is not None
         return plan_shards([(size, size)] * len(source), shard_size)
     # Choose the buckets before sizes are measured, which may take long: the image size may be wrong.
-    buckets = bucket_sizes(size, model.downsampling_factor) if options.sizes == "bucket" and size else []
+    buckets = bucket_sizes(size, model.image_multiple) if options.sizes == "bucket" and size else []
     native = measure_sizes(source, model.config.in_channels, workers=workers, folder=folder)
     if buckets:
         return plan_shards(choose_buckets(native, buckets), shard_size)

@@ -298,7 +298,7 @@ def check_values(tensors: dict[str, Tensor], dtype: str) -> None:
 def _encode_images(model: LatentAutoencoder, images: Tensor, options: CacheOptions) -> dict[str, Tensor]:
     autocast = PRECISIONS[options.precision]
     with nullcontext() if autocast is None else torch.autocast(images.device.type, autocast):
-        output = model.encode(images.to(model.dtype))
+        output = model.encode(model.pad_for_denoiser(images.to(model.dtype)))
     posterior: Any = output.latent_dist
     dtype = DTYPES[options.dtype]
     tensors: dict[str, Tensor] = {}

@@ -358,7 +358,7 @@ def sample_prior(
 
     Raw latents are drawn, without scale or shift. A calibrated model has its latents' mean folded into its
     weights, and the prior lies around that mean then. Where ``scaling_factor`` is known there is also a row
-    of N(0, I) through ``from_latents``, where a denoiser starts.
+    of N(0, I) through ``from_latents``, where a denoiser starts (not for odd sizes of a FLUX.2 VAE).
 
     Args:
         model: a KL-VAE, in eval mode.
@@ -381,8 +381,10 @@ def sample_prior(
     noise = normal_noise(count, latents_shape, seed)
     decoding: Any = {"size": size, "batch_size": batch_size}
     images = {"N(0, I)": decode_latents(model, noise, **decoding)}
-    if model.config.scaling_factor is not None:
-        images["N(0, I), scaled"] = decode_latents(model, noise, scaled=True, **decoding)
+    if model.has_known_scale and all(
+        side * model.downsampling_factor % model.image_multiple == 0 for side in latents_shape[1:]
+    ):
+        images["N(0, I), scaled"] = decode_latents(model, model.arrange(noise), scaled=True, **decoding)
     if fitted is not None:
         images |= sample_gaussian(model, fitted, count, latents_shape[1:], seed=seed, **decoding).images
     return LatentSamples(images)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 _CODEBOOK = "quantize.embedding.weight"
+_MEAN = "bn.running_mean"  # of FLUX.2's latents
 _GROUPS = 32  # of every published autoencoder of this kind, and of latent diffusion's and taming's code
 # Widths of published models: SD, SDXL, SD 3, FLUX and their like; then the f4, f8, f16 and f32 models of
 # latent diffusion and taming; aMUSEd; CogView 4.
@@ -32,6 +33,7 @@ class Architecture:
     Attributes:
         quantized: whether it is a VQ model; otherwise a KL-VAE.
         arguments: for the constructor of ``VQGAN`` or ``KLVAE``.
+        is_flux2: whether it is a ``Flux2VAE``.
         guessed_groups: whether ``norm_num_groups`` is a guess. Tensors do not show it, and no published model
             has these widths.
     """
@@ -39,6 +41,7 @@ class Architecture:
     quantized: bool
     arguments: dict[str, Any]
     guessed_groups: bool
+    is_flux2: bool = False
 
     @property
     def latent_channels(self) -> int:
@@ -92,6 +95,13 @@ def infer_architecture(
         return Architecture(quantized=True, arguments=arguments, guessed_groups=guessed)
     for name in ("quant_conv", "post_quant_conv"):
         arguments[f"use_{name}"] = f"{name}.weight" in state
+    if _MEAN in state:
+        _check_statistics(state, arguments["latent_channels"])
+        decoder_widths = _decoder_widths(state, len(widths))
+        _check_groups(decoder_widths, groups)
+        if decoder_widths != widths:
+            arguments["decoder_block_out_channels"] = decoder_widths
+        return Architecture(quantized=False, arguments=arguments, guessed_groups=guessed, is_flux2=True)
     # The stock class's default, since SDXL's own weights overflow in float16. Pipelines then use the conv.
     arguments["force_upcast"] = arguments["use_post_quant_conv"]
     return Architecture(quantized=False, arguments=arguments, guessed_groups=guessed)
@@ -132,6 +142,22 @@ def _widths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
         if f"encoder.down_blocks.{i}.downsamplers.0.conv.weight" not in state:
             raise ValueError(f"has no convolution that halves the resolution after level {i}")
     return widths
+
+
+def _decoder_widths(state: Mapping[str, Tensor], levels: int) -> tuple[int, ...]:
+    """Returns the width of each level of the decoder, from the image's resolution downwards."""
+    names = (f"decoder.up_blocks.{levels - 1 - i}.resnets.0.conv1.weight" for i in range(levels))
+    return tuple(_shape(state, name)[0] for name in names)
+
+
+def _check_statistics(state: Mapping[str, Tensor], latent_channels: int) -> None:
+    """Raises ValueError where the statistics of FLUX.2's latents are not of 2x2 patches of the latents."""
+    for name in (_MEAN, "bn.running_var"):
+        if _shape(state, name) != (4 * latent_channels,):
+            raise ValueError(
+                f"has {name} of shape {list(_shape(state, name))}, but 2x2 patches of {latent_channels} "
+                f"latent channels need [{4 * latent_channels}]"
+            )
 
 
 def _check_groups(widths: tuple[int, ...], norm_num_groups: int | None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 # Both layouts have these two tensors, and hardly any other model has both.
@@ -36,6 +37,11 @@ _TRAINING = re.compile(
     r"(\w*loss\w*|(\w+_)?ema(_\w+)?|disc\w*|perceptual\w*|lpips\w*|foundation_model|linear_proj|bn)\..*"
     r"|quantize\.(embedding\.)?(cluster_size|embed_avg|ema_\w+)|quantize\.used|colorize"
 )
+FLUX2_MEAN = "bn.running_mean"
+FLUX2_STATISTICS = (FLUX2_MEAN, "bn.running_var", "bn.num_batches_tracked")
+"""Tensors that normalise FLUX.2's latents."""
+# FLUX.2's own file has the convolutions around the latents inside of the encoder and the decoder.
+_NESTED = {"encoder.quant_conv.": "quant_conv.", "decoder.post_quant_conv.": "post_quant_conv."}
 _FLATTENED = re.compile(r"(.*\.)?_?flat_param(_\d+)?")
 
 # Models that are often mistaken for an autoencoder, by the first pattern that matches a name. The more
@@ -251,11 +257,16 @@ def to_diffusers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     translated = {}
     levels = _count_levels(state, "decoder.up.")
     for name, tensor in state.items():
+        for nested, plain in _NESTED.items():
+            if name.startswith(nested):
+                name = plain + name.removeprefix(nested)
         name = _reverse_level(name, "decoder.up.", levels)
         name = _rename_attention(_apply(_TO_DIFFUSERS, name), {**_ATTENTION, **_OLD_ATTENTION})
         if _PROJECTION.fullmatch(name) and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
             tensor = tensor[:, :, 0, 0]
         translated[name] = tensor
+    if FLUX2_MEAN in translated:  # the counter is not used, and some programs leave it out
+        translated.setdefault(FLUX2_STATISTICS[2], torch.zeros((), dtype=torch.int64))
     return translated
 
 
@@ -276,6 +287,39 @@ def to_ldm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = tensor[:, :, None, None]
         translated[name] = tensor
     return translated
+
+
+def to_flux2_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames a ``Flux2VAE``'s tensors to the names in FLUX.2's own file; as ``to_ldm_names``."""
+    nest = {plain: nested for nested, plain in _NESTED.items()}
+    translated = {}
+    for name, tensor in to_ldm_names(state).items():
+        for plain, nested in nest.items():
+            if name.startswith(plain):
+                name = nested + name.removeprefix(plain)
+        translated[name] = tensor
+    return translated
+
+
+def check_flux2(tensors: Mapping[str, Tensor], prefix: str, *, is_flux2: bool = False) -> None:
+    """Checks that an autoencoder with FLUX.2's names also has the statistics of its latents.
+
+    Args:
+        tensors: of a whole checkpoint.
+        prefix: of the autoencoder's tensors.
+        is_flux2: whether a config says so; names need not show it then.
+
+    Raises:
+        ValueError: some of them are missing; the message names one.
+    """
+    own = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+    is_flux2 = is_flux2 or FLUX2_MEAN in own or any(name.startswith(tuple(_NESTED)) for name in own)
+    missing = [name for name in FLUX2_STATISTICS[:2] if name not in own]
+    if is_flux2 and missing:
+        raise ValueError(
+            f"is a FLUX.2 VAE, but lacks {missing[0]}, the statistics of its latents: take the "
+            "published file, or one saved with its buffers"
+        )
 
 
 def _make_rules(names: Iterable[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:

@@ -24,7 +24,9 @@ from latentae.models.checkpoints.configs import (
 )
 from latentae.models.checkpoints.families import FAMILIES, Normalisation, check_family, find_normalisation
 from latentae.models.checkpoints.layouts import (
+    FLUX2_STATISTICS,
     adapter_remedy,
+    check_flux2,
     find_autoencoder,
     find_prefix,
     is_for_training,
@@ -33,6 +35,7 @@ from latentae.models.checkpoints.layouts import (
 )
 from latentae.models.checkpoints.reading import Checkpoint, check_floating, read_checkpoint
 from latentae.models.checkpoints.taesd import find_taesd
+from latentae.models.flux2 import Flux2VAE
 from latentae.models.kl import KLVAE
 from latentae.models.tiny import TinyAutoencoder
 from latentae.models.vq import VQGAN, VQVAE
@@ -40,13 +43,15 @@ from latentae.models.vq import VQGAN, VQVAE
 logger = logging.getLogger(__name__)
 
 Autoencoder = KLVAE | VQVAE | TinyAutoencoder
-Model = TypeVar("Model", KLVAE, VQVAE, VQGAN, TinyAutoencoder)
+Model = TypeVar("Model", KLVAE, Flux2VAE, VQVAE, VQGAN, TinyAutoencoder)
 
 # By the class that a config names. A plain VQModel does not say how it was trained; VQVAE and VQGAN differ in
 # name only.
 CLASSES: dict[str, type[Autoencoder]] = {
     "KLVAE": KLVAE,
     "AutoencoderKL": KLVAE,
+    "Flux2VAE": Flux2VAE,
+    "AutoencoderKLFlux2": Flux2VAE,
     "VQVAE": VQVAE,
     "VQGAN": VQGAN,
     "VQModel": VQGAN,
@@ -67,6 +72,10 @@ _GUESSED = (
     "The usual 32 is assumed. With another number the pixels are wrong: pass norm_num_groups, put the "
     "model's config.json beside the file, or write a folder that records it with `latentae export FILE "
     "--norm-num-groups N --format diffusers --out FOLDER`."
+)
+_NO_FAMILY = (
+    "family is {!r}, but this is a FLUX.2 VAE, whose own tensors hold the statistics of its latents: leave "
+    "family out"
 )
 _SAMPLE_SIZE = 256  # LDM's and taming's autoencoders were trained on images of this size
 
@@ -177,6 +186,8 @@ def _without_lists_of_names() -> Iterator[None]:
 def _family_arguments(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if CLASSES[config["_class_name"]] is TinyAutoencoder:
         raise ValueError(f"family is {family!r}, but the latents of an AutoencoderTiny are scaled already")
+    if CLASSES[config["_class_name"]] is Flux2VAE:
+        raise ValueError(_NO_FAMILY.format(family))
     named = check_family(family, config.get("vq_embed_dim") or config["latent_channels"])
     return Normalisation(named.scale, named.shift).arguments()
 
@@ -265,6 +276,9 @@ def _load(
         except ValueError as error:
             raise ValueError(f"{place} cannot be used: {error}") from error
         state = _state_of(model, checkpoint, ema) if tiny is None else tiny.state
+        missing = model.state_dict().keys() - state.keys()
+        if missing and missing <= set(FLUX2_STATISTICS):  # all else is there
+            check_flux2(state, "", is_flux2=True)
         objection = _objection(model, state)
         if objection is None:
             _normalise(model, checkpoint, family, overrides)
@@ -286,7 +300,9 @@ def _normalise(
     model: Autoencoder, checkpoint: Checkpoint, family: str | None, overrides: Mapping[str, Any]
 ) -> None:
     """Takes the scale from the family, or from the metadata where the model's config does not have it."""
-    if family is None and model.config.scaling_factor is not None:
+    if isinstance(model, Flux2VAE) and family is not None:
+        raise ValueError(_NO_FAMILY.format(family))
+    if family is None and model.has_known_scale:
         return
     found = find_normalisation(
         model.latents_channels, factor=0, metadata=checkpoint.metadata, tensors={}, family=family
@@ -299,11 +315,16 @@ def _infer_model(
 ) -> tuple[Autoencoder, dict[str, Tensor]]:
     """Builds a model of the architecture that tensors show; returns it with its tensors."""
     prefix = find_prefix(checkpoint.tensors, ema=ema)
-    state = find_autoencoder(checkpoint.tensors, ema=ema)
+    check_flux2(checkpoint.tensors, prefix)
+    state = find_autoencoder(checkpoint.tensors, ema=ema, keep=FLUX2_STATISTICS)
     is_ldm = is_ldm_layout(checkpoint.tensors)
     architecture = infer_architecture(state, overrides.get("norm_num_groups"), is_ldm=is_ldm)
     if architecture.guessed_groups:
         logger.warning(_GUESSED, path, list(architecture.arguments["block_out_channels"]))
+    if architecture.is_flux2:
+        if family is not None:
+            raise ValueError(_NO_FAMILY.format(family))
+        return _build(Flux2VAE, architecture.arguments, overrides), state
     normalisation = find_normalisation(
         architecture.latent_channels,
         factor=architecture.factor,

@@ -1,0 +1,99 @@
+"""Contradictions between the keys that train a decoder for given latents; ``checks`` has all others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from latentae.config.schema.model import KLVAEConfig
+from latentae.config.yaml_text import show
+
+if TYPE_CHECKING:
+    from latentae.config.schema.run import RunConfig
+
+
+def check_decoder_training(config: RunConfig) -> Iterator[str]:
+    """Yields the contradictions in ``freeze_encoder``, ``decoder`` and ``loss.teacher``, one line each."""
+    for check in (_frozen_encoder, _decoder, _teacher):
+        yield from check(config)
+
+
+def _frozen_encoder(config: RunConfig) -> Iterator[str]:
+    if config.freeze_encoder and config.model.pretrained is None:
+        yield (
+            "`freeze_encoder` is true, but `model.pretrained` is null, so the encoder would keep its random "
+            "initial weights; set `model.pretrained` to a trained model, or use freeze_encoder=false"
+        )
+
+
+def _decoder(config: RunConfig) -> Iterator[str]:
+    """A decoder of its own needs a KLVAE, and a width per level that group norms can take."""
+    decoder, model = config.decoder, config.model
+    if decoder is None:
+        return
+    if not isinstance(model, KLVAEConfig):
+        yield (
+            f"`decoder` is set, but `model.class: {model.class_}` has the mirror of its encoder; set it to "
+            "null or use `model.class: KLVAE`"
+        )
+        return
+    if decoder.upscale == 3:
+        yield "`decoder.upscale` is 3, but must be 1, 2 or 4; use 2 or 4"
+    if decoder.widths is None:
+        return
+    levels = len(model.block_out_channels)
+    if len(decoder.widths) != levels:
+        yield (
+            f"`decoder.widths` is {show(list(decoder.widths))}; it needs one number for each of the {levels} "
+            "levels of `model.block_out_channels`"
+        )
+    offending = sorted({width for width in decoder.widths if width % model.norm_num_groups})
+    if offending:
+        groups = model.norm_num_groups
+        nearest = show([math.ceil(width / groups) * groups for width in decoder.widths])
+        yield (
+            f"`decoder.widths` is {show(list(decoder.widths))}, but `model.norm_num_groups: {groups}` does "
+            f"not divide {' and '.join(map(str, offending))}; use {nearest}"
+        )
+
+
+def _teacher(config: RunConfig) -> Iterator[str]:
+    """A teacher must be named, must teach something, and its features need common latents and levels."""
+    teacher, levels = config.loss.teacher, len(config.model.block_out_channels)
+    if teacher is None:
+        return
+    if teacher.model is None and config.model.pretrained is None:
+        yield (
+            "`loss.teacher.model` and `model.pretrained` are both null, so there is no teacher; set "
+            "`loss.teacher.model` to a trained model, or use loss.teacher=null"
+        )
+    if teacher.output_weight == 0 and teacher.features_weight == 0:
+        yield (
+            "`loss.teacher.output_weight` and `loss.teacher.features_weight` are both 0, so the teacher has "
+            "no effect; raise one of them, or use loss.teacher=null"
+        )
+    if teacher.features_weight == 0:
+        return
+    matches = f"`loss.teacher.features_weight` is {teacher.features_weight:g}"
+    if not config.freeze_encoder:
+        yield (
+            f"{matches}, but `freeze_encoder` is false: the teacher then decodes latents of its own, whose "
+            "features are others; use loss.teacher.features_weight=0 or freeze_encoder=true"
+        )
+    if config.compile:
+        yield (
+            f"{matches}, but `compile` is true, and compiled blocks do not show their activations; use "
+            "compile=false or loss.teacher.features_weight=0"
+        )
+    backbone = getattr(config.model, "backbone", "stock")
+    if backbone != "stock":
+        yield (
+            f"{matches}, but the decoder of `model.backbone: {backbone}` has no such levels; use "
+            "loss.teacher.features_weight=0"
+        )
+    elif max(teacher.levels) >= levels or len(set(teacher.levels)) < len(teacher.levels):
+        yield (
+            f"`loss.teacher.levels` is {show(list(teacher.levels))}; name each level once, from 0 to "
+            f"{levels - 1}, as `model.block_out_channels` has {levels} levels"
+        )
