@@ -8,16 +8,10 @@ import pytest
 from tests.processes import ROOT, environment
 
 MISTAKES = {
-    "encode_dataset.py": (
-        ["model"],
-        "latentae encode: error: the following arguments are required: --data, --out",
-    ),
-    "evaluate.py": (
-        ["model"],
-        "latentae evaluate: error: the following arguments are required: --data, --out",
-    ),
-    "export.py": (["run"], "latentae export: error: the following arguments are required: --format, --out"),
-    "latent_stats.py": (["model"], "latentae stats: error: the following arguments are required: --data"),
+    "encode_dataset.py": (["model"], "required: --data, --out; `latentae encode --help`"),
+    "evaluate.py": (["model"], "required: --data, --out; `latentae evaluate --help`"),
+    "export.py": (["run"], "required: --format, --out; `latentae export --help`"),
+    "latent_stats.py": (["model"], "required: --data; `latentae stats --help`"),
     "train_kl_vae.py": (["model.quantizer={}"], "model.quantizer"),
     "train_vq_vae.py": (["loss.adversarial={}"], "loss.adversarial"),
     "train_vqgan.py": (["model.quantizer.type=x"], "model.quantizer"),
