@@ -23,6 +23,7 @@ from latentae.losses.teacher import (
 )
 from latentae.models.decoders import downscale, upscale_of
 from latentae.training.latent_losses import PreparedStep
+from latentae.training.pretrained import fingerprint
 from latentae.weights import hash_tensors
 
 _LATENT_PARTS = ("encoder.", "quant_conv.", "quantize.")
@@ -194,7 +195,7 @@ def create_teacher(
         levels=levels,
         place=place,
         latents_hash=_hash_of_latents(state),
-        weights_hash=hash_tensors(state),
+        weights_hash=fingerprint(state),  # as the starting weights are recorded, to compare by eye
         autocast=autocast,
     )
     if shares:  # it is never asked to encode
