@@ -193,7 +193,7 @@ def describe(annotation: Any, metadata: tuple[Any, ...] = (), plural: bool = Fal
     if annotation is NoneType:
         return "null"
     if origin is Literal:
-        return f"names out of {', '.join(arguments)}" if plural else one_of(list(arguments))
+        return f"names out of {', '.join(arguments)}" if plural else one_of([str(name) for name in arguments])
     if origin is tuple:
         some = "a non-empty list" if _limit(metadata, "min_length") else "a list"
         number = "" if arguments[-1] is Ellipsis else {2: "two "}.get(len(arguments), f"{len(arguments)} ")

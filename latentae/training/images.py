@@ -223,6 +223,38 @@ def held_out_before(folder: RunFolder, resume: str) -> HeldOut | None:
 # The record of a run's data: data that moved are recognised as the same
 
 
+def compare_data(
+    images: RunImages, folder: RunFolder, config: RunConfig, *, continued: bool, say: Callable[[str], object]
+) -> dict[str, Any]:
+    """Returns a record of the run's images, on the first rank. Every rank calls it.
+
+    Args:
+        continued: whether the run continues, so that its images must be those of ``folder.data``.
+        say: is told if they differ although the settings name the same data.
+
+    Raises:
+        ConfigError: on all ranks, if a run is continued with settings that name other images.
+    """
+    record: dict[str, Any] = {}
+    difference, refusal = None, None
+    if distributed.is_main():
+        record = record_data(images.training, images.validation)
+        if continued and folder.data.is_file():
+            try:
+                difference = data_difference(read_record(folder.data), record)
+                refusal = difference and folder.other_data(config, difference)
+            except ValueError as error:  # the other ranks wait for an answer
+                refusal = str(error)
+    if distributed.broadcast_from_main(torch.tensor(int(refusal is not None))):
+        raise ConfigError(refusal or "the run reads other data than before")
+    if difference is not None:
+        say(
+            f"the data differ from those that this run began with: {difference}; from here on the images "
+            "come in another order"
+        )
+    return record
+
+
 def record_data(training: ImageDataset | ImageStream, validation: ImageDataset) -> dict[str, Any]:
     """Returns the number, names and order of the images, and what a few look like, as plain JSON values.
 

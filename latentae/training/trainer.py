@@ -8,10 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latentae import build, distributed
-from latentae.config import ConfigError, RunConfig, config_warnings, dump_config
+from latentae.config import RunConfig, config_warnings, dump_config
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
 from latentae.devices import to_float64_on_cpu
 from latentae.files import write_json, write_text
@@ -32,11 +30,9 @@ from latentae.training.finish import NoMeasurementError, calibrate_and_measure, 
 from latentae.training.guard import RETRY, Guard, diagnose, explain
 from latentae.training.images import (
     TooManyBrokenImagesError,
-    data_difference,
+    compare_data,
     held_out_before,
     open_images,
-    read_record,
-    record_data,
 )
 from latentae.training.launcher import apply_launcher_settings
 from latentae.training.log import Meter, Recorder
@@ -106,7 +102,13 @@ class Trainer:
         # Resume: from a checkpoint, or else from a pretrained model.
         if not rehearsal:
             self._resume()
-            data_record = self._compare_data()
+            data_record = compare_data(
+                self.images,
+                self.folder,
+                config,
+                continued=self.saved_step is not None,
+                say=self.accelerator.print,
+            )
         pretrained = self.networks.pretrained
         if pretrained is not None:
             if self.step == 0:
@@ -139,31 +141,6 @@ class Trainer:
                 self.saved_step, self.validation = self.step, progress["validation"]
             # A checkpoint saved within a step, after a fault, begins that step again.
             self.accelerator.step = self.step * self.config.gradient_accumulation_steps
-
-    def _compare_data(self) -> dict[str, Any]:
-        """Returns a record of the run's images, on the first rank. Every rank calls it.
-
-        Raises:
-            ConfigError: on all ranks, if a run is continued with settings that name other images.
-        """
-        record: dict[str, Any] = {}
-        difference, refusal = None, None
-        if distributed.is_main():
-            record = record_data(self.images.training, self.images.validation)
-            if self.saved_step is not None and self.folder.data.is_file():
-                try:
-                    difference = data_difference(read_record(self.folder.data), record)
-                    refusal = difference and self.folder.other_data(self.config, difference)
-                except ValueError as error:  # the other ranks wait for an answer
-                    refusal = str(error)
-        if distributed.broadcast_from_main(torch.tensor(int(refusal is not None))):
-            raise ConfigError(refusal or "the run reads other data than before")
-        if difference is not None:
-            self.accelerator.print(
-                f"the data differ from those that this run began with: {difference}; from here on the images "
-                "come in another order"
-            )
-        return record
 
     def fit(self) -> dict[str, Any]:
         """Trains to ``max_steps``, measures and exports. Returns the contents of ``summary.json``.

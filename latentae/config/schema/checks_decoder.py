@@ -38,8 +38,6 @@ def _decoder(config: RunConfig) -> Iterator[str]:
             "null or use `model.class: KLVAE`"
         )
         return
-    if decoder.upscale == 3:
-        yield "`decoder.upscale` is 3, but must be 1, 2 or 4; use 2 or 4"
     if decoder.widths is None:
         return
     levels = len(model.block_out_channels)

@@ -267,8 +267,8 @@ class DecoderConfig(Section):
     group of the pretrained one."""
     layers_per_block: Count | None = None
     """Residual blocks per level of the decoder, which has one more; null: `model.layers_per_block`."""
-    upscale: Annotated[int, Field(ge=1, le=4)] = 1
-    """1, 2 or 4: how many times as large as the encoder's images the decoder's are. `data.image_size` is the
+    upscale: Literal[1, 2, 4] = 1
+    """How many times as large as the encoder's images the decoder's are. `data.image_size` is the
     size of the decoder's; the encoder sees them downscaled (means of 2x2 or 4x4 pixels)."""
 
 

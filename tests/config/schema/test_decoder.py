@@ -32,12 +32,6 @@ def test_widths_that_the_groups_do_not_divide() -> None:
     one_problem(changes, "decoder.widths", "norm_num_groups: 16", "8 and 24", "use [16, 32, 32]")
 
 
-def test_an_upscale_that_there_is_not() -> None:
-    one_problem(
-        {**KLVAE, "data.image_size": 48, "decoder": {"upscale": 3}}, "decoder.upscale", "is 3", "2 or 4"
-    )
-
-
 @pytest.mark.parametrize("size", [36, 60])
 def test_images_are_multiples_of_the_enlarged_latents(size: int) -> None:
     # 3 levels, and twice: 8 pixels per latent.
