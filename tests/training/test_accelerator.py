@@ -98,9 +98,9 @@ from latentae.config import load_config
 from latentae.training.accelerator import create_accelerator
 
 accelerator = create_accelerator(load_config("vqgan", sys.argv[1:]))
-group = dist.distributed_c10d._get_default_group()._get_backend(accelerator.device)
-words = f"{accelerator.num_processes} {group.options._timeout}"
-Path(f"{sys.argv[0]}.{accelerator.process_index}").write_text(words)
+timeout = dist.distributed_c10d._get_default_group()._get_backend(accelerator.device).options._timeout
+Path(f"{sys.argv[0]}.{accelerator.process_index}").write_text(f"{accelerator.num_processes} {timeout}")
+dist.barrier()  # a group that is still connecting, or that something still holds, aborts the process at exit
 dist.destroy_process_group()
 """
 
