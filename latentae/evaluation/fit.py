@@ -151,7 +151,7 @@ class LatentPairs:
 
     @property
     def correlation(self) -> Tensor:
-        """Of each channel [c]; NaN for a constant."""
+        """Correlation of both models' values in each channel, [c]; NaN for a constant channel."""
         return self.products / (self.new.sums[0] * self.old.sums[0]).sqrt()
 
     def channels(self) -> dict[str, list[float]]:
@@ -229,7 +229,7 @@ def measure_fit(
 
 @dataclass(frozen=True)
 class FitMeasured:
-    """What was measured of a model beside the teacher.
+    """The measurements of a model beside the teacher.
 
     Attributes:
         new_decoder, old_decoder: metric → [N] float64, one value per image: the model decodes the teacher's

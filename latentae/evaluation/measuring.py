@@ -34,17 +34,19 @@ from latentae.evaluation.assembly import (
 from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader, spread_evenly
 from latentae.evaluation.features import FeatureExtractor, Measures, to_rgb
 from latentae.evaluation.fit import FIT_METRICS, FitMeasured, assemble_fit, measure_fit
-from latentae.evaluation.metrics import cycle_drift, l1, psnr, ssim, ssim_and_ms_ssim, to_images, to_uint8
+from latentae.evaluation.metrics import (
+    cycle_drift,
+    downscaled_psnr,
+    l1,
+    psnr,
+    ssim,
+    ssim_and_ms_ssim,
+    to_images,
+    to_uint8,
+)
 from latentae.evaluation.models import NamedModel
 from latentae.evaluation.rate import CodeMeter, LatentMoments, kl_bits_per_pixel
-from latentae.evaluation.transparency import (
-    composite_8_bit,
-    composite_psnr,
-    over_backgrounds,
-    transparent_psnr,
-)
-from latentae.losses.compositing import BLACK, WHITE
-from latentae.models.decoders import downscale
+from latentae.evaluation.transparency import composite_psnr, composites, over_backgrounds, transparent_psnr
 
 # To be raised when the content of shards changes its meaning: shards of another version are not read.
 _VERSION = 2
@@ -377,8 +379,7 @@ def measure_block(
         compare = _transparent_values if alpha else _pixel_values
         values = compare(to_images(pixels), images, measures)
         if model.upscale > 1:
-            small = (to_uint8(downscale(x, model.upscale)) for x in (output.sample, images))
-            values["psnr_downscaled"] = psnr(*map(to_images, small))
+            values["psnr_downscaled"] = downscaled_psnr(output.sample, images, model.upscale)
         if output.mean is not None:
             values["kl_bits_per_pixel"] = kl_bits_per_pixel(
                 output.mean, output.log_variance, *images.shape[2:]
@@ -445,10 +446,7 @@ def _pixel_values(reconstructions: Tensor, images: Tensor, measures: Measures) -
 
 def _transparent_values(reconstructions: Tensor, images: Tensor, measures: Measures) -> dict[str, Tensor]:
     """Returns the means of the metrics over the composites on black and on white, and PSNRs of their own."""
-    black, white = (
-        _pixel_values(composite_8_bit(reconstructions, grey), composite_8_bit(images, grey), measures)
-        for grey in (BLACK, WHITE)
-    )
+    black, white = (_pixel_values(*pair, measures) for pair in composites(reconstructions, images))
     means = {name: (value + white[name]) / 2 for name, value in black.items()}
     return means | transparent_psnr(reconstructions, images)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentae.devices import to_float64
+from latentae.models.decoders import downscale
 
 _DATA_RANGE = 255
 _WINDOW_SIZE = 11
@@ -66,6 +67,11 @@ def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes differ or are not [B, C, H, W], or `to_uint8` refuses the images.
     """
     return 10 * torch.log10(_DATA_RANGE**2 / _difference(reconstruction, target).square().mean(dim=(1, 2, 3)))
+
+
+def downscaled_psnr(reconstruction: Tensor, images: Tensor, upscale: int) -> Tensor:
+    """PSNR in dB, [B], of a model that upscales, at the size of the images that its encoder saw."""
+    return psnr(*(to_images(to_uint8(downscale(x, upscale))) for x in (reconstruction, images)))
 
 
 def l1(reconstruction: Tensor, target: Tensor) -> Tensor:

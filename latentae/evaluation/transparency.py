@@ -50,10 +50,14 @@ def composite_psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
 
 def over_black_and_white(metric: Metric, reconstruction: Tensor, images: Tensor) -> Tensor:
     """Returns the mean of a metric over the composites over black and over white, [B]; arguments as above."""
-    black, white = (
-        metric(*(composite_8_bit(x, grey) for x in (reconstruction, images))) for grey in (BLACK, WHITE)
-    )
+    black, white = (metric(*pair) for pair in composites(reconstruction, images))
     return (black + white) / 2
+
+
+def composites(reconstruction: Tensor, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Returns reconstruction and images [B, 3, H, W] over black, and both over white; arguments as above."""
+    greys = (BLACK, WHITE)
+    return [(composite_8_bit(reconstruction, grey), composite_8_bit(images, grey)) for grey in greys]
 
 
 def composite_8_bit(images: Tensor, background: Tensor | float) -> Tensor:

@@ -15,13 +15,13 @@ from latentae import distributed
 from latentae.config import RunConfig
 from latentae.data import Batch, BrokenImageError, ImageDataset, validation_loader
 from latentae.devices import to_float64
-from latentae.evaluation.metrics import psnr, ssim, to_images, to_uint8
+from latentae.evaluation.metrics import downscaled_psnr, psnr, ssim, to_images, to_uint8
 from latentae.evaluation.transparency import ALPHA_METRICS, over_black_and_white, transparent_psnr
 from latentae.export import export_diffusers
 from latentae.files import written_aside
 from latentae.latents.calibration import calibrate_on
 from latentae.models import KLVAE, VQVAE
-from latentae.models.decoders import downscale, reconstruct, upscale_of
+from latentae.models.decoders import reconstruct, upscale_of
 from latentae.quantizers import Quantizer, code_counts, codebook_health
 from latentae.training.checkpoint import needing_disk
 from latentae.training.run_folder import RunFolder
@@ -308,8 +308,7 @@ class _OwnImages:
                 to_float64(lpips(reconstructions, originals)),
             ]
         if self.upscale > 1:
-            small = (to_images(to_uint8(downscale(x, self.upscale))) for x in (output.sample, images))
-            values.append(psnr(*small))
+            values.append(downscaled_psnr(output.sample, images, self.upscale))
         self.rows.append(torch.stack([to_float64(batch["indices"].to(self.device)), *values], dim=1))
         if self.counts is not None:
             self.counts += code_counts(output.indices, self.counts.shape[-1])
