@@ -13,6 +13,7 @@ from latentae.config import RunConfig, config_warnings, dump_config
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
 from latentae.devices import to_float64_on_cpu
 from latentae.files import write_json, write_text
+from latentae.lock import FolderLock
 from latentae.models.decoders import downscale
 from latentae.report.figures import code_usage
 from latentae.report.grids import Picture, save_png
@@ -39,7 +40,7 @@ from latentae.training.log import Meter, Recorder
 from latentae.training.networks import build_networks
 from latentae.training.pictures import preview
 from latentae.training.randomness import StepRandomness
-from latentae.training.run_folder import CONFIG, RankError, RunError, RunFolder, RunLock
+from latentae.training.run_folder import CONFIG, RankError, RunError, RunFolder
 from latentae.training.signals import RunStopped, StopSignals
 from latentae.training.speed import TorchSettings
 from latentae.training.summary import describe
@@ -73,7 +74,7 @@ class Trainer:
         self.torch_settings = TorchSettings.read()
         self.accelerator = create_accelerator(config)
         self.device = self.accelerator.device
-        self.lock = RunLock(self.folder)
+        self.lock = FolderLock(self.folder.root, "output_dir")
         if not rehearsal:
             self.lock.acquire(self.accelerator.print)
             if distributed.is_main():
