@@ -122,6 +122,11 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         return _convs(self.decoder)[-1]
 
     @property
+    def output_gain(self) -> float:
+        """As in every model: the last layer makes images in [0, 1], which become those in [−1, 1]."""
+        return 2.0
+
+    @property
     def stock_objection(self) -> str | None:
         """Why diffusers' AutoencoderTiny cannot hold the weights, as a clause; None if it can."""
         if self.config.encoder_layers is None and self.config.decoder_layers is None:

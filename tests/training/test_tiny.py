@@ -1,5 +1,6 @@
 """Runs of TinyAutoencoder: fresh, fine-tuned, with other decoders, resumed, and on two ranks."""
 
+import copy
 import json
 import shutil
 
@@ -10,11 +11,18 @@ from safetensors.torch import load_file
 
 from latentae import TinyAutoencoder, load_autoencoder
 from latentae.config import ConfigError, load_config
+from latentae.losses.adversarial import AdversarialTerms
+from latentae.models.decoders import downscale
+from latentae.training.adversary import Adversary
 from latentae.training.dry_run import dry_run
+from latentae.training.latent_losses import LatentLosses
+from latentae.training.randomness import StepRandomness
 from latentae.training.speed import compile_networks
+from latentae.training.step import TrainingStep
 from latentae.training.trainer import Trainer
 from tests.processes import launch
 from tests.training.pretrained_models import TAESD, fine_tuning, make_tiny
+from tests.training.small_networks import assert_same_gradients, gradients, small_networks
 
 FROZEN = ("freeze_encoder=true", "loss.teacher={features_weight: 0}")
 PRETRAINED = ("model.pretrained=b", "model.block_out_channels=[8, 8]", "model.latent_channels=4")
@@ -104,6 +112,36 @@ def test_two_ranks_equal_one(tiny, tmp_path, place):
     launch("scripts/train_kl_vae.py", 2, "--config", str(tiny.file), *given, HF_HUB_OFFLINE="1")
     for name, value in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("folds", "upscale"), [(1, 1), (2, 2)])
+def test_a_step_has_the_gradients_of_autograd(folds, upscale):
+    """With the adaptive weight, whose gradients are taken before the pixel shuffle and the doubling."""
+    _, discriminator, objective = small_networks()
+    model = make_tiny(folds=folds, upscale=upscale).double().train()
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64) * 2 - 1
+    twin, critic = copy.deepcopy((model, discriminator))
+
+    sample = twin(downscale(images, upscale)).sample
+    nll, _ = objective(sample, images)
+    adversarial = -critic(sample).mean()
+    (first,) = torch.autograd.grad(nll, twin.last_layer.weight, retain_graph=True)
+    (second,) = torch.autograd.grad(adversarial, twin.last_layer.weight, retain_graph=True)
+    weight = 0.7 * (first.norm() / (second.norm() + 1e-4)).clamp(0, 1e4)
+    twin.zero_grad()
+    (nll + weight.detach() * adversarial).backward(inputs=list(twin.parameters()))
+
+    step = TrainingStep(
+        model,
+        model.last_layer,
+        objective,
+        Adversary(discriminator, AdversarialTerms(weight=0.7)),
+        latent_losses=LatentLosses(model.downsampling_factor, model.upscale),
+        output_gain=model.output_gain,
+    )
+    found = step(images, StepRandomness(0, 0)).losses["adversarial_weight"].item()
+    assert found == pytest.approx(weight.item(), rel=1e-10)
+    assert_same_gradients(gradients(model), gradients(twin))
 
 
 def test_a_dry_run_tells_sizes(tiny, place):
