@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
+from diffusers.models.autoencoders.vae import DecoderTiny, EncoderTiny
 from torch import nn
 from torch._functorch import config as functorch_config
 
@@ -194,9 +195,11 @@ def compile_networks(
 
 def _compile_blocks(network: nn.Module, options: dict[str, Any]) -> int:
     """Compiles the parts that are more than one layer; returns how many there are."""
+    # The halves of a TAESD are one sequence of layers each.
+    children = network.layers if isinstance(network, EncoderTiny | DecoderTiny) else network.children()
     blocks = [
         block
-        for child in network.children()
+        for child in children
         for block in (child if isinstance(child, nn.ModuleList) else [child])
         if any(True for _ in block.children())
     ]
