@@ -236,7 +236,7 @@ def create_teacher(
     terms = TeacherTerms(section.output_weight, section.features_weight, section.latents_weight)
     try:
         with distributed.main_first():  # the first rank downloads from the hub, the others find it
-            model: Any = build.open_teacher(place, config.model.norm_num_groups)
+            model: Any = build.open_teacher(place, getattr(config.model, "norm_num_groups", None))
         _check_sizes(model, autoencoder, shares_latents=shares, gives_latents=terms.latents_weight > 0)
         if terms.latents_weight:
             _check_latents(model)

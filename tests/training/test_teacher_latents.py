@@ -4,21 +4,19 @@ import copy
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from latentae import KLVAE, distributed, load_autoencoder
-from latentae.config import ConfigError, load_config
+from latentae.config import load_config
 from latentae.losses.latents import LatentNoise
 from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.losses.teacher import MatchedLevels, TeacherTerms, level_widths
-from latentae.models import VQVAE, Flux2VAE, TinyAutoencoder
+from latentae.models import Flux2VAE, TinyAutoencoder
 from latentae.training.latent_losses import LatentLosses, TrainableAutoencoder
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
 from latentae.training.teacher import Teacher
 from latentae.training.trainer import Trainer
-from tests.processes import launch
 from tests.training.launch import flatten, in_two_ranks, log_lines, states_of
 from tests.training.pretrained_models import make_pretrained, write_pretrained
 from tests.training.small_networks import FeatureDistance
@@ -107,7 +105,7 @@ def test_the_encoder_regresses_and_the_decoder_decodes_the_teacher_s_latents(kin
     if noisy:
         noise = RANDOMNESS.normal("latent noise", *given.shape)
         clean, given = given, LatentNoise(0.5)(given, noise, RANDOMNESS.normal("latent noise strength", 2))
-        assert (given - clean).abs().max() > 0.1
+        assert (given - clean).abs().max() > 0.1 * clean.std()
         its_own = given
         if kind == "flux2":
             patches = torch.nn.functional.pixel_unshuffle(given, 2)
