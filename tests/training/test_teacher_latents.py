@@ -11,7 +11,7 @@ from latentae.config import load_config
 from latentae.losses.latents import LatentNoise
 from latentae.losses.reconstruction import ReconstructionObjective, l1
 from latentae.losses.teacher import MatchedLevels, TeacherTerms, level_widths
-from latentae.models import Flux2VAE, TinyAutoencoder
+from latentae.models import VQVAE, Flux2VAE, TinyAutoencoder
 from latentae.training.latent_losses import LatentLosses, TrainableAutoencoder
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
@@ -196,7 +196,7 @@ def test_accumulated_halves_equal_one_batch():
 
 
 def _gradients_of_a_rank(folder):
-    step, rank = make_step(noise=LatentNoise(0.5)), distributed.rank()
+    step, rank = make_step(), distributed.rank()
     trainable = step.autoencoder
     step.autoencoder = DistributedDataParallel(trainable)
     step(images()[rank : rank + 1], StepRandomness(0, 5, rank=rank, world_size=2))
@@ -243,10 +243,69 @@ def test_resumed_equals_uninterrupted_and_keeps_the_teacher_s_scale(tiny, tmp_pa
     assert exported.state_dict().keys() == load_autoencoder(place).state_dict().keys()
 
 
-def test_two_ranks_equal_one(tiny, tmp_path, place):
+def test_two_ranks_equal_one(tmp_path):
+    whole = make_step()
+    whole(images(), RANDOMNESS)
     for ranks in in_two_ranks(_gradients_of_a_rank, tmp_path):
-        whole = make_step(noise=LatentNoise(0.5))
-        whole(images(), RANDOMNESS)
         for name, gradient in gradients(whole.autoencoder).items():
             actual = torch.tensor(ranks[name], dtype=torch.float64)
             torch.testing.assert_close(actual, gradient, rtol=1e-9, atol=1e-13, msg=name)
+
+
+def test_a_tiny_student_learns_scaled_latents(tiny, tmp_path, place):
+    config = tmp_path / "student.yaml"
+    text = tiny.file.read_text().replace("class: VQGAN", "class: TinyAutoencoder")
+    dropped = ("quantizer", "norm_num_groups")
+    config.write_text("\n".join(x for x in text.splitlines() if not x.strip().startswith(dropped)))
+    tiny.file = config
+    words = ("model.class=TinyAutoencoder", "max_steps=2", f"output_dir={tmp_path}/run")
+    trainer = Trainer(run(tiny, place, *words))
+    batch = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    student, teacher = trainer.networks.autoencoder, trainer.networks.step.teacher.model
+    step = trainer.networks.step
+    found = step(batch, StepRandomness(0, 0)).losses["teacher_latents"].item()
+    with torch.no_grad():
+        target = (teacher.encode(batch).latent_dist.mode() - 0.1) * 0.37
+        expected = (student.encode(batch).latents - target).square().mean().item()
+    assert found == pytest.approx(expected, rel=1e-5)
+    summary = trainer.fit()
+    assert (summary["scaling_factor"], summary["shift_factor"]) == (1.0, 0.0)
+    assert load_autoencoder(tmp_path / "run").config.scaling_factor == 1.0
+
+
+def test_transparent_images_are_given_to_a_teacher_of_four_channels(tiny, tmp_path):
+    model = make_pretrained(KLVAE, in_channels=4, out_channels=4)
+    place = write_pretrained(model, tmp_path, "our folder")
+    words = ("model.in_channels=4", "data.alpha=true", "max_steps=1", f"output_dir={tmp_path}/run")
+    step = Trainer(run(tiny, place, *words)).networks.step
+    batch = torch.rand(2, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    losses = step(batch, StepRandomness(0, 0)).losses
+    with torch.no_grad():
+        mode = step.teacher.model.encode(batch).latents
+        teacher, student = step.teacher.model.decode(mode).sample, step.teacher.student.decode(mode).sample
+    alpha = ((teacher[:, 3:] + 1) / 2).clamp(0, 1)
+    colours = alpha * (student[:, :3] - teacher[:, :3]).abs()
+    errors = torch.cat([colours, (student[:, 3:] - teacher[:, 3:]).abs()], dim=1)
+    assert losses["teacher_output"].item() == pytest.approx(errors.mean().item(), rel=1e-4)
+
+
+def test_teachers_whose_latents_cannot_be_learned(tiny, tmp_path):
+    def refusal(model):
+        model.save_pretrained(tmp_path / "teacher")
+        with pytest.raises(ValueError, match="cannot be used") as caught:
+            Trainer(run(tiny, tmp_path / "teacher", f"output_dir={tmp_path}/run"))
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "run").exists()
+        return str(caught.value)
+
+    found = refusal(make_pretrained(KLVAE, latent_channels=6))
+    assert "it has 6 latent channels, and the run has 4; name a model with latents of the run's size" in found
+    levels = {"block_out_channels": (8, 8, 8), "down_block_types": ("DownEncoderBlock2D",) * 3}
+    deeper = make_pretrained(KLVAE, **levels, up_block_types=("UpDecoderBlock2D",) * 3)
+    assert "it has 4 pixels per latent, and the run has 2" in refusal(deeper)
+    assert "codes of its codebook" in refusal(make_pretrained(VQVAE))
+    unknown = make_pretrained(KLVAE)
+    unknown.change_config(scaling_factor=None)
+    found = refusal(unknown)
+    assert "the scale of its latents is not known" in found
+    assert "scripts/latent_stats.py" in found
