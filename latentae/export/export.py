@@ -15,7 +15,7 @@ from latentae.export import DTYPES, FORMATS
 from latentae.export.comparison import TOLERANCES, compare, find_overflow
 from latentae.export.formats import LDM, ComfyUI, Diffusers, Format
 from latentae.files import list_files, written_aside
-from latentae.models import KLVAE, VQVAE, TinyAutoencoder
+from latentae.models import Autoencoder
 from latentae.models.plain import (
     check_hooks,
     check_weights,
@@ -62,7 +62,7 @@ class ExportReport:
 
 
 def export_autoencoder(
-    model: KLVAE | VQVAE,
+    model: Autoencoder,
     path: str | Path,
     *,
     format: str,
@@ -94,9 +94,10 @@ def export_autoencoder(
             the model must run in float32; an export that differs from the model by more than rounding to the
             dtype does.
     """
-    if not isinstance(model, KLVAE | VQVAE):
+    if not isinstance(model, Autoencoder):
         raise ValueError(
-            f"model is a {type(model).__name__}, but must be a KLVAE, a VQVAE or a VQGAN{_remedy(model)}"
+            f"model is a {type(model).__name__}, but must be a KLVAE, a VQVAE, a VQGAN or a TinyAutoencoder"
+            f"{_remedy(model)}"
         )
     _check_choice("format", format, FORMATS)
     _check_choice("dtype", dtype, DTYPES)
@@ -142,8 +143,6 @@ def export_autoencoder(
 
 def _remedy(model: object) -> str:
     """Says what to do with a model that cannot be exported, as the end of a sentence."""
-    if isinstance(model, TinyAutoencoder):
-        return ": model.save_pretrained(folder) writes it, as AutoencoderTiny where that class can hold it"
     return ": export model.get_base_model()" if hasattr(model, "get_base_model") else ""  # a PeftModel
 
 
@@ -152,7 +151,7 @@ def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
 
 
-def _in_float32(model: KLVAE | VQVAE) -> tuple[KLVAE | VQVAE, list[str]]:
+def _in_float32(model: Autoencoder) -> tuple[Autoencoder, list[str]]:
     """Returns a copy on the CPU in eval mode that takes small images whole, and remarks."""
     check_weights(model)
     check_hooks(model)
@@ -166,7 +165,7 @@ def _in_float32(model: KLVAE | VQVAE) -> tuple[KLVAE | VQVAE, list[str]]:
     return twin, remarks
 
 
-def _check_precision(model: KLVAE | VQVAE, kind: Format, dtype: str) -> list[str]:
+def _check_precision(model: Autoencoder, kind: Format, dtype: str) -> list[str]:
     """Runs the prepared model in the dtype of its weights; returns remarks.
 
     Raises:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from latentae.export.prepare import FLUX2, MEASURE, fold_to, read_normalisation, write_out_codebook
-from latentae.models import KLVAE, VQVAE, Flux2VAE, load_autoencoder
+from latentae.models import KLVAE, VQVAE, Autoencoder, Flux2VAE, load_autoencoder
 from latentae.models.checkpoints.configs import config_metadata, embed_config
 from latentae.models.checkpoints.families import FAMILIES, FAMILY_KEY, SCALE_KEY, SHIFT_KEY, check_family
 from latentae.models.checkpoints.layouts import to_diffusers_names, to_flux2_names, to_ldm_names
@@ -34,7 +34,7 @@ class Format:
 
     is_folder = False
 
-    def prepare(self, model: KLVAE | VQVAE, family: str | None) -> list[str]:
+    def prepare(self, model: Autoencoder, family: str | None) -> list[str]:
         """Changes a float32 copy of the model, in place, to what will be written; returns remarks.
 
         Raises:
@@ -42,15 +42,15 @@ class Format:
         """
         raise NotImplementedError
 
-    def write(self, model: KLVAE | VQVAE, path: Path, dtype: torch.dtype, family: str | None) -> None:
+    def write(self, model: Autoencoder, path: Path, dtype: torch.dtype, family: str | None) -> None:
         """Writes a prepared model, rounded to ``dtype``."""
         raise NotImplementedError
 
-    def reopen(self, path: Path, family: str | None) -> KLVAE | VQVAE:
+    def reopen(self, path: Path, family: str | None) -> Autoencoder:
         """Returns the model that the format's readers get, in eval mode and float32."""
         raise NotImplementedError
 
-    def record_upcast(self, model: KLVAE | VQVAE) -> str | None:
+    def record_upcast(self, model: Autoencoder) -> str | None:
         """Records, in place, that programs must run the model in float32 where they use float16.
 
         Returns:
@@ -58,7 +58,7 @@ class Format:
         """
         return None
 
-    def load_hint(self, model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
+    def load_hint(self, model: Autoencoder, path: Path, family: str | None) -> str:
         """Returns one line on how to load the file or folder."""
         raise NotImplementedError
 
@@ -68,7 +68,7 @@ class Diffusers(Format):
 
     is_folder = True
 
-    def prepare(self, model: KLVAE | VQVAE, family: str | None) -> list[str]:
+    def prepare(self, model: Autoencoder, family: str | None) -> list[str]:
         """Folds what the stock class's config cannot hold; see ``Format``."""
         if isinstance(model, Flux2VAE):  # it is the stock class but for its methods
             return [f"family {family} changes nothing: {FLUX2}"] if family is not None else []
@@ -100,13 +100,13 @@ class Diffusers(Format):
                 )
         return remarks
 
-    def write(self, model: KLVAE | VQVAE, path: Path, dtype: torch.dtype, family: str | None) -> None:
+    def write(self, model: Autoencoder, path: Path, dtype: torch.dtype, family: str | None) -> None:
         export_diffusers(model, path, dtype)
 
-    def reopen(self, path: Path, family: str | None) -> KLVAE | VQVAE:
+    def reopen(self, path: Path, family: str | None) -> Autoencoder:
         return load_autoencoder(path, torch_dtype=torch.float32)
 
-    def record_upcast(self, model: KLVAE | VQVAE) -> str | None:
+    def record_upcast(self, model: Autoencoder) -> str | None:
         """Sets ``force_upcast``, unless SDXL pipelines would then look for a missing ``post_quant_conv``."""
         if model.post_quant_conv is None or isinstance(model, Flux2VAE):
             return None
@@ -116,12 +116,12 @@ class Diffusers(Format):
             "bfloat16 or float32"
         )
 
-    def load_hint(self, model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
+    def load_hint(self, model: Autoencoder, path: Path, family: str | None) -> str:
         stock = model._stock_class.__name__
         return f'diffusers.{stock}.from_pretrained("{path}")'
 
 
-def export_diffusers(autoencoder: KLVAE | VQVAE, path: Path, dtype: torch.dtype | None = None) -> None:
+def export_diffusers(autoencoder: Autoencoder, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors`` of the stock class into ``path``.
 
     The weights' metadata also hold the config, so that the file can be opened alone.
@@ -144,7 +144,7 @@ def export_diffusers(autoencoder: KLVAE | VQVAE, path: Path, dtype: torch.dtype 
 class LDM(Format):
     """A single file in the layout of latent diffusion and taming, which most programs read."""
 
-    def prepare(self, model: KLVAE | VQVAE, family: str | None) -> list[str]:
+    def prepare(self, model: Autoencoder, family: str | None) -> list[str]:
         """Makes a model's normalisation one shift and one scale; see ``Format``."""
         if found := ldm_objections(model):
             remedy = "Its own folder opens with latentae.load_autoencoder"
@@ -167,7 +167,7 @@ class LDM(Format):
         remark = fold_to(model, 0.0, model.config.scaling_factor)
         return [*remarks, remark] if remark else remarks
 
-    def write(self, model: KLVAE | VQVAE, path: Path, dtype: torch.dtype, family: str | None) -> None:
+    def write(self, model: Autoencoder, path: Path, dtype: torch.dtype, family: str | None) -> None:
         """Writes the weights, with the normalisation and the model's config as metadata."""
         rename = to_flux2_names if isinstance(model, Flux2VAE) else to_ldm_names
         state = {
@@ -182,14 +182,14 @@ class LDM(Format):
             metadata[FAMILY_KEY] = family
         save_file(state, path, metadata=metadata)
 
-    def reopen(self, path: Path, family: str | None) -> KLVAE | VQVAE:
+    def reopen(self, path: Path, family: str | None) -> Autoencoder:
         return load_autoencoder(path).float()
 
-    def load_hint(self, model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
+    def load_hint(self, model: Autoencoder, path: Path, family: str | None) -> str:
         return f'latentae.load_autoencoder("{path}")'
 
 
-def ldm_objections(model: KLVAE | VQVAE) -> list[str]:
+def ldm_objections(model: Autoencoder) -> list[str]:
     """Returns the reasons why latent diffusion's layout cannot hold a model; none where it can.
 
     Readers of the file have no config: they assume 32 groups, SiLU and so on.
@@ -231,7 +231,7 @@ class ComfyUI(LDM):
     shift are constants of the diffusion model's family.
     """
 
-    def prepare(self, model: KLVAE | VQVAE, family: str | None) -> list[str]:
+    def prepare(self, model: Autoencoder, family: str | None) -> list[str]:
         """Folds a model's normalisation so that the family's constants hold; see ``Format``."""
         if family is None:
             raise ValueError(f"format comfyui needs a family, one of {', '.join(FAMILIES)}")
@@ -278,11 +278,11 @@ class ComfyUI(LDM):
         model.load_state_dict(to_diffusers_names(state))
         return model.eval()
 
-    def load_hint(self, model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
+    def load_hint(self, model: Autoencoder, path: Path, family: str | None) -> str:
         return f"put {path} into ComfyUI/models/vae and choose it in the Load VAE node of a {family} workflow"
 
 
-def comfyui_objections(model: KLVAE | VQVAE, family: str) -> list[str]:
+def comfyui_objections(model: Autoencoder, family: str) -> list[str]:
     """Returns the reasons why ComfyUI cannot hold a model as the VAE of a family; none where it can."""
     if not isinstance(model, KLVAE):
         return [f"it is a {type(model).__name__}, and ComfyUI's VAEs of these families are KL-VAEs"]

@@ -360,7 +360,7 @@ def load_what_fits(
             given = take_from_tiny_teacher(fresh, given, *layers)
         else:
             given = take_from_teacher(fresh, given, shape, teacher, model.config.norm_num_groups)
-        report.append(_of_decoder(shape, teacher))
+        report.append(_of_decoder(shape, teacher, is_tiny=isinstance(model, TinyAutoencoder)))
     if strange := sorted(fresh.keys() ^ given.keys()):
         raise ValueError(
             f"it has another architecture than the config asks for: {len(strange)} tensors are in one of "
@@ -377,8 +377,9 @@ def load_what_fits(
     return tuple(report)
 
 
-def _of_decoder(shape: DecoderShape, teacher: DecoderShape) -> AdaptedTensor:
-    changes = ["the first channels are kept, in every normalisation group"] * (shape.widths != teacher.widths)
+def _of_decoder(shape: DecoderShape, teacher: DecoderShape, *, is_tiny: bool) -> AdaptedTensor:
+    kept = "the first channels" if is_tiny else "the first channels of every normalisation group"
+    changes = [f"{kept} are kept"] * (shape.widths != teacher.widths)
     for name in ("layers_per_block", "upscale"):
         own, before = getattr(shape, name), getattr(teacher, name)
         changes += [f"{name} {before} -> {own}"] * (own != before)

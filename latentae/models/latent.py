@@ -172,6 +172,11 @@ class LatentAutoencoder(TilingMixin, SavingMixin):
         return self.decoder.conv_out
 
     @property
+    def output_gain(self) -> float:
+        """The derivative of the reconstruction with respect to the last layer's output."""
+        return 1.0
+
+    @property
     def last_encoder_layer(self) -> nn.Conv2d:
         """The encoder's last convolution, where the adaptive weight of losses of the latents is measured."""
         return self.encoder.conv_out

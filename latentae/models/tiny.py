@@ -18,6 +18,8 @@ from latentae.models.checkpoints.configs import embed_config
 from latentae.models.latent import AutoencoderOutput, LatentAutoencoder
 from latentae.models.tiny_layers import build_layers, layers_of, shuffle_of
 
+_STOCK_LAYERS = {"conv", "relu", "block", "strided_conv_without_bias", "conv_without_bias", "upsample"}
+
 
 class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
     """diffusers' AutoencoderTiny behind the common interface. It has no posterior.
@@ -120,6 +122,11 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         return _convs(self.decoder)[-1]
 
     @property
+    def output_gain(self) -> float:
+        """As in every model: the last layer makes images in [0, 1], which become those in [−1, 1]."""
+        return 2.0
+
+    @property
     def stock_objection(self) -> str | None:
         """Why diffusers' AutoencoderTiny cannot hold the weights, as a clause; None if it can."""
         if self.config.encoder_layers is None and self.config.decoder_layers is None:
@@ -130,8 +137,8 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
                 f"{self.upscale} times as large as the encoder's"
             )
         layers = [layer for half in layers_of(self.config) for layer in half]
-        changes = (layer.split()[1:] for layer in layers if "conv_without_bias" in layer)
-        if any(inputs != outputs for inputs, outputs in changes):
+        kinds = {layer.split()[0] for layer in layers}
+        if kinds <= _STOCK_LAYERS:
             return "diffusers' AutoencoderTiny cannot hold levels of several widths"
         return "diffusers' AutoencoderTiny has no layers like those of this edition of TAESD"
 

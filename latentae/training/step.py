@@ -70,6 +70,7 @@ class TrainingStep:
         latents_shape: returns [c, h, w] of some images' latents, if a sample of the posterior is decoded;
             None: its mode is decoded.
         alpha: whether images are RGBA, which the losses see as composites.
+        output_gain: the derivative of the reconstruction with respect to the last layer's output.
         backward: accumulates the gradients of a scalar, with what accumulation and loss scaling need.
     """
 
@@ -83,6 +84,7 @@ class TrainingStep:
     report: Report | None = None
     latents_shape: Callable[[Tensor], tuple[int, int, int]] | None = None
     alpha: bool = False
+    output_gain: float = 1.0
     backward: Backward = torch.Tensor.backward
 
     def __call__(self, images: Tensor, randomness: StepRandomness) -> StepResult:
@@ -146,7 +148,7 @@ class TrainingStep:
         if self.latents_shape is not None:
             noise = randomness.normal("posterior", len(images), *self.latents_shape(images))
         with ExitStack() as stack:
-            last_layer = stack.enter_context(CapturedCall(self.last_layer))
+            last_layer = stack.enter_context(CapturedCall(self.last_layer, self.output_gain))
             layer = self.latent_losses.encoder_output
             encoder_output = None if layer is None else stack.enter_context(CapturedCall(layer))
             output = self.autoencoder(images, noise=noise, **prepared.arguments)

@@ -68,10 +68,19 @@ def test_it_is_filled_in_from_the_pretrained_model() -> None:
     ("name", "widths", "upscale", "size"),
     [("decoder_small", (64, 128, 256, 256), 1, 256), ("decoder_x2", None, 2, 512)],
 )
-def test_recipes(name: str, widths: tuple[int, ...] | None, upscale: int, size: int) -> None:
+def test_recipes_of_larger_models(name: str, widths: tuple[int, ...] | None, upscale: int, size: int) -> None:
     recipe = load_config("kl_vae", ["--config", name])
     assert recipe.freeze_encoder
     assert recipe.model.pretrained == "stabilityai/sd-vae-ft-ema"
     assert recipe.decoder is not None
     assert (recipe.decoder.widths, recipe.decoder.upscale, recipe.data.image_size) == (widths, upscale, size)
     assert recipe.batch_size * recipe.gradient_accumulation_steps == 192
+
+
+def test_the_recipe_of_a_tiny_model() -> None:
+    recipe = load_config("kl_vae", ["--config", "decoder_tiny"])
+    assert recipe.model.class_ == "TinyAutoencoder"
+    assert recipe.model.downsampling_factor == 8  # the teacher's
+    assert recipe.loss.teacher is not None
+    assert recipe.loss.teacher.model == "stabilityai/sd-vae-ft-mse"
+    assert not recipe.freeze_encoder
