@@ -342,8 +342,10 @@ LEARNED = {"loss.teacher": {"model": "place", "latents_weight": 2, "features_wei
 
 def test_learned_latents_need_an_encoder_that_learns_them_alone() -> None:
     assert config({**KLVAE, **LEARNED}).loss.teacher is not None
-    key = "`loss.teacher.latents_weight` is 2"
-    one_problem({**FROZEN, **LEARNED}, key, "`freeze_encoder` is true", "loss.teacher.latents_weight=0")
+    key = "loss.teacher.latents_weight"
+    one_problem(
+        {**FROZEN, **LEARNED}, key, "is 2", "`freeze_encoder` is true", "loss.teacher.latents_weight=0"
+    )
     one_problem({**VQVAE, **LEARNED}, key, "`model.class: VQVAE` has a codebook")
     for name in ("alignment", "spectral"):
         one_problem({**KLVAE, **LEARNED, f"loss.{name}": {}}, key, f"loss.{name}=null")
