@@ -393,7 +393,10 @@ def same_but_scaled_by_its_config(flux2, scale, shift):
     return model.eval()
 
 
-SHARED = ("block_out_channels", "norm_num_groups", "latent_channels", "down_block_types", "up_block_types")
+SHARED = (
+    *("block_out_channels", "norm_num_groups", "latent_channels", "down_block_types", "up_block_types"),
+    "layers_per_block",
+)
 
 
 @pytest.mark.parametrize("flux2_is", ["teacher", "model"])

@@ -20,6 +20,7 @@ from latentae.training.trainer import Trainer
 from tests.training.launch import flatten, in_two_ranks, log_lines, states_of
 from tests.training.pretrained_models import make_pretrained, write_pretrained
 from tests.training.small_networks import FeatureDistance
+from tests.training.test_alpha import cut_out
 
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 SMALL = {"norm_num_groups": 4, "latent_channels": 2, **BLOCKS}
@@ -276,6 +277,7 @@ def test_a_tiny_student_learns_scaled_latents(tiny, tmp_path, place):
 def test_transparent_images_are_given_to_a_teacher_of_four_channels(tiny, tmp_path):
     model = make_pretrained(KLVAE, in_channels=4, out_channels=4)
     place = write_pretrained(model, tmp_path, "our folder")
+    cut_out(tmp_path / "images")
     words = ("model.in_channels=4", "data.alpha=true", "max_steps=1", f"output_dir={tmp_path}/run")
     step = Trainer(run(tiny, place, *words)).networks.step
     batch = torch.rand(2, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1

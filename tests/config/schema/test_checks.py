@@ -347,8 +347,9 @@ def test_learned_latents_need_an_encoder_that_learns_them_alone() -> None:
         {**FROZEN, **LEARNED}, key, "is 2", "`freeze_encoder` is true", "loss.teacher.latents_weight=0"
     )
     one_problem({**VQVAE, **LEARNED}, key, "`model.class: VQVAE` has a codebook")
-    for name in ("alignment", "spectral"):
-        one_problem({**KLVAE, **LEARNED, f"loss.{name}": {}}, key, f"loss.{name}=null")
+    sections: dict[str, Any] = {"alignment": {}, "spectral": {"factors": [2]}}
+    for name, section in sections.items():
+        one_problem({**KLVAE, **LEARNED, f"loss.{name}": section}, key, f"loss.{name}=null")
 
 
 def test_nothing_trains_the_variance_beside_learned_latents() -> None:
