@@ -176,6 +176,10 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
             images = self.decode(change(latents)).sample
         return AutoencoderOutput(sample=images, latents=latents) if return_dict else (images,)
 
+    def take_scale(self, teacher: LatentAutoencoder) -> None:
+        """Sets the scale to 1 and the shift to 0: TAESD's latents are what its teacher's denoiser sees."""
+        self.change_config(scaling_factor=1.0, shift_factor=0.0)
+
     def to_diffusers(self) -> AutoencoderTiny:
         """Returns a stock AutoencoderTiny with the same weights, in eval mode.
 

@@ -126,7 +126,7 @@ _TAKES_EFFECT_IN_BRANCH = {
             *("equivariance.low_resolution_probability", "latent_noise.scale", "alignment.weight"),
             *("alignment.adaptive", "alignment.cosine_margin", "alignment.similarity_margin"),
             "alignment.precision",
-            *("spectral.weight", "spectral.factors", "teacher.output_weight"),
+            *("spectral.weight", "spectral.factors", "teacher.output_weight", "teacher.latents_weight"),
             *("adversarial.type", "adversarial.weight"),
             *("adversarial.adaptive", "adversarial.min_adaptive_weight", "adversarial.max_adaptive_weight"),
             *("adversarial.start_step", "adversarial.ramp_steps", "adversarial.discriminator_warmup_steps"),
