@@ -70,7 +70,7 @@ def build_autoencoder(
 
     Args:
         sample_size: of the images that its encoder sees, written into its config for information.
-        decoder: of a KLVAE whose decoder is not the encoder's mirror.
+        decoder: of a KL-VAE whose decoder is not the encoder's mirror.
     """
     attention = config.attention_levels or (False,) * len(config.block_out_channels)
     backbone: dict[str, Any] = {
@@ -92,9 +92,10 @@ def build_autoencoder(
         return KLVAE(**backbone, **quant_convs, **_decoder_arguments(decoder))
     if isinstance(config, Flux2VAEConfig):
         quant_convs = dict.fromkeys(("use_quant_conv", "use_post_quant_conv"), config.use_quant_conv)
-        return Flux2VAE(
-            **backbone, **quant_convs, decoder_block_out_channels=config.decoder_block_out_channels
-        )
+        arguments = _decoder_arguments(decoder)
+        if arguments.get("decoder_block_out_channels") is None:
+            arguments["decoder_block_out_channels"] = config.decoder_block_out_channels
+        return Flux2VAE(**backbone, **quant_convs, **arguments)
     if isinstance(config, VQVAEConfig):
         backbone["backbone"] = config.backbone
     return _VQ_MODELS[config.class_](**backbone, **_quantizer_arguments(config.quantizer))

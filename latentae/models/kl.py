@@ -102,7 +102,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
     @property
     def stock_objection(self) -> str | None:
         """Why diffusers' AutoencoderKL cannot hold the weights, as a clause; None if it can."""
-        return decoder_objection(self.config)
+        return decoder_objection(self.config, self._stock_class)
 
     @classmethod
     def from_single_file(

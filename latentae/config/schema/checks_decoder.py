@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from latentae.config.schema.model import KLVAEConfig
+from latentae.config.schema.model import Flux2VAEConfig, KLVAEConfig
 from latentae.config.yaml_text import show
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ def _frozen_encoder(config: RunConfig) -> Iterator[str]:
 
 
 def _decoder(config: RunConfig) -> Iterator[str]:
-    """A decoder of its own needs a KLVAE, and a width per level that group norms can take."""
+    """A decoder of its own needs a KL-VAE, and a width per level that group norms can take."""
     decoder, model = config.decoder, config.model
     if decoder is None:
         return
-    if not isinstance(model, KLVAEConfig):
+    if not isinstance(model, KLVAEConfig | Flux2VAEConfig):
         yield (
             f"`decoder` is set, but `model.class: {model.class_}` has the mirror of its encoder; set it to "
             "null or use `model.class: KLVAE`"
@@ -40,6 +40,12 @@ def _decoder(config: RunConfig) -> Iterator[str]:
         return
     if decoder.widths is None:
         return
+    older = getattr(model, "decoder_block_out_channels", None)
+    if older not in (None, decoder.widths):
+        yield (
+            f"`decoder.widths` is {show(list(decoder.widths))}, and `model.decoder_block_out_channels`, its "
+            f"older name, is {show(list(older))}; set the latter to null"
+        )
     levels = len(model.block_out_channels)
     if len(decoder.widths) != levels:
         yield (
