@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def check_decoder_training(config: RunConfig) -> Iterator[str]:
-    """Yields the contradictions in ``freeze_encoder``, ``decoder`` and ``loss.teacher``, one line each."""
-    for check in (_frozen_encoder, _decoder, _teacher):
+    """Yields the contradictions in ``freeze_encoder``, ``decoder``, ``loss.teacher`` and ``data.latents``."""
+    for check in (_frozen_encoder, _decoder, _teacher, _cached_latents):
         yield from check(config)
 
 
@@ -100,4 +100,34 @@ def _teacher(config: RunConfig) -> Iterator[str]:
         yield (
             f"`loss.teacher.levels` is {show(list(teacher.levels))}; name each level once, from 0 to "
             f"{levels - 1}, as `model.block_out_channels` has {levels} levels"
+        )
+
+
+def _cached_latents(config: RunConfig) -> Iterator[str]:
+    """Cached latents stay true for an encoder that is frozen, and for crops that are always the same."""
+    data = config.data
+    if data.latents is None:
+        return
+    given = f"`data.latents` is {data.latents}"
+    if not config.freeze_encoder:
+        yield (
+            f"{given}, but `freeze_encoder` is false, and an encoder that learns changes its latents; use "
+            "freeze_encoder=true or data.latents=null"
+        )
+    if data.streaming:
+        yield (
+            f"{given}, but `data.streaming` is true, and a stream has no fixed order of images to match; use "
+            "data.streaming=false or data.latents=null"
+        )
+    for key in ("downscale", "resolutions"):
+        if getattr(data, key) is not None:
+            yield (
+                f"{given}, but `data.{key}` draws crops at random, and latents are of one crop per image; "
+                f"use data.{key}=null or data.latents=null"
+            )
+    if config.decoder is not None and config.decoder.upscale > 1:
+        yield (
+            f"{given}, but `decoder.upscale` is {config.decoder.upscale}: the encoder then sees means of "
+            "pixels, and the latents are of images that were resized; use decoder.upscale=1 or "
+            "data.latents=null"
         )
