@@ -134,7 +134,7 @@ def cached_latents(arguments: argparse.Namespace) -> None:
     shared = ["--config", "decoder_finetune", "trackers=[]", "mixed_precision=no", "batch_size=1"]
     shared += ["gradient_accumulation_steps=1", "data.image_size=128", "data.random_flip=false"]
     shared += ["data.num_workers=0", *arguments.overrides]
-    print_head("decoder", "with the encoder, s", "with cached latents, s", "ratio (range)")
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         config = load_config("kl_vae", shared)
         shared += [f"model.pretrained={folder}/model", f"output_dir={folder}/run"]
@@ -149,7 +149,10 @@ def cached_latents(arguments: argparse.Namespace) -> None:
                 steps[str(latents)] = _step(trainer, trainer.batches())
             usual, cached = in_turns(steps, arguments.rounds, torch.device("cpu")).values()
             medians = (f"{statistics.median(spent):.2f}" for spent in (usual, cached))
-            print_row(name, *medians, show_ratio(usual, cached))
+            rows.append((name, *medians, show_ratio(usual, cached)))
+    print_head("decoder", "with the encoder, s", "with cached latents, s", "ratio (range)")
+    for row in rows:
+        print_row(*row)
 
 
 def _step(trainer: Trainer, batches: object) -> Callable[[], None]:

@@ -66,7 +66,7 @@ def teacher(tmp_path, place):
     return f"loss.teacher={{model: {tmp_path}/teacher, output_weight: 0.5, features_weight: 0.2}}"
 
 
-@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("float16", 2e-2)])
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("float16", 5e-2)])
 def test_a_step_has_the_same_gradients(tiny, tmp_path, place, teacher, dtype, error):
     """As without a cache, up to the dtype of the latents, and with the teacher decoding the same latents."""
     steps, calls = [], []
