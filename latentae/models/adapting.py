@@ -110,8 +110,8 @@ def describe_architecture(model: nn.Module) -> dict[str, Any]:
 
 def describe_decoder(model: nn.Module) -> dict[str, Any] | None:
     """Returns the config's ``decoder`` section that would build this model's; None for the usual decoder."""
-    shape, mirror = _decoder_shapes(model)
-    if shape is None or shape == mirror:
+    shape, usual = _decoder_shapes(model)
+    if shape is None or shape == usual:
         return None
     return {
         "widths": list(shape.widths),
@@ -121,7 +121,7 @@ def describe_decoder(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _decoder_shapes(model: nn.Module) -> tuple[DecoderShape | None, DecoderShape | None]:
-    """Returns the shape of a model's decoder and that of its encoder's mirror; None where it is always that.
+    """Returns the shape of a model's decoder, and that which the rest of its config says; None: VQ models.
 
     Raises:
         ValueError: a decoder that no shape describes.
@@ -132,9 +132,9 @@ def _decoder_shapes(model: nn.Module) -> tuple[DecoderShape | None, DecoderShape
             DecoderShape(up.widths, up.layers_per_block, model.upscale),
             DecoderShape(down.widths, down.layers_per_block),
         )
-    if not isinstance(model, KLVAE) or isinstance(model, Flux2VAE):
+    if not isinstance(model, KLVAE):
         return None, None
-    return DecoderShape.of(model.config), DecoderShape.mirror(model.config)
+    return DecoderShape.of(model.config), DecoderShape.of_stock(model.config, model._stock_class)
 
 
 def _levels_of(model: TinyAutoencoder) -> tuple[TinyLevels, TinyLevels]:
@@ -280,7 +280,7 @@ def _comparable(model: nn.Module) -> dict[str, Any]:
     return {
         key: SAME_QUANTIZER.get(value, value) if key.endswith(".type") else value
         for key, value in flat.items()
-        if key != "class"
+        if key not in ("class", "decoder_block_out_channels")  # the decoder's shape is compared apart
         and (not key.startswith("quantizer.") or key.rpartition(".")[2] in QUANTIZER_STRUCTURE)
     }
 

@@ -163,13 +163,15 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         change: Callable[[Tensor], Tensor] | None = None,
+        latents: Tensor | None = None,
     ) -> AutoencoderOutput | tuple[Tensor]:
         """Reconstructs images [B, C, H, W] in [−1, 1] of any size.
 
         The arguments are those of ``KLVAE.forward``. ``sample_posterior``, ``generator`` and ``noise`` are
         not used: there is no posterior.
         """
-        latents = self.encode(sample).latents
+        if latents is None:
+            latents = self.encode(sample).latents
         if change is None:
             images = self.decode(latents, size=sample.shape[-2:]).sample
         else:

@@ -139,7 +139,15 @@ _TAKES_EFFECT_IN_BRANCH = {
         f"data.{name}"
         for name in (
             *("name", "split", "dataset_config", "image_column", "streaming", "shuffle_block", "value_range"),
-            *("image_size", "resolutions", "downscale", "random_flip", "holdout", "max_validation"),
+            *(
+                "image_size",
+                "resolutions",
+                "downscale",
+                "random_flip",
+                "latents",
+                "holdout",
+                "max_validation",
+            ),
         )
     ),
 }
