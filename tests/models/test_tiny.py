@@ -4,7 +4,6 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from latentae.export import export_autoencoder
 from latentae.models import AutoencoderOutput, TinyAutoencoder
 
 
@@ -77,8 +76,3 @@ def test_no_warning_of_what_the_constructor_derives(model, tmp_path, caplog):
     assert "block_out_channels" in json.loads((tmp_path / "config.json").read_text())
     assert "block_out_channels" in TinyAutoencoder.from_pretrained(tmp_path).config
     assert "block_out_channels" not in caplog.text
-
-
-def test_an_export_names_the_way_to_write_it(model, tmp_path):
-    with pytest.raises(ValueError, match=r"save_pretrained\(folder\)"):
-        export_autoencoder(model, tmp_path / "a", format="diffusers")
