@@ -126,9 +126,7 @@ def test_layers_that_tensors_do_not_show(tmp_path):
 
 
 def test_other_models_and_formats(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"it is a KLVAE, not a TinyAutoencoder.*as diffusers, ldm or latentae"
-    ):
+    with pytest.raises(ValueError, match=r"it is a KLVAE, not a .*as diffusers, ldm or latentae"):
         export_autoencoder(make_kl(), tmp_path / "out", format="taesd")
     model = tiny(build("taesd"))
     for name, family in (("ldm", None), ("comfyui", "sd1")):
