@@ -1,8 +1,8 @@
 """Writes every export format, reads it back and compares, as a Markdown table.
 
 Draws random weights for the f8 architectures of Stable Diffusion and FLUX, for a VQGAN, for decoders that are
-not their encoder's mirror, and for TAESD. Prints the errors that the exporter measures (largest difference over
-the largest value of the source), and the share of codes that stay the same.
+not their encoder's mirror, and for TAESD. Prints the errors that the exporter measures (largest difference
+over the largest value of the source), and the share of codes that stay the same.
 """
 
 from __future__ import annotations
