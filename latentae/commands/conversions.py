@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from latentae.commands.options import (
     write,
 )
 from latentae.console import FAMILIES, CommandError, errors_as, say
+from latentae.export import DTYPES, FORMATS
 
 
 def _stats_options(parser: CommandParser) -> None:
@@ -126,12 +128,11 @@ ENCODE = Command(
 
 def _export_options(parser: CommandParser) -> None:
     parser.add_model(metavar="RUN_OR_MODEL")
-    formats, what = ("diffusers", "ldm", "comfyui"), "diffusers: a folder; ldm and comfyui: one file"
-    parser.add_argument("--format", required=True, choices=formats, help=what)
+    what = "ldm and comfyui: one file; the others: a folder"
+    parser.add_argument("--format", required=True, choices=tuple(FORMATS), help=what)
     what = "family whose scale and shift ComfyUI applies; also used if the model records none"
     parser.add_argument("--family", choices=FAMILIES, help=what)
-    dtypes = ("fp32", "fp16", "bf16")
-    parser.add_argument("--dtype", default="fp32", choices=dtypes, help="dtype of the weights")
+    parser.add_argument("--dtype", default="fp32", choices=DTYPES, help="dtype of the weights")
     parser.add_argument(
         "--out", required=True, type=Path, metavar="PATH", help="folder, or .safetensors file"
     )
@@ -139,6 +140,11 @@ def _export_options(parser: CommandParser) -> None:
     parser.add_number(
         "--norm-num-groups", "groups of the normalisation; needed where a file does not show them"
     )
+
+
+def _wrapped(name: str, what: str) -> str:
+    """Returns a format's entry in the help, in lines of 104 characters."""
+    return textwrap.fill(f"{name}: {what}", width=104, initial_indent="  ", subsequent_indent="    ")
 
 
 def _export(
@@ -178,10 +184,10 @@ EXPORT = Command(
     "export",
     _export,
     _export_options,
-    "Writes a model in a format that other programs read. diffusers: a folder of the stock class. ldm: one\n"
-    "file in latent diffusion's layout, with scale and shift in its metadata. comfyui: the same with the\n"
-    "normalisation folded into the weights, so that the scale and shift that ComfyUI applies for a family\n"
-    "are right. The export is reopened and compared with the model before it takes its place.",
+    "Writes a model in a format that other programs read. The export is reopened and compared with the\n"
+    "model before it takes its place. A format that cannot hold the model is refused before anything is\n"
+    "written; the message names the formats that can. The formats:\n"
+    + "".join(f"\n{_wrapped(name, what)}" for name, what in FORMATS.items()),
 )
 
 

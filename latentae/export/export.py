@@ -13,7 +13,8 @@ import torch
 from latentae.console import FAMILIES
 from latentae.export import DTYPES, FORMATS
 from latentae.export.comparison import TOLERANCES, compare, find_overflow
-from latentae.export.formats import LDM, ComfyUI, Diffusers, Format
+from latentae.export.formats import LDM, ComfyUI, Diffusers, Format, Latentae
+from latentae.export.taesd import PAIR_SUFFIXES, Taesd
 from latentae.files import list_files, written_aside
 from latentae.models import Autoencoder
 from latentae.models.plain import (
@@ -25,7 +26,13 @@ from latentae.models.plain import (
     unwrap,
 )
 
-_FORMATS: dict[str, Format] = {"diffusers": Diffusers(), "ldm": LDM(), "comfyui": ComfyUI()}
+_FORMATS: dict[str, Format] = {
+    "diffusers": Diffusers(),
+    "ldm": LDM(),
+    "comfyui": ComfyUI(),
+    "taesd": Taesd(),
+    "latentae": Latentae(),
+}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # The beginnings of the names in a model's folder. Only a folder of such files may be replaced.
 _MODEL_FILES = ("config.json", "diffusion_pytorch_model", "README.md", ".gitattributes")
@@ -37,7 +44,7 @@ class ExportReport:
 
     Attributes:
         path: the file or folder that was written.
-        format: ``diffusers``, ``ldm`` or ``comfyui``.
+        format: a key of ``latentae.export.FORMATS``.
         files: names of all files, relative to ``path`` where that is a folder.
         errors: the largest difference from the source, divided by the source's largest value, for each
             quantity that was compared: ``encode``, ``decode``, and ``normalised latents`` where the scale is
@@ -79,12 +86,15 @@ def export_autoencoder(
     Args:
         model: stays as it is; what has to be folded is folded in a copy. Adapters (LoRA) are merged, fused
             projections split, and quantised weights written as floats.
-        path: a folder for ``diffusers``, else a file ending in ``.safetensors``.
+        path: a file ending in ``.safetensors`` for ``ldm`` and ``comfyui``, else a folder.
         format: ``diffusers``, a folder of the stock class; ``ldm``, one file in latent diffusion's layout,
             with scale and shift in its metadata; ``comfyui``, the same with the normalisation folded into the
-            weights, so that the family's constants hold, which ComfyUI applies.
-        family: ``sd1``, ``sdxl``, ``sd3`` or ``flux``. ``comfyui`` needs one, ``ldm`` records it as metadata.
-            It does not give the model its scale: for that, pass it to ``load_autoencoder``.
+            weights, so that the family's constants hold, which ComfyUI applies; ``taesd``, a folder with the
+            two files of a TinyAutoencoder; ``latentae``, a folder of the model's own class, which holds every
+            model. ``latentae.export.FORMATS`` says who reads each.
+        family: ``sd1``, ``sdxl``, ``sd3`` or ``flux``. ``comfyui`` needs one, ``ldm`` records it as metadata,
+            and ``taesd`` calls the files by the names that ComfyUI looks for. It does not give the model its
+            scale: for that, pass it to ``load_autoencoder``.
         dtype: of the weights, ``fp32``, ``fp16`` or ``bf16``.
         overwrite: whether an earlier export at ``path`` may be replaced.
 
@@ -95,9 +105,10 @@ def export_autoencoder(
             dtype does.
     """
     if not isinstance(model, Autoencoder):
+        remedy = ": export model.get_base_model()" if hasattr(model, "get_base_model") else ""  # a PeftModel
         raise ValueError(
-            f"model is a {type(model).__name__}, but must be a KLVAE, a VQVAE, a VQGAN or a TinyAutoencoder"
-            f"{_remedy(model)}"
+            f"model is a {type(model).__name__}, but must be a KLVAE, Flux2VAE, VQVAE, VQGAN or "
+            f"TinyAutoencoder{remedy}"
         )
     _check_choice("format", format, FORMATS)
     _check_choice("dtype", dtype, DTYPES)
@@ -106,6 +117,9 @@ def export_autoencoder(
     path, kind = Path(path), _FORMATS[format]
     target = path.expanduser().resolve()
     check_target(target, folder=kind.is_folder, overwrite=overwrite)
+
+    if format == "comfyui" and family is None:
+        raise ValueError(f"format comfyui needs a family, one of {', '.join(FAMILIES)}")
 
     # Change a copy to what the format can hold.
     source, remarks = _in_float32(model)
@@ -116,6 +130,7 @@ def export_autoencoder(
             raise ValueError(
                 f"the weight {name} holds values that are not finite: the model's weights are damaged"
             )
+    _check_fits(prepared, kind, family)
     remarks += kind.prepare(prepared, family)
     remarks += _check_precision(prepared, kind, dtype)
 
@@ -141,9 +156,20 @@ def export_autoencoder(
     )
 
 
-def _remedy(model: object) -> str:
-    """Says what to do with a model that cannot be exported, as the end of a sentence."""
-    return ": export model.get_base_model()" if hasattr(model, "get_base_model") else ""  # a PeftModel
+def _check_fits(model: Autoencoder, kind: Format, family: str | None) -> None:
+    """Raises ValueError where a format cannot hold a model; the message names the formats that can."""
+    found = kind.objections(model, family)
+    if not found:
+        return
+    fitting = [name for name, other in _FORMATS.items() if not other.objections(model, None)]
+    others = ", ".join(fitting[:-1])  # the last one is latentae
+    named = f" as {family}" if family is not None and not kind.is_folder else ""
+    remedy = f"{others} or " if others else ""
+    only = "" if model.fits_stock_class else "only "
+    raise ValueError(
+        f"{kind.holder} cannot hold this model{named}: {'; '.join(found)}. Export it as {remedy}latentae "
+        f"(a folder that {only}latentae.load_autoencoder opens)"
+    )
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
@@ -215,7 +241,9 @@ def check_target(path: Path, *, folder: bool, overwrite: bool) -> None:
     if not overwrite:
         raise ValueError(f"{path} exists: choose another path, or say overwrite")
     if folder:
-        others = sorted(item.name for item in path.iterdir() if not item.name.startswith(_MODEL_FILES))
+        names = sorted(item.name for item in path.iterdir())
+        others = [name for name in names if not name.startswith(_MODEL_FILES)]
+        others = [name for name in others if not name.endswith(PAIR_SUFFIXES)]
         if others:
             raise ValueError(
                 f"{path} holds more than a model ({others[0]}), which would be lost: choose another folder"

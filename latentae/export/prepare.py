@@ -34,10 +34,10 @@ def read_normalisation(model: Autoencoder) -> Normalisation | None:
     if config.scaling_factor is None:
         return None
     scale = torch.full([model.latents_channels], config.scaling_factor, dtype=torch.float64)
-    values = config.get("latents_mean"), config.get("latents_std")
-    if values[0] is None or values[1] is None:
+    own = config.get("latents_mean"), config.get("latents_std")
+    if own[0] is None or own[1] is None:
         return Normalisation(torch.full_like(scale, config.shift_factor or 0.0), scale)
-    mean, std = (torch.tensor(x, dtype=torch.float64) for x in values)
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in own)
     return Normalisation(mean, scale / std)
 
 
@@ -73,19 +73,11 @@ def fold_to(model: Autoencoder, shift: float, scale: float) -> str | None:
 
 
 def write_out_codebook(model: Autoencoder) -> list[str]:
-    """Puts a plain codebook into a VQ model, in place; every latent keeps its code.
+    """Puts a plain codebook into a VQ model that has one, in place; every latent keeps its code.
 
     Returns:
         A remark where that changed anything.
-
-    Raises:
-        ValueError: the stock class cannot hold the model; the message says what it needs instead.
     """
-    if model.stock_objection is not None:
-        raise ValueError(
-            f"{model.stock_objection}. Keep the model as it is, or write it with save_pretrained: only "
-            "latentae.load_autoencoder opens that"
-        )
     if not isinstance(model, VQVAE):
         return []
     kind = (model.config.quantizer or {}).get("type")

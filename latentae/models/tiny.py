@@ -97,13 +97,15 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
             self.register_to_config(block_out_channels=(*decoder_block_out_channels, *unfolded))
         elif upscale != 1:
             raise ValueError(f"upscale is {upscale}, but there are no decoder_layers that make larger images")
+        self.register_to_config(batch_norm_eps=0.0)  # FLUX.2 pipelines compute with it
         self._finish_config()
         self.tile_latent_min_size = self.tile_sample_min_size // self.downsampling_factor
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """diffusers' method, but silent about ``block_out_channels``, which the constructor derives."""
-        given = {name: value for name, value in config_dict.items() if name != "block_out_channels"}
+        """diffusers' method, but silent about the entries that the constructor derives."""
+        derived = ("block_out_channels", "batch_norm_eps")
+        given = {name: value for name, value in config_dict.items() if name not in derived}
         return super().extract_init_dict(given, **kwargs)
 
     @property
@@ -115,6 +117,15 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
     def last_encoder_layer(self) -> nn.Conv2d:
         """The encoder's last convolution."""
         return _convs(self.encoder)[-1]
+
+    @property
+    def bn(self) -> nn.BatchNorm2d:
+        """A batch normalisation that changes nothing, whose statistics FLUX.2 pipelines apply.
+
+        They normalise 2×2 patches of the latents by it, [4c] each. The latents of TAESD for FLUX.2 are
+        normalised already.
+        """
+        return nn.BatchNorm2d(4 * self.config.latent_channels, eps=0.0, affine=False).eval()
 
     @property
     def last_layer(self) -> nn.Conv2d:

@@ -4,7 +4,6 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from latentae.export import export_autoencoder
 from latentae.models import AutoencoderOutput, TinyAutoencoder
 
 
@@ -82,14 +81,3 @@ def test_no_warning_of_what_the_constructor_derives(model, tmp_path, caplog):
     assert "block_out_channels" in json.loads((tmp_path / "config.json").read_text())
     assert "block_out_channels" in TinyAutoencoder.from_pretrained(tmp_path).config
     assert "block_out_channels" not in caplog.text
-
-
-@torch.no_grad()
-def test_exported_as_the_stock_class_with_its_scale(tmp_path):
-    own = TinyAutoencoder(latent_channels=4, scaling_factor=0.5, shift_factor=0.25).eval()
-    report = export_autoencoder(own, tmp_path / "a", format="diffusers")
-    assert report.max_error < 1e-6
-    stock = AutoencoderTiny.from_pretrained(tmp_path / "a")
-    assert (stock.config.scaling_factor, stock.config.shift_factor) == (0.5, 0.25)
-    with pytest.raises(ValueError, match="an LDM file cannot hold this model: its backbone is another one"):
-        export_autoencoder(own, tmp_path / "b.safetensors", format="ldm")
