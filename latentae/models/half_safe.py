@@ -39,7 +39,7 @@ from latentae.models.precision import CHUNK, Precision, Reference, convert, deco
 LARGEST = 65504.0
 """The largest number of float16."""
 _WORST_WEIGHTS = 0.01  # relative error of a layer's weights in float16; rounding alone gives about 2e-4
-_WORST_CHANGE = 0.02  # of images in [-1, 1], in float32
+_WORST_CHANGE = 0.02  # of images in [-1, 1], in float32; of images beyond them, relative to the largest value
 
 
 # --- results
@@ -67,9 +67,10 @@ class HalfSafeReport:
 
     Attributes:
         layers: the range of every layer, normalisation and block, in the order of the model's parts.
-        margin: the largest activation is to be this many times below 65504.
-        float32_before, float32_after, float16_before, float16_after: the errors against the model before in
-            float64; ``after`` is that of the factors that were tried, also if there is an obstacle.
+        margin: how many times the largest rescaled activation is below 65504, or more.
+        float32_before, float16_before: errors of the model before against itself in float64.
+        float32_after, float16_after: errors of the rescaled model against the same, also if there is an
+            obstacle.
         weight_error: largest relative error of a rescaled layer's weights in float16.
         obstacle: why float16 cannot hold the model, as a sentence; then the model was left as it is. None:
             it runs in float16.
@@ -78,8 +79,8 @@ class HalfSafeReport:
     layers: tuple[LayerRange, ...]
     margin: float
     float32_before: Precision
-    float32_after: Precision
     float16_before: Precision
+    float32_after: Precision
     float16_after: Precision
     weight_error: float
     obstacle: str | None
@@ -104,7 +105,8 @@ class HalfSafeReport:
         smallest = min(layer.factor for layer in self.layers)
         return (
             f"{found}; the outputs of {count} of {len(self.layers)} layers were rescaled, by "
-            f"1/{1 / smallest:g} at most, and the largest is now {now:.3g}. In float16, {self.float16_after} "
+            f"1/{1 / smallest:g} at most, and the largest is now {now:.3g}, {LARGEST / now:.2g} times below "
+            f"float16's limit. In float16, {self.float16_after} "
             f"(before: {self.float16_before}); in float32, images by {self.float32_after.images:.1e} "
             f"(before: {self.float32_before.images:.1e})"
         )
@@ -119,11 +121,14 @@ def make_half_safe(model: Any, images: Tensor, margin: float = 8.0) -> HalfSafeR
 
     Activations are measured in float32: the encoder's on the images, their mirror images, black and white,
     and the decoder's on the latents of all these. Then the largest factors are chosen that keep them
-    ``margin`` times below 65504; channels that fit already keep the factor 1. Images that
-    were not measured, and latents that a denoiser makes, have the margin. The result is tried on a copy. If
-    float16 still gives values that are not finite or loses the small weights, or if the eps of normalisations
-    would change the images by more than 1 % of their range, the model is left as it is. Where float16 holds
-    the model, and its config has ``force_upcast``, that becomes False.
+    ``margin`` times below 65504; channels that fit already keep the factor 1. Images that were not measured,
+    and latents that a denoiser makes, have the margin.
+
+    The result is tried on a copy. If float16 loses the small weights, or the eps of normalisations changes
+    the images by more than 1 % of their range, the margin is halved up to three times, but not below 2; the
+    report has the one that was used. If that does not help, or float16 still gives values that are not
+    finite, the model is left as it is. Where float16 holds the model, and its config has ``force_upcast``,
+    that becomes False.
 
     The names and shapes of the weights, the config's scale and a VQ model's codes do not change, so that
     every export format holds the result. If you can choose, rescale in float32 and cast afterwards.
@@ -146,56 +151,64 @@ def make_half_safe(model: Any, images: Tensor, margin: float = 8.0) -> HalfSafeR
     images = images.detach().to(model.device, torch.float32)
     reference = Reference.of(model, images)
 
-    # Measure in float32, and choose the factors.
-    twin = convert(model, torch.float32)
-    before = _measure_ranges(twin, plan, images)
-    if not all(bool(largest.isfinite().all()) for largest in before.values()):
+    ranges = _measure_ranges(convert(model, torch.float32), plan, images)
+    if not all(bool(largest.isfinite().all()) for largest in ranges.values()):
         raise ValueError("activations are not finite in float32: the model's weights are damaged")
-    plan.choose_factors(before, LARGEST / margin)
-    float32_before, float16_before = (reference.compare(model, dtype) for dtype in _TRIED)
+    before = (ranges, *(reference.compare(model, dtype) for dtype in _TRIED))
 
-    # Try them on a copy: the one that was measured.
-    obstacle, weight_error = None, 0.0
-    after, float32_after, float16_after = before, float32_before, float16_before
-    if plan.changes:
-        weight_error, obstacle = _rescale(twin, plan)
-        after = _measure_ranges(twin, plan, images)
-        float32_after, float16_after = (reference.compare(twin, dtype) for dtype in _TRIED)
-    if obstacle is None and float16_after.not_finite:
-        name = max(after, key=lambda name: after[name].max().item())
-        obstacle = (
-            f"float16 still gives values that are not finite: {name} reaches {after[name].max():.3g}, and no "
-            "factor of weights can lower it"
-        )
-    if obstacle is None and not float32_after.images <= _WORST_CHANGE:
-        obstacle = (
-            f"in float32 images would change by {float32_after.images:.1e}: somewhere in the stream the "
-            "activations are so small that a normalisation's eps counts (a smaller margin changes less)"
-        )
+    # Choose factors and try them on a copy; with a smaller margin where that can help.
+    margins = [margin, *(margin / 2**halvings for halvings in (1, 2, 3) if margin / 2**halvings >= 2)]
+    for margin in margins:
+        plan.choose_factors(ranges, LARGEST / margin)
+        after, weight_error, obstacle = before, 0.0, None
+        if plan.changes:
+            twin = convert(model, torch.float32)
+            weight_error, obstacle = _rescale(twin, plan)
+            after = (
+                _measure_ranges(twin, plan, images),
+                *(reference.compare(twin, dtype) for dtype in _TRIED),
+            )
+            obstacle = obstacle or _find_change(after[1], reference)
+        if obstacle is None:
+            break
+    obstacle = obstacle or _find_overflow(after[0], after[2])
 
-    if obstacle is None and plan.changes:
+    if obstacle is None:
         _rescale(model, plan)
-    if obstacle is None and model.config.get("force_upcast"):
-        model.change_config(force_upcast=False)
+        if model.config.get("force_upcast"):
+            model.change_config(force_upcast=False)
     layers = (
         LayerRange(
-            name, before[name].max().item(), after[name].max().item(), activations.factors.min().item()
+            name, before[0][name].max().item(), after[0][name].max().item(), written.factors.min().item()
         )
-        for name, activations in plan.observed.items()
+        for name, written in plan.observed.items()
     )
-    return HalfSafeReport(
-        layers=tuple(layers),
-        margin=margin,
-        float32_before=float32_before,
-        float32_after=float32_after,
-        float16_before=float16_before,
-        float16_after=float16_after,
-        weight_error=weight_error,
-        obstacle=obstacle,
-    )
+    return HalfSafeReport(tuple(layers), margin, *before[1:], *after[1:], weight_error, obstacle)
 
 
 _TRIED = (torch.float32, torch.float16)
+
+
+def _find_change(float32: Precision, reference: Reference) -> str | None:
+    """Returns what is wrong with the rescaled model in float32; None if nothing is."""
+    largest = max(part.abs().max().item() for part in reference.pixels)
+    if float32.images <= _WORST_CHANGE * max(1.0, largest):
+        return None
+    return (
+        f"in float32 images would change by {float32.images:.1e}: somewhere in the stream the activations "
+        "are so small that the eps of a normalisation counts"
+    )
+
+
+def _find_overflow(ranges: dict[str, Tensor], float16: Precision) -> str | None:
+    """Returns what is wrong with the rescaled model in float16; None if nothing is."""
+    if not float16.not_finite:
+        return None
+    name = max(ranges, key=lambda name: ranges[name].max().item())
+    return (
+        f"float16 still gives values that are not finite: {name} reaches {ranges[name].max():.3g}, and no "
+        "factor of weights can lower it"
+    )
 
 
 def _check_images(model: Any, images: Tensor) -> None:

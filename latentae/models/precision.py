@@ -83,9 +83,8 @@ class Reference:
             found = twin._decode_whole(decoded.to(twin.device, dtype))
             pixels.append((found.to(decoded_to) - decoded_to).flatten())
         differences = (torch.cat(latents), torch.cat(pixels))
-        errors = (part.abs().amax().item() if _is_finite(part) else math.inf for part in differences)
         finite = torch.cat(differences).isfinite()
-        return Precision(*errors, not_finite=1 - finite.double().mean().item())
+        return Precision(*map(_largest, differences), 1 - finite.double().mean().item())
 
 
 def convert(model: nn.Module, dtype: torch.dtype) -> Any:
@@ -121,5 +120,6 @@ def _multiply_in_float32(model: nn.Module) -> None:
             module.register_forward_hook(lambda module, inputs, output: output.half())
 
 
-def _is_finite(values: Tensor) -> bool:
-    return bool(values.isfinite().all())
+def _largest(differences: Tensor) -> float:
+    """Returns the largest magnitude; inf if values are not finite."""
+    return differences.abs().amax().item() if bool(differences.isfinite().all()) else math.inf
