@@ -15,7 +15,7 @@ from measuring import benchmark_parser, default_device, describe_run, print_head
 from torch import Tensor
 
 from latentae import KLVAE, VQGAN, VQVAE, Flux2VAE
-from latentae.data import CenterCrop, ImageDataset, validation_photos
+from latentae.data import CenterCrop, ImageDataset, take_evenly, validation_photos
 from latentae.models.precision import Reference
 
 _STREAM = 5e5
@@ -25,10 +25,12 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 def main() -> None:
     parser = benchmark_parser(__doc__, threads=1)
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
+    parser.add_argument("--images", type=int, default=2, help="number of images")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = default_device()
-    dataset = ImageDataset(validation_photos(), CenterCrop(arguments.size), channels=3)
+    photos = take_evenly(validation_photos(), arguments.images)
+    dataset = ImageDataset(photos, CenterCrop(arguments.size), channels=3)
     images = torch.stack([dataset[0, index]["images"] for index in range(len(dataset))]).to(device)
     print(f"{describe_run(device)} {len(images)} images of {arguments.size} pixels.\n")
     print_head(

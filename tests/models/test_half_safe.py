@@ -182,6 +182,21 @@ def test_a_smaller_margin_changes_less(images):
     assert smallest[0] == 64 * smallest[1]
 
 
+@pytest.mark.parametrize(("size", "margin"), [(3, 2), (10, 8)])
+def test_the_margin_gives_way_to_the_eps_of_normalisations(images, size, margin):
+    torch.manual_seed(0)
+    model = make(KLVAE)
+    scale(model.decoder.conv_in, size)  # where the stream begins
+    scale(model.decoder.mid_block.resnets[1].conv2, 1e6)
+    report = model.make_half_safe(images)
+    assert report.changed
+    assert report.margin == margin
+    assert report.float32_before.images < 1e-4
+    assert 1e-3 < report.float32_after.images < 0.02
+    assert max(layer.after for layer in report.layers) <= LARGEST / margin
+    assert report.float16_after.images < report.float32_after.images + 0.02
+
+
 def unchanged(model, images):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = model.make_half_safe(images)
