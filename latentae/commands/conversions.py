@@ -142,7 +142,7 @@ def _export_options(parser: CommandParser) -> None:
     what = "rescale the weights so that the model runs in float16 without NaN; needs --data"
     parser.add_switch("--half-safe", what)
     parser.add_data(split="train", required=False)
-    what = "side of the images in pixels; omitted: the model's sample_size, at most 256"
+    what = "side of the images in pixels; omitted: the model's sample_size, at most 128"
     parser.add_number("--image-size", what)
     parser.add_number("--max-images", "measure activations on at most N images", default=8)
 

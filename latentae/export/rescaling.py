@@ -11,7 +11,7 @@ from latentae.models import KLVAE, VQVAE
 from latentae.models.half_safe import HalfSafeReport
 from latentae.models.precision import Precision, Reference
 
-_LARGEST_CROP = 256
+_LARGEST_CROP = 128
 _CHECKED = 2  # images that the written model decodes in float16
 
 
@@ -23,7 +23,7 @@ def read_images(
     Args:
         model: says how many channels the images need.
         selection: the data; the images are spread evenly over them.
-        image_size: side of the crops; None: the model's ``sample_size``, at most 256.
+        image_size: side of the crops; None: the model's ``sample_size``, at most 128.
         max_images: how many.
 
     Raises:

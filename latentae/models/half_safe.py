@@ -151,27 +151,23 @@ def make_half_safe(model: Any, images: Tensor, margin: float = 8.0) -> HalfSafeR
     images = images.detach().to(model.device, torch.float32)
     reference = Reference.of(model, images)
 
-    ranges = _measure_ranges(convert(model, torch.float32), plan, images)
-    if not all(bool(largest.isfinite().all()) for largest in ranges.values()):
+    before = _measure(model, plan, images, reference)
+    if not all(bool(largest.isfinite().all()) for largest in before.ranges.values()):
         raise ValueError("activations are not finite in float32: the model's weights are damaged")
-    before = (ranges, *(reference.compare(model, dtype) for dtype in _TRIED))
 
     # Choose factors and try them on a copy; with a smaller margin where that can help.
     margins = [margin, *(margin / 2**halvings for halvings in (1, 2, 3) if margin / 2**halvings >= 2)]
     for margin in margins:
-        plan.choose_factors(ranges, LARGEST / margin)
+        plan.choose_factors(before.ranges, LARGEST / margin)
         after, weight_error, obstacle = before, 0.0, None
         if plan.changes:
             twin = convert(model, torch.float32)
             weight_error, obstacle = _rescale(twin, plan)
-            after = (
-                _measure_ranges(twin, plan, images),
-                *(reference.compare(twin, dtype) for dtype in _TRIED),
-            )
-            obstacle = obstacle or _find_change(after[1], reference)
+            after = _measure(twin, plan, images, reference)
+            obstacle = obstacle or _find_change(after.float32, reference)
         if obstacle is None:
             break
-    obstacle = obstacle or _find_overflow(after[0], after[2])
+    obstacle = obstacle or _find_overflow(after.ranges, after.float16)
 
     if obstacle is None:
         _rescale(model, plan)
@@ -179,14 +175,40 @@ def make_half_safe(model: Any, images: Tensor, margin: float = 8.0) -> HalfSafeR
             model.change_config(force_upcast=False)
     layers = (
         LayerRange(
-            name, before[0][name].max().item(), after[0][name].max().item(), written.factors.min().item()
+            name=name,
+            before=before.ranges[name].max().item(),
+            after=after.ranges[name].max().item(),
+            factor=activations.factors.min().item(),
         )
-        for name, written in plan.observed.items()
+        for name, activations in plan.observed.items()
     )
-    return HalfSafeReport(tuple(layers), margin, *before[1:], *after[1:], weight_error, obstacle)
+    return HalfSafeReport(
+        layers=tuple(layers),
+        margin=margin,
+        float32_before=before.float32,
+        float16_before=before.float16,
+        float32_after=after.float32,
+        float16_after=after.float16,
+        weight_error=weight_error,
+        obstacle=obstacle,
+    )
 
 
-_TRIED = (torch.float32, torch.float16)
+@dataclass(frozen=True)
+class _Measured:
+    """A model's largest activations, as ``_measure_ranges`` returns them, and its errors."""
+
+    ranges: dict[str, Tensor]
+    float32: Precision
+    float16: Precision
+
+
+def _measure(model: Any, plan: _Plan, images: Tensor, reference: Reference) -> _Measured:
+    return _Measured(
+        ranges=_measure_ranges(convert(model, torch.float32), plan, images),
+        float32=reference.compare(model, torch.float32),
+        float16=reference.compare(model, torch.float16),
+    )
 
 
 def _find_change(float32: Precision, reference: Reference) -> str | None:

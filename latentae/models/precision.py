@@ -84,7 +84,11 @@ class Reference:
             pixels.append((found.to(decoded_to) - decoded_to).flatten())
         differences = (torch.cat(latents), torch.cat(pixels))
         finite = torch.cat(differences).isfinite()
-        return Precision(*map(_largest, differences), 1 - finite.double().mean().item())
+        return Precision(
+            latents=_largest(differences[0]),
+            images=_largest(differences[1]),
+            not_finite=1 - finite.double().mean().item(),
+        )
 
 
 def convert(model: nn.Module, dtype: torch.dtype) -> Any:

@@ -64,7 +64,7 @@ def test_a_file_that_runs_in_float16(tmp_path, images, format, make):
 
 @torch.no_grad()
 def test_a_file_for_comfyui(tmp_path):
-    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     model = overflowing(block_out_channels=(128, 256, 512), layers_per_block=2, **THREE)
     path = tmp_path / "vae.safetensors"
     arguments = {"format": "comfyui", "family": "sd1", "half_safe_images": images}
