@@ -140,6 +140,12 @@ def _export_options(parser: CommandParser) -> None:
     parser.add_number(
         "--norm-num-groups", "groups of the normalisation; needed where a file does not show them"
     )
+    what = "rescale the weights so that the model runs in float16 without NaN; needs --data"
+    parser.add_switch("--half-safe", what)
+    parser.add_data(split="train", required=False)
+    what = "side of the images in pixels; omitted: the model's sample_size, at most 128"
+    parser.add_number("--image-size", what)
+    parser.add_number("--max-images", "measure activations on at most N images", default=8)
 
 
 def _wrapped(name: str, what: str) -> str:
@@ -148,14 +154,31 @@ def _wrapped(name: str, what: str) -> str:
 
 
 def _export(
-    *, model: str, format: str, family: str | None, norm_num_groups: int | None, **options: Any
+    *,
+    model: str,
+    format: str,
+    family: str | None,
+    dtype: str,
+    out: Path,
+    overwrite: bool,
+    norm_num_groups: int | None,
+    half_safe: bool,
+    data: str | None,
+    image_size: int | None,
+    max_images: int,
+    **reading: Any,
 ) -> None:
     if format == "comfyui" and family is None:
         raise ValueError(f"--format comfyui needs --family, one of {', '.join(FAMILIES)}")
+    if half_safe != (data is not None):
+        problem = "--half-safe needs --data IMAGES" if half_safe else "--data is for --half-safe"
+        raise ValueError(f"{problem}: activations are measured on these images")
 
     from safetensors import SafetensorError
 
+    from latentae.data import DataSelection
     from latentae.export import export_autoencoder
+    from latentae.export.rescaling import read_images
     from latentae.models import load_autoencoder
 
     known: dict[str, Any] = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
@@ -165,14 +188,26 @@ def _export(
         if family is not None and not autoencoder.has_known_scale:
             autoencoder = load_autoencoder(model, family=family, **known)
             notes.append(f"{model} does not record its scale; {family}'s was taken")
-        report = export_autoencoder(autoencoder, options.pop("out"), format=format, family=family, **options)
+        images = None
+        if data is not None:
+            selection = DataSelection(data, **reading)
+            images = read_images(autoencoder, selection, image_size=image_size, max_images=max_images)
+        report = export_autoencoder(
+            autoencoder,
+            out,
+            format=format,
+            family=family,
+            dtype=dtype,
+            overwrite=overwrite,
+            half_safe_images=images,
+        )
     except (ValueError, OSError, SafetensorError) as error:  # SafetensorError: the disk is full
         raise CommandError(" ".join(str(error).split()), 2) from error
 
     for note in (*notes, *report.remarks):
         write(f"note: {note}")
     errors = ", ".join(f"{name} {error:.1e}" for name, error in report.errors.items())
-    largest, dtype = f"max error {report.max_error:.1e} of the largest value", options["dtype"]
+    largest = f"max error {report.max_error:.1e} of the largest value"
     write(
         f"reopened and compared with the model: {largest} ({errors}; {dtype} allows {report.tolerance:.0e})"
     )
@@ -186,7 +221,9 @@ EXPORT = Command(
     _export_options,
     "Writes a model in a format that other programs read. The export is reopened and compared with the\n"
     "model before it takes its place. A format that cannot hold the model is refused before anything is\n"
-    "written; the message names the formats that can. The formats:\n"
+    "written; the message names the formats that can. --half-safe rescales weights by powers of two where\n"
+    "activations exceed float16's range on the images of --data, which would give NaN; images stay the\n"
+    "same, and the export is also tried in float16. The formats:\n"
     + "".join(f"\n{_wrapped(name, what)}" for name, what in FORMATS.items()),
 )
 

@@ -14,9 +14,11 @@ from latentae.console import FAMILIES
 from latentae.export import DTYPES, FORMATS
 from latentae.export.comparison import TOLERANCES, compare, find_overflow
 from latentae.export.formats import LDM, ComfyUI, Diffusers, Format, Latentae
+from latentae.export.rescaling import check_written
 from latentae.export.taesd import PAIR_SUFFIXES, Taesd
 from latentae.files import list_files, written_aside
-from latentae.models import Autoencoder
+from latentae.models import KLVAE, VQVAE, Autoencoder
+from latentae.models.half_safe import HalfSafeReport
 from latentae.models.plain import (
     check_hooks,
     check_weights,
@@ -52,6 +54,7 @@ class ExportReport:
         tolerance: the limit of the errors, given the dtype of the weights.
         load_hint: one line on how to load it.
         remarks: sentences on what a user should know, such as convolutions that were added.
+        half_safe: how the weights were rescaled for float16; None if that was not asked for.
     """
 
     path: Path
@@ -61,6 +64,7 @@ class ExportReport:
     tolerance: float
     load_hint: str
     remarks: tuple[str, ...] = ()
+    half_safe: HalfSafeReport | None = None
 
     @property
     def max_error(self) -> float:
@@ -76,6 +80,7 @@ def export_autoencoder(
     family: str | None = None,
     dtype: str = "fp32",
     overwrite: bool = False,
+    half_safe_images: torch.Tensor | None = None,
 ) -> ExportReport:
     """Writes a model in a format that other programs read, and checks what they will read.
 
@@ -97,6 +102,9 @@ def export_autoencoder(
             scale: for that, pass it to ``load_autoencoder``.
         dtype: of the weights, ``fp32``, ``fp16`` or ``bf16``.
         overwrite: whether an earlier export at ``path`` may be replaced.
+        half_safe_images: [B, C, H, W] in [−1, 1]; if given, the weights are rescaled so that activations on
+            such images fit float16 (see ``make_half_safe``), and the written model decodes some of them in
+            float16. A model that cannot be rescaled is written as it is, and a remark says why.
 
     Raises:
         ValueError: an unknown format, family or dtype; a path that cannot be written to; a model that the
@@ -132,19 +140,27 @@ def export_autoencoder(
             )
     _check_fits(prepared, kind, family)
     remarks += kind.prepare(prepared, family)
+    half_safe = None
+    if half_safe_images is not None:
+        half_safe = prepared.make_half_safe(half_safe_images)
+        remarks += _describe_half_safe(half_safe, prepared, kind, dtype)
     remarks += _check_precision(prepared, kind, dtype)
 
     # Write it, and compare what readers get with the model.
     with written_aside(target) as aside:
         kind.write(prepared, aside, _DTYPES[dtype], family)
         files = list_files(aside)
-        errors = compare(source, prepared, kind.reopen(aside, family))
+        reopened = kind.reopen(aside, family)
+        errors = compare(source, prepared, reopened)
         for name, error in errors.items():
             if not error <= TOLERANCES[dtype]:
                 raise ValueError(
                     f"the export was not kept: in {name} it differs from the model by {error:.1e} of the "
                     f"largest value, and rounding to {dtype} explains {TOLERANCES[dtype]:.0e} at most"
                 )
+        if half_safe is not None and half_safe_images is not None:
+            precision = check_written(prepared, reopened, half_safe_images, half_safe)
+            remarks += [f"read back and run in float16, {precision}"] if precision is not None else []
     return ExportReport(
         path=path,
         format=format,
@@ -153,6 +169,7 @@ def export_autoencoder(
         tolerance=TOLERANCES[dtype],
         load_hint=kind.load_hint(prepared, path, family),
         remarks=tuple(remarks),
+        half_safe=half_safe,
     )
 
 
@@ -213,6 +230,15 @@ def _check_precision(model: Autoencoder, kind: Format, dtype: str) -> list[str]:
             f"must run in float32. Choose {remedy}"
         )
     return [f"{problem}: {remark}"]
+
+
+def _describe_half_safe(report: HalfSafeReport, model: KLVAE | VQVAE, kind: Format, dtype: str) -> list[str]:
+    """Returns remarks on how a model was rescaled; records that it needs float32 if it could not be."""
+    remarks = [str(report)]
+    # For fp16, _check_precision records it.
+    if report.obstacle is not None and dtype != "fp16" and (upcast := kind.record_upcast(model)):
+        remarks.append(upcast)
+    return remarks
 
 
 def check_target(path: Path, *, folder: bool, overwrite: bool) -> None:

@@ -42,6 +42,7 @@ DECODERS = {
 }
 FLUX2_DECODERS = {
     "narrow": (partial(make_flux2, decoder_block_out_channels=(32, 32)), 1),
+    "x2": (partial(make_flux2, upscale=2), 2),
     "tiny": DECODERS["tiny"],
     "tiny, folded": DECODERS["tiny, folded"],
 }
