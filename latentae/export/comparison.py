@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentae.models import VQVAE, Autoencoder
+from latentae.models.precision import convert, decoder_input, encode
 
 # For weights that are rounded to the dtype, while both models compute in float32.
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
@@ -57,13 +56,12 @@ def find_overflow(model: Autoencoder, dtype: torch.dtype) -> str | None:
     Returns:
         ``"encode"``, ``"decode"``, or None where both are finite.
     """
-    twin = copy.deepcopy(model)
-    nn.Module.to(twin, dtype)  # ModelMixin's own warns of modules to keep in float32; there are none
+    twin = convert(model, dtype)
     images = _pictures(model)
-    if not bool(_latents(twin, images.to(dtype)).isfinite().all()):
+    if not bool(twin._encode_whole(images.to(dtype)).isfinite().all()):
         return "encode"
     # Decode float32's latents, so that an error of encoding is not taken for one of decoding.
-    pixels = twin.decode(model.encode(images).latents.to(dtype)).sample
+    pixels = twin._decode_whole(decoder_input(model, encode(model, images)).to(dtype))
     return None if bool(pixels.isfinite().all()) else "decode"
 
 
@@ -76,12 +74,6 @@ def _pictures(model: Autoencoder) -> Tensor:
     smooth = F.interpolate(coarse, size=size, mode="bilinear")
     flat = torch.ones(1, channels, *size)
     return torch.cat([noise, smooth, -flat, flat])
-
-
-def _latents(model: Autoencoder, images: Tensor) -> Tensor:
-    """Returns mean and standard deviation of the posterior, or the latents before quantization."""
-    posterior = model.encode(images).latent_dist
-    return torch.cat([posterior.mode(), posterior.std]) if hasattr(posterior, "std") else posterior.mode()
 
 
 def _generator() -> torch.Generator:

@@ -72,8 +72,6 @@ class Reference:
     def compare(self, model: Any, dtype: torch.dtype) -> Precision:
         """Runs a copy of a model in ``dtype`` on the same images and latents."""
         twin = convert(model, dtype)
-        if dtype == torch.float16 and twin.device.type == "cpu":
-            _multiply_in_float32(twin)
         latents, pixels = [], []
         for images, encoded, decoded, decoded_to in zip(
             self.images.split(CHUNK), self.latents, self.decoded, self.pixels, strict=True
@@ -92,9 +90,11 @@ class Reference:
 
 
 def convert(model: nn.Module, dtype: torch.dtype) -> Any:
-    """Returns a copy in eval mode, in ``dtype``."""
-    twin = copy.deepcopy(model).eval()
+    """Returns a copy in eval mode that computes in ``dtype``, for ``encode`` and ``_decode_whole``."""
+    twin: Any = copy.deepcopy(model).eval()
     nn.Module.to(twin, dtype)  # ModelMixin's own warns of modules to keep in float32; there are none
+    if dtype == torch.float16 and twin.device.type == "cpu":
+        _multiply_in_float32(twin)
     return twin
 
 
