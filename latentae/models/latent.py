@@ -17,6 +17,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from latentae.models.checkpoints.configs import stock_meaning
+from latentae.models.optimizing import OptimizingMixin
 from latentae.models.saving import SavingMixin
 from latentae.models.tiling import TilingMixin
 from latentae.tracing import is_exporting, values_are_readable
@@ -91,7 +92,7 @@ class AutoencoderOutput(BaseOutput):
     log_variance: Tensor | None = None
 
 
-class LatentAutoencoder(TilingMixin, SavingMixin):
+class LatentAutoencoder(OptimizingMixin, TilingMixin, SavingMixin):
     """Mixin of every model.
 
     A model provides ``config``, ``encoder``, ``decoder``, ``_encode_whole``, ``_decode_whole`` and

@@ -1,13 +1,14 @@
 """diffusers' blocks with the same parameters and outputs that need less memory or work for the backward pass.
 
 ``make_lean`` changes the class of an existing block, so that its parameters, their names and all references
-to them stay valid. The stock forward runs without gradients, and if a layer has an adapter or a hook.
+to them stay valid. The stock forward runs if a layer has an adapter or a hook, and without gradients unless
+the model is optimised for inference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from diffusers.models.autoencoders.vae import Decoder, Encoder
@@ -15,7 +16,14 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from latentae.models.lean.functions import activate, activated_conv, doubled_conv, is_plain, residual
+from latentae.models.lean.doubling import doubled_conv
+from latentae.models.lean.functions import activate, activated_conv, is_plain, residual
+from latentae.models.lean.prepared import (
+    PreparedWeights,
+    can_rewrite,
+    prepared_doubled_conv,
+    prepared_residual,
+)
 
 
 class LeanResnetBlock2D(ResnetBlock2D):
@@ -23,9 +31,11 @@ class LeanResnetBlock2D(ResnetBlock2D):
 
     Attributes:
         recomputed_channels: a block with at most this many input channels keeps only its input.
+        prepared: weights for calls without gradients; None runs the stock code there.
     """
 
     recomputed_channels: int = 0
+    prepared: PreparedWeights | None = None
 
     @classmethod
     def fits(cls, block: nn.Module) -> bool:
@@ -45,9 +55,14 @@ class LeanResnetBlock2D(ResnetBlock2D):
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Maps [B, C, H, W] to [B, C', H, W]."""
         layers = (self.norm1, self.conv1, self.norm2, self.conv2)
-        if temb is not None or not torch.is_grad_enabled() or not is_plain(layers, nn.GroupNorm, nn.Conv2d):
-            return super().forward(input_tensor, temb, *args, **kwargs)
         shortcut = self.conv_shortcut
+        if temb is not None or not is_plain(layers, nn.GroupNorm, nn.Conv2d):
+            return super().forward(input_tensor, temb, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            if self.prepared is None or not can_rewrite(input_tensor, self.conv1):
+                return super().forward(input_tensor, temb, *args, **kwargs)
+            hidden = prepared_residual(input_tensor, layers, shortcut, self.prepared)
+            return hidden if self.output_scale_factor == 1 else hidden.div_(self.output_scale_factor)
         keeps_hidden = self.conv1.in_channels > self.recomputed_channels
         hidden = residual(input_tensor, layers, adds=shortcut is None, keeps_hidden=keeps_hidden)
         if shortcut is not None:
@@ -58,7 +73,13 @@ class LeanResnetBlock2D(ResnetBlock2D):
 
 
 class LeanUpsample2D(Upsample2D):
-    """Nearest-neighbour doubling and a 3×3 convolution as one transposed convolution: ``doubled_conv``."""
+    """Nearest-neighbour doubling and a 3×3 convolution in one: ``doubled_conv``.
+
+    Attributes:
+        prepared: weights for calls without gradients; None runs the stock code there.
+    """
+
+    prepared: PreparedWeights | None = None
 
     @classmethod
     def fits(cls, block: nn.Module) -> bool:
@@ -70,19 +91,71 @@ class LeanUpsample2D(Upsample2D):
             and block.use_conv
             and not block.use_conv_transpose
             and block.name == "conv"
-            and is_plain([block.conv], nn.Conv2d)
-            and (block.conv.kernel_size, block.conv.padding, block.conv.stride) == ((3, 3), (1, 1), (1, 1))
-            and (block.conv.dilation, block.conv.groups) == ((1, 1), 1)
-            and block.conv.padding_mode == "zeros"
+            and _is_usual_conv(block.conv)
         )
 
     def forward(
         self, hidden_states: Tensor, output_size: int | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Maps [B, C, H, W] to [B, C', 2H, 2W]."""
-        if output_size is not None or not torch.is_grad_enabled() or not is_plain([self.conv], nn.Conv2d):
+        if output_size is not None or not is_plain([self.conv], nn.Conv2d):
             return super().forward(hidden_states, output_size, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            if self.prepared is None or not can_rewrite(hidden_states, self.conv):
+                return super().forward(hidden_states, output_size, *args, **kwargs)
+            return prepared_doubled_conv(hidden_states, self.conv, self.prepared, "conv")
         return doubled_conv(hidden_states, self.conv.weight, self.conv.bias)
+
+
+class LeanSequential(nn.Sequential):
+    """TAESD's layers: without gradients, doubling and the 3×3 convolution after it run in one.
+
+    Attributes:
+        prepared: weights for calls without gradients; None runs the stock code.
+    """
+
+    prepared: PreparedWeights | None = None
+
+    @classmethod
+    def fits(cls, layers: nn.Module) -> bool:
+        """Returns whether a doubling is followed by a 3×3 convolution."""
+        return type(layers) is nn.Sequential and any(map(_is_doubled_conv, layers, layers[1:]))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps [B, C, H, W] through all layers."""
+        if torch.is_grad_enabled() or self.prepared is None:
+            return super().forward(inputs)
+        layers = dict(self.named_children())
+        names = list(layers)
+        while names:
+            name = names.pop(0)
+            following = names[0] if names else ""
+            conv = layers.get(following)
+            if _is_doubled_conv(layers[name], conv) and can_rewrite(inputs, conv):
+                inputs = prepared_doubled_conv(inputs, conv, self.prepared, names.pop(0))
+            else:
+                inputs = layers[name](inputs)
+        return inputs
+
+
+def _is_doubled_conv(upsampling: nn.Module, conv: nn.Module | None) -> bool:
+    return (
+        is_plain([upsampling], nn.Upsample)
+        and upsampling.mode == "nearest"
+        and upsampling.size is None
+        and upsampling.scale_factor in (2, (2.0, 2.0))
+        and _is_usual_conv(conv)
+    )
+
+
+def _is_usual_conv(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Returns whether this is a plain 3×3 convolution that keeps height and width."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and is_plain([conv], nn.Conv2d)
+        and (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1))
+        and (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
+    )
 
 
 class LeanActivatedNorm(nn.GroupNorm):
