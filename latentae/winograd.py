@@ -14,6 +14,9 @@ In bfloat16 it would be, by a factor of three, because the tiles are rounded bef
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -80,6 +83,33 @@ def winograd_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     return _in_blocks(gradient, weight.transpose(1, 2), None, _TURNED, False)
 
 
+def winograd_weight_gradient(inputs: Tensor, gradient: Tensor) -> Tensor:
+    """Returns the gradient of the 3×3 weight of a convolution with padding 1.
+
+    It is Gᵀ (Σ (Bᵀ d B) ⊙ (A ∂y Aᵀ)) G, a sum over all tiles: sixteen matrix products again.
+
+    Args:
+        inputs: [B, C, H, W] that were convolved.
+        gradient: [B, C', H, W] of the output.
+
+    Returns:
+        [C', C, 3, 3].
+    """
+    channels, outputs = inputs.shape[1], gradient.shape[1]
+    total = inputs.new_zeros(16, channels, outputs)
+    grid = _Grid.of(inputs, _tiles_at_once(max(channels, outputs)))
+    block = _Block(grid.tiles, grid.pixels, total, None, _ORDER)
+    pixels, slopes = inputs.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+    for images, start, size in grid:
+        block.add_products(pixels[images], slopes[images], start, size, total)
+    weight = total.view(4, 4, channels, outputs)
+    for side in (0, 1):
+        first, second, third, fourth = weight.unbind(side)
+        ends, middle = (second + third) / 2, (second - third) / 2
+        weight = torch.stack([first + ends, middle, ends + fourth], side)
+    return weight.permute(3, 2, 0, 1)
+
+
 _ORDER = (0, 1, 2, 3)
 _TURNED = (3, 1, 2, 0)
 
@@ -88,27 +118,60 @@ def _in_blocks(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, order: tuple[int, ...], activates: bool
 ) -> Tensor:
     batch, channels, height, width = inputs.shape
-    rows, columns = (height + 1) // 2, (width + 1) // 2
     pixels = inputs.permute(0, 2, 3, 1)
-    output = inputs.new_empty(batch, 2 * rows, 2 * columns, weight.shape[2])
-
-    # As many tiles at once as half the number of channels, and no fewer than 128: measured.
-    wanted = max(128, channels // 2)
-    across = -(-columns // max(1, round(columns / wanted)))
-    down = min(rows, max(1, wanted // across))
-    images = min(batch, max(1, wanted // (down * across)))
-    block = _Block(images * down * across, images * (2 * down + 2) * (2 * across + 2), weight, bias, order)
-    for first in range(0, batch, images):
-        here = slice(first, first + images)
-        for top in range(0, rows, down):
-            for left in range(0, columns, across):
-                size = (min(down, rows - top), min(across, columns - left))
-                block.convolve(pixels[here], output[here], (top, left), size, activates)
-
+    grid = _Grid.of(inputs, _tiles_at_once(channels))
+    output = inputs.new_empty(batch, 2 * grid.rows, 2 * grid.columns, weight.shape[2])
+    block = _Block(grid.tiles, grid.pixels, weight, bias, order)
+    for images, start, size in grid:
+        block.convolve(pixels[images], output[images], start, size, activates)
     output = output.permute(0, 3, 1, 2)
     if (height, width) != output.shape[2:]:
         output = output[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
     return output
+
+
+def _tiles_at_once(channels: int) -> int:
+    """Returns how many tiles are best transformed and multiplied at once: measured."""
+    return max(128, channels // 2)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The tiles of a batch, and the largest block of them: whole images, or rows and columns of one."""
+
+    batch: int
+    rows: int
+    columns: int
+    images: int
+    down: int
+    across: int
+
+    @classmethod
+    def of(cls, inputs: Tensor, wanted: int) -> _Grid:
+        """Returns the tiles of inputs [B, C, H, W] in blocks of about ``wanted``."""
+        batch, _, height, width = inputs.shape
+        rows, columns = (height + 1) // 2, (width + 1) // 2
+        across = -(-columns // max(1, round(columns / wanted)))
+        down = min(rows, max(1, wanted // across))
+        return cls(batch, rows, columns, min(batch, max(1, wanted // (down * across))), down, across)
+
+    @property
+    def tiles(self) -> int:
+        """Of the largest block."""
+        return self.images * self.down * self.across
+
+    @property
+    def pixels(self) -> int:
+        """That the largest block's tiles cover."""
+        return self.images * (2 * self.down + 2) * (2 * self.across + 2)
+
+    def __iter__(self) -> Iterator[tuple[slice, tuple[int, int], tuple[int, int]]]:
+        """Yields for each block its images, its first row and column, and its rows and columns."""
+        for first in range(0, self.batch, self.images):
+            for top in range(0, self.rows, self.down):
+                for left in range(0, self.columns, self.across):
+                    size = (min(self.down, self.rows - top), min(self.across, self.columns - left))
+                    yield slice(first, first + self.images), (top, left), size
 
 
 class _Block:
@@ -146,22 +209,11 @@ class _Block:
             pixels: [B, H, W, C].
             output: [B, 2·rows, 2·columns, C'].
         """
-        _, channels, outputs = self.weight.shape
+        outputs = self.weight.shape[2]
         (top, left), (down, across), batch = start, size, len(pixels)
-        patch = self._read(pixels, start, size, activates)
-
-        # Bᵀ d B: along the columns of pixels, then along the rows
-        rows = _view(self._rows, 4, batch, down, 2 * across + 2, channels)
-        parts = [patch[:, 0:-2:2], patch[:, 1:-1:2], patch[:, 2::2], patch[:, 3::2]]
-        _transform(parts, [rows[place] for place in self.order])
-        tiles = _view(self._tiles, 4, 4, batch, down, across, channels)
-        parts = [rows[..., 0:-2:2, :], rows[..., 1:-1:2, :], rows[..., 2::2, :], rows[..., 3::2, :]]
-        _transform(parts, [tiles[:, place] for place in self.order])
-
+        tiles = self._transformed(pixels, start, size, activates)
         products = _view(self._products, 4, 4, batch, down, across, outputs)
-        torch.bmm(
-            tiles.view(16, -1, channels), self.weight, out=products.view(16, batch * down * across, outputs)
-        )
+        torch.bmm(tiles.flatten(2, 4).flatten(0, 1), self.weight, out=products.view(16, -1, outputs))
         if self.bias is not None:
             products[1, 1].add_(self.bias)  # which goes into all four pixels, with the factor 1
 
@@ -176,6 +228,49 @@ class _Block:
         spare = products[0, :2]
         torch.add(torch.add(second, third, out=spare), first, out=target[0])
         torch.sub(torch.sub(second, third, out=spare), fourth, out=target[1])
+
+    def add_products(
+        self, pixels: Tensor, slopes: Tensor, start: tuple[int, int], size: tuple[int, int], total: Tensor
+    ) -> None:
+        """Adds (Bᵀ d B)ᵀ (A ∂y Aᵀ) of the tiles to ``total`` [16, C, C'].
+
+        Args:
+            pixels: [B, H, W, C].
+            slopes: [B, H, W, C'], ∂y.
+        """
+        outputs = total.shape[2]
+        (top, left), (down, across), batch = start, size, len(pixels)
+        tiles = self._transformed(pixels, start, size, False)
+        part = slopes[:, 2 * top : 2 * (top + down), 2 * left : 2 * (left + across)]
+        whole = _view(self._sums, batch, 2 * down, 2 * across, outputs)
+        if part.shape != whole.shape:
+            whole.zero_()
+        whole[:, : part.shape[1], : part.shape[2]].copy_(part)
+        products = _view(self._products, 4, 4, batch, down, across, outputs)
+        # A ∂y, into the first of the four places of each column, then (A ∂y) Aᵀ
+        for column in (0, 1):
+            first, second = whole[:, 0::2, column::2], whole[:, 1::2, column::2]
+            _spread(first, second, [products[place, 3 * column] for place in range(4)])
+        first, second = products[:, 0], products[:, 3]
+        torch.add(first, second, out=products[:, 1])
+        torch.sub(first, second, out=products[:, 2])
+        second.neg_()
+        total.baddbmm_(tiles.flatten(2, 4).flatten(0, 1).transpose(1, 2), products.view(16, -1, outputs))
+
+    def _transformed(
+        self, pixels: Tensor, start: tuple[int, int], size: tuple[int, int], activates: bool
+    ) -> Tensor:
+        """Returns Bᵀ d B of the tiles, [4, 4, B, down, across, C]."""
+        (down, across), batch, channels = size, len(pixels), pixels.shape[3]
+        patch = self._read(pixels, start, size, activates)
+        # along the columns of pixels, then along the rows
+        rows = _view(self._rows, 4, batch, down, 2 * across + 2, channels)
+        parts = [patch[:, 0:-2:2], patch[:, 1:-1:2], patch[:, 2::2], patch[:, 3::2]]
+        _transform(parts, [rows[place] for place in self.order])
+        tiles = _view(self._tiles, 4, 4, batch, down, across, channels)
+        parts = [rows[..., 0:-2:2, :], rows[..., 1:-1:2, :], rows[..., 2::2, :], rows[..., 3::2, :]]
+        _transform(parts, [tiles[:, place] for place in self.order])
+        return tiles
 
     def _read(self, pixels: Tensor, start: tuple[int, int], size: tuple[int, int], activates: bool) -> Tensor:
         """Returns the block's pixels [B, 2·down + 2, 2·across + 2, C] with the zeros of the padding."""
@@ -210,3 +305,11 @@ def _transform(parts: list[Tensor], outputs: list[Tensor]) -> None:
     torch.add(second, third, out=outputs[1])
     torch.sub(third, second, out=outputs[2])
     torch.sub(second, fourth, out=outputs[3])
+
+
+def _spread(first: Tensor, second: Tensor, outputs: list[Tensor]) -> None:
+    """Writes A ∂y for the two rows or columns ∂y."""
+    outputs[0].copy_(first)
+    torch.add(first, second, out=outputs[1])
+    torch.sub(first, second, out=outputs[2])
+    torch.neg(second, out=outputs[3])

@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latentae.winograd import suits_winograd, winograd_conv, winograd_input_gradient, winograd_weight
+from latentae.winograd import (
+    suits_winograd,
+    winograd_conv,
+    winograd_input_gradient,
+    winograd_weight,
+    winograd_weight_gradient,
+)
 
 
 def test_a_weight_by_hand():
@@ -36,15 +42,17 @@ def test_values_are_those_of_a_convolution(shape, bias):
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 5, 4), (1, 3, 40, 40)])
-def test_the_gradient_of_the_input_is_autograd_s(shape):
+def test_gradients_are_autograd_s(shape):
     torch.manual_seed(0)
     inputs = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(2, 3, 3, 3, dtype=torch.float64)
+    weight = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     output = F.conv2d(inputs, weight, padding=1)
     gradient = torch.randn_like(output)
-    (expected,) = torch.autograd.grad(output, inputs, gradient)
-    found = winograd_input_gradient(gradient, winograd_weight(weight))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    expected = torch.autograd.grad(output, (inputs, weight), gradient)
+    with torch.no_grad():
+        of_inputs = winograd_input_gradient(gradient, winograd_weight(weight))
+        of_weight = winograd_weight_gradient(inputs, gradient)
+    torch.testing.assert_close((of_inputs, of_weight), expected, rtol=0, atol=1e-11)
 
 
 def test_it_activates_its_inputs_but_not_the_padding():
