@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from latentae import winograd
 from latentae.models.lean import functions
 from latentae.models.lean.functions import (
     activate,
@@ -173,8 +174,12 @@ def gradients(function, inputs, layers):
 @pytest.mark.parametrize("keeps_hidden", [True, False])
 @pytest.mark.parametrize(("wide", "adds"), [(6, True), (6, False), (9, False)])
 @pytest.mark.parametrize("values", [2**20, 2 * 6 * 4 * 3])  # the whole batch, or two images, two, one
-def test_values_and_gradients_are_autograd_s(monkeypatch, wide, adds, keeps_hidden, values):
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_values_and_gradients_are_autograd_s(monkeypatch, wide, adds, keeps_hidden, values, is_wide):
     monkeypatch.setitem(functions._VALUES_AT_ONCE, "cpu", values)
+    if is_wide:  # enough for Winograd's convolution
+        monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 1)
+        monkeypatch.setattr(winograd, "_LEAST_TILES", 1)
     layers, inputs = make_layers(wide), torch.randn(5, 6, 4, 3, dtype=torch.float64, requires_grad=True)
 
     def lean(x):
@@ -186,7 +191,10 @@ def test_values_and_gradients_are_autograd_s(monkeypatch, wide, adds, keeps_hidd
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2, 3])
-def test_layers_that_do_not_learn(frozen):
+@pytest.mark.parametrize("least", [1, 128])
+def test_layers_that_do_not_learn(frozen, least, monkeypatch):
+    monkeypatch.setattr(winograd, "_LEAST_CHANNELS", least)
+    monkeypatch.setattr(winograd, "_LEAST_TILES", least)
     layers, inputs = make_layers(), torch.randn(5, 6, 4, 3, dtype=torch.float64, requires_grad=True)
     for layer in layers[: frozen + 1]:
         layer.requires_grad_(False)
