@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from latentae.models.lean import is_prepared, prepare, unprepare
+from latentae.models.lean import is_fast, make_blocks_stock, make_fast
 
 
 class OptimizingMixin:
@@ -14,24 +14,24 @@ class OptimizingMixin:
     def is_optimized(self) -> bool:
         """Whether ``optimize`` is in force."""
         assert isinstance(self, nn.Module)
-        return is_prepared(self)
+        return is_fast(self)
 
     def optimize(self) -> None:
         """Makes ``encode`` and ``decode`` without gradients faster on a CPU; images differ by rounding only.
 
         Upsampling and the convolution after it become one operation with a quarter of the multiplications,
-        and wide 3×3 convolutions take 4/9 of them (Winograd, in float32 and float64). Rearranged weights are
-        kept beside the weights, and renewed when these change: a wide 3×3 convolution takes 2.8 times its
-        memory. In bfloat16 only the upsampling changes.
+        and wide 3×3 convolutions take 4/9 of them (Winograd, in float32 and float64). In bfloat16 only the
+        upsampling changes, to 4/9. The blocks work in channels last inside, and so may the output be.
 
-        Weights, their names, ``state_dict`` and saved files stay as they are; ``.to``, copies, pickles and
-        adapters work as before. With gradients the model trains as ever, but is differentiable once. On
-        other devices, compiled, exported or under autocast, the stock code runs.
+        Weights, their names, ``state_dict`` and saved files stay as they are, since rearranged weights are
+        made anew in each call. With gradients the blocks are the training's lean ones, differentiable once.
+        On other devices, compiled, exported, under autocast, or with an adapter or a hook on a layer, the
+        stock code runs.
         """
         assert isinstance(self, nn.Module)
-        prepare(self)
+        make_fast(self)
 
     def deoptimize(self) -> None:
-        """Undoes ``optimize``, and gives back its memory."""
+        """Undoes ``optimize``."""
         assert isinstance(self, nn.Module)
-        unprepare(self)
+        make_blocks_stock(self)

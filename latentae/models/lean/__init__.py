@@ -1,7 +1,7 @@
 """Encoders and decoders that do the same with less.
 
-``make_lean`` exchanges their blocks by some that keep less for the backward pass, and ``prepare`` by the same
-with less arithmetic without gradients.
+``make_lean`` exchanges their blocks by some that keep less for the backward pass, and ``make_fast`` by the
+same ones, with fewer multiplications without gradients.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from latentae.models.lean.blocks import (
     LeanSequential,
     LeanUpsample2D,
 )
-from latentae.models.lean.prepared import PreparedWeights
 
-__all__ = ["is_prepared", "make_lean", "make_stock", "prepare", "unprepare"]
+__all__ = ["is_fast", "make_blocks_stock", "make_fast", "make_lean", "make_stock"]
 
 _BLOCKS: dict[type[nn.Module], type[LeanResnetBlock2D] | type[LeanUpsample2D]] = {
     ResnetBlock2D: LeanResnetBlock2D,
     Upsample2D: LeanUpsample2D,
 }
 
-_PREPARED = (LeanResnetBlock2D, LeanUpsample2D, LeanSequential)
+_REWRITTEN = (LeanResnetBlock2D, LeanUpsample2D, LeanSequential)
 
 
 def make_lean(model: nn.Module, recomputed_channels: int = 0) -> int:
@@ -67,7 +66,7 @@ def make_lean(model: nn.Module, recomputed_channels: int = 0) -> int:
     return exchanged
 
 
-def prepare(model: nn.Module) -> int:
+def make_fast(model: nn.Module) -> int:
     """Makes diffusers' ``Encoder`` and ``Decoder`` and TAESD's layers faster without gradients, on a CPU.
 
     Convolutions then do the same with fewer multiplications: ``winograd`` and ``doubling``. Outputs stay the
@@ -81,30 +80,30 @@ def prepare(model: nn.Module) -> int:
     Returns:
         the number of blocks that are now faster.
     """
-    prepared = 0
+    exchanged = 0
     for module in model.modules():
         if (lean := _BLOCKS.get(type(module))) is not None and lean.fits(module):
             module.__class__ = lean
         elif LeanSequential.fits(module):
             module.__class__ = LeanSequential
-        if isinstance(module, _PREPARED):
-            module.prepared = PreparedWeights()
-            prepared += 1
-    return prepared
+        if isinstance(module, _REWRITTEN):
+            module.is_fast = True
+            exchanged += 1
+    return exchanged
 
 
-def unprepare(model: nn.Module) -> None:
-    """Undoes ``prepare``, and ``make_lean`` of the same blocks."""
+def make_blocks_stock(model: nn.Module) -> None:
+    """Undoes ``make_fast``, and ``make_lean`` of the same blocks."""
     for module in model.modules():
-        if isinstance(module, _PREPARED):
-            module.__class__ = next(stock for stock in type(module).__mro__ if stock not in _PREPARED)
-            for name in ("prepared", "recomputed_channels"):
+        if isinstance(module, _REWRITTEN):
+            module.__class__ = next(stock for stock in type(module).__mro__ if stock not in _REWRITTEN)
+            for name in ("is_fast", "recomputed_channels"):
                 vars(module).pop(name, None)
 
 
-def is_prepared(model: nn.Module) -> bool:
-    """Returns whether ``prepare`` has changed a block of the model."""
-    return any(isinstance(module, _PREPARED) and module.prepared is not None for module in model.modules())
+def is_fast(model: nn.Module) -> bool:
+    """Returns whether ``make_fast`` has changed a block of the model."""
+    return any(isinstance(module, _REWRITTEN) and module.is_fast for module in model.modules())
 
 
 def _make_end_lean(part: Encoder | Decoder) -> bool:
@@ -121,8 +120,8 @@ def _make_end_lean(part: Encoder | Decoder) -> bool:
 
 
 def make_stock(model: nn.Module) -> None:
-    """Undoes ``make_lean`` and ``prepare``."""
-    unprepare(model)
+    """Undoes ``make_lean`` and ``make_fast``."""
+    make_blocks_stock(model)
     stock: dict[type[nn.Module], type[nn.Module]] = {
         LeanActivatedNorm: nn.GroupNorm,
         LeanLastSiLU: nn.SiLU,

@@ -8,6 +8,7 @@ the model is optimised for inference.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeGuard
 
 import torch
@@ -17,13 +18,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from latentae.models.lean.doubling import doubled_conv
+from latentae.models.lean.fast import can_rewrite, fast_doubled_conv, fast_residual
 from latentae.models.lean.functions import activate, activated_conv, is_plain, residual
-from latentae.models.lean.prepared import (
-    PreparedWeights,
-    can_rewrite,
-    prepared_doubled_conv,
-    prepared_residual,
-)
 
 
 class LeanResnetBlock2D(ResnetBlock2D):
@@ -31,11 +27,11 @@ class LeanResnetBlock2D(ResnetBlock2D):
 
     Attributes:
         recomputed_channels: a block with at most this many input channels keeps only its input.
-        prepared: weights for calls without gradients; None runs the stock code there.
+        is_fast: whether calls without gradients are rewritten too; else the stock code runs there.
     """
 
     recomputed_channels: int = 0
-    prepared: PreparedWeights | None = None
+    is_fast: bool = False
 
     @classmethod
     def fits(cls, block: nn.Module) -> bool:
@@ -59,9 +55,9 @@ class LeanResnetBlock2D(ResnetBlock2D):
         if temb is not None or not is_plain(layers, nn.GroupNorm, nn.Conv2d):
             return super().forward(input_tensor, temb, *args, **kwargs)
         if not torch.is_grad_enabled():
-            if self.prepared is None or not can_rewrite(input_tensor, self.conv1):
+            if not self.is_fast or not can_rewrite(input_tensor, self.conv1):
                 return super().forward(input_tensor, temb, *args, **kwargs)
-            hidden = prepared_residual(input_tensor, layers, shortcut, self.prepared)
+            hidden = fast_residual(input_tensor, layers, shortcut)
             return hidden if self.output_scale_factor == 1 else hidden.div_(self.output_scale_factor)
         keeps_hidden = self.conv1.in_channels > self.recomputed_channels
         hidden = residual(input_tensor, layers, adds=shortcut is None, keeps_hidden=keeps_hidden)
@@ -76,10 +72,10 @@ class LeanUpsample2D(Upsample2D):
     """Nearest-neighbour doubling and a 3×3 convolution in one: ``doubled_conv``.
 
     Attributes:
-        prepared: weights for calls without gradients; None runs the stock code there.
+        is_fast: whether calls without gradients are rewritten too; else the stock code runs there.
     """
 
-    prepared: PreparedWeights | None = None
+    is_fast: bool = False
 
     @classmethod
     def fits(cls, block: nn.Module) -> bool:
@@ -101,9 +97,9 @@ class LeanUpsample2D(Upsample2D):
         if output_size is not None or not is_plain([self.conv], nn.Conv2d):
             return super().forward(hidden_states, output_size, *args, **kwargs)
         if not torch.is_grad_enabled():
-            if self.prepared is None or not can_rewrite(hidden_states, self.conv):
+            if not self.is_fast or not can_rewrite(hidden_states, self.conv):
                 return super().forward(hidden_states, output_size, *args, **kwargs)
-            return prepared_doubled_conv(hidden_states, self.conv, self.prepared, "conv")
+            return fast_doubled_conv(hidden_states, self.conv)
         return doubled_conv(hidden_states, self.conv.weight, self.conv.bias)
 
 
@@ -111,44 +107,44 @@ class LeanSequential(nn.Sequential):
     """TAESD's layers: without gradients, doubling and the 3×3 convolution after it run in one.
 
     Attributes:
-        prepared: weights for calls without gradients; None runs the stock code.
+        is_fast: whether they do; else the stock code runs.
     """
 
-    prepared: PreparedWeights | None = None
+    is_fast: bool = False
 
     @classmethod
     def fits(cls, layers: nn.Module) -> bool:
         """Returns whether a doubling is followed by a 3×3 convolution."""
-        return type(layers) is nn.Sequential and any(map(_is_doubled_conv, layers, layers[1:]))
+        return type(layers) is nn.Sequential and any(
+            _is_doubling(layer) and _is_usual_conv(conv) for layer, conv in pairwise(layers)
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Maps [B, C, H, W] through all layers."""
-        if torch.is_grad_enabled() or self.prepared is None:
+        if torch.is_grad_enabled() or not self.is_fast:
             return super().forward(inputs)
-        layers = dict(self.named_children())
-        names = list(layers)
-        while names:
-            name = names.pop(0)
-            following = names[0] if names else ""
-            conv = layers.get(following)
-            if _is_doubled_conv(layers[name], conv) and can_rewrite(inputs, conv):
-                inputs = prepared_doubled_conv(inputs, conv, self.prepared, names.pop(0))
+        layers = [*self, nn.Identity()]
+        is_done = False  # by the layer before
+        for layer, conv in pairwise(layers):
+            if is_done:
+                is_done = False
+            elif _is_doubling(layer) and _is_usual_conv(conv) and can_rewrite(inputs, conv):
+                inputs, is_done = fast_doubled_conv(inputs, conv), True
             else:
-                inputs = layers[name](inputs)
+                inputs = layer(inputs)
         return inputs
 
 
-def _is_doubled_conv(upsampling: nn.Module, conv: nn.Module | None) -> bool:
+def _is_doubling(layer: nn.Module) -> bool:
     return (
-        is_plain([upsampling], nn.Upsample)
-        and upsampling.mode == "nearest"
-        and upsampling.size is None
-        and upsampling.scale_factor in (2, (2.0, 2.0))
-        and _is_usual_conv(conv)
+        isinstance(layer, nn.Upsample)
+        and is_plain([layer], nn.Upsample)
+        and (layer.mode, layer.size) == ("nearest", None)
+        and layer.scale_factor in (2, (2.0, 2.0))
     )
 
 
-def _is_usual_conv(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+def _is_usual_conv(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Returns whether this is a plain 3×3 convolution that keeps height and width."""
     return (
         isinstance(conv, nn.Conv2d)

@@ -64,20 +64,26 @@ class _DoubledConv(torch.autograd.Function):
             1,
             list(ctx.needs_input_grad[:3]),
         )
-        # The kernel's gradient, through the same sums; the rows and columns of the padding drop out.
-        of_weight = None if of_kernel is None else _add_neighbours(of_kernel).transpose(0, 1).flip(2, 3)
+        of_weight = None
+        if of_kernel is not None:
+            flat = of_kernel.reshape(-1, 16) @ _doubling_matrix(of_kernel)
+            of_weight = flat.view(*of_kernel.shape[:2], 3, 3).transpose(0, 1)
         found = (None if g is None else g.to(weight.dtype) for g in (of_weight, of_bias))
         return None if of_inputs is None else of_inputs.to(inputs.dtype), *found, None
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:
     """Returns the transposed convolution's kernel [C, C', 4, 4] for the 3×3 weight [C', C, 3, 3]."""
-    return _add_neighbours(F.pad(weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1)))
+    outputs, channels = weight.shape[:2]
+    # As one matrix product, because sums of slices would read memory in steps of nine values.
+    flat = weight.transpose(0, 1).reshape(-1, 9) @ _doubling_matrix(weight).t()
+    return flat.view(channels, outputs, 4, 4)
 
 
-def _add_neighbours(values: Tensor) -> Tensor:
-    values = values[:, :, :-1] + values[:, :, 1:]
-    return values[..., :-1] + values[..., 1:]
+def _doubling_matrix(like: Tensor) -> Tensor:
+    """Returns the matrix [16, 9] that makes the 4×4 kernel of a 3×3 weight, which it turns by 180°."""
+    side = like.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    return torch.kron(side, side)
 
 
 # Inference: nine products per pixel instead of thirty-six.
@@ -98,14 +104,23 @@ def doubling_products(weight: Tensor) -> Products:
         for x [C, C'], its differences between rows and between columns [C, 2·C'], and for the differences of
         the differences [C, 4·C'].
     """
-    rows, columns = weight.sum(3), weight.sum(2)
-    parts = (
-        [weight.sum((2, 3))],
-        [-rows[:, :, 0], rows[:, :, 2]],
-        [-columns[:, :, 0], columns[:, :, 2]],
-        [weight[..., 0, 0], -weight[..., 0, 2], -weight[..., 2, 0], weight[..., 2, 2]],
-    )
-    whole, of_rows, of_columns, of_both = (torch.cat(part).t().contiguous() for part in parts)
+    outputs, channels = weight.shape[:2]
+    ones, first, last = [1, 1, 1], [1, 0, 0], [0, 0, 1]
+    pairs = [
+        (1, ones, ones),
+        (-1, first, ones),
+        (1, last, ones),
+        (-1, ones, first),
+        (1, ones, last),
+        (1, first, first),
+        (-1, first, last),
+        (-1, last, first),
+        (1, last, last),
+    ]
+    matrix = weight.new_tensor([[sign * a * b for a in row for b in column] for sign, row, column in pairs])
+    # Of all weights at once, for memory's sake, as in ``doubling_kernel``: [9, C', C].
+    sums = torch.mm(matrix, weight.reshape(-1, 9).t()).view(9, outputs, channels)
+    whole, of_rows, of_columns, of_both = (part.flatten(0, 1).t() for part in sums.split([1, 2, 2, 4]))
     return whole, of_rows, of_columns, of_both
 
 
