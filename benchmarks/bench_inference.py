@@ -11,12 +11,13 @@ operations against float64.
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from measuring import (
     benchmark_parser,
     default_device,
@@ -35,11 +36,30 @@ from latentae.winograd import winograd_conv, winograd_weight
 _LEVELS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
 
 
+_FORMATS = {
+    f"{dtype}{order}".removeprefix("torch."): (dtype, last)
+    for dtype in (torch.float32, torch.bfloat16)
+    for order, last in (("", torch.contiguous_format), (", channels last", torch.channels_last))
+}
+_PASSES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "decode": lambda model, latents: model.decode(latents).sample,
+    "encode": lambda model, images: model.encode(images).latent_dist.mode(),
+}
+
+
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=5, threads=1)
     parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
     parser.add_argument("--batch", type=int, default=1, help="number of images")
-    parser.add_argument("--rewrites", action="store_true", help="measure `optimize()` instead")
+    parser.add_argument(
+        "--rewrites",
+        nargs="+",
+        choices=["operations", *_PASSES],
+        help="measure `optimize()` instead: each operation, decoding, encoding",
+    )
+    parser.add_argument(
+        "--formats", nargs="+", default=list(_FORMATS), choices=list(_FORMATS), help="for --rewrites"
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
@@ -47,8 +67,11 @@ def main() -> None:
     if arguments.rewrites:
         print(describe_run(device))
         print(f"{arguments.batch} x {arguments.size}x{arguments.size} pixels, {arguments.rounds} rounds\n")
-        _operations_table(arguments.size, arguments.rounds, device)
-        _optimized_table(arguments.size, arguments.batch, arguments.rounds, device)
+        if "operations" in arguments.rewrites:
+            _operations_table(arguments.size, arguments.rounds, device)
+        for name in _PASSES:
+            if name in arguments.rewrites:
+                _optimized_table(name, arguments, device)
         return
     model = KLVAE(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **_LEVELS).eval().to(device)
     images = torch.rand(arguments.batch, 3, arguments.size, arguments.size, device=device) * 2 - 1
@@ -69,7 +92,7 @@ def main() -> None:
     _table("decode", decode, arguments.rounds, device)
 
 
-def _call(model: KLVAE, function: Callable[[KLVAE, Tensor], Tensor], inputs: Tensor) -> Callable[[], Tensor]:
+def _call(model: Any, function: Callable[[Any, Tensor], Tensor], inputs: Tensor) -> Callable[[], Tensor]:
     weight = model.encoder.conv_in.weight
     last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     order = torch.channels_last if last else torch.contiguous_format
@@ -93,42 +116,32 @@ def _table(name: str, calls: dict[str, Callable[[], Tensor]], rounds: int, devic
     print()
 
 
-_FORMATS = {
-    f"{dtype}{order}".removeprefix("torch."): (dtype, last)
-    for dtype in (torch.float32, torch.bfloat16)
-    for order, last in (("", torch.contiguous_format), (", channels last", torch.channels_last))
-}
-
-
-def _optimized_table(size: int, batch: int, rounds: int, device: torch.device) -> None:
-    """Prints what `optimize()` gains over diffusers' class, decoding and encoding."""
-    settings = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, **_LEVELS}
-    stock = AutoencoderKL(**settings).eval()
-    ours = KLVAE(**settings).eval()
-    ours.load_state_dict(stock.state_dict())
+def _optimized_table(name: str, arguments: argparse.Namespace, device: torch.device) -> None:
+    """Prints what `optimize()` gains over diffusers' class in a pass, by number format and memory order."""
+    size, rounds = arguments.size, arguments.rounds
+    ours = KLVAE(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **_LEVELS).eval()
+    stock = ours.to_diffusers()
     ours.optimize()
-    latents = torch.randn(batch, 4, size // 8, size // 8, device=device)
-    images = torch.rand(batch, 3, size, size, device=device) * 2 - 1
-    passes = {
-        "decode": (lambda m, x: m.decode(x).sample, latents),
-        "encode": (lambda m, x: m.encode(x).latent_dist.mode(), images),
-    }
-    for name, (function, inputs) in passes.items():
-        print_head(name, "diffusers, s", "diffusers / optimised", "error, diffusers", "error, optimised")
-        exact: Tensor | None = None
-        for kind, (dtype, order) in _FORMATS.items():
-            models = {"stock": stock, "ours": ours}
-            calls = {
-                which: _call(copy.deepcopy(model).to(device, dtype).to(memory_format=order), function, inputs)
-                for which, model in models.items()
-            }
-            if exact is None:
-                exact = calls["stock"]().float()
-            errors = [f"{_error(calls[which](), exact):.1e}" for which in models]
-            measured = in_turns(calls, rounds, device)
-            seconds = f"{sorted(measured['stock'])[rounds // 2]:.2f}"
-            print_row(kind, seconds, show_ratio(measured["stock"], measured["ours"]), *errors)
-        print()
+    latents = torch.randn(arguments.batch, 4, size // 8, size // 8, device=device)
+    inputs = (
+        latents if name == "decode" else torch.rand(arguments.batch, 3, size, size, device=device) * 2 - 1
+    )
+    print_head(name, "diffusers, s", "diffusers / optimised", "error, diffusers", "error, optimised")
+    exact: Tensor | None = None
+    for kind in arguments.formats:
+        dtype, order = _FORMATS[kind]
+        outputs: dict[str, Tensor] = {}
+        calls = {}
+        for which, model in (("stock", stock), ("ours", ours)):
+            converted = copy.deepcopy(model).to(device, dtype).to(memory_format=order)
+            call = _call(converted, _PASSES[name], inputs)
+            calls[which] = lambda which=which, call=call, outputs=outputs: outputs.update({which: call()})
+        measured = in_turns(calls, rounds, device)
+        exact = outputs["stock"].float() if exact is None else exact
+        errors = [f"{_error(outputs[which].float(), exact):.1e}" for which in calls]
+        seconds = f"{sorted(measured['stock'])[rounds // 2]:.2f}"
+        print_row(kind, seconds, show_ratio(measured["stock"], measured["ours"]), *errors)
+    print(f"\nThe errors are against the first row's diffusers model, in {arguments.formats[0]}.\n")
 
 
 def _operations_table(size: int, rounds: int, device: torch.device) -> None:
@@ -136,54 +149,51 @@ def _operations_table(size: int, rounds: int, device: torch.device) -> None:
     print_head(
         "operation", "channels", "pixels", "dtype", "torch, ms", "torch / it", "error, torch", "error, it"
     )
-    for channels, side in ((128, size), (256, size // 2), (512, size // 4), (512, size // 8)):
+    last = {"memory_format": torch.channels_last}
+    for channels, side in ((64, size), (128, size), (256, size // 2), (512, size // 4), (512, size // 8)):
         for dtype in (torch.float32, torch.bfloat16):
-            inputs = torch.randn(1, channels, side, side).to(device, dtype)
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            images = torch.randn(1, channels, side, side).to(device, dtype).contiguous(**last)
             weight = (torch.randn(channels, channels, 3, 3) / (3 * channels**0.5)).to(device, dtype)
-            weight, bias = (
-                weight.contiguous(memory_format=torch.channels_last),
-                torch.randn(channels).to(dtype),
-            )
-            transformed = winograd_weight(weight.float()).to(dtype)
-            calls: dict[str, Callable[[], Tensor]] = {
-                "torch": lambda x=inputs, w=weight, b=bias: F.conv2d(x, w, b, padding=1),
-                "Winograd": lambda x=inputs, w=transformed, b=bias: winograd_conv(x, w, b),
+            w, b = weight.contiguous(**last), torch.randn(channels, device=device).to(dtype)
+            convs: dict[str, Callable[[Tensor], Tensor]] = {
+                "torch": lambda x, w=w, b=b: F.conv2d(x, w, b, padding=1),
+                "Winograd": lambda x, w=w, b=b: winograd_conv(x, winograd_weight(w), b),
             }
-            exact = F.conv2d(inputs.double(), weight.double(), bias.double(), padding=1)
-            _operation_rows(calls, exact, (channels, f"{side}x{side}", dtype), rounds, device)
-            if side > size // 2:
-                continue
-            kernel = doubling_kernel(weight.float()).to(dtype).contiguous(memory_format=torch.channels_last)
-            products = tuple(matrix.to(dtype) for matrix in doubling_products(weight.float()))
-            calls = {
-                "torch": lambda x=inputs, w=weight, b=bias: F.conv2d(_doubled(x), w, b, padding=1),
-                "doubling, transposed convolution": lambda x=inputs, w=kernel, b=bias: F.conv_transpose2d(
-                    x, w, b, stride=2, padding=1
+            exact = lambda x, w=w, b=b: F.conv2d(x.double(), w.double(), b.double(), padding=1)  # noqa: E731
+            _operation_rows(convs, exact, images, rounds, device)
+            doublings: dict[str, Callable[[Tensor], Tensor]] = {
+                "torch": lambda x, f=convs["torch"]: f(_doubled(x)),
+                "doubling, transposed": lambda x, w=w, b=b: F.conv_transpose2d(
+                    x, doubling_kernel(w), b, stride=2, padding=1
                 ),
-                "doubling, nine products": lambda x=inputs, m=products, b=bias: doubled_by_products(x, m, b),
+                "doubling, nine products": lambda x, w=w, b=b: doubled_by_products(
+                    x, doubling_products(w), b
+                ),
             }
-            exact = F.conv2d(_doubled(inputs.double()), weight.double(), bias.double(), padding=1)
-            _operation_rows(calls, exact, (channels, f"{side}x{side}", dtype), rounds, device)
+            small = images[..., : side // 2, : side // 2].contiguous(**last)
+            _operation_rows(doublings, lambda x, f=exact: f(_doubled(x)), small, rounds, device)
     print()
 
 
+@torch.inference_mode()
 def _operation_rows(
-    calls: dict[str, Callable[[], Tensor]],
-    exact: Tensor,
-    shape: tuple[object, ...],
+    functions: dict[str, Callable[[Tensor], Tensor]],
+    exact: Callable[[Tensor], Tensor],
+    images: Tensor,
     rounds: int,
     device: torch.device,
 ) -> None:
-    with torch.inference_mode():
-        errors = {name: _error(call(), exact) for name, call in calls.items()}
-        measured = in_turns(calls, rounds, device)
+    """Prints the functions' time against torch's, and their errors on a part of the images."""
+    part = images[..., :32, :32].contiguous(memory_format=torch.channels_last)
+    errors = {name: f"{_error(function(part), exact(part)):.1e}" for name, function in functions.items()}
+    calls = {name: lambda f=function: f(images) for name, function in functions.items()}
+    measured = in_turns(calls, rounds, device)
+    _, channels, height, width = images.shape
+    shape = (channels, f"{height}x{width}", str(images.dtype).removeprefix("torch."))
     milliseconds = f"{sorted(measured['torch'])[rounds // 2] * 1000:.0f}"
-    for name in list(calls)[1:]:
+    for name in list(functions)[1:]:
         ratio = show_ratio(measured["torch"], measured[name])
-        *sizes, dtype = shape
-        kind = str(dtype).removeprefix("torch.")
-        print_row(name, *sizes, kind, milliseconds, ratio, f"{errors['torch']:.1e}", f"{errors[name]:.1e}")
+        print_row(name, *shape, milliseconds, ratio, errors["torch"], errors[name])
 
 
 def _doubled(images: Tensor) -> Tensor:
