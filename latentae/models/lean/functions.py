@@ -35,6 +35,9 @@ ResidualLayers = tuple[nn.GroupNorm, nn.Conv2d, nn.GroupNorm, nn.Conv2d]
 # On a CPU about the size of its caches; on a GPU enough to keep it busy.
 _VALUES_AT_ONCE = {"cpu": 2**20, "other": 2**27}
 
+# Wider than without gradients, since here tensors have channels first, and Winograd's convolution reorders.
+_LEAST_WINOGRAD_CHANNELS = 256
+
 
 def is_plain(layers: Iterable[nn.Module], *kinds: type[nn.Module]) -> bool:
     """Returns whether a block may use the layers' weights directly instead of calling the layers.
@@ -172,7 +175,8 @@ def takes_winograd(conv: nn.Conv2d, dtype: torch.dtype, inputs: Tensor) -> bool:
     """Returns whether a convolution of [B, C, H, W] in ``dtype`` is one by Winograd: on a CPU alone."""
     followed = torch.compiler.is_compiling() or is_exporting()
     is_here = inputs.device.type == "cpu" and inputs.dtype == dtype == conv.weight.dtype
-    return is_here and not followed and suits_winograd(conv, inputs)
+    is_wide = min(conv.in_channels, conv.out_channels) >= _LEAST_WINOGRAD_CHANNELS
+    return is_here and is_wide and not followed and suits_winograd(conv, inputs)
 
 
 def convolve(hidden: Tensor, conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:

@@ -178,6 +178,7 @@ def gradients(function, inputs, layers):
 def test_values_and_gradients_are_autograd_s(monkeypatch, wide, adds, keeps_hidden, values, is_wide):
     monkeypatch.setitem(functions._VALUES_AT_ONCE, "cpu", values)
     if is_wide:  # enough for Winograd's convolution
+        monkeypatch.setattr(functions, "_LEAST_WINOGRAD_CHANNELS", 1)
         monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 1)
         monkeypatch.setattr(winograd, "_LEAST_TILES", 1)
     layers, inputs = make_layers(wide), torch.randn(5, 6, 4, 3, dtype=torch.float64, requires_grad=True)
@@ -193,6 +194,7 @@ def test_values_and_gradients_are_autograd_s(monkeypatch, wide, adds, keeps_hidd
 @pytest.mark.parametrize("frozen", [0, 1, 2, 3])
 @pytest.mark.parametrize("least", [1, 128])
 def test_layers_that_do_not_learn(frozen, least, monkeypatch):
+    monkeypatch.setattr(functions, "_LEAST_WINOGRAD_CHANNELS", least)
     monkeypatch.setattr(winograd, "_LEAST_CHANNELS", least)
     monkeypatch.setattr(winograd, "_LEAST_TILES", least)
     layers, inputs = make_layers(), torch.randn(5, 6, 4, 3, dtype=torch.float64, requires_grad=True)
