@@ -87,6 +87,6 @@ def test_in_float32_it_is_as_exact_as_a_direct_convolution():
 def test_what_it_suits(settings, suits):
     arguments = {"in_channels": 128, "out_channels": 128, "kernel_size": 3, "padding": 1} | settings
     conv = nn.Conv2d(**arguments, device="meta")
-    assert suits_winograd(conv, torch.empty(1, 128, 16, 16)) is suits
-    assert not suits_winograd(conv, torch.empty(1, 128, 14, 16))  # too few tiles
-    assert not suits_winograd(conv, torch.empty(1, 128, 16, 16, dtype=torch.bfloat16))
+    assert suits_winograd(conv, torch.empty(2, 128, 16, 16)) is suits
+    assert not suits_winograd(conv, torch.empty(2, 128, 14, 16))  # too few tiles
+    assert not suits_winograd(conv, torch.empty(2, 128, 16, 16, dtype=torch.bfloat16))
