@@ -22,7 +22,6 @@ BACKEND = "inductor"
 
 # Other devices keep the stock blocks: nothing was measured there.
 _LEAN_DEVICES = ("cpu",)
-_WINOGRAD_DEVICES = ("cpu",)
 # Pixels that LPIPS takes at a time. On a CPU: with fewer, the deepest layers, which have many weights and
 # hardly any pixels, would read their weights too often.
 _LPIPS_PIXELS = {"cpu": 2**15}
@@ -96,8 +95,6 @@ def tune(
     if isinstance(perceptual, LPIPS):
         perceptual.chunk = max(1, pixels // (size[0] * size[1]))
         rounded = "" if perceptual.precision == "float32" else f" in {perceptual.precision}"
-        if not least and device.type in _WINOGRAD_DEVICES and not rounded and perceptual.use_winograd():
-            rounded = " by Winograd's convolution"
         chosen.append(f"LPIPS {perceptual.chunk} images at a time{rounded}")
     if device.type == "cuda":
         # What cuDNN's and torch's documentation promise for any model; the rest waits for a measurement.
