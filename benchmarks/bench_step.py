@@ -163,10 +163,13 @@ def _bench(kind: str, overrides: list[str], device: torch.device) -> Bench:
 
         return run
 
+    winograd = build.build_lpips("vgg", "float32").to(device)
+    winograd.use_winograd()
     own = {
         "ours, stock blocks": ours(autoencoder, None),
         "ours, lean blocks": ours(lean, None),
         "ours, lean blocks, LPIPS in chunks": ours(lean, chunk),
+        "ours, lean blocks, LPIPS in chunks by Winograd": ours(lean, chunk, winograd),
         "ours, leanest blocks, LPIPS by image": ours(leanest, 1),
         "ours, lean blocks, LPIPS in bfloat16": ours(
             lean, chunk, build.build_lpips("vgg", "bfloat16").to(device)

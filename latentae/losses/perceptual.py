@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
+from latentae.tracing import is_traced
+from latentae.winograd import suits_winograd, winograd_conv, winograd_input_gradient, winograd_weight
+
 # The smallest images that the trunk's strides and poolings leave something of.
 _MINIMUM_SIZE = {"alex": 31, "vgg": 16}
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -80,6 +83,21 @@ class LPIPS(nn.Module):
         """Stays in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
+    def use_winograd(self) -> int:
+        """Makes the wide convolutions take 4/9 of the multiplications; values change by rounding alone.
+
+        It is made for a CPU, in float32. The rearranged weights stay beside the trunk's: 1.8 times theirs.
+
+        Returns:
+            the number of convolutions it concerns.
+        """
+        convs = [layer for layer in self.slices.modules() if _can_be_winograd(layer)]
+        for conv in convs:
+            conv.__class__ = _WinogradConv2d
+        if convs:
+            self.slices.to(memory_format=torch.channels_last)  # the order that it works in
+        return len(convs)
+
     def compile_passes(self, **options: Any) -> None:
         """Compiles the pass that measures and the pass that also differentiates, each at its first call.
 
@@ -142,6 +160,35 @@ class LPIPS(nn.Module):
             )
         if (dtype := self.heads[0].dtype) not in (torch.float32, torch.float64):
             raise ValueError(f"LPIPS was cast to {dtype}: keep it in float32, it casts its inputs itself")
+
+
+class _WinogradConv2d(nn.Conv2d):
+    """A frozen 3×3 convolution with fewer multiplications, and its backward pass."""
+
+    _matrices: Tensor | None = None
+
+    @property
+    def matrices(self) -> Tensor:
+        """The rearranged weights, made when they are first needed."""
+        if self._matrices is None or self._matrices.dtype != self.weight.dtype:
+            self._matrices = winograd_weight(self.weight)
+        return self._matrices
+
+    def does_suit(self, values: Tensor) -> bool:
+        """Whether the faster way is to be taken for these inputs, or gradients of outputs."""
+        followed = torch.compiler.is_compiling() or is_traced()
+        return values.device.type == "cpu" and not followed and suits_winograd(self, values)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps [B, C, H, W] to [B, C', H, W]."""
+        if self.does_suit(input):
+            return winograd_conv(input, self.matrices, self.bias)
+        return super().forward(input)
+
+
+def _can_be_winograd(layer: nn.Module) -> bool:
+    """Returns whether a layer is a 3×3 convolution wide enough to gain, whatever the size of the images."""
+    return type(layer) is nn.Conv2d and suits_winograd(layer, torch.empty(1, 1, 1024, 1024, device="meta"))
 
 
 class _Distance(torch.autograd.Function):
@@ -337,6 +384,8 @@ def _forward(layer: nn.Module, values: Tensor, following: nn.Module | None) -> t
 
 
 def _through_convolution(layer: nn.Conv2d, shape: torch.Size, gradient: Tensor) -> Tensor:
+    if isinstance(layer, _WinogradConv2d) and layer.does_suit(gradient):
+        return winograd_input_gradient(gradient, layer.matrices)
     geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
     return conv2d_input(shape, layer.weight, gradient, *geometry)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from latentae.models.checkpoints.configs import stock_meaning
 from latentae.models.half_safe import HalfSafeReport, make_half_safe
+from latentae.models.optimizing import OptimizingMixin
 from latentae.models.saving import SavingMixin
 from latentae.models.tiling import TilingMixin
 from latentae.tracing import is_exporting, values_are_readable
@@ -92,7 +93,7 @@ class AutoencoderOutput(BaseOutput):
     log_variance: Tensor | None = None
 
 
-class LatentAutoencoder(TilingMixin, SavingMixin):
+class LatentAutoencoder(OptimizingMixin, TilingMixin, SavingMixin):
     """Mixin of every model.
 
     A model provides ``config``, ``encoder``, ``decoder``, ``_encode_whole``, ``_decode_whole`` and

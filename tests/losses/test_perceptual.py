@@ -8,6 +8,7 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
+from latentae import winograd
 from latentae.losses.perceptual import LPIPS, distance, distance_and_gradient, feature_distance
 
 VGG_LAYERS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256)}
@@ -310,3 +311,24 @@ def test_a_network_of_other_layers_is_refused() -> None:
     slices = [nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sigmoid())]
     with pytest.raises(TypeError, match="the network has a Sigmoid: give convolutions, ReLUs"):
         distance_and_gradient(slices, [torch.ones(2)], *torch.rand(2, 1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("size", [32, 33])
+def test_fewer_multiplications_give_the_same_values_and_gradients(vgg_trunk, size, monkeypatch):
+    monkeypatch.setattr(winograd, "_LEAST_TILES", 1)
+    direct, fewer = LPIPS(vgg_trunk, "vgg").double(), LPIPS(vgg_trunk, "vgg").double()
+    assert fewer.use_winograd() == 10  # of 13: those from 128 channels on
+    assert fewer.use_winograd() == 0  # already
+    images, target = image_pair(size=size, dtype=torch.float64)
+    found = []
+    for lpips_ in (direct, fewer):
+        inputs = images.clone().requires_grad_()
+        value = lpips_(inputs, target)
+        found.append((value, *torch.autograd.grad(value.sum(), inputs), lpips_(images, target)))
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12 * expected.abs().max().item())
+    assert direct.state_dict().keys() == fewer.state_dict().keys()
+
+
+def test_alexnet_has_convolutions_that_gain_too(alexnet_trunk):
+    assert LPIPS(alexnet_trunk, "alex").use_winograd() == 3

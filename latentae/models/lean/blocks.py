@@ -1,13 +1,15 @@
 """diffusers' blocks with the same parameters and outputs that need less memory or work for the backward pass.
 
 ``make_lean`` changes the class of an existing block, so that its parameters, their names and all references
-to them stay valid. The stock forward runs without gradients, and if a layer has an adapter or a hook.
+to them stay valid. The stock forward runs if a layer has an adapter or a hook, and without gradients unless
+the model is optimised for inference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeGuard
 
 import torch
 from diffusers.models.autoencoders.vae import Decoder, Encoder
@@ -15,7 +17,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from latentae.models.lean.functions import activate, activated_conv, doubled_conv, is_plain, residual
+from latentae.models.lean.doubling import doubled_conv
+from latentae.models.lean.fast import can_rewrite, fast_doubled_conv, fast_residual
+from latentae.models.lean.functions import activate, activated_conv, is_plain, residual
 
 
 class LeanResnetBlock2D(ResnetBlock2D):
@@ -23,9 +27,11 @@ class LeanResnetBlock2D(ResnetBlock2D):
 
     Attributes:
         recomputed_channels: a block with at most this many input channels keeps only its input.
+        is_fast: whether calls without gradients are rewritten too; else the stock code runs there.
     """
 
     recomputed_channels: int = 0
+    is_fast: bool = False
 
     @classmethod
     def fits(cls, block: nn.Module) -> bool:
@@ -45,9 +51,14 @@ class LeanResnetBlock2D(ResnetBlock2D):
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Maps [B, C, H, W] to [B, C', H, W]."""
         layers = (self.norm1, self.conv1, self.norm2, self.conv2)
-        if temb is not None or not torch.is_grad_enabled() or not is_plain(layers, nn.GroupNorm, nn.Conv2d):
-            return super().forward(input_tensor, temb, *args, **kwargs)
         shortcut = self.conv_shortcut
+        if temb is not None or not is_plain(layers, nn.GroupNorm, nn.Conv2d):
+            return super().forward(input_tensor, temb, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            if not self.is_fast or not can_rewrite(input_tensor, self.conv1):
+                return super().forward(input_tensor, temb, *args, **kwargs)
+            hidden = fast_residual(input_tensor, layers, shortcut)
+            return hidden if self.output_scale_factor == 1 else hidden.div_(self.output_scale_factor)
         keeps_hidden = self.conv1.in_channels > self.recomputed_channels
         hidden = residual(input_tensor, layers, adds=shortcut is None, keeps_hidden=keeps_hidden)
         if shortcut is not None:
@@ -58,7 +69,13 @@ class LeanResnetBlock2D(ResnetBlock2D):
 
 
 class LeanUpsample2D(Upsample2D):
-    """Nearest-neighbour doubling and a 3×3 convolution as one transposed convolution: ``doubled_conv``."""
+    """Nearest-neighbour doubling and a 3×3 convolution in one: ``doubled_conv``.
+
+    Attributes:
+        is_fast: whether calls without gradients are rewritten too; else the stock code runs there.
+    """
+
+    is_fast: bool = False
 
     @classmethod
     def fits(cls, block: nn.Module) -> bool:
@@ -70,19 +87,71 @@ class LeanUpsample2D(Upsample2D):
             and block.use_conv
             and not block.use_conv_transpose
             and block.name == "conv"
-            and is_plain([block.conv], nn.Conv2d)
-            and (block.conv.kernel_size, block.conv.padding, block.conv.stride) == ((3, 3), (1, 1), (1, 1))
-            and (block.conv.dilation, block.conv.groups) == ((1, 1), 1)
-            and block.conv.padding_mode == "zeros"
+            and _is_usual_conv(block.conv)
         )
 
     def forward(
         self, hidden_states: Tensor, output_size: int | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Maps [B, C, H, W] to [B, C', 2H, 2W]."""
-        if output_size is not None or not torch.is_grad_enabled() or not is_plain([self.conv], nn.Conv2d):
+        if output_size is not None or not is_plain([self.conv], nn.Conv2d):
             return super().forward(hidden_states, output_size, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            if not self.is_fast or not can_rewrite(hidden_states, self.conv):
+                return super().forward(hidden_states, output_size, *args, **kwargs)
+            return fast_doubled_conv(hidden_states, self.conv)
         return doubled_conv(hidden_states, self.conv.weight, self.conv.bias)
+
+
+class LeanSequential(nn.Sequential):
+    """TAESD's layers: without gradients, doubling and the 3×3 convolution after it run in one.
+
+    Attributes:
+        is_fast: whether they do; else the stock code runs.
+    """
+
+    is_fast: bool = False
+
+    @classmethod
+    def fits(cls, layers: nn.Module) -> bool:
+        """Returns whether a doubling is followed by a 3×3 convolution."""
+        return type(layers) is nn.Sequential and any(
+            _is_doubling(layer) and _is_usual_conv(conv) for layer, conv in pairwise(layers)
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps [B, C, H, W] through all layers."""
+        if torch.is_grad_enabled() or not self.is_fast:
+            return super().forward(inputs)
+        layers = [*self, nn.Identity()]
+        is_done = False  # by the layer before
+        for layer, conv in pairwise(layers):
+            if is_done:
+                is_done = False
+            elif _is_doubling(layer) and _is_usual_conv(conv) and can_rewrite(inputs, conv):
+                inputs, is_done = fast_doubled_conv(inputs, conv), True
+            else:
+                inputs = layer(inputs)
+        return inputs
+
+
+def _is_doubling(layer: nn.Module) -> bool:
+    return (
+        isinstance(layer, nn.Upsample)
+        and is_plain([layer], nn.Upsample)
+        and (layer.mode, layer.size) == ("nearest", None)
+        and layer.scale_factor in (2, (2.0, 2.0))
+    )
+
+
+def _is_usual_conv(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Returns whether this is a plain 3×3 convolution that keeps height and width."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and is_plain([conv], nn.Conv2d)
+        and (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1))
+        and (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
+    )
 
 
 class LeanActivatedNorm(nn.GroupNorm):

@@ -19,12 +19,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from latentae.tracing import is_exporting
+from latentae.winograd import (
+    suits_winograd,
+    winograd_conv,
+    winograd_input_gradient,
+    winograd_weight,
+    winograd_weight_gradient,
+)
+
 Gradients = tuple[Tensor | None, ...]
 """One gradient per input of a function; None where it is not needed."""
 ResidualLayers = tuple[nn.GroupNorm, nn.Conv2d, nn.GroupNorm, nn.Conv2d]
 
 # On a CPU about the size of its caches; on a GPU enough to keep it busy.
 _VALUES_AT_ONCE = {"cpu": 2**20, "other": 2**27}
+
+# Wider than without gradients, since here tensors have channels first, and Winograd's convolution reorders.
+_LEAST_WINOGRAD_CHANNELS = 256
 
 
 def is_plain(layers: Iterable[nn.Module], *kinds: type[nn.Module]) -> bool:
@@ -124,7 +136,12 @@ def normalisation_gradient(
 
 @dataclass(frozen=True)
 class Geometry:
-    """The settings of a convolution that its backward pass needs, and the dtype it computes in."""
+    """The settings of a convolution that its backward pass needs, and how it computes.
+
+    Attributes:
+        dtype: that it computes in.
+        by_winograd: whether it takes Winograd's convolution.
+    """
 
     stride: tuple[int, ...]
     padding: Any
@@ -132,11 +149,14 @@ class Geometry:
     groups: int
     bias_size: list[int] | None
     dtype: torch.dtype
+    by_winograd: bool
 
     @classmethod
-    def of(cls, conv: nn.Conv2d, dtype: torch.dtype) -> Geometry:
+    def of(cls, conv: nn.Conv2d, dtype: torch.dtype, inputs: Tensor) -> Geometry:
+        """Returns those of a convolution of inputs [B, C, H, W] in ``dtype``."""
         bias_size = None if conv.bias is None else list(conv.bias.shape)
-        return cls(conv.stride, conv.padding, conv.dilation, conv.groups, bias_size, dtype)
+        by_winograd = takes_winograd(conv, dtype, inputs)
+        return cls(conv.stride, conv.padding, conv.dilation, conv.groups, bias_size, dtype, by_winograd)
 
 
 def activated_conv(inputs: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
@@ -151,8 +171,18 @@ def activate(inputs: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor, Tensor
     return F.silu(normalised, inplace=True), mean, rstd
 
 
+def takes_winograd(conv: nn.Conv2d, dtype: torch.dtype, inputs: Tensor) -> bool:
+    """Returns whether a convolution of [B, C, H, W] in ``dtype`` is one by Winograd: on a CPU alone."""
+    followed = torch.compiler.is_compiling() or is_exporting()
+    is_here = inputs.device.type == "cpu" and inputs.dtype == dtype == conv.weight.dtype
+    is_wide = min(conv.in_channels, conv.out_channels) >= _LEAST_WINOGRAD_CHANNELS
+    return is_here and is_wide and not followed and suits_winograd(conv, inputs)
+
+
 def convolve(hidden: Tensor, conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
     """Returns conv(x), computed in ``dtype``; without autograd."""
+    if takes_winograd(conv, dtype, hidden):
+        return winograd_conv(hidden, winograd_weight(conv.weight), conv.bias).contiguous()
     bias = None if conv.bias is None else conv.bias.to(dtype)
     return conv._conv_forward(hidden.to(dtype), conv.weight.to(dtype), bias)
 
@@ -172,7 +202,7 @@ class _ActivatedConv(torch.autograd.Function):
     ) -> Tensor:
         hidden, mean, rstd = activate(inputs, norm)
         ctx.save_for_backward(inputs, mean, rstd, norm_weight, norm_bias, weight)
-        ctx.geometry = Geometry.of(conv, dtype)
+        ctx.geometry = Geometry.of(conv, dtype, hidden)
         return convolve(hidden, conv, dtype)
 
     @staticmethod
@@ -211,19 +241,10 @@ def activated_conv_gradients(
     (mean, rstd), (norm_weight, norm_bias, weight) = statistics, parameters
     computing = inputs.to(computing_dtype(inputs, norm_weight))
     normalised = normalise_again(computing, mean, rstd, norm_weight, norm_bias)
-    slope, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        gradient,
-        F.silu(normalised).to(geometry.dtype),
-        weight.to(geometry.dtype),
-        geometry.bias_size,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        False,
-        [0, 0],
-        geometry.groups,
-        [any(needed[:3]), *needed[3:]],
-    )
+    activated = F.silu(normalised).to(geometry.dtype)
+    wanted = [any(needed[:3]), *needed[3:]]
+    slope, of_weight, of_bias = convolution_gradients(gradient, activated, weight, geometry, wanted)
+    del activated
     of_norm: Gradients = (None, None, None)
     if slope is not None:
         slope = torch.ops.aten.silu_backward(slope.to(normalised.dtype), normalised)
@@ -232,6 +253,31 @@ def activated_conv_gradients(
     of_inputs, *of_norm_parameters = of_norm
     of_conv = (None if g is None else g.to(weight.dtype) for g in (of_weight, of_bias))
     return None if of_inputs is None else of_inputs.to(inputs.dtype), *of_norm_parameters, *of_conv
+
+
+def convolution_gradients(
+    gradient: Tensor, hidden: Tensor, weight: Tensor, geometry: Geometry, needed: list[bool]
+) -> Gradients:
+    """Returns the gradients of a convolution's inputs, weight and bias, as far as they are ``needed``."""
+    if not geometry.by_winograd:
+        return torch.ops.aten.convolution_backward(
+            gradient,
+            hidden,
+            weight.to(geometry.dtype),
+            geometry.bias_size,
+            geometry.stride,
+            geometry.padding,
+            geometry.dilation,
+            False,
+            [0, 0],
+            geometry.groups,
+            needed,
+        )
+    return (
+        winograd_input_gradient(gradient, winograd_weight(weight)).contiguous() if needed[0] else None,
+        winograd_weight_gradient(hidden, gradient).contiguous() if needed[1] else None,
+        gradient.sum(dim=(0, 2, 3)) if needed[2] else None,
+    )
 
 
 # A whole residual block, so that its backward pass handles a few images at a time.
@@ -264,7 +310,8 @@ class _Residual(torch.autograd.Function):
         output = convolve(activated, conv2, dtype)
         kept = hidden if keeps_hidden else None
         ctx.save_for_backward(inputs, kept, *statistics1, *statistics2, *parameters)
-        ctx.geometries, ctx.adds = (Geometry.of(conv1, dtype), Geometry.of(conv2, dtype)), adds
+        geometries = (Geometry.of(conv1, dtype, inputs), Geometry.of(conv2, dtype, hidden))
+        ctx.geometries, ctx.adds = geometries, adds
         ctx.conv1 = conv1
         return output.add_(inputs) if adds else output
 
@@ -315,65 +362,3 @@ def _residual_gradients(
         return (*[None] * 5, *second)
     first = activated_conv_gradients(of_hidden, inputs, statistics[:2], parameters[:3], geometry1, needed1)
     return (*first, *second)
-
-
-# Nearest-neighbour doubling and a 3×3 convolution, as one transposed convolution with 4/9 of the work.
-
-
-def doubled_conv(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Repeats each pixel of inputs [B, C, H, W] 2×2 times and applies a 3×3 convolution with padding 1.
-
-    A 3×3 window over doubled pixels sees at most 2×2 different ones. So the weights that meet the same pixel
-    can be added up: a 4×4 kernel with stride 2, which is the 3×3 kernel convolved with a 2×2 kernel of ones.
-    The result differs by rounding only, and the doubled tensor never exists.
-
-    Args:
-        weight: [C', C, 3, 3].
-        bias: [C'].
-
-    Returns:
-        [B, C', 2H, 2W].
-    """
-    return _DoubledConv.apply(inputs, weight, bias, autocast_dtype(inputs, weight))
-
-
-class _DoubledConv(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(inputs, weight)  # not the kernel: it is larger and quickly made
-        ctx.dtype, ctx.bias_size = dtype, None if bias is None else list(bias.shape)
-        bias = None if bias is None else bias.to(dtype)
-        kernel = doubling_kernel(weight.to(dtype))
-        return F.conv_transpose2d(inputs.to(dtype), kernel, bias, stride=2, padding=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Gradients:
-        inputs, weight = ctx.saved_tensors
-        of_inputs, of_kernel, of_bias = torch.ops.aten.convolution_backward(
-            gradient,
-            inputs.to(ctx.dtype),
-            doubling_kernel(weight.to(ctx.dtype)),
-            ctx.bias_size,
-            [2, 2],
-            [1, 1],
-            [1, 1],
-            True,
-            [0, 0],
-            1,
-            list(ctx.needs_input_grad[:3]),
-        )
-        # The kernel's gradient, through the same sums; the rows and columns of the padding drop out.
-        of_weight = None if of_kernel is None else _add_neighbours(of_kernel).transpose(0, 1).flip(2, 3)
-        found = (None if g is None else g.to(weight.dtype) for g in (of_weight, of_bias))
-        return None if of_inputs is None else of_inputs.to(inputs.dtype), *found, None
-
-
-def doubling_kernel(weight: Tensor) -> Tensor:
-    """Returns the transposed convolution's kernel [C, C', 4, 4] for the 3×3 weight [C', C, 3, 3]."""
-    return _add_neighbours(F.pad(weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1)))
-
-
-def _add_neighbours(values: Tensor) -> Tensor:
-    values = values[:, :, :-1] + values[:, :, 1:]
-    return values[..., :-1] + values[..., 1:]

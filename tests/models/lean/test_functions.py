@@ -5,14 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from latentae import winograd
 from latentae.models.lean import functions
 from latentae.models.lean.functions import (
     activate,
     activated_conv,
     add_gradients,
     computing_dtype,
-    doubled_conv,
-    doubling_kernel,
     normalisation_gradient,
     normalise,
     normalise_again,
@@ -175,8 +174,13 @@ def gradients(function, inputs, layers):
 @pytest.mark.parametrize("keeps_hidden", [True, False])
 @pytest.mark.parametrize(("wide", "adds"), [(6, True), (6, False), (9, False)])
 @pytest.mark.parametrize("values", [2**20, 2 * 6 * 4 * 3])  # the whole batch, or two images, two, one
-def test_values_and_gradients_are_autograd_s(monkeypatch, wide, adds, keeps_hidden, values):
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_values_and_gradients_are_autograd_s(monkeypatch, wide, adds, keeps_hidden, values, is_wide):
     monkeypatch.setitem(functions._VALUES_AT_ONCE, "cpu", values)
+    if is_wide:  # enough for Winograd's convolution
+        monkeypatch.setattr(functions, "_LEAST_WINOGRAD_CHANNELS", 1)
+        monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 1)
+        monkeypatch.setattr(winograd, "_LEAST_TILES", 1)
     layers, inputs = make_layers(wide), torch.randn(5, 6, 4, 3, dtype=torch.float64, requires_grad=True)
 
     def lean(x):
@@ -188,7 +192,11 @@ def test_values_and_gradients_are_autograd_s(monkeypatch, wide, adds, keeps_hidd
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2, 3])
-def test_layers_that_do_not_learn(frozen):
+@pytest.mark.parametrize("least", [1, 128])
+def test_layers_that_do_not_learn(frozen, least, monkeypatch):
+    monkeypatch.setattr(functions, "_LEAST_WINOGRAD_CHANNELS", least)
+    monkeypatch.setattr(winograd, "_LEAST_CHANNELS", least)
+    monkeypatch.setattr(winograd, "_LEAST_TILES", least)
     layers, inputs = make_layers(), torch.randn(5, 6, 4, 3, dtype=torch.float64, requires_grad=True)
     for layer in layers[: frozen + 1]:
         layer.requires_grad_(False)
@@ -212,32 +220,3 @@ def test_what_is_kept_of_the_activations(keeps_hidden, number):
     assert kept.count(inputs.shape) == number
     # The others are means and 1/σ of both normalisations, and the layers' parameters.
     assert sum(shape != inputs.shape for shape in kept) == 4 + 8
-
-
-def test_the_doubling_kernel_adds_up_the_weights_that_meet_a_pixel():
-    # One channel, one pixel of 1: its four copies each meet the whole 3×3 window, shifted.
-    weight = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
-    pixel = torch.zeros(1, 1, 3, 3)
-    pixel[..., 1, 1] = 1
-    expected = F.conv2d(pixel.repeat_interleave(2, 2).repeat_interleave(2, 3), weight, padding=1)
-    assert torch.equal(F.conv_transpose2d(pixel, doubling_kernel(weight), stride=2, padding=1), expected)
-    assert doubling_kernel(weight).sum() == 4 * weight.sum()
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_doubling_values_and_derivatives(bias):
-    torch.manual_seed(0)
-    inputs = torch.randn(2, 3, 4, 3, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    shift = torch.randn(2, dtype=torch.float64, requires_grad=True) if bias else None
-    doubled = inputs.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(
-        doubled_conv(inputs, weight, shift), F.conv2d(doubled, weight, shift, padding=1), rtol=0, atol=1e-12
-    )
-    assert torch.autograd.gradcheck(doubled_conv, (inputs, weight, shift))
-
-
-def test_the_input_and_the_small_kernel_are_all_that_is_kept():
-    inputs = torch.randn(1, 3, 4, 4)
-    weight = torch.randn(2, 3, 3, 3, requires_grad=True)
-    assert kept_shapes(lambda: doubled_conv(inputs, weight, None)) == [inputs.shape, weight.shape]
