@@ -16,6 +16,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from latentae.models.checkpoints.configs import embed_config
+from latentae.models.exact_tiling import Program, Residual, steps
+from latentae.models.exact_tiling.programs import tiny_block
 from latentae.models.latent import AutoencoderOutput, LatentAutoencoder
 
 
@@ -50,6 +52,11 @@ class PooledBlock(TinyBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, in_channels, h, w] to [B, out_channels, h, w]."""
         return super().forward(x + self.pool(x))
+
+
+@steps.register
+def _(block: PooledBlock) -> Program:
+    return [Residual(steps(block.pool)), *tiny_block(block)]
 
 
 def _conv(**arguments: Any) -> Callable[[int, int], nn.Module]:
