@@ -159,6 +159,7 @@ def test_gradients_pass_through_tiles(model):
 @torch.no_grad()
 def test_tiled_encode_is_what_diffusers_announces(model):
     images = torch.rand(1, 3, 28, 28) * 2 - 1
+    model.tiling_mode = "blended"
     tensor = model.tiled_encode(images)
     model.enable_tiling(mode="blended")
     encoded = model.encode(images, return_dict=False)[0]

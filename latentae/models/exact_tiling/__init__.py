@@ -100,8 +100,8 @@ class ExactTiling:
                 "exact tiling computes no gradients: call the model inside torch.no_grad(), or use "
                 "enable_tiling(mode='blended')"
             )
-        # A map is freed by whole strips, for which a third is set aside.
-        strips = min(_STRIPS, (memory - plan.maps) * 2 // 3)
+        # Half is set aside, because maps are freed by whole strips, and for the libraries' workspace.
+        strips = min(_STRIPS, (memory - plan.maps) // 2)
         device = torch.device("cpu") if is_offloaded else None
         with torch.no_grad():
             return Execution(inputs, strips, value, self.storage_dtype, device).outputs(program)

@@ -162,7 +162,8 @@ def _convolution(
         conv: the convolution; None: the module itself, or what it adapts.
         padding: rows above and below; None: those of the convolution.
     """
-    conv = getattr(conv or module, "base_layer", conv or module)
+    inner: Any = conv or module
+    conv = getattr(inner, "base_layer", inner)
     assert isinstance(conv, nn.Conv2d)
     if conv.padding_mode not in ("zeros", "replicate") or isinstance(conv.padding, str):
         raise _unknown(conv, f" with padding {conv.padding!r} and padding_mode {conv.padding_mode!r}")
