@@ -149,11 +149,15 @@ def test_statistics_are_those_of_float64():
     torch.testing.assert_close(variance[..., 0], groups.var(-1, correction=0), rtol=1e-6, atol=0)
 
 
-def test_attention_in_chunks_of_queries():
+def test_attention_in_chunks_of_queries(monkeypatch):
+    seen: list[torch.Tensor] = []
+    stand_in = "latentae.models.exact_tiling.walk.writes_scores"
+    monkeypatch.setattr(stand_in, lambda query, *_: seen.append(query) or True)
     query, key = torch.randn(2, 1, 2, 37, 8)
     whole = F.scaled_dot_product_attention(query, key, key)
     with ChunkedAttention(memory=2 * 4 * 2 * 37 * 5):  # of five queries
         torch.testing.assert_close(F.scaled_dot_product_attention(query, key, key), whole)
+    assert len(seen) == 1
     masked = F.scaled_dot_product_attention(query, key, key, torch.eye(37, dtype=torch.bool))
     with ChunkedAttention(memory=1):
         same = F.scaled_dot_product_attention(query, key, key, torch.eye(37, dtype=torch.bool))

@@ -114,6 +114,10 @@ class Walk(ABC):
         """Returns a map in memory."""
         return rows if isinstance(rows, Stored) else self.store(rows)
 
+    def is_kept(self, rows: Stored) -> bool:
+        """Returns whether a waiting shortcut needs a map."""
+        return rows in lowest_rows(self.waiting, 0)
+
     @abstractmethod
     def sweep(self, maps: Sequence[Rows], kept: set[Stored]) -> list[Stored]:
         """Stores maps of one height, and frees what they are computed from, apart from ``kept``."""
@@ -173,7 +177,8 @@ class Plan(Walk):
 
     def whole(self, rows: Stored, function: WholeFunction) -> Stored:
         own = _MAPS_OF_ATTENTION * rows.size()
-        self.live.pop(rows, None)
+        if not self.is_kept(rows):
+            self.live.pop(rows, None)
         self.maps = max(self.maps, self._bytes() + own * self.value)
         self.smallest = max(self.smallest, self.maps)
         self.untiled = max(self.untiled, sum(self.live.values()) + own)
@@ -258,7 +263,8 @@ class Execution(Walk):
 
     def whole(self, rows: Stored, function: WholeFunction) -> Stored:
         inputs = rows.read(0, rows.height)
-        rows.release(rows.height)
+        if not self.is_kept(rows):
+            rows.release(rows.height)
         result = Stored(rows.shape, self.dtype, self.device)
         with ChunkedAttention(self.memory):
             result.append(function(inputs, self.condition))
@@ -278,10 +284,9 @@ class Execution(Walk):
 
 
 class ChunkedAttention(TorchFunctionMode):
-    """Computes scaled_dot_product_attention for some queries at a time.
+    """Computes scaled_dot_product_attention for some queries at a time where its scores are written out.
 
-    A kernel that does not write out the scores is used where torch has one. Elsewhere the scores of a chunk
-    of queries stay below ``memory`` bytes.
+    The scores of a chunk of queries then stay below ``memory`` bytes. Attention with a mask is left alone.
     """
 
     def __init__(self, memory: int) -> None:
@@ -290,9 +295,26 @@ class ChunkedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or kwargs.get("attn_mask") is not None or len(args) > 3:
+        is_plain = len(args) == 3 and kwargs.get("attn_mask") is None and not kwargs.get("is_causal")
+        if func is not F.scaled_dot_product_attention or not is_plain or not writes_scores(*args):
             return func(*args, **kwargs)
-        query, *others = args
-        scores_of_one = 2 * 4 * math.prod(query.shape[:-2]) * others[0].shape[-2]
+        query, key, value = args
+        scores_of_one = 2 * 4 * math.prod(query.shape[:-2]) * key.shape[-2]  # before and after the softmax
         chunks = query.split(max(1, self.memory // scores_of_one), dim=-2)
-        return torch.cat([func(chunk, *others, **kwargs) for chunk in chunks], dim=-2)
+        return torch.cat([func(chunk, key, value, **kwargs) for chunk in chunks], dim=-2)
+
+
+def writes_scores(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Returns whether torch's attention needs memory for the scores of all queries with all keys."""
+    if query.device.type == "cpu":
+        return False  # its kernel goes over the keys in blocks
+    if query.device.type != "cuda":
+        return True
+    from torch.backends import cuda
+
+    case = cuda.SDPAParams(query, key, value, None, 0.0, False, False)
+    return not (
+        cuda.can_use_flash_attention(case)
+        or cuda.can_use_efficient_attention(case)
+        or cuda.can_use_cudnn_attention(case)
+    )
