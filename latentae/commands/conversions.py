@@ -234,7 +234,7 @@ def _reconstruct_options(parser: CommandParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="PNG file, or folder")
     parser.add_model("--model", required=True)
     parser.add_number("--max-side", "shrink longer images to N pixels first; omitted: never")
-    parser.add_switch("--tile", "work in overlapping tiles: less memory for large images")
+    parser.add_switch("--tile", "work in strips: less memory for large images, with the same result")
     parser.add_switch("--alpha", "images are RGBA: show them on a checkerboard")
     parser.add_overwrite("existing images")
     add_decoding(parser.add_argument_group("reading the images, as data.* in training"))

@@ -1,18 +1,22 @@
-"""Encoding and decoding in pieces: one image at a time, or overlapping tiles of a large image."""
+"""Encoding and decoding in pieces: image by image, in strips with the exact result, or in blended tiles."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor
+from torch import Tensor, nn
+
+from latentae.models.exact_tiling import ExactTiling, program_of
+from latentae.tracing import is_exporting
 
 Function = Callable[[Tensor], Tensor]
 Pair = tuple[int, int]
+TilingMode = Literal["exact", "blended"]
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -98,13 +102,17 @@ class TilingMixin:
 
     Attributes:
         use_slicing: encode and decode the images of a batch one by one.
-        use_tiling: encode and decode images larger than a tile in tiles.
+        use_tiling: encode and decode large images in pieces.
+        tiling_mode: ``exact`` or ``blended``; see ``enable_tiling``.
+        exact_tiling: settings of exact tiling.
         tile_latent_min_size: ``tile_sample_min_size`` in latents. The other attributes are the arguments of
             ``enable_tiling``; None means that the square size, or the overlap factor, decides.
     """
 
     use_slicing: bool
     use_tiling: bool
+    tiling_mode: TilingMode = "exact"
+    exact_tiling = ExactTiling()
     tile_sample_min_size: int
     tile_latent_min_size: int
     tile_overlap_factor: float
@@ -114,6 +122,8 @@ class TilingMixin:
     tile_sample_stride_width: float | None = None
     downsampling_factor: Any
     upscale: Any
+    encoder: Any
+    decoder: Any
     encode: Callable[..., Any]
     decode: Callable[..., Any]
     _encode_whole: Function  # one forward through the encoder, without slices or tiles
@@ -138,15 +148,24 @@ class TilingMixin:
         *,
         tile_sample_min_size: int | None = None,
         tile_overlap_factor: float | None = None,
+        mode: TilingMode | None = None,
+        memory: int | None = None,
+        storage_dtype: torch.dtype | None = None,
+        offload: bool = False,
         use_tiling: bool = True,
     ) -> None:
-        """Encodes and decodes large images in overlapping tiles from now on, with bounded memory.
+        """Encodes and decodes large images with bounded memory from now on.
 
-        By default a tile has the size of the training images (``config.sample_size``). Each tile has its own
-        statistics for normalisation and attention, so the result differs slightly from that without tiles.
+        ``exact`` tiling gives the result of the whole image, up to rounding: the image goes through the model
+        layer by layer, in strips, and normalisation and attention see all of it. It has no gradients. An
+        image that fits into the memory is encoded or decoded as without tiling. ``blended`` tiling is that of
+        diffusers: overlapping tiles, each with its own statistics for normalisation and attention, are
+        cross-faded, so the result differs from that without tiles. By default a tile has the size of the
+        training images (``config.sample_size``).
 
-        Arguments that are left out keep their current values. Sizes and strides are rounded down to whole
-        latents. ``enable_tiling(False)`` turns tiling off, as in older versions of diffusers.
+        Arguments of blended tiling that are left out keep their current values; those of exact tiling get
+        their defaults. Sizes and strides are rounded down to whole latents. ``enable_tiling(False)`` turns
+        tiling off, as in older versions of diffusers.
 
         Args:
             tile_sample_min_height, tile_sample_min_width: the tile's sides, in pixels.
@@ -154,14 +173,21 @@ class TilingMixin:
                 start of the next, at most the tile's side.
             tile_sample_min_size: the side of square tiles, in pixels.
             tile_overlap_factor: fraction of a tile that overlaps with the next one, in [0, 1).
+            mode: ``exact`` or ``blended``; None: ``blended`` if there are arguments for tiles, else
+                ``exact``.
+            memory, storage_dtype, offload: of exact tiling; see ``ExactTiling``.
             use_tiling: False turns tiling off.
 
         Raises:
             ValueError: a side or stride below one latent, a stride longer than the tile, a factor outside [0,
-                1), or ``tile_sample_min_size`` together with a height or width.
+                1), ``tile_sample_min_size`` together with a height or width, arguments of both modes, or a
+                model with a module that exact tiling does not know.
         """
         if isinstance(tile_sample_min_height, bool):
             use_tiling, tile_sample_min_height = tile_sample_min_height, None
+        if not use_tiling:
+            self.use_tiling = False
+            return
         given = {
             "tile_sample_min_height": tile_sample_min_height,
             "tile_sample_min_width": tile_sample_min_width,
@@ -171,6 +197,9 @@ class TilingMixin:
             "tile_overlap_factor": tile_overlap_factor,
         }
         values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        exact = {"memory": memory, "storage_dtype": storage_dtype, "offload": offload or None}
+        mode = self._check_mode(mode, [*values], [name for name in exact if exact[name] is not None])
+        settings = ExactTiling(memory, storage_dtype, offload)
         self._check_tiles(values)
         if tile_sample_min_size is not None:
             values["tile_latent_min_size"] = tile_sample_min_size // self.downsampling_factor
@@ -179,7 +208,8 @@ class TilingMixin:
             values = {"tile_sample_stride_height": None, "tile_sample_stride_width": None} | values
         for name, value in values.items():
             setattr(self, name, value)
-        self.use_tiling = use_tiling
+        self.tiling_mode, self.exact_tiling = mode, settings
+        self.use_tiling = True
 
     def disable_tiling(self) -> None:
         """Encodes and decodes whole images again."""
@@ -187,7 +217,7 @@ class TilingMixin:
 
     @apply_forward_hook
     def tiled_encode(self, x: Tensor, return_dict: bool | None = None) -> Any:
-        """Encodes images [B, C, H, W] in tiles, even if tiling is off.
+        """Encodes images [B, C, H, W] as after ``enable_tiling``, even if tiling is off.
 
         Returns the encoder's output: of a KL-VAE the moments [B, 2c, h, w] that
         ``DiagonalGaussianDistribution`` takes, of other models the latents [B, c, h, w].
@@ -213,7 +243,7 @@ class TilingMixin:
         return self._with_tiling(lambda: self._encode_in_pieces(self._pad(images)))
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> Any:
-        """``decode`` in tiles, even if tiling is off."""
+        """``decode`` as after ``enable_tiling``, even if tiling is off."""
         return self._with_tiling(lambda: self.decode(z, return_dict=return_dict))
 
     def _with_tiling(self, work: Callable[[], Any]) -> Any:
@@ -232,6 +262,23 @@ class TilingMixin:
         self.tile_sample_min_size = sample_size
         self.tile_latent_min_size = sample_size // self.downsampling_factor
         self.tile_overlap_factor = 0.25
+
+    def _check_mode(self, mode: TilingMode | None, blended: list[str], exact: list[str]) -> TilingMode:
+        """Returns the mode that given arguments mean.
+
+        Raises:
+            ValueError: an unknown mode, arguments of the other mode, or a module that exact tiling does not
+                know.
+        """
+        if mode not in (None, "exact", "blended"):
+            raise ValueError(f"mode is {mode!r}, but must be 'exact' or 'blended'")
+        mode = mode or ("blended" if blended else "exact")
+        if others := exact if mode == "blended" else blended:
+            other = "exact" if mode == "blended" else "blended"
+            raise ValueError(f"{others[0]} is an argument of mode={other!r}, and the mode is {mode!r}")
+        if mode == "exact":
+            program_of([*self._encoder_modules(), *self._decoder_modules()])
+        return mode
 
     def _check_tiles(self, given: dict[str, Any]) -> None:
         """Raises ValueError for tiles that ``enable_tiling`` cannot make; nothing is changed yet."""
@@ -259,6 +306,8 @@ class TilingMixin:
 
     def _encode_in_pieces(self, images: Tensor) -> Tensor:
         """Applies ``_encode_whole`` to padded images, in slices and tiles if these are on."""
+        if self.use_tiling and self.tiling_mode == "exact":
+            return self._exactly(self._encode_whole, self._encoder_modules(), images)
         tile = self.tile_sample_min_size // self.downsampling_factor
         return self._in_pieces(self._encode_whole, images, tile, self.downsampling_factor, 1)
 
@@ -269,8 +318,25 @@ class TilingMixin:
             size: (H, W) of the images that were encoded; padding beyond them, times ``upscale``, is cropped.
         """
         step = self.downsampling_factor * self.upscale
-        images = self._in_pieces(self._decode_whole, latents, self.tile_latent_min_size, 1, step)
+        if self.use_tiling and self.tiling_mode == "exact":
+            images = self._exactly(self._decode_whole, self._decoder_modules(), latents)
+        else:
+            images = self._in_pieces(self._decode_whole, latents, self.tile_latent_min_size, 1, step)
         return images if size is None else images[..., : size[0] * self.upscale, : size[1] * self.upscale]
+
+    def _encoder_modules(self) -> list[nn.Module]:
+        """Returns the modules that images go through, one after the other."""
+        return _present(self.encoder, getattr(self, "quant_conv", None))
+
+    def _decoder_modules(self) -> list[nn.Module]:
+        """Returns the modules that latents go through, one after the other."""
+        return _present(getattr(self, "post_quant_conv", None), self.decoder)
+
+    def _exactly(self, function: Function, modules: list[nn.Module], inputs: Tensor) -> Tensor:
+        if is_exporting():
+            return function(inputs)
+        images = inputs.split(1) if self.use_slicing else (inputs,)
+        return torch.cat([self.exact_tiling.apply(modules, each, function) for each in images])
 
     def _in_pieces(
         self, function: Function, inputs: Tensor, tile: int, input_step: int, output_step: int
@@ -301,3 +367,7 @@ class TilingMixin:
         if stride is None:
             return tile, min(tile - 1, math.ceil(tile * self.tile_overlap_factor))
         return tile, max(0, tile - max(1, int(stride) // self.downsampling_factor))
+
+
+def _present(*modules: nn.Module | None) -> list[nn.Module]:
+    return [module for module in modules if module is not None]

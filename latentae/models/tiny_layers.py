@@ -16,6 +16,9 @@ from typing import Any
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import Tensor, nn
 
+from latentae.models.exact_tiling import Program, Residual, steps
+from latentae.models.exact_tiling.programs import tiny_block
+
 POOL_GROUPS = 4
 """Groups of the normalisation in a pooled block's branch."""
 
@@ -51,6 +54,11 @@ class PooledBlock(TinyBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, in_channels, h, w] to [B, out_channels, h, w]."""
         return super().forward(x + self.pool(x))
+
+
+@steps.register
+def _(block: PooledBlock) -> Program:
+    return [Residual(steps(block.pool)), *tiny_block(block)]
 
 
 def _conv(**arguments: Any) -> Callable[[int, int], nn.Module]:

@@ -36,7 +36,7 @@ def test_a_model_in_half_precision(tmp_path):
 
 def test_tiles_do_not_disturb_the_comparison(tmp_path):
     model = make_kl(sample_size=4)
-    model.enable_tiling()
+    model.enable_tiling(mode="blended")
     assert export_autoencoder(model, tmp_path / "model", format="diffusers").max_error == 0.0
     assert model.use_tiling
 

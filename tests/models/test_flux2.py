@@ -101,7 +101,7 @@ def test_half_precision_slices_and_tiles(flux2, images):
     whole = flux2.to_latents(images)
     flux2.enable_slicing()
     torch.testing.assert_close(flux2.to_latents(images), whole, atol=1e-5, rtol=0)
-    flux2.enable_tiling()
+    flux2.enable_tiling(mode="blended")
     assert flux2(torch.zeros(1, 3, 64, 80)).sample.shape == (1, 3, 64, 80)
 
 

@@ -103,7 +103,7 @@ def test_missing_convs_are_added_only_on_request(images, tmp_path):
 
 def test_tiles_go_through_added_convs(images):
     model = make_kl(use_quant_conv=False, use_post_quant_conv=False, sample_size=16)
-    model.enable_tiling()
+    model.enable_tiling(mode="blended")
     latents, pixels = model.encode(images).latents, model(images).sample
     fold_normalisation(model, 0.25, 2.0, add_convs=True)
     assert closeness(model.encode(images).latents, (latents - 0.25) * 2) < 1e-5

@@ -69,7 +69,7 @@ def model(request):
 def test_sizes_stay(model, size):
     images = torch.rand(2, 3, *size) * 2 - 1
     whole, latents = model(images).sample, model.encode(images).latents
-    model.enable_tiling()
+    model.enable_tiling(mode="blended")
     assert model.encode(images).latents.shape == latents.shape
     assert model(images).sample.shape == images.shape
     assert not torch.equal(model(images).sample, whole)
@@ -84,7 +84,7 @@ def test_tiles_lie_where_they_belong(model):
     images = torch.rand(1, 3, 112, 160) * 2 - 1
     latents = model.encode(images).latents
     decoded = model.decode(latents).sample
-    model.enable_tiling()
+    model.enable_tiling(mode="blended")
     for tiles, whole in (
         (model.encode(images).latents, latents),
         (model.decode(latents).sample, decoded),
@@ -104,7 +104,7 @@ def test_closer_to_the_whole_than_stock_tiles():
     whole = model(images).sample
     stock = model.to_diffusers()
     for each in (model, stock):
-        each.enable_tiling()
+        each.enable_tiling(**({"mode": "blended"} if each is model else {}))
     ours, theirs = ((each(images).sample - whole).abs().mean() for each in (model, stock))
     assert ours < theirs
 
@@ -112,7 +112,7 @@ def test_closer_to_the_whole_than_stock_tiles():
 def test_tiles_of_any_size():
     # here a stock tile is 10 latents, its step 7 latents and its share of the result 15 pixels, not 14
     model = make(KLVAE, sample_size=20)
-    model.enable_tiling()
+    model.enable_tiling(mode="blended")
     stock = model.to_diffusers()
     stock.enable_tiling()
     images = torch.zeros(1, 3, 34, 40)
@@ -126,7 +126,7 @@ def test_no_piece_is_larger_than_a_tile(model):
         getattr(model, name).register_forward_pre_hook(
             lambda _, inputs, shapes=shapes: shapes.append(list(inputs[0].shape))
         )
-    model.enable_tiling()
+    model.enable_tiling(mode="blended")
     model.enable_slicing()
     model(torch.zeros(2, 3, 28, 16))
     assert seen == {"encoder": [[1, 3, 16, 16]] * 4, "decoder": [[1, 4, 8, 8]] * 4}
@@ -142,7 +142,7 @@ def test_slices_are_the_batch(model):
 
 
 def test_tiles_may_be_told_apart_from_the_sample_size(model):
-    model.tile_sample_min_size, model.tile_latent_min_size = 12, 6
+    model.tile_sample_min_size, model.tile_latent_min_size, model.tiling_mode = 12, 6, "blended"
     images = torch.rand(1, 3, 13, 24) * 2 - 1
     encoded = model.tiled_encode(images)[:, :4]
     assert model.tiled_decode(encoded).sample.shape == (1, 3, 14, 24)
@@ -150,7 +150,7 @@ def test_tiles_may_be_told_apart_from_the_sample_size(model):
 
 
 def test_gradients_pass_through_tiles(model):
-    model.enable_tiling()
+    model.enable_tiling(mode="blended")
     images = (torch.rand(1, 3, 24, 24) * 2 - 1).requires_grad_()
     model(images).sample.square().mean().backward()
     assert (images.grad.abs().amax(dim=(0, 1)) > 0).all()
@@ -159,8 +159,9 @@ def test_gradients_pass_through_tiles(model):
 @torch.no_grad()
 def test_tiled_encode_is_what_diffusers_announces(model):
     images = torch.rand(1, 3, 28, 28) * 2 - 1
+    model.tiling_mode = "blended"
     tensor = model.tiled_encode(images)
-    model.enable_tiling()
+    model.enable_tiling(mode="blended")
     encoded = model.encode(images, return_dict=False)[0]
     assert torch.equal(tensor, encoded if isinstance(model, VQVAE) else encoded.parameters)
     model.disable_tiling()
