@@ -21,6 +21,7 @@ from latentae.config import (
     QuantizerConfig,
     ReconstructionConfig,
     RunConfig,
+    TinyAutoencoderConfig,
     VQVAEConfig,
 )
 from latentae.data import (
@@ -54,9 +55,18 @@ from latentae.losses.reconstruction import (
     ReconstructionLoss,
     ReconstructionObjective,
 )
-from latentae.models import KLVAE, VQGAN, VQVAE, Flux2VAE, load_autoencoder
+from latentae.models import (
+    KLVAE,
+    VQGAN,
+    VQVAE,
+    Autoencoder,
+    Flux2VAE,
+    TinyAutoencoder,
+    load_autoencoder,
+)
 from latentae.models.adapting import describe_architecture
 from latentae.models.loading import is_single_file
+from latentae.models.tiny_layers import TinyLevels, arguments_of
 from latentae.weights import load_trunk, load_vision_transformer
 
 _VQ_MODELS: dict[str, type[VQVAE]] = {"VQVAE": VQVAE, "VQGAN": VQGAN}
@@ -65,13 +75,15 @@ _DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN}
 
 def build_autoencoder(
     config: ModelConfig, sample_size: int, decoder: DecoderConfig | None = None
-) -> KLVAE | VQVAE:
+) -> Autoencoder:
     """Builds the model with fresh weights.
 
     Args:
         sample_size: of the images that its encoder sees, written into its config for information.
-        decoder: of a KLVAE whose decoder is not the encoder's mirror.
+        decoder: of a KLVAE or TinyAutoencoder whose decoder is not the encoder's mirror.
     """
+    if isinstance(config, TinyAutoencoderConfig):
+        return TinyAutoencoder(**_tiny_arguments(config, decoder))
     attention = config.attention_levels or (False,) * len(config.block_out_channels)
     backbone: dict[str, Any] = {
         "in_channels": config.in_channels,
@@ -110,6 +122,21 @@ def _decoder_arguments(config: DecoderConfig | None) -> dict[str, Any]:
     }
 
 
+def _tiny_arguments(config: TinyAutoencoderConfig, decoder: DecoderConfig | None) -> dict[str, Any]:
+    folds = 2 if config.pixel_shuffle else 1
+    levels = TinyLevels(config.block_out_channels, config.layers_per_block, config.pooled_blocks, folds)
+    upwards, upscale = levels, 1
+    if decoder is not None:
+        widths, blocks = decoder.widths or levels.widths, decoder.layers_per_block or levels.layers_per_block
+        upscale = decoder.upscale
+        upwards = TinyLevels(widths, blocks, levels.pooled, folds * upscale)
+    return arguments_of(
+        levels.encoder(config.in_channels, config.latent_channels),
+        upwards.decoder(config.latent_channels, config.out_channels or config.in_channels),
+        upscale,
+    )
+
+
 def _quantizer_arguments(config: QuantizerConfig) -> dict[str, Any]:
     """Returns the arguments of a VQ model that describe its quantizer. A table's sizes are separate ones."""
     quantizer = config.model_dump(mode="json")
@@ -121,7 +148,7 @@ def _quantizer_arguments(config: QuantizerConfig) -> dict[str, Any]:
     return {**sizes, "quantizer": quantizer}
 
 
-def open_pretrained(place: str, norm_num_groups: int | None = None) -> KLVAE | VQVAE:
+def open_pretrained(place: str, norm_num_groups: int | None = None) -> Autoencoder:
     """Opens the model that ``model.pretrained`` names: float32, in eval mode, on the CPU.
 
     Args:
@@ -134,7 +161,7 @@ def open_pretrained(place: str, norm_num_groups: int | None = None) -> KLVAE | V
     told: dict[str, Any] = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
     model = load_autoencoder(place, **(told if is_single_file(place) else {}))
     describe_architecture(model)  # raises if the model cannot be trained
-    assert isinstance(model, KLVAE | VQVAE)  # others are not described
+    assert isinstance(model, Autoencoder)  # others are not described
     return model
 
 

@@ -52,6 +52,8 @@ BRANCH_FIXED_KEYS = frozenset(
         "model.mid_block_attention",
         "model.pretrained",  # only counts at the first step, as does `init`
         "model.decoder_block_out_channels",
+        "model.pooled_blocks",
+        "model.pixel_shuffle",
         "model.use_quant_conv",
         "model.backbone",
         "model.quantizer.type",

@@ -27,7 +27,11 @@ class Family:
 
 # The families of autoencoders that can be trained: one script each. To add a family, add its line.
 FAMILIES = {
-    "kl_vae": Family(classes=("KLVAE", "Flux2VAE"), script="train_kl_vae.py", default_config="quickstart_kl"),
+    "kl_vae": Family(
+        classes=("KLVAE", "Flux2VAE", "TinyAutoencoder"),
+        script="train_kl_vae.py",
+        default_config="quickstart_kl",
+    ),
     "vq_vae": Family(classes=("VQVAE",), script="train_vq_vae.py", default_config="quickstart_vq"),
     "vqgan": Family(classes=("VQGAN",), script="train_vqgan.py", default_config="quickstart"),
 }

@@ -8,6 +8,8 @@ from latentae.config.files import FAMILIES, Family
 from latentae.config.merge import Inherited, is_architecture, merge, suits
 from latentae.config.yaml_text import ConfigError
 
+_TINY = "TinyAutoencoder"
+
 Describe = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Returns the model section of the pretrained model, given a run's plain values with `model.pretrained` set.
 It also has a key `decoder`, with that section, if the model's decoder is not the mirror of its encoder.
@@ -68,7 +70,12 @@ def _lacks_in_quantizer(quantizer: Any) -> bool:
 
 
 def _check_family(place: str, chosen: Any, found: str) -> None:
-    """Raises ConfigError if only one of the pretrained model and the run's model is a KL-VAE."""
+    """Raises ConfigError if the run's model and the pretrained one are of different families."""
+    if chosen is not None and chosen != found and _TINY in (chosen, found):
+        raise ConfigError(
+            f"`model.class` is {chosen}, but `model.pretrained` ({place}) holds a {found}, another "
+            f"architecture; use model.class={found}, or name another model there"
+        )
     families = {name: family for family in FAMILIES.values() for name in family.classes}
     if chosen in families and _is_kl(families[chosen]) != _is_kl(families[found]):
         scripts = [family.script for family in FAMILIES.values() if _is_kl(family) == _is_kl(families[found])]

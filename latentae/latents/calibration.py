@@ -17,7 +17,7 @@ from latentae.latents.statistics import (
     measure_latents,
     view_loader,
 )
-from latentae.models import KLVAE, VQVAE, Flux2VAE
+from latentae.models import VQVAE, Autoencoder, Flux2VAE
 from latentae.models.decoders import downscale
 from latentae.models.folding import codes_can_move, fold_normalisation
 
@@ -53,7 +53,7 @@ class Calibration:
 
 
 def calibrate(
-    model: KLVAE | VQVAE, statistics: LatentStatistics, *, per_channel: bool = False, fold: bool = True
+    model: Autoencoder, statistics: LatentStatistics, *, per_channel: bool = False, fold: bool = True
 ) -> Calibration:
     """Changes the model in place so that ``to_latents`` has zero mean and unit variance; pixels stay.
 
@@ -112,7 +112,7 @@ def calibrate(
 
 
 def calibrate_on(
-    model: KLVAE | VQVAE,
+    model: Autoencoder,
     dataset: ImageDataset,
     *,
     batch_size: int,
@@ -159,7 +159,7 @@ def calibrate_on(
     return calibrate(model, measure_latents(model, batches, seed=seed), per_channel=per_channel)
 
 
-def check_per_channel(model: KLVAE | VQVAE, *, fold: bool = True) -> None:
+def check_per_channel(model: Autoencoder, *, fold: bool = True) -> None:
     """Raises ValueError where ``calibrate`` cannot give each channel of this model its own scale."""
     if isinstance(model, Flux2VAE):
         raise ValueError("a FLUX.2 VAE gives each channel its own scale anyway: leave per_channel out")
@@ -175,7 +175,7 @@ def check_per_channel(model: KLVAE | VQVAE, *, fold: bool = True) -> None:
         )
 
 
-def _can_fold(model: KLVAE | VQVAE) -> bool:
+def _can_fold(model: Autoencoder) -> bool:
     if isinstance(model, VQVAE) and not codes_can_move(model.quantize):
         return False
     return all(getattr(model, name, None) is not None for name in ("quant_conv", "post_quant_conv"))
@@ -186,13 +186,10 @@ def _constant_channels(statistics: LatentStatistics) -> list[int]:
     return (statistics.std <= _ROUNDING * statistics.mean.abs()).nonzero().flatten().tolist()
 
 
-def _check_statistics(model: KLVAE | VQVAE, statistics: LatentStatistics) -> None:
-    if not isinstance(model, KLVAE | VQVAE):
+def _check_statistics(model: Autoencoder, statistics: LatentStatistics) -> None:
+    if not isinstance(model, Autoencoder):
         raise ValueError(f"model is a {type(model).__name__}, but must be a KLVAE, a VQVAE or a VQGAN")
-    is_kl = isinstance(model, KLVAE)
-    channels = model.config.latent_channels if is_kl else model.quantize.code_dim
-    if isinstance(model, Flux2VAE):
-        channels = model.bn.num_features
+    channels = model.bn.num_features if isinstance(model, Flux2VAE) else model.latents_channels
     if len(statistics.mean) != channels:
         raise ValueError(
             f"statistics are of {len(statistics.mean)} latent channels, but the model has {channels}: "
@@ -210,7 +207,7 @@ def _check_statistics(model: KLVAE | VQVAE, statistics: LatentStatistics) -> Non
         )
 
 
-def _remark_on_shift(model: KLVAE | VQVAE, mean: float) -> str:
+def _remark_on_shift(model: Autoencoder, mean: float) -> str:
     remark = (
         "the mean could not be folded and stands in shift_factor: SD3, FLUX and their kin subtract it; "
         "StableDiffusion, SDXL, DiT and LDM pipelines ignore it, and their latents keep a mean of "

@@ -22,7 +22,7 @@ from latentae.latents.statistics import (
     measure_latents,
     view_loader,
 )
-from latentae.models import KLVAE, VQVAE, Flux2VAE, load_autoencoder
+from latentae.models import KLVAE, Autoencoder, Flux2VAE, load_autoencoder
 
 
 def recalibrate(
@@ -113,13 +113,13 @@ def recalibrate(
     on_main(write, f"write to {out}")
 
 
-def _open_model(model: str, out: Path | None, per_channel: bool) -> KLVAE | VQVAE:
+def _open_model(model: str, out: Path | None, per_channel: bool) -> Autoencoder:
     """Opens the model; raises ValueError where it cannot be calibrated, or not be written to ``out``."""
     if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         raise ValueError(f"--out is {out}, which is there already; choose a new folder")
     with distributed.main_first():  # the first rank fetches the model, the others find it
         autoencoder = load_autoencoder(model)
-    if not isinstance(autoencoder, KLVAE | VQVAE):
+    if not isinstance(autoencoder, Autoencoder):
         raise ValueError(f"{model} is a {type(autoencoder).__name__}, which cannot be calibrated")
     if per_channel:
         check_per_channel(autoencoder)
@@ -134,7 +134,7 @@ def _open_model(model: str, out: Path | None, per_channel: bool) -> KLVAE | VQVA
 
 
 def _calibrate(
-    model: KLVAE | VQVAE, training: ImageDataset, size: int, per_channel: bool, measuring: dict[str, Any]
+    model: Autoencoder, training: ImageDataset, size: int, per_channel: bool, measuring: dict[str, Any]
 ) -> None:
     """Measures the training images, calibrates the model by them, and reports both."""
     say = measuring["say"]
@@ -153,7 +153,7 @@ def _calibrate(
 
 
 def _measure(
-    model: KLVAE | VQVAE,
+    model: Autoencoder,
     dataset: ImageDataset,
     *,
     seed: int,
@@ -182,7 +182,7 @@ def _measure(
 
 
 @torch.no_grad()
-def _reconstruct(model: KLVAE | VQVAE, images: torch.Tensor) -> torch.Tensor:
+def _reconstruct(model: Autoencoder, images: torch.Tensor) -> torch.Tensor:
     return model(images).sample
 
 

@@ -17,7 +17,7 @@ from latentae.data import ImageDataset, Sample
 from latentae.data.loader import collate, epoch_order
 from latentae.data.seeding import POSTERIOR, torch_generator
 from latentae.devices import to_float64_on_cpu
-from latentae.models import KLVAE, VQVAE
+from latentae.models import Autoencoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +209,7 @@ def view_loader(
 
 @torch.no_grad()
 def measure_latents(
-    model: KLVAE | VQVAE, batches: Iterable[Any], *, seed: int = 0, scaled: bool = False
+    model: Autoencoder, batches: Iterable[Any], *, seed: int = 0, scaled: bool = False
 ) -> LatentStatistics:
     """Returns the statistics of the latents of all ranks' images; every rank must call it.
 
@@ -251,7 +251,7 @@ def noise_generators(seed: int, indices: Iterable[Any]) -> list[torch.Generator]
     return [torch_generator(seed, POSTERIOR, int(index)) for index in indices]
 
 
-def _measure_batch(model: KLVAE | VQVAE, batch: Any, seed: int, scaled: bool) -> LatentStatistics | None:
+def _measure_batch(model: Autoencoder, batch: Any, seed: int, scaled: bool) -> LatentStatistics | None:
     if batch is None or not len(batch["images"]):
         return None
     images = batch["images"].to(model.device, model.dtype)

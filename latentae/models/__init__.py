@@ -1,5 +1,6 @@
 """The autoencoders, behind one interface."""
 
+from latentae.models.checkpoints.open import Autoencoder
 from latentae.models.flux2 import Flux2VAE
 from latentae.models.kl import KLVAE
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PosteriorOutput
@@ -11,6 +12,7 @@ __all__ = [
     "KLVAE",
     "VQGAN",
     "VQVAE",
+    "Autoencoder",
     "AutoencoderOutput",
     "EncoderOutput",
     "Flux2VAE",

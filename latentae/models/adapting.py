@@ -26,10 +26,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentae.models.decoder_weights import take_from_teacher
+from latentae.models.checkpoints.open import Autoencoder
+from latentae.models.decoder_weights import take_from_teacher, take_from_tiny_teacher
 from latentae.models.decoders import DecoderShape
 from latentae.models.flux2 import Flux2VAE
 from latentae.models.kl import KLVAE
+from latentae.models.tiny import TinyAutoencoder
+from latentae.models.tiny_layers import (
+    TinyLevels,
+    layers_of,
+    levels_of_decoder,
+    levels_of_encoder,
+    shuffle_of,
+)
 from latentae.models.vq import VQVAE
 from latentae.quantizers import implied_size
 
@@ -67,11 +76,10 @@ def describe_architecture(model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: the model cannot be trained, or no config can describe it.
     """
+    if isinstance(model, TinyAutoencoder):
+        return _describe_tiny(model)
     if not isinstance(model, KLVAE | VQVAE):
-        raise ValueError(
-            f"it is a {type(model).__name__} (TAESD), another architecture, which is for evaluation only; "
-            "name a KL-VAE or a VQ model"
-        )
+        raise ValueError(f"it is a {type(model).__name__}, which no config describes")
     config = model.config
     fixed = {"act_fn": "silu", "norm_type": "group", "use_post_quant_conv": config.get("use_quant_conv")}
     for name, value in fixed.items():
@@ -102,13 +110,69 @@ def describe_architecture(model: nn.Module) -> dict[str, Any]:
 
 def describe_decoder(model: nn.Module) -> dict[str, Any] | None:
     """Returns the config's ``decoder`` section that would build this model's; None for the usual decoder."""
-    if not isinstance(model, KLVAE) or model.stock_objection is None:
+    shape, mirror = _decoder_shapes(model)
+    if shape is None or shape == mirror:
         return None
-    shape = DecoderShape.of(model.config)
     return {
         "widths": list(shape.widths),
         "layers_per_block": shape.layers_per_block,
         "upscale": shape.upscale,
+    }
+
+
+def _decoder_shapes(model: nn.Module) -> tuple[DecoderShape | None, DecoderShape | None]:
+    """Returns the shape of a model's decoder and that of its encoder's mirror; None where it is always that.
+
+    Raises:
+        ValueError: a decoder that no shape describes.
+    """
+    if isinstance(model, TinyAutoencoder):
+        down, up = _levels_of(model)
+        return (
+            DecoderShape(up.widths, up.layers_per_block, model.upscale),
+            DecoderShape(down.widths, down.layers_per_block),
+        )
+    if not isinstance(model, KLVAE) or isinstance(model, Flux2VAE):
+        return None, None
+    return DecoderShape.of(model.config), DecoderShape.mirror(model.config)
+
+
+def _levels_of(model: TinyAutoencoder) -> tuple[TinyLevels, TinyLevels]:
+    """Returns the levels of the encoder and of the decoder; raises ValueError if no config describes them."""
+    down, up = layers_of(model.config)
+    levels = levels_of_encoder(down), levels_of_decoder(up)
+    if levels[0].pooled != levels[1].pooled:
+        raise ValueError(
+            "only one of its encoder and decoder has pooled blocks, and only both can be trained"
+        )
+    if levels[0].folds * model.upscale != levels[1].folds:
+        raise ValueError(
+            f"its encoder folds {levels[0].folds}x{levels[0].folds} pixels and its decoder unfolds "
+            f"{levels[1].folds}x{levels[1].folds}, and only the same can be trained"
+        )
+    if len(levels[0].widths) != len(levels[1].widths):
+        raise ValueError(
+            f"its encoder has {len(levels[0].widths)} levels and its decoder {len(levels[1].widths)}, and "
+            "only equally many can be trained"
+        )
+    return levels
+
+
+def _describe_tiny(model: TinyAutoencoder) -> dict[str, Any]:
+    config = model.config
+    for name, value in {"act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_factor": 2}.items():
+        if config[name] != value:
+            raise ValueError(f"its {name} is {config[name]!r}, and only {value!r} can be trained")
+    levels, _ = _levels_of(model)
+    return {
+        "class": type(model).__name__,
+        "in_channels": config.in_channels,
+        "out_channels": _none_if(config.out_channels, config.in_channels),
+        "block_out_channels": list(levels.widths),
+        "layers_per_block": levels.layers_per_block,
+        "latent_channels": config.latent_channels,
+        "pooled_blocks": levels.pooled,
+        "pixel_shuffle": levels.folds == 2,
     }
 
 
@@ -176,7 +240,7 @@ def architecture_differences(own: nn.Module, pretrained: nn.Module) -> list[Diff
     return [
         difference
         for difference in _differences(own, pretrained)
-        if difference.key not in _IMAGES and (not _is_of_latents(difference.key) or difference.is_fixed)
+        if difference.is_fixed or (difference.key not in _IMAGES and not _is_of_latents(difference.key))
     ]
 
 
@@ -193,6 +257,8 @@ def _differences(own: nn.Module, pretrained: nn.Module) -> list[Difference]:
     ours, theirs = _comparable(own), _comparable(pretrained)
     types = {value for side in (ours, theirs) for key, value in side.items() if key.endswith(".type")}
     fixed = () if types.isdisjoint(_FIXED_CODE_DIM) else ("code_dim",)
+    if ours.get("pixel_shuffle"):
+        fixed = (*fixed, "in_channels")  # whose pixels are folded into inputs
     pairs = [
         Difference(key, ours.get(key), theirs.get(key), key.rpartition(".")[2] in fixed)
         for key in dict.fromkeys((*ours, *theirs))
@@ -250,12 +316,12 @@ class AdaptedTensor:
 
 @torch.no_grad()
 def load_what_fits(
-    model: KLVAE | VQVAE, pretrained: KLVAE | VQVAE, *, alpha: bool = False
+    model: Autoencoder, pretrained: Autoencoder, *, alpha: bool = False
 ) -> tuple[AdaptedTensor, ...]:
     """Copies the weights of ``pretrained`` into ``model``, on its device and in its dtype.
 
     The numbers of image channels, latent channels and codes may differ, as described at the top of this
-    module, and so may the shape of a KL-VAE's decoder, as described in ``decoder_weights``.
+    module, and so may the shape of a KL-VAE's or TAESD's decoder, as described in ``decoder_weights``.
 
     Args:
         model: freshly initialised; changed in place.
@@ -269,7 +335,8 @@ def load_what_fits(
         ValueError: a KL-VAE's weights for a VQ model or the reverse, or another architecture; then nothing is
             changed.
     """
-    if isinstance(model, KLVAE) != isinstance(pretrained, KLVAE):
+    classes = (KLVAE, VQVAE, TinyAutoencoder)
+    if [isinstance(model, cls) for cls in classes] != [isinstance(pretrained, cls) for cls in classes]:
         raise ValueError(
             f"it holds a {type(pretrained).__name__}, and the config asks for a {type(model).__name__}"
         )
@@ -286,10 +353,14 @@ def load_what_fits(
         )
     fresh, given = model.state_dict(), pretrained.state_dict()
     report: list[AdaptedTensor] = []
-    if isinstance(model, KLVAE):
-        shape, teacher = DecoderShape.of(model.config), DecoderShape.of(pretrained.config)
-        given = take_from_teacher(fresh, given, shape, teacher, model.config.norm_num_groups)
-        report += [] if shape == teacher else [_of_decoder(shape, teacher)]
+    shape, teacher = _decoder_shapes(model)[0], _decoder_shapes(pretrained)[0]
+    if shape is not None and teacher is not None and shape != teacher:
+        if isinstance(model, TinyAutoencoder):
+            layers = layers_of(model.config)[1], layers_of(pretrained.config)[1]
+            given = take_from_tiny_teacher(fresh, given, *layers)
+        else:
+            given = take_from_teacher(fresh, given, shape, teacher, model.config.norm_num_groups)
+        report.append(_of_decoder(shape, teacher))
     if strange := sorted(fresh.keys() ^ given.keys()):
         raise ValueError(
             f"it has another architecture than the config asks for: {len(strange)} tensors are in one of "
@@ -307,18 +378,18 @@ def load_what_fits(
 
 
 def _of_decoder(shape: DecoderShape, teacher: DecoderShape) -> AdaptedTensor:
-    changes = ["the first channels of every normalisation group are kept"] * (shape.widths != teacher.widths)
+    changes = ["the first channels are kept, in every normalisation group"] * (shape.widths != teacher.widths)
     for name in ("layers_per_block", "upscale"):
         own, before = getattr(shape, name), getattr(teacher, name)
         changes += [f"{name} {before} -> {own}"] * (own != before)
     return AdaptedTensor("decoder", teacher.widths, shape.widths, ", ".join(changes))
 
 
-def latent_settings(pretrained: KLVAE | VQVAE) -> dict[str, object]:
+def latent_settings(pretrained: Autoencoder) -> dict[str, object]:
     """Returns the config keys that belong to a model's latents and weights, wherever these are used."""
     names = (
         *("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"),
-        *("batch_norm_eps", "batch_norm_momentum"),
+        *("batch_norm_eps", "batch_norm_momentum", "latent_magnitude", "latent_shift"),
     )
     return {name: pretrained.config[name] for name in names if name in pretrained.config}
 
@@ -328,20 +399,26 @@ def _adapt(
 ) -> tuple[Tensor, str]:
     """Returns a tensor of the size of ``fresh`` with what fits of ``given``, and what was done."""
     layer, _, part = name.rpartition(".")
-    transposed = isinstance(model.get_submodule(layer), nn.ConvTranspose2d) and part == "weight"
+    module = model.get_submodule(layer)
+    if isinstance(model, TinyAutoencoder):
+        is_first, is_last = module is model.first_layer, module is model.last_layer
+        pixels = shuffle_of(layers_of(model.config)[1]) ** 2
+    else:
+        is_first, is_last = layer in _FIRST_LAYERS, layer == _LAST_LAYER
+        pixels = getattr(model, "upscale", 1) ** 2  # that the last layer computes side by side
+    transposed = isinstance(module, nn.ConvTranspose2d) and part == "weight"
     if transposed:  # then the inputs come first
         fresh, given = fresh.transpose(0, 1), given.transpose(0, 1)
-    pixels = getattr(model, "upscale", 1) ** 2  # that the last layer computes side by side
-    dim, at_once = (1, 1) if layer in _FIRST_LAYERS else (0, pixels)
+    dim, at_once = (1, 1) if is_first else (0, pixels)
     channels = (fresh.shape[dim] // at_once, given.shape[dim] // at_once)
-    if alpha and layer in (*_FIRST_LAYERS, _LAST_LAYER) and channels in _TO_RGBA:
-        result, change = _with_alpha(layer, part, given, at_once)
-    elif layer == _LAST_LAYER and pixels in (len(fresh), len(given)):
+    if alpha and (is_first or is_last) and channels in _TO_RGBA:
+        result, change = _with_alpha(is_first, part, given, at_once)
+    elif is_last and pixels in (len(fresh), len(given)):
         # From or to one output: the mean over the output channels stays the same.
         mean = given.unflatten(0, (-1, pixels)).mean(dim=0)
         result = torch.cat([mean] * (len(fresh) // pixels))
         change = "the mean of the outputs" if len(fresh) == pixels else "repeated for each output"
-    elif layer in _FIRST_LAYERS and 1 in (fresh.shape[1], given.shape[1]):
+    elif is_first and 1 in (fresh.shape[1], given.shape[1]):
         # From or to one input: the mean over the input channels has the same effect.
         result = given.sum(dim=1, keepdim=True).expand_as(fresh) / fresh.shape[1]
         change = "the inputs' weights summed" if fresh.shape[1] == 1 else "spread over the inputs"
@@ -353,13 +430,14 @@ def _adapt(
     return (result.transpose(0, 1) if transposed else result).contiguous(), change
 
 
-def _with_alpha(layer: str, part: str, given: Tensor, pixels: int) -> tuple[Tensor, str]:
+def _with_alpha(is_first: bool, part: str, given: Tensor, pixels: int) -> tuple[Tensor, str]:
     """Returns the weights or biases of a first or last layer, whose three colours alpha joins.
 
     Args:
+        is_first: whether it is a first layer.
         pixels: outputs per channel of the last layer, which an upscaling decoder computes side by side.
     """
-    if layer in _FIRST_LAYERS:
+    if is_first:
         colours = given if given.shape[1] == 3 else given.expand(-1, 3, -1, -1) / 3
         return torch.cat([colours, torch.zeros_like(colours[:, :1])], dim=1), "alpha's inputs at zero"
     colours = given if len(given) == 3 * pixels else torch.cat([given] * 3)

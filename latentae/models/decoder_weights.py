@@ -9,6 +9,8 @@ channels trained no faster.
 A wider level has its further channels after the teacher's in every group: they start at zero where they are
 read, and fresh where they are computed.
 
+A decoder of TAESD has no such groups, except in the branch of its pooled blocks: it keeps the first channels.
+
 Where only the shape changes how levels connect, a shortcut that was the identity becomes the part of it that
 fits. Residual blocks beyond the teacher's start as the identity; those that there are too many of are left
 out, the last of a level first. An image enlarged by a pixel shuffle starts with equal pixels in every k × k.
@@ -17,13 +19,14 @@ out, the last of a level first. An image enlarged by a pixel shuffle starts with
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from latentae.models.decoders import DecoderShape
+from latentae.models.tiny_layers import POOL_GROUPS, shuffle_of
 
 _BLOCK = re.compile(r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.(\w+)\.(weight|bias)")
 _LEVEL = re.compile(r"decoder\.up_blocks\.(\d+)\.")
@@ -94,9 +97,12 @@ def _take(name: str, fresh: Tensor, given: Mapping[str, Tensor], levels: list[Ch
             return _identity(fresh, rows, columns)
         # A block beyond the teacher's: nothing is added to what passes it.
         return torch.zeros_like(fresh) if block is not None and block[3] == "conv2" else fresh
-    kept = given[name].float().cpu()
-    if rows is not None:
-        kept = kept[list(rows.teacher)]
+    return _fit(fresh, given[name].float().cpu(), rows, columns)
+
+
+def _fit(fresh: Tensor, given: Tensor, rows: Channels | None, columns: Channels | None) -> Tensor:
+    """Returns the teacher's values of the shared outputs and inputs; other inputs at zero, outputs fresh."""
+    kept = given if rows is None else given[list(rows.teacher)]
     if columns is not None and fresh.ndim > 1:
         read = kept[:, list(columns.teacher)]
         kept = kept.new_zeros(len(kept), columns.width, *kept.shape[2:])
@@ -132,6 +138,85 @@ def _channels_of(name: str, levels: list[Channels]) -> tuple[Channels | None, Ch
         if inside[3] in ("conv1", "conv_shortcut"):
             return own, before
     return own, own
+
+
+# --- TAESD ---
+
+
+@torch.no_grad()
+def take_from_tiny_teacher(
+    fresh: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    layers: Sequence[str],
+    teacher: Sequence[str],
+) -> dict[str, Tensor]:
+    """Returns the teacher's tensors, those of the decoder in the other shape; of equal layers the very same.
+
+    Args:
+        fresh, given: as in ``take_from_teacher``, of a TinyAutoencoder.
+        layers, teacher: of the two decoders, as ``build_layers`` takes them, with as many levels.
+    """
+    if list(layers) == list(teacher):
+        return dict(given)
+    state = {name: value for name, value in given.items() if not name.startswith("decoder.")}
+    numbers = {place: number for number, place in enumerate(_places(teacher))}
+    for number, (layer, place) in enumerate(zip(layers, _places(layers), strict=True)):
+        there = numbers.get(place)
+        for name in [name for name in fresh if name.startswith(f"decoder.layers.{number}.")]:
+            part = name.removeprefix(f"decoder.layers.{number}.")
+            value = fresh[name].float().cpu()
+            if there is None:
+                # A block beyond the teacher's: its input is not negative, and ReLU leaves it as it is.
+                adds = part.startswith("conv.4.") or part == "pool.3.weight"
+                state[name] = (torch.zeros_like(value) if adds else value).to(fresh[name])
+                continue
+            kept = given[f"decoder.layers.{there}.{part}"].float().cpu()
+            if place == "last":
+                folds = shuffle_of(teacher), shuffle_of(layers)
+                kept = _fit(kept, kept, None, _columns(part, layer, teacher[there]))
+                kept = _spread(kept, *folds)
+            else:
+                rows = _rows(part, layer, teacher[there])
+                columns = None if place == "first" else _columns(part, layer, teacher[there])
+                kept = _fit(value, kept, rows, columns)
+            state[name] = kept.to(fresh[name])
+    return state
+
+
+def _places(layers: Sequence[str]) -> list[str]:
+    """Names the place of each layer of a decoder, the same in decoders of other widths and depths."""
+    convs = [number for number, layer in enumerate(layers) if layer.startswith("conv ")]
+    places, level, block = [], 0, 0
+    for number, layer in enumerate(layers):
+        kind = layer.split()[0]
+        if number in (convs[0], convs[-1]):
+            places.append("first" if number == convs[0] else "last")
+        elif kind.endswith("block"):
+            places.append(f"level {level} block {block}")
+            block += 1
+        else:
+            if kind == "upsample":
+                level, block = level + 1, 0
+            places.append(f"level {level} {kind}")
+    return places
+
+
+def _rows(part: str, layer: str, teacher: str) -> Channels:
+    return _of_tiny(layer, teacher, 1, is_hidden=part.startswith(("pool.0.", "pool.1.")))
+
+
+def _columns(part: str, layer: str, teacher: str) -> Channels:
+    return _of_tiny(layer, teacher, 0, is_hidden=part.startswith("pool.3."))
+
+
+def _of_tiny(layer: str, teacher: str, side: int, *, is_hidden: bool) -> Channels:
+    """Returns the shared outputs (``side`` 1) or inputs (0) of a part of a layer.
+
+    Args:
+        is_hidden: whether they are the normalised channels of a pooled block's branch.
+    """
+    own, its = (int(text.split()[1:][side]) for text in (layer, teacher))
+    return shared_channels(4 * own, 4 * its, POOL_GROUPS) if is_hidden else shared_channels(own, its, 1)
 
 
 def _identity(fresh: Tensor, rows: Channels | None, columns: Channels | None) -> Tensor:

@@ -171,6 +171,11 @@ class LatentAutoencoder(TilingMixin, SavingMixin):
         """The decoder's last convolution, where the adaptive weight is measured."""
         return self.decoder.conv_out
 
+    @property
+    def last_encoder_layer(self) -> nn.Conv2d:
+        """The encoder's last convolution, where the adaptive weight of losses of the latents is measured."""
+        return self.encoder.conv_out
+
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         """Encodes images [B, C, H, W] in [−1, 1] to continuous latents [B, c, h, w].

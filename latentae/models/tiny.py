@@ -1,9 +1,9 @@
-"""TAESD (madebyollin), a tiny autoencoder with the latents of a larger VAE; for evaluation only."""
+"""TAESD (madebyollin), a tiny autoencoder, usually one with the latents of a larger VAE."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,90 +11,20 @@ import torch
 from diffusers import AutoencoderTiny
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from latentae.models.checkpoints.configs import embed_config
 from latentae.models.latent import AutoencoderOutput, LatentAutoencoder
-
-
-class TinyBlock(AutoencoderTinyBlock):
-    """TAESD's residual block: three 3×3 convolutions with ReLU between them.
-
-    Args:
-        in_channels, out_channels: if they differ, the skip connection has a 1×1 convolution.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, "relu")
-
-
-class PooledBlock(TinyBlock):
-    """The block of TAESD for FLUX.2, which adds a branch with group normalisation to its input: x + pool(x).
-
-    Args:
-        in_channels, out_channels: as in ``TinyBlock``.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels)
-        hidden = 4 * in_channels
-        self.pool = nn.Sequential(
-            nn.Conv2d(in_channels, hidden, 1, bias=False),
-            nn.GroupNorm(4, hidden),
-            nn.ReLU(),
-            nn.Conv2d(hidden, in_channels, 1, bias=False),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, in_channels, h, w] to [B, out_channels, h, w]."""
-        return super().forward(x + self.pool(x))
-
-
-def _conv(**arguments: Any) -> Callable[[int, int], nn.Module]:
-    return lambda inputs, outputs: nn.Conv2d(inputs, outputs, 3, padding=1, **arguments)
-
-
-# First word of a layer's description -> what builds it from the channels that follow.
-_LAYERS: dict[str, Callable[..., nn.Module]] = {
-    "conv": _conv(),
-    "conv_without_bias": _conv(bias=False),
-    "strided_conv": _conv(stride=2),
-    "strided_conv_without_bias": _conv(stride=2, bias=False),
-    "block": TinyBlock,
-    "pooled_block": PooledBlock,
-    "relu": nn.ReLU,
-    "upsample": lambda: nn.Upsample(scale_factor=2),
-    "pixel_unshuffle": lambda: nn.PixelUnshuffle(2),
-    "pixel_shuffle": lambda: nn.PixelShuffle(2),
-}
-
-
-def build_layers(descriptions: Sequence[str]) -> nn.Sequential:
-    """Builds an encoder or decoder of layers such as ``["conv 3 64", "block 64 64", "upsample"]``.
-
-    Raises:
-        ValueError: an unknown layer, or the wrong number of channels for one.
-    """
-    layers = []
-    for description in descriptions:
-        kind, *channels = description.split()
-        try:
-            layers.append(_LAYERS[kind](*map(int, channels)))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{description!r} is not a layer of TinyAutoencoder: it must be one of {', '.join(_LAYERS)}; "
-                "a convolution or block is followed by its input and output channels"
-            ) from error
-    return nn.Sequential(*layers)
+from latentae.models.tiny_layers import build_layers, layers_of, shuffle_of
 
 
 class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
-    """diffusers' AutoencoderTiny behind the common interface, for evaluation only.
+    """diffusers' AutoencoderTiny behind the common interface. It has no posterior.
 
-    Its latents are already scaled, as the family's denoiser expects them. ``forward`` decodes them unchanged;
-    the stock class rounds them to 8 bits first.
+    The latents of TAESD are already scaled, as the family's denoiser expects them. The decoder first squeezes
+    them into (−3, 3) by 3 · tanh(z / 3). ``forward`` decodes them unchanged; the stock class rounds them to 8
+    bits first.
 
     Args:
         in_channels, out_channels, encoder_block_out_channels, decoder_block_out_channels, act_fn,
@@ -103,6 +33,9 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         encoder_layers, decoder_layers: the layers as ``build_layers`` takes them, for editions of TAESD that
             the stock class cannot hold; None means the stock class's. The decoder's layers come after its
             clamp. The lists of widths still need one entry per level.
+        upscale: 2 or 4 for a decoder whose images are that many times as large as the encoder's. It is part
+            of the factor of the pixel shuffle that ``decoder_layers`` end with. All sizes, also ``size`` of
+            ``decode``, are counted in the encoder's pixels.
     """
 
     _stock_class = AutoencoderTiny
@@ -128,6 +61,7 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         shift_factor: float = 0.0,
         encoder_layers: list[str] | None = None,
         decoder_layers: list[str] | None = None,
+        upscale: int = 1,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -150,9 +84,17 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
             self.encoder.layers = build_layers(encoder_layers)
         if decoder_layers is not None:
             self.decoder.layers = build_layers(decoder_layers)
-            if "pixel_shuffle" in decoder_layers:  # pipelines derive the factor from the number of levels
-                widths = (*decoder_block_out_channels, decoder_block_out_channels[-1])
-                self.register_to_config(block_out_channels=widths)
+            # Pipelines derive the factor from the number of levels.
+            folds, rest = divmod(shuffle_of(decoder_layers), upscale)
+            if rest:
+                raise ValueError(
+                    f"upscale is {upscale}, but decoder_layers end with {decoder_layers[-1]}: the pixel "
+                    "shuffle must have a multiple of upscale as its factor"
+                )
+            unfolded = decoder_block_out_channels[-1:] * (folds.bit_length() - 1)
+            self.register_to_config(block_out_channels=(*decoder_block_out_channels, *unfolded))
+        elif upscale != 1:
+            raise ValueError(f"upscale is {upscale}, but there are no decoder_layers that make larger images")
         self._finish_config()
         self.tile_latent_min_size = self.tile_sample_min_size // self.downsampling_factor
 
@@ -163,15 +105,34 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         return super().extract_init_dict(given, **kwargs)
 
     @property
+    def first_layer(self) -> nn.Conv2d:
+        """The encoder's first convolution."""
+        return _convs(self.encoder)[0]
+
+    @property
+    def last_encoder_layer(self) -> nn.Conv2d:
+        """The encoder's last convolution."""
+        return _convs(self.encoder)[-1]
+
+    @property
     def last_layer(self) -> nn.Conv2d:
         """The decoder's last convolution."""
-        return [layer for layer in self.decoder.layers if isinstance(layer, nn.Conv2d)][-1]
+        return _convs(self.decoder)[-1]
 
     @property
     def stock_objection(self) -> str | None:
         """Why diffusers' AutoencoderTiny cannot hold the weights, as a clause; None if it can."""
         if self.config.encoder_layers is None and self.config.decoder_layers is None:
             return None
+        if self.upscale > 1:
+            return (
+                "diffusers' AutoencoderTiny cannot hold a decoder whose images are "
+                f"{self.upscale} times as large as the encoder's"
+            )
+        layers = [layer for half in layers_of(self.config) for layer in half]
+        changes = (layer.split()[1:] for layer in layers if "conv_without_bias" in layer)
+        if any(inputs != outputs for inputs, outputs in changes):
+            return "diffusers' AutoencoderTiny cannot hold levels of several widths"
         return "diffusers' AutoencoderTiny has no layers like those of this edition of TAESD"
 
     @apply_forward_hook
@@ -187,18 +148,26 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         images = self._decode_in_pieces(x, size)
         return DecoderOutput(sample=images) if return_dict else (images,)
 
-    def forward(self, sample: Tensor, return_dict: bool = True) -> AutoencoderOutput | tuple[Tensor]:
-        """Reconstructs images [B, C, H, W] in [−1, 1] of any size."""
-        latents = self.encode(sample).latents
-        images = self.decode(latents, size=sample.shape[-2:]).sample
-        return AutoencoderOutput(sample=images, latents=latents) if return_dict else (images,)
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> AutoencoderOutput | tuple[Tensor]:
+        """Reconstructs images [B, C, H, W] in [−1, 1] of any size.
 
-    def train(self, mode: bool = True) -> TinyAutoencoder:
-        """Raises ValueError if ``mode`` is true: it has no posterior and no regulariser to train."""
-        if mode:
-            raise ValueError("an AutoencoderTiny is for evaluation only; train a KLVAE, VQVAE or VQGAN")
-        super().train(False)
-        return self
+        The arguments are those of ``KLVAE.forward``. ``sample_posterior``, ``generator`` and ``noise`` are
+        not used: there is no posterior.
+        """
+        latents = self.encode(sample).latents
+        if change is None:
+            images = self.decode(latents, size=sample.shape[-2:]).sample
+        else:
+            images = self.decode(change(latents)).sample
+        return AutoencoderOutput(sample=images, latents=latents) if return_dict else (images,)
 
     def to_diffusers(self) -> AutoencoderTiny:
         """Returns a stock AutoencoderTiny with the same weights, in eval mode.
@@ -232,6 +201,11 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
 
     def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         return latents.new_tensor(self.config.shift_factor), latents.new_tensor(self.config.scaling_factor)
+
+
+def _convs(half: nn.Module) -> list[nn.Conv2d]:
+    """Returns the convolutions of an encoder or decoder that are no part of a block."""
+    return [layer for layer in half.layers if isinstance(layer, nn.Conv2d)]  # type: ignore[union-attr]
 
 
 # Pipelines record a component as (top module, class name) and load it from there.

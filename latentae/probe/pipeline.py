@@ -12,7 +12,7 @@ from diffusers import DiTPipeline, DiTTransformer2DModel, DPMSolverMultistepSche
 from torch import Tensor
 
 from latentae.export.prepare import FLUX2, MEASURE, fold_to, read_normalisation, write_out_codebook
-from latentae.models import KLVAE, VQVAE, Flux2VAE
+from latentae.models import KLVAE, VQVAE, Autoencoder, Flux2VAE
 from latentae.models.folding import codes_can_move
 from latentae.probe.denoiser import NULL_LABEL, NUM_TRAIN_TIMESTEPS
 
@@ -41,7 +41,7 @@ def pipeline_autoencoder(model: Any) -> PipelineAutoencoder:
         ValueError: a model of another kind, or that upscales, or whose latent scale is unknown or differs by
             channel.
     """
-    if not isinstance(model, KLVAE | VQVAE):
+    if not isinstance(model, Autoencoder):
         raise ValueError(f"this is a {type(model).__name__}, but a probe takes KL-VAEs and VQ models")
     if model.upscale > 1:
         raise ValueError(
@@ -107,7 +107,7 @@ def check_labels(count: int) -> None:
         )
 
 
-def _stock(vae: KLVAE | VQVAE) -> tuple[Any, str | None]:
+def _stock(vae: Autoencoder) -> tuple[Any, str | None]:
     if not vae.fits_stock_class:
         return vae, "its pipeline loads after `import latentae` only, since no stock class holds it"
     if isinstance(vae, VQVAE):

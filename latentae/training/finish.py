@@ -20,7 +20,7 @@ from latentae.evaluation.transparency import ALPHA_METRICS, over_black_and_white
 from latentae.export import export_diffusers
 from latentae.files import written_aside
 from latentae.latents.calibration import calibrate_on
-from latentae.models import KLVAE, VQVAE
+from latentae.models import Autoencoder
 from latentae.models.decoders import reconstruct, upscale_of
 from latentae.quantizers import Quantizer, code_counts, codebook_health
 from latentae.training.checkpoint import needing_disk
@@ -120,7 +120,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def calibrate_and_measure(
-    model: KLVAE | VQVAE,
+    model: Autoencoder,
     training_images: ImageDataset,
     validation_images: ImageDataset,
     lpips: Distance,
@@ -165,7 +165,7 @@ def calibrate_and_measure(
 
 
 def _calibrate(
-    model: KLVAE | VQVAE, training_images: ImageDataset, config: RunConfig, say: Callable[[str], None]
+    model: Autoencoder, training_images: ImageDataset, config: RunConfig, say: Callable[[str], None]
 ) -> dict[str, float | str | None]:
     """Measures and sets the scale; returns it for the summary."""
     try:
@@ -190,7 +190,7 @@ def _calibrate(
     }
 
 
-def export_run(model: KLVAE | VQVAE, folder: RunFolder) -> None:
+def export_run(model: Autoencoder, folder: RunFolder) -> None:
     """Writes the model to the run's ``model`` folder, as the stock class if that can hold it.
 
     Raises:

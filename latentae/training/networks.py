@@ -21,7 +21,7 @@ from latentae.losses.kl import PosteriorReport
 from latentae.losses.latents import Alignment, Equivariance, LatentNoise, Spectral
 from latentae.losses.reconstruction import ReconstructionObjective
 from latentae.losses.teacher import MatchedLevels
-from latentae.models import KLVAE, VQVAE
+from latentae.models import KLVAE, Autoencoder
 from latentae.quantizers import Quantizer
 from latentae.training.accelerator import Accelerator
 from latentae.training.adversary import Adversary
@@ -52,9 +52,9 @@ class Networks:
         performance: sentences about what was chosen to save time and memory.
     """
 
-    autoencoder: KLVAE | VQVAE
+    autoencoder: Autoencoder
     quantizer: Quantizer | None
-    ema: EMA[KLVAE | VQVAE]
+    ema: EMA[Autoencoder]
     learners: list[Learner]
     step: TrainingStep
     pretrained: Pretrained | None = None
@@ -157,7 +157,7 @@ def _optional(make: Callable[..., Part], section: Any, exclude: set[str] | None 
 
 def _tune(
     config: RunConfig,
-    autoencoder: KLVAE | VQVAE,
+    autoencoder: Autoencoder,
     objective: ReconstructionObjective,
     discriminator: nn.Module | None,
     device: torch.device,
@@ -216,7 +216,7 @@ class Frozen:
         )
 
 
-def freeze_encoder(autoencoder: KLVAE | VQVAE) -> Frozen:
+def freeze_encoder(autoencoder: Autoencoder) -> Frozen:
     """Freezes everything that computes the latents and codes. Only what decodes them still learns.
 
     No graph is recorded in the encoder, so its activations are freed at once, and DDP and optimizers do not
@@ -234,7 +234,7 @@ def freeze_encoder(autoencoder: KLVAE | VQVAE) -> Frozen:
 
 
 def _with_learned_loss(
-    autoencoder: KLVAE | VQVAE,
+    autoencoder: Autoencoder,
     objective: ReconstructionObjective,
     features: FeatureMaps | None,
     matched: MatchedLevels | None,
@@ -255,13 +255,13 @@ def _with_learned_loss(
 
 
 def _latent_losses(
-    autoencoder: KLVAE | VQVAE, features: FeatureMaps | None, config: RunConfig, device: torch.device
+    autoencoder: Autoencoder, features: FeatureMaps | None, config: RunConfig, device: torch.device
 ) -> LatentLosses:
     loss = config.loss
     alignment = _optional(Alignment, loss.alignment, {"network", "precision"})
     aligned = None
     if alignment is not None and features is not None:
-        aligned = AlignedFeatures(alignment, features.to(device), autoencoder.encoder.conv_out)
+        aligned = AlignedFeatures(alignment, features.to(device), autoencoder.last_encoder_layer)
     return LatentLosses(
         autoencoder.downsampling_factor,
         autoencoder.upscale,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latentae.models import KLVAE, VQVAE
+from latentae.models import KLVAE, Autoencoder
 from latentae.models.decoders import downscale, upscale_of
 from latentae.report.grids import Picture, label_rows, picture_grid
 
@@ -14,7 +14,7 @@ _NOISE_SEED = 0
 
 @torch.no_grad()
 def preview(
-    autoencoder: KLVAE | VQVAE, images: Tensor, *, posterior: bool = False, alpha: bool = False
+    autoencoder: Autoencoder, images: Tensor, *, posterior: bool = False, alpha: bool = False
 ) -> Picture:
     """Returns one picture: the images in the top row, their reconstructions in the second.
 

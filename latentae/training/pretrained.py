@@ -12,7 +12,7 @@ from torch import Tensor
 from latentae import build, distributed
 from latentae.config import RunConfig
 from latentae.files import write_json
-from latentae.models import KLVAE, VQVAE
+from latentae.models import KLVAE, VQVAE, Autoencoder
 from latentae.models.adapting import (
     AdaptedTensor,
     describe_decoder,
@@ -39,7 +39,7 @@ class Pretrained:
         ema: its average.
     """
 
-    def __init__(self, config: RunConfig, autoencoder: KLVAE | VQVAE, ema: EMA[KLVAE | VQVAE]) -> None:
+    def __init__(self, config: RunConfig, autoencoder: Autoencoder, ema: EMA[Autoencoder]) -> None:
         self.config = config
         self.autoencoder = autoencoder
         self.ema = ema
@@ -89,11 +89,11 @@ class Pretrained:
             )
         self.record = {**self.record, "pretrained": place}
 
-    def _open(self, place: str) -> KLVAE | VQVAE:
+    def _open(self, place: str) -> Autoencoder:
         with distributed.main_first():  # the first rank downloads from the hub, the others find it
-            return build.open_pretrained(place, self.config.model.norm_num_groups)
+            return build.open_pretrained(place, getattr(self.config.model, "norm_num_groups", None))
 
-    def _check_decoder(self, model: KLVAE | VQVAE) -> None:
+    def _check_decoder(self, model: Autoencoder) -> None:
         """Raises ValueError for a decoder of its own that the config neither keeps nor replaces."""
         decoder = describe_decoder(model)
         if decoder is not None and self.config.decoder is None:
@@ -103,7 +103,7 @@ class Pretrained:
                 f"set decoder={{{keys}}}, or name the decoder.widths that you want"
             )
 
-    def _remember(self, place: str, model: KLVAE | VQVAE, adapted: Sequence[AdaptedTensor]) -> None:
+    def _remember(self, place: str, model: Autoencoder, adapted: Sequence[AdaptedTensor]) -> None:
         """Makes the record; raises ValueError if ``freeze_encoder`` and changed latents contradict."""
         changed = latent_differences(self.autoencoder, model)
         if changed and self.config.freeze_encoder:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
+from diffusers.models.autoencoders.vae import DecoderTiny, EncoderTiny
 from torch import nn
 from torch._functorch import config as functorch_config
 
@@ -194,10 +195,11 @@ def compile_networks(
 
 def _compile_blocks(network: nn.Module, options: dict[str, Any]) -> int:
     """Compiles the parts that are more than one layer; returns how many there are."""
+    is_tiny = isinstance(network, EncoderTiny | DecoderTiny)  # whose layers are one sequence
     blocks = [
         block
         for child in network.children()
-        for block in (child if isinstance(child, nn.ModuleList) else [child])
+        for block in (child if isinstance(child, nn.ModuleList) or is_tiny else [child])
         if any(True for _ in block.children())
     ]
     for block in blocks:

@@ -179,7 +179,7 @@ def create_teacher(
     levels = section.levels if section.features_weight else ()
     try:
         with distributed.main_first():  # the first rank downloads from the hub, the others find it
-            model: Any = build.open_teacher(place, config.model.norm_num_groups)
+            model: Any = build.open_teacher(place, getattr(config.model, "norm_num_groups", None))
         _check_sizes(model, autoencoder, shares_latents=shares)
         if levels:
             decoder_levels(model.decoder, levels)

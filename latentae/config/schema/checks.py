@@ -18,6 +18,7 @@ from latentae.config.schema.model import (
     GroupedQuantizerConfig,
     KLVAEConfig,
     ResidualQuantizerConfig,
+    TinyAutoencoderConfig,
     VQGANConfig,
     VQVAEConfig,
 )
@@ -195,6 +196,8 @@ def _alpha(config: RunConfig) -> Iterator[str]:
 
 def _model(config: RunConfig) -> Iterator[str]:
     """Group norms need widths that the number of groups divides; attention needs one value per level."""
+    if isinstance(config.model, TinyAutoencoderConfig):
+        return  # it has neither
     groups, widths = config.model.norm_num_groups, config.model.block_out_channels
     offending = sorted({width for width in widths if width % groups})
     if offending:
@@ -351,7 +354,7 @@ def _perceptual_side(config: RunConfig) -> int:
 
 
 def _quantizer(config: RunConfig) -> Iterator[str]:
-    if isinstance(config.model, KLVAEConfig | Flux2VAEConfig):
+    if not isinstance(config.model, VQVAEConfig | VQGANConfig):
         return
     quantizer, path = config.model.quantizer, "model.quantizer"
     # Without a code_dim of its own, each group of channels needs the same number of latent channels.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from latentae.config.schema.model import KLVAEConfig
+from latentae.config.schema.model import KLVAEConfig, TinyAutoencoderConfig
 from latentae.config.yaml_text import show
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ def _frozen_encoder(config: RunConfig) -> Iterator[str]:
 
 
 def _decoder(config: RunConfig) -> Iterator[str]:
-    """A decoder of its own needs a KLVAE, and a width per level that group norms can take."""
+    """A decoder of its own needs a class that can have one, and a width per level for its group norms."""
     decoder, model = config.decoder, config.model
     if decoder is None:
         return
-    if not isinstance(model, KLVAEConfig):
+    if not isinstance(model, KLVAEConfig | TinyAutoencoderConfig):
         yield (
             f"`decoder` is set, but `model.class: {model.class_}` has the mirror of its encoder; set it to "
-            "null or use `model.class: KLVAE`"
+            "null or use `model.class: KLVAE` or `TinyAutoencoder`"
         )
         return
     if decoder.widths is None:
@@ -46,6 +46,8 @@ def _decoder(config: RunConfig) -> Iterator[str]:
             f"`decoder.widths` is {show(list(decoder.widths))}; it needs one number for each of the {levels} "
             "levels of `model.block_out_channels`"
         )
+    if isinstance(model, TinyAutoencoderConfig):
+        return  # its blocks have no normalisation that would limit their widths
     offending = sorted({width for width in decoder.widths if width % model.norm_num_groups})
     if offending:
         groups = model.norm_num_groups
@@ -84,6 +86,12 @@ def _teacher(config: RunConfig) -> Iterator[str]:
             f"{matches}, but `compile` is true, and compiled blocks do not show their activations; use "
             "compile=false or loss.teacher.features_weight=0"
         )
+    if isinstance(config.model, TinyAutoencoderConfig):
+        yield (
+            f"{matches}, but the decoder of `model.class: TinyAutoencoder` has no such levels; use "
+            "loss.teacher.features_weight=0"
+        )
+        return
     backbone = getattr(config.model, "backbone", "stock")
     if backbone != "stock":
         yield (

@@ -213,8 +213,8 @@ QuantizerConfig = Annotated[
 ]
 
 
-class _BackboneConfig(Section):
-    """The convolutional encoder and decoder that all models share, as in diffusers."""
+class _AutoencoderConfig(Section):
+    """The keys that all models have."""
 
     class_: str = Field(alias="class")
     in_channels: Count = 3
@@ -224,17 +224,8 @@ class _BackboneConfig(Section):
     block_out_channels: Widths
     """Channels of each level, highest resolution first. Each level after the first halves height and
     width."""
-    layers_per_block: Count = 2
-    """Residual blocks per level of the encoder. The decoder has one more per level."""
-    norm_num_groups: Count = 32
-    """Groups of every group norm. It must divide every number in `block_out_channels`."""
     latent_channels: Count
     """Channels of the latents."""
-    attention_levels: Switches | None = None
-    """Whether each level has self-attention, one true or false per level; null: no level has it (VQGAN uses
-    it at 16x16 only)."""
-    mid_block_attention: bool = True
-    """Whether the middle block of the encoder and of the decoder has self-attention."""
     pretrained: Text | None = None
     """Model whose weights the run starts from: the folder of a run or of a diffusers model, a single file, or
     a hub id; null: random weights. Architecture keys that this section leaves out, or only has from a base,
@@ -247,6 +238,20 @@ class _BackboneConfig(Section):
         return 2 ** (len(self.block_out_channels) - 1)
 
 
+class _BackboneConfig(_AutoencoderConfig):
+    """The convolutional encoder and decoder of most models, as in diffusers."""
+
+    layers_per_block: Count = 2
+    """Residual blocks per level of the encoder. The decoder has one more per level."""
+    norm_num_groups: Count = 32
+    """Groups of every group norm. It must divide every number in `block_out_channels`."""
+    attention_levels: Switches | None = None
+    """Whether each level has self-attention, one true or false per level; null: no level has it (VQGAN uses
+    it at 16x16 only)."""
+    mid_block_attention: bool = True
+    """Whether the middle block of the encoder and of the decoder has self-attention."""
+
+
 class KLVAEConfig(_BackboneConfig):
     """Variational autoencoder with Gaussian latents (latent diffusion, arXiv 2112.10752); without `loss.kl` a
     plain autoencoder."""
@@ -257,16 +262,38 @@ class KLVAEConfig(_BackboneConfig):
     and FLUX.1."""
 
 
+class TinyAutoencoderConfig(_AutoencoderConfig):
+    """TAESD: a small and fast autoencoder of ReLU blocks, without normalisation, attention or posterior. Its
+    decoder squeezes latents into (-3, 3). Usually it learns from a larger model, its teacher."""
+
+    class_: Literal["TinyAutoencoder"] = Field(alias="class")
+    layers_per_block: Count = 3
+    """Residual blocks per level of the encoder and of the decoder. The level at the image's resolution has
+    one."""
+    pooled_blocks: bool = False
+    """Whether the blocks at the latents' resolution have a pooled branch with group normalisation: true in
+    TAESD for FLUX.2."""
+    pixel_shuffle: bool = False
+    """Whether 2x2 pixels are folded into channels before the first convolution and unfolded after the last
+    one, which doubles the downsampling factor: true in TAESD for a factor of 16."""
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Image pixels per latent pixel along each side."""
+        return super().downsampling_factor * (2 if self.pixel_shuffle else 1)
+
+
 class DecoderConfig(Section):
-    """A decoder that is not the mirror of its encoder. Only a KLVAE can have one. diffusers' own class cannot
-    hold such a model: `latentae.load_autoencoder` opens it."""
+    """A decoder that is not the mirror of its encoder. Only a KLVAE or a TinyAutoencoder can have one.
+    diffusers' own class cannot hold such a model: `latentae.load_autoencoder` opens it."""
 
     widths: Widths | None = None
     """Channels of each level of the decoder, highest resolution first, as many levels as the encoder has;
-    null: `model.block_out_channels`. A narrower decoder starts from the first channels of every normalisation
-    group of the pretrained one."""
+    null: `model.block_out_channels`. A narrower decoder starts from the first channels of the pretrained one,
+    or of each of its normalisation groups."""
     layers_per_block: Count | None = None
-    """Residual blocks per level of the decoder, which has one more; null: `model.layers_per_block`."""
+    """Residual blocks per level of the decoder, counted as in `model.layers_per_block`; null: as many as
+    there."""
     upscale: Literal[1, 2, 4] = 1
     """How many times as large as the encoder's images the decoder's are. `data.image_size` is the
     size of the decoder's; the encoder sees them downscaled (means of 2x2 or 4x4 pixels)."""
@@ -308,5 +335,6 @@ class VQGANConfig(_VQConfig):
 
 
 ModelConfig = Annotated[
-    KLVAEConfig | Flux2VAEConfig | VQVAEConfig | VQGANConfig, Field(discriminator="class_")
+    KLVAEConfig | Flux2VAEConfig | TinyAutoencoderConfig | VQVAEConfig | VQGANConfig,
+    Field(discriminator="class_"),
 ]

@@ -43,6 +43,7 @@ from latentae.models.vq import VQGAN, VQVAE
 logger = logging.getLogger(__name__)
 
 Autoencoder = KLVAE | VQVAE | TinyAutoencoder
+"""The classes whose models can be trained, measured and saved."""
 Model = TypeVar("Model", KLVAE, Flux2VAE, VQVAE, VQGAN, TinyAutoencoder)
 
 # By the class that a config names. A plain VQModel does not say how it was trained; VQVAE and VQGAN differ in

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentae.models.checkpoints.configs import WEIGHTS
 from latentae.models.checkpoints.reading import Checkpoint, read_checkpoint
+from latentae.models.tiny_layers import arguments_of, channels_of, count_doublings
 
 ENCODER, DECODER = "encoder", "decoder"
 # TAESD's own class saves encoder.N, ComfyUI's files have taesd_encoder.N, diffusers has encoder.layers.N, and
@@ -183,27 +184,14 @@ def taesd_arguments(encoder: Half, decoder: Half) -> dict[str, Any]:
         _check_sequence(side, layers)
     if _UNSHUFFLE in down:
         up = [*up, _SHUFFLE]
-    folds = 4 if _UNSHUFFLE in down else 1  # 2x2 pixels, as channels
-    factors = _doublings(down, "strided", _UNSHUFFLE), _doublings(up, "upsample", _SHUFFLE)
-    latents = _channels(down)[-1], _channels(up)[0]
+    factors = count_doublings(down, "strided", _UNSHUFFLE), count_doublings(up, "upsample", _SHUFFLE)
+    latents = channels_of(down)[-1], channels_of(up)[0]
     if factors[0] != factors[1] or latents[0] != latents[1]:
         raise ValueError(
             f"holds an encoder to {latents[0]} channels at 1/{2 ** factors[0]} of the size and a decoder "
             f"from {latents[1]} channels at 1/{2 ** factors[1]}: they do not belong together"
         )
-    widths, blocks = _levels(down, "strided_conv_without_bias")
-    up_widths, up_blocks = _levels(up, "conv_without_bias")
-    arguments: dict[str, Any] = {
-        "in_channels": _channels(down)[0] // folds,
-        "out_channels": _channels(up)[-1] // folds,
-        "latent_channels": latents[0],
-        "encoder_block_out_channels": widths,
-        "decoder_block_out_channels": up_widths,
-        "num_encoder_blocks": blocks,
-        "num_decoder_blocks": up_blocks,
-    }
-    stock = _stock_layers(**arguments)
-    return arguments if stock == (down, up) else {**arguments, "encoder_layers": down, "decoder_layers": up}
+    return arguments_of(down, up)
 
 
 def _is_sequence(layers: Mapping[int, Mapping[str, Tensor]]) -> bool:
@@ -262,53 +250,6 @@ def _with_channels(kind: str, weight: Tensor) -> str:
 
 def _check_sequence(side: str, layers: list[str]) -> None:
     """Raises ValueError where layers do not fit each other or the last one is missing."""
-    channels = _channels(layers)
+    channels = channels_of(layers)
     if channels[1:-1:2] != channels[2::2] or not layers[-1].startswith("conv "):
         raise ValueError(f"holds a TAESD {side} with missing layers: it has {', '.join(layers)}")
-
-
-def _channels(layers: list[str]) -> list[int]:
-    """Returns all numbers of channels, from the input to the output."""
-    return [int(number) for layer in layers for number in layer.split()[1:]]
-
-
-def _doublings(layers: list[str], *kinds: str) -> int:
-    """Counts the layers that change the resolution by two."""
-    return sum(layer.startswith(kinds) for layer in layers)
-
-
-def _levels(layers: list[str], change: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns width and number of blocks per level; each layer of the kind ``change`` begins a new level."""
-    widths, blocks = [_channels(layers)[1]], [0]
-    for layer in layers:
-        kind, *channels = layer.split()
-        if kind == change:
-            widths.append(int(channels[1]))
-            blocks.append(0)
-        elif kind.endswith("block"):
-            widths[-1] = int(channels[1])
-            blocks[-1] += 1
-    return tuple(widths), tuple(blocks)
-
-
-def _stock_layers(
-    *,
-    in_channels: int,
-    out_channels: int,
-    latent_channels: int,
-    encoder_block_out_channels: tuple[int, ...],
-    decoder_block_out_channels: tuple[int, ...],
-    num_encoder_blocks: tuple[int, ...],
-    num_decoder_blocks: tuple[int, ...],
-) -> tuple[list[str], list[str]]:
-    """Describes the layers that diffusers' AutoencoderTiny has with these arguments."""
-    down: list[str] = []
-    for width, blocks in zip(encoder_block_out_channels, num_encoder_blocks, strict=True):
-        down.append(f"strided_conv_without_bias {width} {width}" if down else f"conv {in_channels} {width}")
-        down += [f"block {width} {width}"] * blocks
-    down.append(f"conv {encoder_block_out_channels[-1]} {latent_channels}")
-    up = [f"conv {latent_channels} {decoder_block_out_channels[0]}", "relu"]
-    for width, blocks in zip(decoder_block_out_channels, num_decoder_blocks, strict=True):
-        up += [f"block {width} {width}"] * blocks
-        up += ["upsample", f"conv_without_bias {width} {width}"]
-    return down, [*up[:-2], f"conv {decoder_block_out_channels[-1]} {out_channels}"]
