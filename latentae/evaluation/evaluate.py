@@ -20,7 +20,7 @@ from latentae.data.names import printable_name
 from latentae.evaluation.assembly import Assembled, percentiles
 from latentae.evaluation.blocks import ImageBlocks, open_images, protocol_called
 from latentae.evaluation.features import Measures, open_measures
-from latentae.evaluation.fit import check_teacher, describe_fit
+from latentae.evaluation.fit import check_teacher, describe_fit, scale_remedy
 from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.metrics import to_images, to_uint8
 from latentae.evaluation.models import (
@@ -208,7 +208,13 @@ def evaluate(
             results.protocol["teacher"] = describe_teacher(request, teacher)
             results.teacher = teacher.name
             results.fit = {
-                model.name: describe_fit(model.name, teacher.name, evaluation.fit_result(model), assembled)
+                model.name: describe_fit(
+                    model.name,
+                    teacher.name,
+                    evaluation.fit_result(model),
+                    assembled,
+                    remedy=scale_remedy(model, teacher),
+                )
                 for model in models
                 if model is not teacher
             }

@@ -1,7 +1,9 @@
 """Whether a denoiser that was trained on one model's latents, the teacher's, still fits another model.
 
 "Old" is the teacher and "new" the other model. Everything is compared as a denoiser sees it: latents are the
-posterior's mode after each model's own shift and scale, so that differences of those count.
+posterior's mode after each model's own shift and scale, so that differences of those count. A FLUX.2 VAE
+normalises latents by their places in patches; beside a model of another class, such as its TAESD, both are
+compared without the arrangement in patches.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latentae.devices import to_float64_on_cpu
@@ -19,7 +22,7 @@ from latentae.evaluation.assembly import Assembled, Shard, mean_over_images
 from latentae.evaluation.metrics import to_images, to_uint8
 from latentae.evaluation.models import NamedModel, factor_of
 from latentae.evaluation.rate import LatentMoments
-from latentae.models import LatentAutoencoder
+from latentae.models import Flux2VAE, LatentAutoencoder
 from latentae.report.results import TeacherFit
 
 FIT_METRICS = ("psnr", "ssim", "lpips_alex")
@@ -42,14 +45,29 @@ _ADVICE = {
     "close": "{model}: a denoiser of {teacher} probably fits. {numbers}. Look at generated pictures before "
     "you rely on it; a short fine-tuning of the denoiser adapts it.",
     "moved": "{model}: a denoiser of {teacher} does not fit as it is. {numbers}. Fine-tune the denoiser on "
-    "the new latents, or train the model again with freeze_encoder=true, which keeps the latents.",
+    "the new latents, or train the model again with freeze_encoder=true, which keeps the latents, or with "
+    "loss.teacher.latents_weight=1, which learns them.",
     "other": "{model}: a denoiser of {teacher} does not fit. {numbers}: this is another latent space. Train "
-    "a denoiser on it, or train the model again with freeze_encoder=true, which keeps the latents.",
+    "a denoiser on it, or train the model again with freeze_encoder=true, which keeps the latents, or with "
+    "loss.teacher.latents_weight=1, which learns them.",
 }
 _RESCALE = (
-    "{model}: a denoiser of {teacher} does not fit, but only because of scale and shift. {numbers}. Correct "
-    "scaling_factor and shift_factor (or latents_mean and latents_std) in the model's config, or name the "
-    "family of {teacher} by --family."
+    "{model}: a denoiser of {teacher} does not fit, but only because of scale and shift. {numbers}. {remedy}"
+)
+_IN_CONFIG = (
+    "Correct scaling_factor and shift_factor (or latents_mean and latents_std) in the model's config, or "
+    "name the family of {teacher} by --family."
+)
+_BESIDE_STATISTICS = (
+    "Correct scaling_factor and shift_factor (or latents_mean and latents_std) in the model's config."
+)
+_SET_STATISTICS = (
+    "Correct bn.running_mean and bn.running_var, the statistics of the model's latents: "
+    "model.take_scale(teacher) sets them."
+)
+_IN_STATISTICS = (
+    "Copy bn.running_mean and bn.running_var, the statistics of the latents, from {teacher} with "
+    "model.take_scale(teacher), and save the model again."
 )
 
 _GENERATES = (
@@ -212,14 +230,16 @@ def measure_fit(
     """
     rows: dict[str, list[Tensor]] = {}
     autoencoder: Any = model.autoencoder
-    patch = autoencoder.image_multiple // autoencoder.downsampling_factor
+    patch = _patch_of(model) if _patch_of(model) == _patch_of(teacher) else 1
     pairs = LatentPairs(autoencoder.latents_channels * patch**2)
     for images, own, other in zip(batches, *latents, strict=True):
         new, old = model.normalise(own), teacher.normalise(other)
-        pairs.add(new, old)
+        # Only whole patches have the channels that a denoiser sees.
+        height, width = (side // patch * patch for side in new.shape[-2:])
+        pairs.add(*(F.pixel_unshuffle(each[..., :height, :width], patch) for each in (new, old)))
         size = (images.shape[2], images.shape[3])
         for decoder, decoding, given in (("new_decoder", model, old), ("old_decoder", teacher, new)):
-            pixels = to_images(to_uint8(decoding.from_latents(given, size)))
+            pixels = to_images(to_uint8(decoding.decode_normalised(given, size)))
             for name, value in compare(pixels, images).items():
                 if name in FIT_METRICS:
                     rows.setdefault(f"{decoder}.{name}", []).append(to_float64_on_cpu(value))
@@ -260,7 +280,12 @@ def assemble_fit(shards: Iterable[Shard]) -> FitMeasured:
 
 
 def describe_fit(
-    model: str, teacher: str, measured: FitMeasured, assembled: Mapping[str, Assembled]
+    model: str,
+    teacher: str,
+    measured: FitMeasured,
+    assembled: Mapping[str, Assembled],
+    *,
+    remedy: str = _IN_CONFIG,
 ) -> TeacherFit:
     """Returns what a report says of a model beside the teacher, with advice.
 
@@ -270,6 +295,7 @@ def describe_fit(
 
     Args:
         assembled: model → its own numbers, of the same images.
+        remedy: how to correct a wrong scale, from ``scale_remedy``.
     """
     decoded = []
     for decoder, rows in ((model, measured.new_decoder), (teacher, measured.old_decoder)):
@@ -279,7 +305,8 @@ def describe_fit(
         # Two exact reconstructions have infinite ratios, and no difference.
         lost = torch.where(reached == rows["psnr"], 0.0, reached - rows["psnr"])
         decoded.append({"psnr": values.pop("psnr"), "psnr_loss": mean_over_images(lost), **values})
-    verdict, advice = advise(model, teacher, measured.pairs, *(d["psnr_loss"].value for d in decoded))
+    lost_values = (d["psnr_loss"].value for d in decoded)
+    verdict, advice = advise(model, teacher, measured.pairs, *lost_values, remedy=remedy)
     return TeacherFit(
         verdict=verdict,
         advice=advice,
@@ -291,14 +318,31 @@ def describe_fit(
     )
 
 
+def scale_remedy(model: NamedModel, teacher: NamedModel) -> str:
+    """Returns how to correct a wrong scale of a model's latents, with ``{teacher}`` for the other's name."""
+    patched = [isinstance(each.autoencoder, Flux2VAE) for each in (model, teacher)]
+    if all(patched):
+        return _IN_STATISTICS
+    if patched[0]:
+        return _SET_STATISTICS
+    return _BESIDE_STATISTICS if patched[1] else _IN_CONFIG
+
+
 def advise(
-    model: str, teacher: str, pairs: LatentPairs, new_decoder_lost: float, old_decoder_lost: float
+    model: str,
+    teacher: str,
+    pairs: LatentPairs,
+    new_decoder_lost: float,
+    old_decoder_lost: float,
+    *,
+    remedy: str = _IN_CONFIG,
 ) -> tuple[str, str]:
     """Returns the verdict, ``equal``, ``fits``, ``close``, ``moved`` or ``other``, and advice as text.
 
     Args:
         model, teacher: their names.
         new_decoder_lost, old_decoder_lost: ``psnr_loss`` of the decoders on each other's latents, in dB.
+        remedy: how to correct a wrong scale, from ``scale_remedy``.
     """
     lost = max(new_decoder_lost, old_decoder_lost)
     movement = math.sqrt(pairs.relative_mse)
@@ -316,13 +360,20 @@ def advise(
         wording = _RESCALE
     elif verdict in ("moved", "other") and new_decoder_lost < LIMITS["fits"][0]:
         wording += _GENERATES
-    return verdict, wording.format(model=model, teacher=teacher, numbers=numbers)
+    remedy = remedy.format(teacher=teacher)
+    return verdict, wording.format(model=model, teacher=teacher, numbers=numbers, remedy=remedy)
 
 
 def _latents_of(model: NamedModel) -> tuple[int, int]:
     """Returns channels of the latents, and pixels per latent along a side."""
     autoencoder: Any = model.autoencoder
     return int(autoencoder.latents_channels), factor_of(model)
+
+
+def _patch_of(model: NamedModel) -> int:
+    """Returns the latent positions per side that a denoiser sees as one."""
+    autoencoder: Any = model.autoencoder
+    return int(autoencoder.image_multiple) // factor_of(model)
 
 
 def _over_variance(squares: Tensor, old: LatentMoments) -> float:

@@ -75,26 +75,25 @@ class NamedModel:
         """Returns the unscaled latents [B, c, h, w] that a call decodes: the posterior's mode."""
         autoencoder: Any = self.autoencoder
         with self._precision(images):
-            latents: Tensor = autoencoder.encode(autoencoder.pad_for_denoiser(images)).latents
+            latents: Tensor = autoencoder.encode(images).latents
         return latents
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Returns unscaled latents [B, c, h, w] in the units of ``to_latents``, which a denoiser sees."""
+        """Returns unscaled latents [B, c, h, w] in the units that a denoiser sees, in the same shape."""
         autoencoder: Any = self.autoencoder
-        shift, scale = autoencoder._normalisation(latents.float())
-        normalised: Tensor = (autoencoder.arrange(latents.float()) - shift) * scale
+        normalised: Tensor = autoencoder.normalise(latents.float())
         return normalised
 
     @torch.no_grad()
-    def from_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """Decodes a denoiser's latents [B, c, h, w] to images [B, C, H, W] of a size (H, W), in float32.
+    def decode_normalised(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Decodes what ``normalise`` returns to images [B, C, H, W] of a size (H, W), in float32.
 
         Raises:
             ValueError: the images are not finite.
         """
         autoencoder: Any = self.autoencoder
         with self._precision(latents):
-            images: Tensor = autoencoder.from_latents(latents, size=size).float()
+            images: Tensor = autoencoder.decode(autoencoder.denormalise(latents), size=size).sample.float()
         if not images.isfinite().all():
             raise ValueError(
                 f"{self.name} decodes another model's latents to images that hold NaN or infinity"

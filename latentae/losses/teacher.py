@@ -1,7 +1,7 @@
-"""Distillation: a decoder, the student, learns from another one, the teacher, which is trained and frozen.
+"""Distillation: a model, the student, learns from another one, the teacher, which is trained and frozen.
 
-Two distances: of the decoded images, and of the activations inside both decoders (hints, FitNets, Romero et
-al. 2015, arXiv 1412.6550).
+Three distances: of the decoded images, of the activations inside both decoders (hints, FitNets, Romero et al.
+2015, arXiv 1412.6550), and of the encoders' latents (as for TAESD, github.com/madebyollin/taesd).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentae.losses.compositing import opacity
 from latentae.losses.reconstruction import l1
 
 _SMALLEST_SQUARE = 1e-8  # below this mean square a level of the teacher counts as empty
@@ -22,18 +23,20 @@ _SMALLEST_SQUARE = 1e-8  # below this mean square a level of the teacher counts 
 
 @dataclass(frozen=True)
 class TeacherTerms:
-    """The weights of both terms.
+    """The weights of the terms.
 
     Attributes:
         output_weight: of ``output_distance``.
         features_weight: of ``feature_distance``; 0: the activations are not compared.
+        latents_weight: of ``latent_distance``; 0: the encoder does not learn from the teacher.
     """
 
     output_weight: float = 1.0
     features_weight: float = 0.0
+    latents_weight: float = 0.0
 
 
-def output_distance(student: Tensor, teacher: Tensor) -> Tensor:
+def output_distance(student: Tensor, teacher: Tensor, *, alpha: bool = False) -> Tensor:
     """Returns the mean absolute difference of two batches of images, a scalar.
 
     It has the unit of the reconstruction loss ``l1``. If one decoder makes images that are k times larger,
@@ -42,12 +45,43 @@ def output_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: [B, C, H, W], may have a gradient.
         teacher: [B, C, H', W'], without one.
+        alpha: whether images are RGBA. Colours are then multiplied by the teacher's α, clamped to [0, 1],
+            as ``weigh_by_alpha`` does: what the teacher makes of colours that nobody sees is no target.
 
     Raises:
         ValueError: one size is not a whole multiple of the other.
     """
     teacher = teacher.to(student.dtype)
+    if alpha:  # at the full size of each: an average would mix hidden colours into visible ones
+        visible = opacity(teacher).clamp(0, 1)
+        student, teacher = (
+            torch.cat([images[:, :3] * _resized(visible, images), images[:, 3:]], dim=1)
+            for images in (student, teacher)
+        )
     return l1(_averaged(student, teacher), _averaged(teacher, student)).mean()
+
+
+def latent_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Returns the mean squared difference of two batches of latents, a scalar.
+
+    Args:
+        student: [B, c, h, w] in the units that a denoiser sees, may have a gradient.
+        teacher: [B, c, h, w] in the same units, without one.
+
+    Raises:
+        ValueError: they have two shapes.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"the student's latents are {list(student.shape)}, the teacher's {list(teacher.shape)}"
+        )
+    return (student - teacher.to(student.dtype)).square().mean()
+
+
+def _resized(values: Tensor, images: Tensor) -> Tensor:
+    """Returns values [B, 1, h, w] at the images' size."""
+    size = images.shape[-2:]
+    return values if values.shape[-2:] == size else F.interpolate(values, size=size, mode="area")
 
 
 def _averaged(images: Tensor, other: Tensor) -> Tensor:

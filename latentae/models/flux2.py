@@ -12,6 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from latentae.models.kl import KLVAE
+from latentae.models.latent import LatentAutoencoder
 
 PATCH = 2
 """Latent positions per side of the patch that a denoiser sees as one; diffusers' pipelines fix it."""
@@ -138,8 +139,7 @@ class Flux2VAE(KLVAE):
         """
         posterior = self.encode(self.pad_for_denoiser(images)).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
-        mean, std = self._statistics(latents)
-        return (self.arrange(latents) - mean) / std
+        return self.arrange(self.normalise(latents))
 
     def from_latents(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Decodes a denoiser's latents [B, 4c, h/2, w/2] to images [B, C, H, W]; undoes ``to_latents``.
@@ -153,8 +153,36 @@ class Flux2VAE(KLVAE):
                 f"from_latents takes normalised 2x2 patches [B, {channels}, h/2, w/2]; got "
                 f"{list(latents.shape)} (decode takes plain latents)"
             )
-        mean, std = self._statistics(latents)
-        return self.decode(F.pixel_shuffle(latents * std + mean, PATCH), size=size).sample
+        return self.decode(self.denormalise(F.pixel_shuffle(latents, PATCH)), size=size).sample
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Returns latents [B, c, h, w] normalised by their places in the 2×2 patches, in the same shape.
+
+        ``arrange`` makes of them what a denoiser sees. Sides may be odd: the values are independent.
+        """
+        height, width = latents.shape[-2:]
+        patches = self.arrange(_even(latents))
+        mean, std = self._statistics(patches)
+        return F.pixel_shuffle((patches - mean) / std, PATCH)[..., :height, :width]
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """Returns latents [B, c, h, w] as ``decode`` takes them; undoes ``normalise``."""
+        height, width = latents.shape[-2:]
+        patches = self.arrange(_even(latents))
+        mean, std = self._statistics(patches)
+        return F.pixel_shuffle(patches * std + mean, PATCH)[..., :height, :width]
+
+    def take_scale(self, teacher: LatentAutoencoder) -> None:
+        """Takes the statistics of another FLUX.2 VAE; those of other models become mean 0 and variance 1.
+
+        Args:
+            teacher: a model with a known scale and latents of the same size.
+        """
+        mean, variance = torch.zeros_like(self.bn.running_mean), torch.ones_like(self.bn.running_var)
+        if isinstance(teacher, Flux2VAE):
+            mean = teacher.bn.running_mean
+            variance = teacher.bn.running_var + teacher.config.batch_norm_eps
+        self.set_statistics(mean, variance - self.config.batch_norm_eps)
 
     def pad_for_denoiser(self, images: Tensor) -> Tensor:
         """Repeats the right and bottom edge of images up to whole patches of latents."""
@@ -190,6 +218,14 @@ class Flux2VAE(KLVAE):
     def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (part[0] for part in self._statistics(latents))
         return mean, 1 / std
+
+
+def _even(latents: Tensor) -> Tensor:
+    """Adds a row and a column of zeros where that makes a side even."""
+    height, width = latents.shape[-2:]
+    return (
+        F.pad(latents, (0, width % PATCH, 0, height % PATCH)) if height % PATCH or width % PATCH else latents
+    )
 
 
 # Pipelines record a component as (top module, class name) and load it from there.

@@ -203,14 +203,43 @@ class LatentAutoencoder(TilingMixin, SavingMixin):
         Raises:
             ValueError: the scale of the model's latents is not known.
         """
-        latents = self.encode(images).latent_dist.sample(generator)
-        shift, scale = self._normalisation(latents)
-        return (latents - shift) * scale
+        return self.normalise(self.encode(images).latent_dist.sample(generator))
 
     def from_latents(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Decodes a denoiser's latents [B, c, h, w] to images [B, C, H, W]; undoes ``to_latents``."""
+        return self.decode(self.denormalise(latents), size=size).sample
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Returns unscaled latents [B, c, h, w] in the units that a denoiser sees, in the same shape.
+
+        Raises:
+            ValueError: the scale of the model's latents is not known.
+        """
         shift, scale = self._normalisation(latents)
-        return self.decode(latents / scale + shift, size=size).sample
+        return (latents - shift) * scale
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """Returns latents [B, c, h, w] as ``decode`` takes them; undoes ``normalise``."""
+        shift, scale = self._normalisation(latents)
+        return latents / scale + shift
+
+    def take_scale(self, teacher: LatentAutoencoder) -> None:
+        """Normalises from now on as a teacher does, so that its denoiser and pipeline fit.
+
+        Latents that are equal after ``normalise`` are then equal without it, too. A teacher without a scale
+        in its config, a FLUX.2 VAE, has statistics that this class cannot hold. The scale then becomes 1: the
+        latents are normalised as they are.
+
+        Args:
+            teacher: a model with a known scale and latents of the same size.
+        """
+        config = teacher.config
+        self.change_config(
+            scaling_factor=config.get("scaling_factor", 1.0),
+            shift_factor=config.get("shift_factor") or 0.0,
+            latents_mean=config.get("latents_mean"),
+            latents_std=config.get("latents_std"),
+        )
 
     def change_config(self, **values: Any) -> None:
         """Changes the model's config so that ``from_config(model.config)`` sees the change.

@@ -133,7 +133,9 @@ def calibrate_and_measure(
 ) -> dict[str, Any]:
     """Sets the scale of the latents from the training images, then measures on the validation images.
 
-    With a frozen encoder the scale stays as it was. Every rank must call it.
+    With a frozen encoder the scale stays as it was. With latents that were learned from a teacher it stays
+    the teacher's, whatever the latents' own variance is: that is what the teacher's denoiser and pipeline
+    expect. Every rank must call it.
 
     Args:
         model: changed in place, its pixels not.
@@ -146,9 +148,17 @@ def calibrate_and_measure(
     Returns:
         numbers for the run's summary; the scale is None if it could not be measured.
     """
-    if config.freeze_encoder:
+    teacher = config.loss.teacher
+    learned = teacher is not None and teacher.latents_weight > 0
+    if config.freeze_encoder or learned:
         scale = {name: model.config.get(name) for name in ("scaling_factor", "shift_factor")}
-        scale["scale_source"] = "of the pretrained model"
+        scale["scale_source"] = "of the teacher" if learned else "of the pretrained model"
+        if teacher is not None and learned:
+            place = teacher.model or config.model.pretrained
+            say(
+                "note: the latents keep the teacher's scale. Measure whether its denoiser fits: latentae "
+                f"evaluate {config.output_dir} --teacher {place} --data IMAGES --out FOLDER"
+            )
     else:
         scale = _calibrate(model, training_images, config, say)
     if measured:

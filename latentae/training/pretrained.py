@@ -133,7 +133,8 @@ class Pretrained:
             f"weights of {self.record['pretrained']} ({self.record['class']}, "
             f"sha256 {self.record['sha256'][:12]})"
         ]
-        if not self.config.freeze_encoder:
+        teacher = self.config.loss.teacher
+        if not self.config.freeze_encoder and (teacher is None or teacher.latents_weight == 0):
             lines.append(
                 "the encoder learns too, so the latents move: denoisers, latent caches and codes made with "
                 f"{self.record['pretrained']} will not fit the new model. To keep them, set "

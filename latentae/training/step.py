@@ -125,7 +125,8 @@ class TrainingStep:
         # 4. One backward pass through the autoencoder. Nothing else may hold what it frees.
         del last_layer, encoder_output
         self._backward_autoencoder(output.sample, gradient, learned, regularisers)
-        metrics |= {name: value.detach() for name, value in regularisers.items()}
+        # A number that a loss reports itself, without its weight, stays.
+        metrics = {name: value.detach() for name, value in regularisers.items()} | metrics
         metrics["loss"] = loss + sum(value.detach() for value in regularisers.values())
         if self.report is not None:
             metrics |= self.report(output, metrics, step)

@@ -1,4 +1,4 @@
-"""The teacher of a run: the frozen model whose decodings the autoencoder learns to imitate."""
+"""The teacher of a run: the frozen model whose decodings, and maybe latents, the autoencoder imitates."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from latentae.losses.teacher import (
     captured_outputs,
     decoder_levels,
     feature_distance,
+    latent_distance,
     level_widths,
     output_distance,
 )
@@ -34,10 +35,10 @@ class TeacherLosses:
     """What the teacher adds to a micro-batch.
 
     Attributes:
-        loss: the weighted distance of the images, a scalar without a gradient.
+        loss: the weighted distance of the images, a scalar without a gradient; 0 if they are not compared.
         gradient: [B, C, H, W] its gradient at the reconstruction.
         regularisers: weighted losses by name that have the autoencoder's own graph.
-        numbers: the unweighted distance of the images, for the log.
+        numbers: the unweighted distances of the images and of the latents, for the log.
     """
 
     loss: Tensor
@@ -50,13 +51,22 @@ class TeacherLosses:
 class Teacher:
     """A frozen model and what the autoencoder learns from it.
 
-    With ``shares_latents`` the teacher decodes the very latents that the autoencoder decoded, noise included,
-    and has no encoder any more. Otherwise it reconstructs the images by its own latents (the mode).
+    There are three ways to learn:
+
+    - With ``shares_latents`` the encoder is frozen. The teacher decodes the very latents that the autoencoder
+      decoded, noise included, and has no encoder any more.
+    - With ``terms.latents_weight`` the encoder's latents (of a posterior: its mean) regress onto the
+      teacher's (the mode), and the autoencoder decodes the teacher's latents, noise included, as does the
+      teacher. No other loss reaches the encoder. That is how TAESD learned. Latents are compared after each
+      model's own normalisation, and ``hand_over_scale`` gives the autoencoder the teacher's. So a perfect
+      student's latents mean the same to the teacher's denoiser and pipeline.
+    - Otherwise the teacher reconstructs the images by its own latents (the mode).
 
     Attributes:
         model: the teacher, in eval mode.
         terms: the weights of the losses.
         shares_latents: whether both have the same encoder.
+        student: the autoencoder, unwrapped; only its scale and sizes matter here.
         upscale: how many times as large as what its encoder sees the autoencoder's images are.
         levels: the decoder levels whose activations are compared; empty: none.
         place: where it came from.
@@ -69,6 +79,7 @@ class Teacher:
     model: nn.Module
     terms: TeacherTerms
     shares_latents: bool
+    student: Any = None
     upscale: int = 1
     levels: tuple[int, ...] = ()
     place: str = ""
@@ -77,16 +88,32 @@ class Teacher:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     recorded: str | None = None
     _decoded: list[Tensor] = field(default_factory=list)
+    _target: Tensor | None = None
+
+    @property
+    def gives_latents(self) -> bool:
+        """Whether the autoencoder learns the teacher's latents, and decodes them."""
+        return self.terms.latents_weight > 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether anything that the teacher decodes is compared."""
+        return self.terms.output_weight > 0 or self.terms.features_weight > 0
 
     def watch(self, prepared: PreparedStep) -> None:
-        """Remembers the latents that the coming forward decodes, if they are changed on their way."""
+        """Prepares the coming forward: what it decodes, and a memory of that if it is not what it encodes."""
         self._decoded.clear()
         change = prepared.arguments.get("change")
-        if change is None or not self.shares_latents:
+        if self.gives_latents:
+            self._target = self._encode(prepared.images)
+            given = self.student.denormalise(self._target)
+        elif change is None or not self.shares_latents:
             return
 
         def changed(latents: Tensor) -> Tensor:
-            self._decoded.append(change(latents))
+            if self.gives_latents:
+                latents = given.to(latents.dtype)
+            self._decoded.append(latents if change is None else change(latents))
             return self._decoded[0]
 
         prepared.arguments["change"] = changed
@@ -98,15 +125,35 @@ class Teacher:
             output: of the wrapped autoencoder.
             reconstruction: ``output.sample`` as a leaf that takes a gradient.
         """
-        images, activations = self._decode(prepared, output)
-        distance = output_distance(reconstruction, images)
-        loss = self.terms.output_weight * distance
-        (gradient,) = torch.autograd.grad(loss, reconstruction)
-        numbers, regularisers = {"teacher_output": distance.detach()}, dict[str, Tensor]()
-        if self.levels:
-            features = feature_distance(output.activations, activations)
-            regularisers["teacher_features"] = self.terms.features_weight * features
+        loss, gradient = reconstruction.new_zeros(()), torch.zeros_like(reconstruction)
+        numbers, regularisers = dict[str, Tensor](), dict[str, Tensor]()
+        # The latents.
+        if self._target is not None:
+            own = output.latents if output.mean is None else output.mean
+            latents = latent_distance(self.student.normalise(_as_float(own)), self._target)
+            numbers["teacher_latents"] = latents.detach()
+            regularisers["teacher_latents"] = self.terms.latents_weight * latents
+            self._target = None
+        # The images, and the activations.
+        if self.decodes:
+            images, activations = self._decode(prepared, output)
+            distance = output_distance(reconstruction, images, alpha=prepared.backgrounds is not None)
+            loss = self.terms.output_weight * distance
+            (gradient,) = torch.autograd.grad(loss, reconstruction)
+            numbers["teacher_output"] = distance.detach()
+            if self.levels:
+                features = feature_distance(output.activations, activations)
+                regularisers["teacher_features"] = self.terms.features_weight * features
         return TeacherLosses(loss.detach(), gradient, regularisers, numbers)
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> Tensor:
+        """Returns the teacher's latents [B, c, h, w], its posterior's mode, as its denoiser sees them."""
+        model: Any = self.model
+        with self.autocast():
+            latents = model.encode(images).latents
+        normalised: Tensor = model.normalise(_as_float(latents))
+        return normalised
 
     @torch.no_grad()
     def _decode(self, prepared: PreparedStep, output: Any) -> tuple[Tensor, list[Tensor]]:
@@ -116,6 +163,8 @@ class Teacher:
         with self.autocast(), captured_outputs(layers) as activations:
             if self._decoded:  # latents that were changed decode to a size of their own
                 latents, size = self._decoded.pop(), None
+                if self.gives_latents:
+                    latents = model.denormalise(self.student.normalise(_as_float(latents)))
             elif self.shares_latents:
                 latents, size = output.latents, tuple(prepared.images.shape[-2:])
             else:
@@ -143,9 +192,16 @@ class Teacher:
                 "was trained, or use freeze_encoder=false, with which the teacher encodes for itself"
             )
 
+    def hand_over_scale(self, *models: Any) -> None:
+        """Gives models the teacher's normalisation, if they learn its latents: the run and its average."""
+        for model in models if self.gives_latents else ():
+            model.take_scale(self.model)
+
     def describe(self) -> str:
-        """Returns a sentence that says what the teacher is and what it decodes."""
+        """Returns a sentence that says what the teacher is and what it does."""
         what = "decodes the same latents" if self.shares_latents else "encodes and decodes for itself"
+        if self.gives_latents:
+            what = "gives its latents: the encoder regresses onto them, and the decoder decodes them"
         return f"teacher: {self.place} (sha256 {self.weights_hash[:12]}), which {what}"
 
     def state_dict(self) -> dict[str, str]:
@@ -177,10 +233,13 @@ def create_teacher(
     place, shares = section.model or config.model.pretrained, config.freeze_encoder
     assert place is not None
     levels = section.levels if section.features_weight else ()
+    terms = TeacherTerms(section.output_weight, section.features_weight, section.latents_weight)
     try:
         with distributed.main_first():  # the first rank downloads from the hub, the others find it
             model: Any = build.open_teacher(place, getattr(config.model, "norm_num_groups", None))
-        _check_sizes(model, autoencoder, shares_latents=shares)
+        _check_sizes(model, autoencoder, shares_latents=shares, gives_latents=terms.latents_weight > 0)
+        if terms.latents_weight:
+            _check_latents(model)
         if levels:
             decoder_levels(model.decoder, levels)
     except ValueError as error:
@@ -189,8 +248,9 @@ def create_teacher(
     state = model.state_dict()
     teacher = Teacher(
         model,
-        TeacherTerms(section.output_weight, section.features_weight),
+        terms,
         shares_latents=shares,
+        student=autoencoder,
         upscale=upscale_of(autoencoder),
         levels=levels,
         place=place,
@@ -200,6 +260,8 @@ def create_teacher(
     )
     if shares:  # it is never asked to encode
         model.encoder = model.quant_conv = None
+    if not teacher.decodes:
+        model.decoder = model.post_quant_conv = None
     model.requires_grad_(False).eval().to(device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -222,24 +284,48 @@ def match_levels(teacher: Teacher | None, autoencoder: nn.Module) -> MatchedLeve
         raise ValueError(f"loss.teacher.features_weight cannot be used with this model: {error}") from error
 
 
-def _check_sizes(model: Any, autoencoder: Any, *, shares_latents: bool) -> None:
+def _check_sizes(model: Any, autoencoder: Any, *, shares_latents: bool, gives_latents: bool) -> None:
     """Raises ValueError unless the teacher can take part: by its latents or by its images."""
     own, its = autoencoder.config, model.config
     if its.out_channels != own.out_channels:
         raise ValueError(f"it makes images of {its.out_channels} channels, and the run of {own.out_channels}")
-    if not shares_latents:
-        if its.in_channels != own.in_channels:
-            raise ValueError(f"it takes images of {its.in_channels} channels, and the run {own.in_channels}")
+    if its.in_channels != own.in_channels:
+        raise ValueError(f"it takes images of {its.in_channels} channels, and the run {own.in_channels}")
+    if not (shares_latents or gives_latents):
         return
+    remedy = (
+        "name a model with the run's encoder, or use freeze_encoder=false, with which it encodes for itself"
+    )
+    if gives_latents:
+        remedy = "name a model with latents of the run's size, or use loss.teacher.latents_weight=0"
     for name, ours, theirs in (
         ("latent channels", autoencoder.latents_channels, model.latents_channels),
         ("pixels per latent", autoencoder.downsampling_factor, model.downsampling_factor),
     ):
         if ours != theirs:
             raise ValueError(
-                f"it is a teacher of other latents: it has {theirs} {name}, and the run has {ours}; name a "
-                "model with the run's encoder, or use freeze_encoder=false, with which it encodes for itself"
+                f"it is a teacher of other latents: it has {theirs} {name}, and the run has {ours}; {remedy}"
             )
+
+
+def _check_latents(model: Any) -> None:
+    """Raises ValueError unless an encoder can learn the teacher's latents."""
+    if getattr(model, "quantize", None) is not None:
+        raise ValueError(
+            "it decodes the nearest codes of its codebook, which the run's model lacks; name a model without "
+            "a codebook, or use loss.teacher.latents_weight=0"
+        )
+    if not model.has_known_scale:
+        raise ValueError(
+            "the scale of its latents is not known, and loss.teacher.latents_weight needs it; name a folder "
+            "that load_autoencoder(file, family=...).save_pretrained(folder) writes, or measure the scale "
+            "with scripts/latent_stats.py"
+        )
+
+
+def _as_float(values: Tensor) -> Tensor:
+    """Returns values in float32, or in their own precision if that is higher."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _hash_of_latents(state: Mapping[str, Tensor]) -> str:

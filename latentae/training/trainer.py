@@ -115,8 +115,10 @@ class Trainer:
                 pretrained.take_up()
             else:
                 pretrained.check_moved()
-        if self.networks.step.teacher is not None:
-            self.networks.step.teacher.check(self.networks.autoencoder)
+        teacher = self.networks.step.teacher
+        if teacher is not None:
+            teacher.check(self.networks.autoencoder)
+            teacher.hand_over_scale(self.networks.autoencoder, self.networks.ema.model)
         if rehearsal:
             return
         # Write what belongs to the run before its first step.

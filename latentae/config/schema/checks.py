@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from latentae.config.schema.checks_decoder import check_decoder_training
+from latentae.config.schema.checks_decoder import check_decoder_training, decoder_training_warnings
 from latentae.config.schema.loss import LikelihoodConfig, LinearScheduleConfig
 from latentae.config.schema.model import (
     MOST_CODES,
@@ -66,6 +66,7 @@ def config_warnings(config: RunConfig) -> list[str]:
         _warmup_warnings,
         _kl_schedule_warnings,
         _equivariance_warnings,
+        decoder_training_warnings,
         _alpha_warnings,
     )
     return [warning for check in checks for warning in check(config)]

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from latentae.config.schema.model import KLVAEConfig, TinyAutoencoderConfig
+from latentae.config.schema.loss import LikelihoodConfig
+from latentae.config.schema.model import KLVAEConfig, TinyAutoencoderConfig, VQGANConfig, VQVAEConfig
 from latentae.config.yaml_text import show
 
 if TYPE_CHECKING:
@@ -15,8 +16,26 @@ if TYPE_CHECKING:
 
 def check_decoder_training(config: RunConfig) -> Iterator[str]:
     """Yields the contradictions in ``freeze_encoder``, ``decoder`` and ``loss.teacher``, one line each."""
-    for check in (_frozen_encoder, _decoder, _teacher):
+    for check in (_frozen_encoder, _decoder, _teacher, _teacher_latents):
         yield from check(config)
+
+
+def decoder_training_warnings(config: RunConfig) -> Iterator[str]:
+    """Yields what is allowed in ``loss.teacher`` but probably not meant, one line each."""
+    teacher, loss = config.loss.teacher, config.loss
+    if teacher is None or teacher.latents_weight == 0 or loss.kl is None:
+        return
+    yield (
+        f"`loss.teacher.latents_weight` is {teacher.latents_weight:g} and `loss.kl` is set: nothing but the "
+        "divergence trains the posterior's variance, which approaches 1, so samples of the posterior are "
+        "noisy; loss.kl=null makes a posterior without noise"
+    )
+    if isinstance(loss.reconstruction, LikelihoodConfig):
+        yield (
+            f"`loss.teacher.latents_weight` is {teacher.latents_weight:g} and `loss.reconstruction.type` is "
+            f"{loss.reconstruction.type}: `elbo_nats` and `bits_per_dimension` in the log are of images "
+            "decoded from the teacher's latents, so they are no bound"
+        )
 
 
 def _frozen_encoder(config: RunConfig) -> Iterator[str]:
@@ -68,18 +87,19 @@ def _teacher(config: RunConfig) -> Iterator[str]:
             "`loss.teacher.model` and `model.pretrained` are both null, so there is no teacher; set "
             "`loss.teacher.model` to a trained model, or use loss.teacher=null"
         )
-    if teacher.output_weight == 0 and teacher.features_weight == 0:
+    if teacher.output_weight == teacher.features_weight == teacher.latents_weight == 0:
         yield (
-            "`loss.teacher.output_weight` and `loss.teacher.features_weight` are both 0, so the teacher has "
-            "no effect; raise one of them, or use loss.teacher=null"
+            "`loss.teacher.output_weight`, `loss.teacher.features_weight` and `loss.teacher.latents_weight` "
+            "are all 0, so the teacher has no effect; raise one of them, or use loss.teacher=null"
         )
     if teacher.features_weight == 0:
         return
     matches = f"`loss.teacher.features_weight` is {teacher.features_weight:g}"
-    if not config.freeze_encoder:
+    if not config.freeze_encoder and teacher.latents_weight == 0:
         yield (
             f"{matches}, but `freeze_encoder` is false: the teacher then decodes latents of its own, whose "
-            "features are others; use loss.teacher.features_weight=0 or freeze_encoder=true"
+            "features are others; use loss.teacher.features_weight=0, freeze_encoder=true, or "
+            "loss.teacher.latents_weight=1, with which both decode the teacher's latents"
         )
     if config.compile:
         yield (
@@ -103,3 +123,27 @@ def _teacher(config: RunConfig) -> Iterator[str]:
             f"`loss.teacher.levels` is {show(list(teacher.levels))}; name each level once, from 0 to "
             f"{levels - 1}, as `model.block_out_channels` has {levels} levels"
         )
+
+
+def _teacher_latents(config: RunConfig) -> Iterator[str]:
+    """An encoder can learn a teacher's latents if it learns, has no codebook, and learns nothing else."""
+    teacher, loss = config.loss.teacher, config.loss
+    if teacher is None or teacher.latents_weight == 0:
+        return
+    matches = f"`loss.teacher.latents_weight` is {teacher.latents_weight:g}"
+    if config.freeze_encoder:
+        yield (
+            f"{matches}, but `freeze_encoder` is true, and a frozen encoder cannot learn other latents; use "
+            "freeze_encoder=false or loss.teacher.latents_weight=0"
+        )
+    if isinstance(config.model, VQVAEConfig | VQGANConfig):
+        yield (
+            f"{matches}, but `model.class: {config.model.class_}` has a codebook, and the decoder would "
+            "receive latents that are not codes; use a model without one or loss.teacher.latents_weight=0"
+        )
+    for name in ("equivariance", "alignment", "spectral"):
+        if getattr(loss, name) is not None:
+            yield (
+                f"{matches}, but `loss.{name}` is set, which wants other latents than the teacher's; use "
+                f"loss.{name}=null or loss.teacher.latents_weight=0"
+            )

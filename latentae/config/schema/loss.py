@@ -209,9 +209,10 @@ class SpectralConfig(Section):
 
 
 class TeacherConfig(Section):
-    """Distillation: the decoder learns to imitate a trained and frozen model, the teacher. With
-    `freeze_encoder` the teacher decodes the latents of the run and must have the same encoder. Without it the
-    teacher encodes the images for itself, and only `output_weight` may be used."""
+    """Distillation: the autoencoder learns to imitate a trained and frozen model, the teacher. With
+    `freeze_encoder` the teacher decodes the latents of the run and must have the same encoder. With
+    `latents_weight` the encoder learns the teacher's latents, and the decoder decodes these, as in TAESD.
+    With neither the teacher encodes the images for itself, and only `output_weight` may be used."""
 
     model: Text | None = None
     """The teacher: what `load_autoencoder` opens; null: `model.pretrained`, as it was before training. A
@@ -223,6 +224,11 @@ class TeacherConfig(Section):
     """Weight of the difference between activations of both decoders: mean (s - t)^2 / mean t^2 per image and
     level, with t of the teacher (hints of FitNets, arXiv 1412.6550, relative to the teacher). Where widths
     differ, s goes through a learned 1x1 convolution. 0: off."""
+    latents_weight: PositiveOrZero = 0.0
+    """Weight of the mean squared difference between the encoder's latents (a posterior's mean) and the
+    teacher's (its mode), as a denoiser sees them: after shift and scale, or after the normalisation of
+    FLUX.2. The decoder receives the teacher's latents, so no other loss trains the encoder. The model takes
+    the teacher's scale, and replaces it before the same denoiser. Latents must have the same size. 0: off."""
     levels: Annotated[tuple[CountOrZero, ...], FROM_LIST, Field(min_length=1)] = (0, 1)
     """Decoder levels that `features_weight` compares. 0 is the lowest resolution, that of the latents; each
     further level doubles it."""
@@ -287,6 +293,6 @@ class LossConfig(Section):
     spectral: SpectralConfig | None = None
     """Make downscaled latents decode to downscaled images; null: off."""
     teacher: TeacherConfig | None = None
-    """Imitate a trained model's decoder (distillation); null: off."""
+    """Imitate a trained model (distillation); null: off."""
     adversarial: AdversarialConfig | None = None
     """Adversarial loss; null: none. A VQVAE must have none, a VQGAN must have one."""
