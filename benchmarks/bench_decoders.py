@@ -70,9 +70,10 @@ class Enlarged(nn.Module):
         """Decodes unscaled latents [B, c, h, w]."""
         return AutoencoderOutput(sample=self._enlarge(self.model.decode(latents).sample))
 
-    def from_latents(self, latents: Tensor) -> Tensor:
-        """Decodes latents [B, c, h, w] as a denoiser sees them."""
-        return self._enlarge(self.model.from_latents(latents))
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """Returns latents [B, c, h, w] as a denoiser sees them in the units of ``decode``."""
+        unscaled: Tensor = self.model.denormalise(latents)
+        return unscaled
 
     def _enlarge(self, images: Tensor) -> Tensor:
         return F.interpolate(images, scale_factor=self.upscale, mode="bicubic", align_corners=False)
@@ -205,7 +206,7 @@ def measure_agreement(
 
 def _decoded(model: NamedModel, latents: Tensor) -> Tensor:
     autoencoder: Any = model.autoencoder
-    images: Tensor = autoencoder.from_latents(latents)
+    images: Tensor = autoencoder.decode(autoencoder.denormalise(latents)).sample
     return images
 
 
