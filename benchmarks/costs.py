@@ -1,9 +1,11 @@
-"""Prints what models, checkpoints, ranks and losses of the latents cost, as Markdown tables.
+"""Prints what models, checkpoints, ranks, losses of the latents and an encoder cost, as Markdown tables.
 
 models: parameters of every shipped model, and FLOPs for one image of 256x256, a multiply-add counted as two.
 latent-losses: time and memory of a quickstart_kl step with each loss of the latents, against a step without.
     Takes key=value overrides. Steps take turns and are measured in process time on the CPU. The time of an
     equivariant step depends on what it draws, so these are means: use --rounds 20 or more.
+cached-latents: time of a step that trains a decoder of Stable Diffusion's widths, with the encoder and with
+    cached latents instead, in turns and in process time on the CPU. Takes key=value overrides.
 checkpoints: seconds and bytes of a checkpoint, and the share of the run's time that saving takes. Models
     other than the quickstarts make steps of one image of 64x64, so their share is left out.
 ranks: images per second of two ranks against one, on the CPU. Each rank has the same work, and one thread.
@@ -31,8 +33,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latentae.build import build_autoencoder
 from latentae.config import RunConfig, load_config, read_config, shipped_configs
+from latentae.latents.cache import encode_dataset
 from latentae.training.dry_run import measure_memory
 from latentae.training.log import Meter
+from latentae.training.run_folder import describe_pretrained
 from latentae.training.trainer import Trainer
 
 _SIDE = 256
@@ -44,18 +48,29 @@ _LATENT_LOSSES = {
     "alignment, adaptive": ["loss.alignment={network: vgg16}"],
     "alignment, fixed weight": ["loss.alignment={network: vgg16, adaptive: false}"],
 }
+_DECODERS = {
+    "the whole decoder": [],
+    "a quarter of it": ["decoder={widths: [64, 128, 256, 256]}"],
+    "a quarter, with a teacher": ["decoder={widths: [64, 128, 256, 256]}", "loss.teacher={}"],
+}
 _DEFAULT_INTERVAL = RunConfig.model_fields["checkpoint_every"].default
 _SMALL_STEPS = ["batch_size=1", "data.image_size=64", "data.name=photos", "data.num_workers=0"]
 
 
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=5)
-    tables = {"models": models, "latent-losses": latent_losses, "checkpoints": checkpoints, "ranks": ranks}
+    tables = {
+        "models": models,
+        "latent-losses": latent_losses,
+        "cached-latents": cached_latents,
+        "checkpoints": checkpoints,
+        "ranks": ranks,
+    }
     parser.add_argument("table", choices=list(tables))
     parser.add_argument(
         "--configs", nargs="+", default=["quickstart", "kl_f8"], help="models whose checkpoints are measured"
     )
-    parser.add_argument("overrides", nargs="*", help="key=value, as in training, for latent-losses")
+    parser.add_argument("overrides", nargs="*", help="key=value, as in training, for two tables")
     arguments = parser.parse_intermixed_args()
     if arguments.table != "models":
         print(f"{describe_run()} {len(os.sched_getaffinity(0))} cores.\n")
@@ -113,6 +128,31 @@ def latent_losses(arguments: argparse.Namespace) -> None:
         took, kept = statistics.mean(spent[name]) / mean, use.activations / least.activations
         print_row(name, f"{took:.2f}", f"{kept:.2f}", f"{use.losses / 1e6:.0f} MB")
     print(f"\nWithout: {mean:.3g} s of process time, {least.activations / 1e6:.0f} MB.")
+
+
+def cached_latents(arguments: argparse.Namespace) -> None:
+    shared = ["--config", "decoder_finetune", "trackers=[]", "mixed_precision=no", "batch_size=1"]
+    shared += ["gradient_accumulation_steps=1", "data.image_size=128", "data.random_flip=false"]
+    shared += ["data.num_workers=0", *arguments.overrides]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config("kl_vae", shared)
+        shared += [f"model.pretrained={folder}/model", f"output_dir={folder}/run"]
+        # A fresh model: its weights do not matter for the time.
+        build_autoencoder(config.model, sample_size=config.data.image_size).save_pretrained(f"{folder}/model")
+        encode_dataset(f"{folder}/model", "photos", f"{folder}/latents", image_size=config.data.image_size)
+        for name, changes in _DECODERS.items():
+            steps = {}
+            for latents in (None, f"{folder}/latents"):
+                words = [*shared, *changes, *([f"data.latents={latents}"] if latents else [])]
+                trainer = Trainer(load_config("kl_vae", words, describe_pretrained), rehearsal=True)
+                steps[str(latents)] = _step(trainer, trainer.batches())
+            usual, cached = in_turns(steps, arguments.rounds, torch.device("cpu")).values()
+            medians = (f"{statistics.median(spent):.2f}" for spent in (usual, cached))
+            rows.append((name, *medians, show_ratio(usual, cached)))
+    print_head("decoder", "with the encoder, s", "with cached latents, s", "ratio (range)")
+    for row in rows:
+        print_row(*row)
 
 
 def _step(trainer: Trainer, batches: object) -> Callable[[], None]:

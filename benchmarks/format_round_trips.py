@@ -1,8 +1,8 @@
 """Writes every export format, reads it back and compares, as a Markdown table.
 
-Draws random weights for the f8 architectures of Stable Diffusion and FLUX and for a VQGAN. Prints the errors
-that the exporter measures (largest difference over the largest value of the source), and the share of codes
-that stay the same.
+Draws random weights for the f8 architectures of Stable Diffusion and FLUX, for a VQGAN, for decoders that are
+not their encoder's mirror, and for TAESD. Prints the errors that the exporter measures (largest difference
+over the largest value of the source), and the share of codes that stay the same.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ from pathlib import Path
 import torch
 from measuring import benchmark_parser, print_head, print_row
 
-from latentae import KLVAE, VQVAE, load_autoencoder
+from latentae import KLVAE, VQVAE, TinyAutoencoder, load_autoencoder
 from latentae.build import build_autoencoder
 from latentae.config import read_config, shipped_configs
 from latentae.export import export_autoencoder
 
-# (shipped config, shift and scale given to it, format, family)
+# What has no shipped config: a config that it differs from, and in what.
+_CHANGED = {
+    "kl_f8, decoder half as wide": ("kl_f8", {"decoder_block_out_channels": (64, 128, 256, 256)}),
+    "kl_f8, images twice as large": ("kl_f8", {"upscale": 2}),
+}
+_TAESD = "TAESD"
+# (model, shift and scale given to it, format, family)
 _CASES = (
     ("kl_f8", (0.3, 0.9), "diffusers", None),
     ("kl_f8", (0.3, 0.9), "ldm", None),
@@ -29,17 +35,26 @@ _CASES = (
     ("kl_f8_16ch", (0.3, 0.9), "comfyui", "flux"),
     ("vqgan_f16", (0.3, 0.9), "diffusers", None),
     ("vqgan_f16", (0.3, 0.9), "ldm", None),
+    ("kl_f8, decoder half as wide", (0.3, 0.9), "comfyui", "sd1"),
+    ("kl_f8, decoder half as wide", (0.3, 0.9), "latentae", None),
+    ("kl_f8, images twice as large", (0.3, 0.9), "latentae", None),
+    (_TAESD, (0.0, 1.0), "diffusers", None),
+    (_TAESD, (0.0, 1.0), "taesd", "sd1"),
 )
 _DTYPES = ("fp32", "fp16")
 _QUANTITIES = ("encode", "decode", "normalised latents")
 
 
 def main() -> None:
-    benchmark_parser(__doc__).parse_args()
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--only", default="", metavar="TEXT", help="models whose names contain TEXT")
+    only = parser.parse_args().only
     print_head("config", "format", "family", "dtype", *_QUANTITIES, "codes kept")
-    models: dict[str, KLVAE | VQVAE] = {}
+    models: dict[str, KLVAE | VQVAE | TinyAutoencoder] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, normalisation, format_, family in _CASES:
+            if only not in name:
+                continue
             if name not in models:
                 models = {name: _model(name, *normalisation)}  # one at a time: they are large
             for dtype in _DTYPES:
@@ -47,9 +62,14 @@ def main() -> None:
                 print_row(f"`{name}`", format_, family or "", dtype, *cells)
 
 
-def _model(name: str, shift: float, scale: float) -> KLVAE | VQVAE:
+def _model(name: str, shift: float, scale: float) -> KLVAE | VQVAE | TinyAutoencoder:
     torch.manual_seed(0)
-    model = build_autoencoder(read_config(shipped_configs()[name]).model, sample_size=256).eval()
+    if name == _TAESD:
+        return TinyAutoencoder().eval()
+    config, changes = _CHANGED.get(name, (name, {}))
+    model = build_autoencoder(read_config(shipped_configs()[config]).model, sample_size=256).eval()
+    if changes:
+        model = KLVAE.from_config({**model.config, **changes}).eval()
     model.register_to_config(shift_factor=shift, scaling_factor=scale)
     if isinstance(model, VQVAE):
         latents = model.encode(_images()).latents
@@ -59,9 +79,9 @@ def _model(name: str, shift: float, scale: float) -> KLVAE | VQVAE:
 
 
 def _round_trip(
-    model: KLVAE | VQVAE, folder: Path, format_: str, family: str | None, dtype: str
+    model: KLVAE | VQVAE | TinyAutoencoder, folder: Path, format_: str, family: str | None, dtype: str
 ) -> Iterator[str]:
-    path = folder / ("model" if format_ == "diffusers" else "model.safetensors")
+    path = folder / ("model.safetensors" if format_ in ("ldm", "comfyui") else f"model_{format_}")
     report = export_autoencoder(model, path, format=format_, family=family, dtype=dtype, overwrite=True)
     for quantity in _QUANTITIES:
         yield f"{report.errors[quantity]:.1e}"

@@ -80,7 +80,7 @@ def build_autoencoder(
 
     Args:
         sample_size: of the images that its encoder sees, written into its config for information.
-        decoder: of a KLVAE or TinyAutoencoder whose decoder is not the encoder's mirror.
+        decoder: of a model whose decoder is not the encoder's mirror.
     """
     if isinstance(config, TinyAutoencoderConfig):
         return TinyAutoencoder(**_tiny_arguments(config, decoder))
@@ -104,9 +104,10 @@ def build_autoencoder(
         return KLVAE(**backbone, **quant_convs, **_decoder_arguments(decoder))
     if isinstance(config, Flux2VAEConfig):
         quant_convs = dict.fromkeys(("use_quant_conv", "use_post_quant_conv"), config.use_quant_conv)
-        return Flux2VAE(
-            **backbone, **quant_convs, decoder_block_out_channels=config.decoder_block_out_channels
-        )
+        arguments = _decoder_arguments(decoder)
+        if arguments.get("decoder_block_out_channels") is None:
+            arguments["decoder_block_out_channels"] = config.decoder_block_out_channels
+        return Flux2VAE(**backbone, **quant_convs, **arguments)
     if isinstance(config, VQVAEConfig):
         backbone["backbone"] = config.backbone
     return _VQ_MODELS[config.class_](**backbone, **_quantizer_arguments(config.quantizer))

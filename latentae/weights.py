@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from latentae import weights_archive
-from latentae.files import file_sha256
+from latentae.files import file_sha256, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def load_vision_transformer(place: str) -> Any:
     try:
         return AutoModel.from_pretrained(place, dtype="float32")
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise WeightsNotFoundError(
             f"the feature network {place} cannot be loaded ({reason}): give the folder of a transformers "
             "model, a hub id while online, or vgg16, which the perceptual loss already has"

@@ -26,7 +26,7 @@ COMPONENTS = ("quantizers", "discriminators", "losses", "data")
 COMPONENT = Rule(("devices", "distributed", "files", "tracing"), forbidden=("diffusers", "pydantic", "yaml"))
 MEASURES = ("evaluation", "latents", "probe", "export")
 MEASURE = Rule(
-    ("console", "devices", "distributed", "files", *COMPONENTS, "weights", "models", "report"),
+    ("console", "devices", "distributed", "files", "lock", *COMPONENTS, "weights", "models", "report"),
     forbidden=("pydantic",),
 )
 RUN = ("config", "build", *MEASURE.internal, *MEASURES)
@@ -37,6 +37,7 @@ RULES: dict[str, Rule] = {
     "devices": Rule((), only=("torch",)),
     "distributed": Rule((), only=("torch",)),
     "files": Rule((), only=()),
+    "lock": Rule(("distributed",), only=("torch",)),
     "tracing": Rule((), only=("torch",)),
     "config": Rule((), only=("pydantic", "pydantic_core", "yaml")),
     "weights": Rule(("files", "weights_archive"), forbidden=("diffusers", "pydantic")),

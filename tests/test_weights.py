@@ -271,6 +271,15 @@ def test_a_transformer_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Mon
         load_vision_transformer(place)
 
 
+def test_a_transformer_whose_error_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", fail)
+    with pytest.raises(WeightsNotFoundError, match=r"cannot be loaded \(OSError\)"):
+        load_vision_transformer("facebook/dinov2-large")
+
+
 def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(WeightsNotFoundError, match=r"not installed: pip install 'latentae\[dinov2\]'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from latentae.commands.options import (
     write,
 )
 from latentae.console import FAMILIES, CommandError, errors_as, say
+from latentae.export import DTYPES, FORMATS
 
 
 def _stats_options(parser: CommandParser) -> None:
@@ -126,12 +128,11 @@ ENCODE = Command(
 
 def _export_options(parser: CommandParser) -> None:
     parser.add_model(metavar="RUN_OR_MODEL")
-    formats, what = ("diffusers", "ldm", "comfyui"), "diffusers: a folder; ldm and comfyui: one file"
-    parser.add_argument("--format", required=True, choices=formats, help=what)
+    what = "ldm and comfyui: one file; the others: a folder"
+    parser.add_argument("--format", required=True, choices=tuple(FORMATS), help=what)
     what = "family whose scale and shift ComfyUI applies; also used if the model records none"
     parser.add_argument("--family", choices=FAMILIES, help=what)
-    dtypes = ("fp32", "fp16", "bf16")
-    parser.add_argument("--dtype", default="fp32", choices=dtypes, help="dtype of the weights")
+    parser.add_argument("--dtype", default="fp32", choices=DTYPES, help="dtype of the weights")
     parser.add_argument(
         "--out", required=True, type=Path, metavar="PATH", help="folder, or .safetensors file"
     )
@@ -139,17 +140,45 @@ def _export_options(parser: CommandParser) -> None:
     parser.add_number(
         "--norm-num-groups", "groups of the normalisation; needed where a file does not show them"
     )
+    what = "rescale the weights so that the model runs in float16 without NaN; needs --data"
+    parser.add_switch("--half-safe", what)
+    parser.add_data(split="train", required=False)
+    what = "side of the images in pixels; omitted: the model's sample_size, at most 128"
+    parser.add_number("--image-size", what)
+    parser.add_number("--max-images", "measure activations on at most N images", default=8)
+
+
+def _wrapped(name: str, what: str) -> str:
+    """Returns a format's entry in the help, in lines of 104 characters."""
+    return textwrap.fill(f"{name}: {what}", width=104, initial_indent="  ", subsequent_indent="    ")
 
 
 def _export(
-    *, model: str, format: str, family: str | None, norm_num_groups: int | None, **options: Any
+    *,
+    model: str,
+    format: str,
+    family: str | None,
+    dtype: str,
+    out: Path,
+    overwrite: bool,
+    norm_num_groups: int | None,
+    half_safe: bool,
+    data: str | None,
+    image_size: int | None,
+    max_images: int,
+    **reading: Any,
 ) -> None:
     if format == "comfyui" and family is None:
         raise ValueError(f"--format comfyui needs --family, one of {', '.join(FAMILIES)}")
+    if half_safe != (data is not None):
+        problem = "--half-safe needs --data IMAGES" if half_safe else "--data is for --half-safe"
+        raise ValueError(f"{problem}: activations are measured on these images")
 
     from safetensors import SafetensorError
 
+    from latentae.data import DataSelection
     from latentae.export import export_autoencoder
+    from latentae.export.rescaling import read_images
     from latentae.models import load_autoencoder
 
     known: dict[str, Any] = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
@@ -159,14 +188,26 @@ def _export(
         if family is not None and not autoencoder.has_known_scale:
             autoencoder = load_autoencoder(model, family=family, **known)
             notes.append(f"{model} does not record its scale; {family}'s was taken")
-        report = export_autoencoder(autoencoder, options.pop("out"), format=format, family=family, **options)
+        images = None
+        if data is not None:
+            selection = DataSelection(data, **reading)
+            images = read_images(autoencoder, selection, image_size=image_size, max_images=max_images)
+        report = export_autoencoder(
+            autoencoder,
+            out,
+            format=format,
+            family=family,
+            dtype=dtype,
+            overwrite=overwrite,
+            half_safe_images=images,
+        )
     except (ValueError, OSError, SafetensorError) as error:  # SafetensorError: the disk is full
         raise CommandError(" ".join(str(error).split()), 2) from error
 
     for note in (*notes, *report.remarks):
         write(f"note: {note}")
     errors = ", ".join(f"{name} {error:.1e}" for name, error in report.errors.items())
-    largest, dtype = f"max error {report.max_error:.1e} of the largest value", options["dtype"]
+    largest = f"max error {report.max_error:.1e} of the largest value"
     write(
         f"reopened and compared with the model: {largest} ({errors}; {dtype} allows {report.tolerance:.0e})"
     )
@@ -178,10 +219,12 @@ EXPORT = Command(
     "export",
     _export,
     _export_options,
-    "Writes a model in a format that other programs read. diffusers: a folder of the stock class. ldm: one\n"
-    "file in latent diffusion's layout, with scale and shift in its metadata. comfyui: the same with the\n"
-    "normalisation folded into the weights, so that the scale and shift that ComfyUI applies for a family\n"
-    "are right. The export is reopened and compared with the model before it takes its place.",
+    "Writes a model in a format that other programs read. The export is reopened and compared with the\n"
+    "model before it takes its place. A format that cannot hold the model is refused before anything is\n"
+    "written; the message names the formats that can. --half-safe rescales weights by powers of two where\n"
+    "activations exceed float16's range on the images of --data, which would give NaN; images stay the\n"
+    "same, and the export is also tried in float16. The formats:\n"
+    + "".join(f"\n{_wrapped(name, what)}" for name, what in FORMATS.items()),
 )
 
 

@@ -130,17 +130,18 @@ class CommandParser(argparse.ArgumentParser):
         what = f"Inception weights of torch-fidelity, for {metrics}; omitted: find or download"
         self.add_argument("--inception", type=Path, metavar="FILE", help=what)
 
-    def add_data(self, split: str | None) -> argparse._ArgumentGroup:
+    def add_data(self, split: str | None, required: bool = True) -> argparse._ArgumentGroup:
         """Adds the options that select images and say how to read them, as ``data.open_source`` takes them.
 
         Args:
             split: the default; None: the validation split, else the test split, else the first.
+            required: whether the command needs data.
 
         Returns:
             the group of options on reading.
         """
         what = "photos (built in), a path, or a dataset of the Hugging Face hub"
-        self.add_argument("--data", required=True, metavar="NAME", help=what)
+        self.add_argument("--data", required=required, metavar="NAME", help=what)
         omitted = "; omitted: validation, else test, else the first" if split is None else ""
         self.add_argument("--split", default=split, metavar="NAME", help=f"split of the data{omitted}")
         group = self.add_argument_group("reading the data, as data.* in training")

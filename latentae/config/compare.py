@@ -93,8 +93,10 @@ BRANCH_FIXED_KEYS = frozenset(
 """Keys that a run cannot change when it branches off from a checkpoint: the tensors there depend on them,
 or they only count at the first step. All other keys take effect from the branch on."""
 
-DATA_SPELLING_KEYS = frozenset({"data.name", "data.split", "data.dataset_config", "data.image_column"})
-"""Keys that only say where the images are. Different values may mean the same images."""
+DATA_SPELLING_KEYS = frozenset(
+    {"data.name", "data.split", "data.dataset_config", "data.image_column", "data.latents"}
+)
+"""Keys that only say where the images and latents are. Different values may mean the same ones."""
 
 _STREAM_KEYS = frozenset({"batch_size", "data.num_workers"})
 """Resumable keys that may not change with streaming, because they divide the stream among processes."""

@@ -42,7 +42,12 @@ def fill_in(data: Mapping[str, Any], describe: Describe) -> dict[str, Any]:
     if isinstance(quantizer, Inherited) and not suits(quantizer.get("type"), theirs.get("type")):
         del own["quantizer"]
     decoder, chosen = described.pop("decoder", None), data.get("decoder", {})
+    # The widths of a Flux2VAE's decoder have two names. What one of them chooses replaces both.
+    if isinstance(chosen, Mapping) and chosen.get("widths") is not None:
+        described.pop("decoder_block_out_channels", None)
     if isinstance(decoder, Mapping) and isinstance(chosen, Mapping):
+        if own.get("decoder_block_out_channels") is not None:
+            decoder = {**decoder, "widths": None}
         data = {**data, "decoder": merge(decoder, chosen, ("decoder",))}
     return {**data, "model": {**merge(described, own, ("model",)), "pretrained": place}}
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -31,12 +31,14 @@ class Sample(TypedDict):
         name: the name of the image that is shown.
         broken: describes the images that could not be decoded and were replaced, a line ``name: reason`` for
             each. If it is empty, ``name`` is the name of image ``index``.
+        latents: of the image, where a dataset has some: see ``latentae.latents.cache.pairs``.
     """
 
     images: torch.Tensor
     index: int
     name: str
     broken: str
+    latents: NotRequired[torch.Tensor]
 
 
 def make_sample(
@@ -129,10 +131,14 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         )
 
     def _candidates(self, epoch: int, index: int) -> Iterator[EncodedImage]:
-        yield self._encoded(index)
+        return map(self._encoded, self._numbers(epoch, index))
+
+    def _numbers(self, epoch: int, index: int) -> Iterator[int]:
+        """Yields the image that was asked for, and then the replacements, by their indices."""
+        yield index
         replacements = generator(self.seed, REPLACEMENT, epoch, index)
         for _ in range(self.max_retries):
-            yield self._encoded(int(replacements.integers(len(self.source))))
+            yield int(replacements.integers(len(self.source)))
 
     def _encoded(self, index: int) -> EncodedImage:
         return EncodedImage(self.source.name(index), partial(self.source.load, index))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -28,22 +28,27 @@ class Batch(TypedDict):
         indices: int64 [B].
         names: the name of each image.
         broken: a line for each image that could not be decoded and was replaced.
+        latents: of the images, where the dataset has some.
     """
 
     images: torch.Tensor
     indices: torch.Tensor
     names: list[str]
     broken: list[str]
+    latents: NotRequired[torch.Tensor]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Joins samples to a batch."""
-    return Batch(
+    batch = Batch(
         images=default_collate([sample["images"] for sample in samples]),
         indices=torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
         names=[sample["name"] for sample in samples],
         broken=[line for sample in samples for line in sample["broken"].split("\n") if line],
     )
+    if samples and "latents" in samples[0]:
+        batch["latents"] = default_collate([sample["latents"] for sample in samples])
+    return batch
 
 
 def collate_readable(samples: Sequence[Sample]) -> Batch:

@@ -34,6 +34,7 @@ from latentae.evaluation.models import (
     open_models,
 )
 from latentae.files import check_output_folder
+from latentae.lock import FolderLock
 from latentae.models import load_autoencoder
 from latentae.report.evaluation import write_report
 from latentae.report.grids import picture_grid, save_png
@@ -192,42 +193,62 @@ def evaluate(
     evaluation = Evaluation(
         blocks, measures, request.settings, work, data, device, say, teacher, alpha=request.alpha
     )
-    evaluation.measure(models)
+    distributed.on_main(lambda: work.mkdir(parents=True, exist_ok=True), f"write to {work}")
+    with FolderLock(request.out, "out").held(say):
+        request.check()  # once more: a process that was waited for may have finished its report
+        evaluation.measure(models)
 
-    # Write the report.
-    if distributed.is_main():
-        say("joining the numbers")
-        assembled = {model.name: evaluation.result(model) for model in models}
-        any_result = next(iter(assembled.values()))
-        results = Results(
-            protocol=describe_protocol(request, split, blocks, measures, any_result, device),
-            models={name: result.metrics for name, result in assembled.items()},
-            details={s.name: describe_model(s, assembled[s.name], measures) for s in models},
-        )
-        if teacher is not None:
-            results.protocol["teacher"] = describe_teacher(request, teacher)
-            results.teacher = teacher.name
-            results.fit = {
-                model.name: describe_fit(
-                    model.name,
-                    teacher.name,
-                    evaluation.fit_result(model),
-                    assembled,
-                    remedy=scale_remedy(model, teacher),
-                )
-                for model in models
-                if model is not teacher
-            }
-        for file in (request.out / "pictures").glob("[0-9]*.png"):  # of an earlier report
-            file.unlink()
-        reasons = choose_pictures(assembled)
-        results.pictures = save_pictures(
-            reasons, blocks, models, assembled, request.out, device, alpha=request.alpha
-        )
-        write_report(results, request.out)
-        shutil.rmtree(work)
+        # Write the report.
+        if distributed.is_main():
+            say("joining the numbers")
+            assembled = {model.name: evaluation.result(model) for model in models}
+            results = join_results(request, split, evaluation, models, assembled)
+            for file in (request.out / "pictures").glob("[0-9]*.png"):  # of an earlier report
+                file.unlink()
+            reasons = choose_pictures(assembled)
+            results.pictures = save_pictures(
+                reasons, blocks, models, assembled, request.out, device, alpha=request.alpha
+            )
+            write_report(results, request.out)
+            shutil.rmtree(work)
     distributed.barrier()
     return results if distributed.is_main() else Results.load(request.out / RESULTS)
+
+
+def join_results(
+    request: Request,
+    split: str,
+    evaluation: Evaluation,
+    models: Sequence[NamedModel],
+    assembled: dict[str, Assembled],
+) -> Results:
+    """Returns the contents of a report, without its pictures.
+
+    Args:
+        assembled: model → its numbers, from ``evaluation``.
+    """
+    blocks, measures, teacher = evaluation.blocks, evaluation.measures, evaluation.teacher
+    any_result = next(iter(assembled.values()))
+    results = Results(
+        protocol=describe_protocol(request, split, blocks, measures, any_result, evaluation.device),
+        models={name: result.metrics for name, result in assembled.items()},
+        details={model.name: describe_model(model, assembled[model.name], measures) for model in models},
+    )
+    if teacher is not None:
+        results.protocol["teacher"] = describe_teacher(request, teacher)
+        results.teacher = teacher.name
+        results.fit = {
+            model.name: describe_fit(
+                model.name,
+                teacher.name,
+                evaluation.fit_result(model),
+                assembled,
+                remedy=scale_remedy(model, teacher),
+            )
+            for model in models
+            if model is not teacher
+        }
+    return results
 
 
 def describe_protocol(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from latentae.evaluation.models import weights_sha256
+from latentae.files import first_line
 from latentae.losses.perceptual import LPIPS
 from latentae.weights import WeightsNotFoundError, load_trunk
 
@@ -250,9 +251,7 @@ def _load(data: bytes, file: Path) -> Any:
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=tensors
         )
     except Exception as error:
-        raise ValueError(
-            f"{file} does not hold torch-fidelity's InceptionV3: {_first_line(error)}"
-        ) from error
+        raise ValueError(f"{file} does not hold torch-fidelity's InceptionV3: {first_line(error)}") from error
 
 
 @dataclass
@@ -304,7 +303,7 @@ def open_measures(
         try:
             measures.lpips[f"lpips_{trunk}"] = LPIPS(load_trunk(trunk), net=trunk).to(device)
         except WeightsNotFoundError as error:
-            measures.remarks.append(f"LPIPS ({trunk}) left out: {_first_line(error)}")
+            measures.remarks.append(f"LPIPS ({trunk}) left out: {first_line(error)}")
 
     # Features.
     if not features:
@@ -319,13 +318,9 @@ def open_measures(
     except WeightsNotFoundError as error:
         if inception is not None:
             raise ValueError(str(error)) from error
-        measures.remarks.append(f"rFID and KID left out: {_first_line(error)}")
+        measures.remarks.append(f"rFID and KID left out: {first_line(error)}")
     try:
         measures.features["vgg16"] = VGG16Features(device)
     except WeightsNotFoundError as error:
-        measures.remarks.append(f"FD-VGG16 left out: {_first_line(error)}")
+        measures.remarks.append(f"FD-VGG16 left out: {first_line(error)}")
     return measures
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

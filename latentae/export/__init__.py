@@ -14,7 +14,19 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "FORMATS", "ExportReport", "export_autoencoder", "export_diffusers"]
 
-FORMATS = ("diffusers", "ldm", "comfyui")
+FORMATS = {
+    "diffusers": "a folder of the stock class, which loads without latentae: AutoencoderKL, VQModel, "
+    "AutoencoderKLFlux2 (also with another decoder width) or AutoencoderTiny",
+    "ldm": "one file in latent diffusion's layout, with scale and shift in its metadata; a FLUX.2 VAE in the "
+    "layout of FLUX.2's own file, which ComfyUI reads too",
+    "comfyui": "one file for ComfyUI's models/vae: a KL-VAE of Stable Diffusion's architecture, also with a "
+    "narrower decoder, whose weights are changed so that the family's scale and shift are right",
+    "taesd": "a folder with the two files of a TinyAutoencoder, as TAESD publishes them; with a family, "
+    "under the names that ComfyUI looks for in models/vae_approx",
+    "latentae": "a folder of latentae's own class, for load_autoencoder and for pipelines where latentae is "
+    "installed: every model, with any decoder and quantizer",
+}
+"""Names of the formats, and what each is and who reads it."""
 DTYPES = ("fp32", "fp16", "bf16")
 
 _HOMES = {"ExportReport": "export", "export_autoencoder": "export", "export_diffusers": "formats"}

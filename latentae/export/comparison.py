@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentae.models import KLVAE, VQVAE
+from latentae.models import VQVAE, Autoencoder
 
 # For weights that are rounded to the dtype, while both models compute in float32.
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
 
 
 @torch.no_grad()
-def compare(source: KLVAE | VQVAE, prepared: KLVAE | VQVAE, reopened: KLVAE | VQVAE) -> dict[str, float]:
+def compare(source: Autoencoder, prepared: Autoencoder, reopened: Autoencoder) -> dict[str, float]:
     """Returns the largest differences between an export and its source, divided by the largest magnitude.
 
     Args:
@@ -48,7 +48,7 @@ def compare(source: KLVAE | VQVAE, prepared: KLVAE | VQVAE, reopened: KLVAE | VQ
 
 
 @torch.no_grad()
-def find_overflow(model: KLVAE | VQVAE, dtype: torch.dtype) -> str | None:
+def find_overflow(model: Autoencoder, dtype: torch.dtype) -> str | None:
     """Runs a model in ``dtype``; returns the first step that gives values which are not finite.
 
     Args:
@@ -67,7 +67,7 @@ def find_overflow(model: KLVAE | VQVAE, dtype: torch.dtype) -> str | None:
     return None if bool(pixels.isfinite().all()) else "decode"
 
 
-def _pictures(model: KLVAE | VQVAE) -> Tensor:
+def _pictures(model: Autoencoder) -> Tensor:
     """Returns noise, two smooth pictures, black and white [5, C, 3 f, 4 f]: each drives other activations."""
     factor, channels = model.downsampling_factor, model.config.in_channels
     size = (3 * factor, 4 * factor)
@@ -78,7 +78,7 @@ def _pictures(model: KLVAE | VQVAE) -> Tensor:
     return torch.cat([noise, smooth, -flat, flat])
 
 
-def _latents(model: KLVAE | VQVAE, images: Tensor) -> Tensor:
+def _latents(model: Autoencoder, images: Tensor) -> Tensor:
     """Returns mean and standard deviation of the posterior, or the latents before quantization."""
     posterior = model.encode(images).latent_dist
     return torch.cat([posterior.mode(), posterior.std]) if hasattr(posterior, "std") else posterior.mode()
@@ -88,7 +88,7 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _raw_latents(model: KLVAE | VQVAE, images: Tensor) -> Tensor:
+def _raw_latents(model: Autoencoder, images: Tensor) -> Tensor:
     return model.encode(images).latent_dist.sample(_generator())
 
 

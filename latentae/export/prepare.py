@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentae.models import KLVAE, VQVAE, Flux2VAE
+from latentae.models import VQVAE, Autoencoder, Flux2VAE
 from latentae.models.folding import fold_normalisation
 
 FLUX2 = "a FLUX.2 VAE normalises 2x2 patches of its latents by its own statistics, not by one scale and shift"
@@ -26,22 +26,22 @@ class Normalisation:
     scale: Tensor
 
 
-def read_normalisation(model: KLVAE | VQVAE) -> Normalisation | None:
+def read_normalisation(model: Autoencoder) -> Normalisation | None:
     """Returns the normalisation in a model's config; None where its scale is not known."""
     config = model.config
     if isinstance(model, Flux2VAE):
         raise ValueError(FLUX2)
     if config.scaling_factor is None:
         return None
-    channels = config.latent_channels if isinstance(model, KLVAE) else config.vq_embed_dim
-    scale = torch.full([channels or config.latent_channels], config.scaling_factor, dtype=torch.float64)
-    if config.latents_mean is None or config.latents_std is None:
+    scale = torch.full([model.latents_channels], config.scaling_factor, dtype=torch.float64)
+    own = config.get("latents_mean"), config.get("latents_std")
+    if own[0] is None or own[1] is None:
         return Normalisation(torch.full_like(scale, config.shift_factor or 0.0), scale)
-    mean, std = (torch.tensor(x, dtype=torch.float64) for x in (config.latents_mean, config.latents_std))
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in own)
     return Normalisation(mean, scale / std)
 
 
-def fold_to(model: KLVAE | VQVAE, shift: float, scale: float) -> str | None:
+def fold_to(model: Autoencoder, shift: float, scale: float) -> str | None:
     """Changes a model's weights and config in place so that its normalisation is (latents − shift) · scale.
 
     Pixels and normalised latents stay the same. A KL-VAE without convolutions around its latents gets them,
@@ -72,20 +72,12 @@ def fold_to(model: KLVAE | VQVAE, shift: float, scale: float) -> str | None:
     )
 
 
-def write_out_codebook(model: KLVAE | VQVAE) -> list[str]:
-    """Puts a plain codebook into a VQ model, in place; every latent keeps its code.
+def write_out_codebook(model: Autoencoder) -> list[str]:
+    """Puts a plain codebook into a VQ model that has one, in place; every latent keeps its code.
 
     Returns:
         A remark where that changed anything.
-
-    Raises:
-        ValueError: the stock class cannot hold the model; the message says what it needs instead.
     """
-    if model.stock_objection is not None:
-        raise ValueError(
-            f"{model.stock_objection}. Keep the model as it is, or write it with save_pretrained: only "
-            "latentae.load_autoencoder opens that"
-        )
     if not isinstance(model, VQVAE):
         return []
     kind = (model.config.quantizer or {}).get("type")

@@ -22,7 +22,7 @@ from latentae.latents.statistics import (
     measure_latents,
     view_loader,
 )
-from latentae.models import KLVAE, Autoencoder, Flux2VAE, load_autoencoder
+from latentae.models import KLVAE, VQVAE, Autoencoder, Flux2VAE, load_autoencoder
 
 
 def recalibrate(
@@ -139,7 +139,9 @@ def _calibrate(
     """Measures the training images, calibrates the model by them, and reports both."""
     say = measuring["say"]
     statistics = _measure(model, training, fewest_views=FEWEST_VIEWS, **measuring)
-    what = "posterior samples" if isinstance(model, KLVAE) else "latents before quantization"
+    what = "posterior samples" if isinstance(model, KLVAE) else "latents"
+    if isinstance(model, VQVAE):
+        what += " before quantization"
     if isinstance(model, Flux2VAE):
         what += ", in 2x2 patches,"
     say(

@@ -110,8 +110,8 @@ def describe_architecture(model: nn.Module) -> dict[str, Any]:
 
 def describe_decoder(model: nn.Module) -> dict[str, Any] | None:
     """Returns the config's ``decoder`` section that would build this model's; None for the usual decoder."""
-    shape, mirror = _decoder_shapes(model)
-    if shape is None or shape == mirror:
+    shape, usual = _decoder_shapes(model)
+    if shape is None or shape == usual:
         return None
     return {
         "widths": list(shape.widths),
@@ -121,7 +121,7 @@ def describe_decoder(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _decoder_shapes(model: nn.Module) -> tuple[DecoderShape | None, DecoderShape | None]:
-    """Returns the shape of a model's decoder and that of its encoder's mirror; None where it is always that.
+    """Returns the shape of a model's decoder, and that which the rest of its config says; None: VQ models.
 
     Raises:
         ValueError: a decoder that no shape describes.
@@ -132,9 +132,9 @@ def _decoder_shapes(model: nn.Module) -> tuple[DecoderShape | None, DecoderShape
             DecoderShape(up.widths, up.layers_per_block, model.upscale),
             DecoderShape(down.widths, down.layers_per_block),
         )
-    if not isinstance(model, KLVAE) or isinstance(model, Flux2VAE):
+    if not isinstance(model, KLVAE):
         return None, None
-    return DecoderShape.of(model.config), DecoderShape.mirror(model.config)
+    return DecoderShape.of(model.config), DecoderShape.of_stock(model.config, model._stock_class)
 
 
 def _levels_of(model: TinyAutoencoder) -> tuple[TinyLevels, TinyLevels]:
@@ -280,7 +280,7 @@ def _comparable(model: nn.Module) -> dict[str, Any]:
     return {
         key: SAME_QUANTIZER.get(value, value) if key.endswith(".type") else value
         for key, value in flat.items()
-        if key != "class"
+        if key not in ("class", "decoder_block_out_channels")  # the decoder's shape is compared apart
         and (not key.startswith("quantizer.") or key.rpartition(".")[2] in QUANTIZER_STRUCTURE)
     }
 
@@ -360,7 +360,7 @@ def load_what_fits(
             given = take_from_tiny_teacher(fresh, given, *layers)
         else:
             given = take_from_teacher(fresh, given, shape, teacher, model.config.norm_num_groups)
-        report.append(_of_decoder(shape, teacher))
+        report.append(_of_decoder(shape, teacher, is_tiny=isinstance(model, TinyAutoencoder)))
     if strange := sorted(fresh.keys() ^ given.keys()):
         raise ValueError(
             f"it has another architecture than the config asks for: {len(strange)} tensors are in one of "
@@ -377,8 +377,9 @@ def load_what_fits(
     return tuple(report)
 
 
-def _of_decoder(shape: DecoderShape, teacher: DecoderShape) -> AdaptedTensor:
-    changes = ["the first channels are kept, in every normalisation group"] * (shape.widths != teacher.widths)
+def _of_decoder(shape: DecoderShape, teacher: DecoderShape, *, is_tiny: bool) -> AdaptedTensor:
+    kept = "the first channels" if is_tiny else "the first channels of every normalisation group"
+    changes = [f"{kept} are kept"] * (shape.widths != teacher.widths)
     for name in ("layers_per_block", "upscale"):
         own, before = getattr(shape, name), getattr(teacher, name)
         changes += [f"{name} {before} -> {own}"] * (own != before)

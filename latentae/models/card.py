@@ -38,7 +38,7 @@ def model_card(model: Any, name: str) -> str:
     that the model was loaded from or in its parent.
 
     Args:
-        model: a KLVAE, VQVAE or VQGAN.
+        model: a KLVAE, VQVAE, VQGAN or TinyAutoencoder.
         name: what the reader will pass to ``load_autoencoder``: a hub id or a folder.
     """
     header = yaml.safe_dump(

@@ -7,6 +7,7 @@ sees, which ``downscale`` makes of the originals wherever both are compared.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,13 @@ class DecoderShape:
         )
 
     @classmethod
-    def mirror(cls, config: Any) -> DecoderShape:
-        """Returns the shape of the encoder's mirror, which every other model has."""
-        return cls(tuple(config["block_out_channels"]), config["layers_per_block"])
+    def of_stock(cls, config: Any, stock_class: type) -> DecoderShape:
+        """Returns the shape that a class of diffusers builds from a config, of which it knows some keys.
+
+        AutoencoderKL has the encoder's mirror. AutoencoderKLFlux2 knows other widths.
+        """
+        known = inspect.signature(stock_class).parameters
+        return cls.of({name: value for name, value in config.items() if name in known})
 
     def __str__(self) -> str:
         return f"widths {list(self.widths)}, layers_per_block {self.layers_per_block}, upscale {self.upscale}"
@@ -111,35 +116,39 @@ def build_decoder(config: Any, shape: DecoderShape) -> Decoder:
 
 
 def replace_decoder(model: Any) -> None:
-    """Gives a KL-VAE under construction the decoder that its config describes, if that is not the mirror.
+    """Gives a KL-VAE under construction the decoder in its config, if its stock class builds another one.
 
-    Arguments that change nothing are removed from its config, which then is what it would be without them.
+    Arguments that the stock class does not know and that change nothing are removed from its config, which
+    then is what it would be without them.
 
     Raises:
         ValueError: as ``build_decoder``.
     """
     config = model.config
-    shape, mirror = DecoderShape.of(config), DecoderShape.mirror(config)
-    pairs = zip(_ARGUMENTS, vars(shape).values(), vars(mirror).values(), strict=True)
-    idle = [name for name, own, usual in pairs if own == usual]
+    shape, stock = DecoderShape.of(config), DecoderShape.of_stock(config, model._stock_class)
+    pairs = zip(_ARGUMENTS, vars(shape).values(), vars(stock).values(), strict=True)
+    known = inspect.signature(model._stock_class).parameters
+    idle = [name for name, own, usual in pairs if own == usual and name not in known]
     values = {name: value for name, value in config.items() if name not in idle}
     values["_use_default_values"] = [
         name for name in config.get("_use_default_values", []) if name not in idle
     ]
     model._internal_dict = FrozenDict(values)
-    if shape != mirror:
+    if shape != stock:
         model.decoder = build_decoder(config, shape)
 
 
-def decoder_objection(config: Any) -> str | None:
-    """Returns why diffusers' AutoencoderKL cannot hold a KL-VAE's decoder, as a clause; None if it can."""
-    shape, mirror = DecoderShape.of(config), DecoderShape.mirror(config)
-    if shape == mirror:
+def decoder_objection(config: Any, stock_class: type) -> str | None:
+    """Returns why a class of diffusers cannot hold a KL-VAE's decoder, as a clause; None if it can."""
+    shape, stock = DecoderShape.of(config), DecoderShape.of_stock(config, stock_class)
+    if shape == stock:
         return None
     problem = "a decoder that is not the encoder's mirror"
+    if shape.widths == stock.widths:
+        problem = "a decoder of another depth than the encoder"
     if shape.upscale > 1:
         problem = f"a decoder whose images are {shape.upscale} times as large as the encoder's"
-    return f"diffusers' AutoencoderKL cannot hold {problem} ({shape})"
+    return f"diffusers' {stock_class.__name__} cannot hold {problem} ({shape})"
 
 
 # Images of two sizes

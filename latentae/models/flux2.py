@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderKLFlux2
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from latentae.models.decoders import replace_decoder
 from latentae.models.kl import KLVAE
 from latentae.models.latent import LatentAutoencoder
 
@@ -32,14 +33,14 @@ class Flux2VAE(KLVAE):
         act_fn, latent_channels, norm_num_groups, sample_size, use_quant_conv, use_post_quant_conv,
         mid_block_add_attention: as for ``KLVAE``.
         decoder_block_out_channels: width of each level of the decoder, highest resolution first; None:
-            ``block_out_channels``.
+            ``block_out_channels``. The stock class holds a decoder of other widths too.
+        decoder_layers_per_block, upscale: as for ``KLVAE``. Only this class can hold a model with them.
         batch_norm_eps: added to the variance before its root is taken.
         batch_norm_momentum: recorded for the stock class; not used.
         patch_size: (2, 2), which pipelines assume.
 
     Raises:
-        ValueError: another patch size, an eps that is not positive, or decoder widths of another number of
-            levels.
+        ValueError: another patch size, an eps that is not positive, or a decoder that cannot be built.
     """
 
     _stock_class = AutoencoderKLFlux2
@@ -64,6 +65,8 @@ class Flux2VAE(KLVAE):
         batch_norm_eps: float = 1e-4,
         batch_norm_momentum: float = 0.1,
         patch_size: tuple[int, int] = (PATCH, PATCH),
+        decoder_layers_per_block: int | None = None,
+        upscale: int = 1,
     ) -> None:
         if tuple(patch_size) != (PATCH, PATCH):
             raise ValueError(
@@ -101,6 +104,9 @@ class Flux2VAE(KLVAE):
         self.encoder, self.decoder = stock.encoder, stock.decoder
         self.quant_conv, self.post_quant_conv = stock.quant_conv, stock.post_quant_conv
         self.bn = stock.bn
+        replace_decoder(self)
+        if self.stock_objection is not None:
+            self.register_to_config(_requires=f"latentae.load_autoencoder: {self.stock_objection}")
         self._reset_tiling(sample_size)
 
     @classmethod
@@ -109,11 +115,6 @@ class Flux2VAE(KLVAE):
     ) -> NoReturn:
         """Raises ValueError: diffusers cannot read FLUX.2's single file, and ``load_autoencoder`` can."""
         raise ValueError("Flux2VAE has no from_single_file: use latentae.load_autoencoder(path)")
-
-    @property
-    def stock_objection(self) -> str | None:
-        """None: diffusers' AutoencoderKLFlux2 holds a decoder of other widths too."""
-        return None
 
     @property
     def has_known_scale(self) -> bool:
@@ -205,8 +206,10 @@ class Flux2VAE(KLVAE):
         self.bn.num_batches_tracked.fill_(1)
 
     def to_json_string(self) -> str:
-        """Returns the config as JSON, under the stock class's name, so that either class loads the folder."""
-        config = {**json.loads(super().to_json_string()), "_class_name": self._stock_class.__name__}
+        """Returns the config as JSON, under the stock class's name where it can load the folder too."""
+        config = json.loads(super().to_json_string())
+        if self.stock_objection is None:
+            config["_class_name"] = self._stock_class.__name__
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,7 +102,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
     @property
     def stock_objection(self) -> str | None:
         """Why diffusers' AutoencoderKL cannot hold the weights, as a clause; None if it can."""
-        return decoder_objection(self.config)
+        return decoder_objection(self.config, self._stock_class)
 
     @classmethod
     def from_single_file(
@@ -162,6 +162,7 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         change: Callable[[Tensor], Tensor] | None = None,
+        latents: Tensor | None = None,
     ) -> AutoencoderOutput | tuple[Tensor]:
         """Reconstructs images [B, C, H, W] in [−1, 1] of any size.
 
@@ -172,20 +173,26 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             noise: [B, c, h, w] standard normal noise for the sample; replaces the generator.
             change: applied to the latents before they are decoded. The size of the reconstruction then
                 follows from the changed latents; the output's ``latents`` are the unchanged ones.
+            latents: [B, c, h, w] latents of the images, computed beforehand. They are decoded, the encoder
+                does not run, and the output has no posterior. ``noise`` and ``sample_posterior`` do nothing.
         """
-        posterior = self.encode(sample).latent_dist
-        if noise is not None:
-            latents = posterior.mean + posterior.std * noise.to(posterior.std.dtype)
-        elif sample_posterior:
-            latents = posterior.sample(generator=generator)
-        else:
-            latents = posterior.mode()
+        posterior = None
+        if latents is None:
+            posterior = self.encode(sample).latent_dist
+            if noise is not None:
+                latents = posterior.mean + posterior.std * noise.to(posterior.std.dtype)
+            elif sample_posterior:
+                latents = posterior.sample(generator=generator)
+            else:
+                latents = posterior.mode()
         if change is None:
             images = self.decode(latents, size=sample.shape[-2:]).sample
         else:
             images = self.decode(change(latents)).sample
         if not return_dict:
             return (images,)
+        if posterior is None:
+            return AutoencoderOutput(sample=images, latents=latents)
         return AutoencoderOutput(
             sample=images, latents=latents, mean=posterior.mean, log_variance=posterior.logvar
         )

@@ -17,6 +17,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from latentae.models.checkpoints.configs import stock_meaning
+from latentae.models.half_safe import HalfSafeReport, make_half_safe
 from latentae.models.saving import SavingMixin
 from latentae.models.tiling import TilingMixin
 from latentae.tracing import is_exporting, values_are_readable
@@ -172,6 +173,11 @@ class LatentAutoencoder(TilingMixin, SavingMixin):
         return self.decoder.conv_out
 
     @property
+    def output_gain(self) -> float:
+        """The derivative of the reconstruction with respect to the last layer's output."""
+        return 1.0
+
+    @property
     def last_encoder_layer(self) -> nn.Conv2d:
         """The encoder's last convolution, where the adaptive weight of losses of the latents is measured."""
         return self.encoder.conv_out
@@ -240,6 +246,20 @@ class LatentAutoencoder(TilingMixin, SavingMixin):
             latents_mean=config.get("latents_mean"),
             latents_std=config.get("latents_std"),
         )
+
+    def make_half_safe(self, images: Tensor, margin: float = 8.0) -> HalfSafeReport:
+        """Rescales the weights in place so that the model runs in float16; the images stay the same.
+
+        See ``latentae.models.half_safe.make_half_safe``.
+
+        Args:
+            images: [B, C, H, W] in [−1, 1], typical of what the model will see.
+            margin: how many times the activations on these images stay below float16's largest number.
+
+        Raises:
+            ValueError: a model without group normalisations, images that it cannot encode, a margin below 1.
+        """
+        return make_half_safe(self, images, margin)
 
     def change_config(self, **values: Any) -> None:
         """Changes the model's config so that ``from_config(model.config)`` sees the change.

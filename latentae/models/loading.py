@@ -49,8 +49,7 @@ def load_autoencoder(
     executing anything.
 
     An AutoencoderKL becomes a ``KLVAE``, an AutoencoderKLFlux2 or FLUX.2's file a ``Flux2VAE``, a VQModel or
-    a VQ model's file becomes a ``VQGAN``, and an AutoencoderTiny becomes a ``TinyAutoencoder``, which is for
-    evaluation only.
+    a VQ model's file becomes a ``VQGAN``, and an AutoencoderTiny becomes a ``TinyAutoencoder``.
 
     The latents' scale and shift come from ``family``, else from the folder's config or the file's metadata,
     else from the family of a denoiser in the same file. Otherwise ``config.scaling_factor`` is None:

@@ -18,6 +18,8 @@ from latentae.models.checkpoints.configs import embed_config
 from latentae.models.latent import AutoencoderOutput, LatentAutoencoder
 from latentae.models.tiny_layers import build_layers, layers_of, shuffle_of
 
+_STOCK_LAYERS = {"conv", "relu", "block", "strided_conv_without_bias", "conv_without_bias", "upsample"}
+
 
 class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
     """diffusers' AutoencoderTiny behind the common interface. It has no posterior.
@@ -95,13 +97,15 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
             self.register_to_config(block_out_channels=(*decoder_block_out_channels, *unfolded))
         elif upscale != 1:
             raise ValueError(f"upscale is {upscale}, but there are no decoder_layers that make larger images")
+        self.register_to_config(batch_norm_eps=0.0)  # FLUX.2 pipelines compute with it
         self._finish_config()
         self.tile_latent_min_size = self.tile_sample_min_size // self.downsampling_factor
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """diffusers' method, but silent about ``block_out_channels``, which the constructor derives."""
-        given = {name: value for name, value in config_dict.items() if name != "block_out_channels"}
+        """diffusers' method, but silent about the entries that the constructor derives."""
+        derived = ("block_out_channels", "batch_norm_eps")
+        given = {name: value for name, value in config_dict.items() if name not in derived}
         return super().extract_init_dict(given, **kwargs)
 
     @property
@@ -115,9 +119,23 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         return _convs(self.encoder)[-1]
 
     @property
+    def bn(self) -> nn.BatchNorm2d:
+        """A batch normalisation that changes nothing, whose statistics FLUX.2 pipelines apply.
+
+        They normalise 2×2 patches of the latents by it, [4c] each. The latents of TAESD for FLUX.2 are
+        normalised already.
+        """
+        return nn.BatchNorm2d(4 * self.config.latent_channels, eps=0.0, affine=False).eval()
+
+    @property
     def last_layer(self) -> nn.Conv2d:
         """The decoder's last convolution."""
         return _convs(self.decoder)[-1]
+
+    @property
+    def output_gain(self) -> float:
+        """As in every model: the last layer makes images in [0, 1], which become those in [−1, 1]."""
+        return 2.0
 
     @property
     def stock_objection(self) -> str | None:
@@ -130,8 +148,8 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
                 f"{self.upscale} times as large as the encoder's"
             )
         layers = [layer for half in layers_of(self.config) for layer in half]
-        changes = (layer.split()[1:] for layer in layers if "conv_without_bias" in layer)
-        if any(inputs != outputs for inputs, outputs in changes):
+        kinds = {layer.split()[0] for layer in layers}
+        if kinds <= _STOCK_LAYERS:
             return "diffusers' AutoencoderTiny cannot hold levels of several widths"
         return "diffusers' AutoencoderTiny has no layers like those of this edition of TAESD"
 
@@ -156,18 +174,24 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         change: Callable[[Tensor], Tensor] | None = None,
+        latents: Tensor | None = None,
     ) -> AutoencoderOutput | tuple[Tensor]:
         """Reconstructs images [B, C, H, W] in [−1, 1] of any size.
 
         The arguments are those of ``KLVAE.forward``. ``sample_posterior``, ``generator`` and ``noise`` are
         not used: there is no posterior.
         """
-        latents = self.encode(sample).latents
+        if latents is None:
+            latents = self.encode(sample).latents
         if change is None:
             images = self.decode(latents, size=sample.shape[-2:]).sample
         else:
             images = self.decode(change(latents)).sample
         return AutoencoderOutput(sample=images, latents=latents) if return_dict else (images,)
+
+    def take_scale(self, teacher: LatentAutoencoder) -> None:
+        """Sets the scale to 1 and the shift to 0: TAESD's latents are what its teacher's denoiser sees."""
+        self.change_config(scaling_factor=1.0, shift_factor=0.0)
 
     def to_diffusers(self) -> AutoencoderTiny:
         """Returns a stock AutoencoderTiny with the same weights, in eval mode.

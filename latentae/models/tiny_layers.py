@@ -273,7 +273,5 @@ def stock_layers(arguments: Any) -> tuple[list[str], list[str]]:
 
 def layers_of(config: Any) -> tuple[list[str], list[str]]:
     """Describes the layers of the encoder and of the decoder that a TinyAutoencoder's config describes."""
-    if config.get("encoder_layers") is None and config.get("decoder_layers") is None:
-        return stock_layers(config)
     down, up = stock_layers(config)
-    return list(config["encoder_layers"] or down), list(config["decoder_layers"] or up)
+    return list(config.get("encoder_layers") or down), list(config.get("decoder_layers") or up)

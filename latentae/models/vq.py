@@ -210,13 +210,15 @@ class VQVAE(LatentAutoencoder, ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         change: Callable[[Tensor], Tensor] | None = None,
+        latents: Tensor | None = None,
     ) -> AutoencoderOutput | tuple[Tensor, Tensor]:
         """Reconstructs images [B, C, H, W] in [−1, 1] of any size, and computes the quantizer's losses.
 
         The arguments are those of ``KLVAE.forward``. ``sample_posterior``, ``generator`` and ``noise`` are
-        not used; ``change`` is applied before quantization.
+        not used; ``change`` is applied, and ``latents`` are, before quantization.
         """
-        latents = self.encode(sample).latents
+        if latents is None:
+            latents = self.encode(sample).latents
         quantized = self.quantize(latents if change is None else change(latents))
         height, width = sample.shape[-2:]
         images = self._decode_in_pieces(quantized.quantized, (height, width) if change is None else None)

@@ -42,7 +42,7 @@ def pipeline_autoencoder(model: Any) -> PipelineAutoencoder:
             channel.
     """
     if not isinstance(model, Autoencoder):
-        raise ValueError(f"this is a {type(model).__name__}, but a probe takes KL-VAEs and VQ models")
+        raise ValueError(f"this is a {type(model).__name__}, but a probe takes KL-VAEs, VQ models and TAESD")
     if model.upscale > 1:
         raise ValueError(
             f"its images are {model.upscale} times as large as those that it encodes, and a probe compares "
@@ -60,7 +60,7 @@ def pipeline_autoencoder(model: Any) -> PipelineAutoencoder:
     scale = float(model.config.scaling_factor)
     offset = torch.zeros_like(normalisation.shift)
     remarks: list[str] = []
-    if isinstance(vae, KLVAE) or codes_can_move(vae.quantize):
+    if isinstance(vae, KLVAE) or (isinstance(vae, VQVAE) and codes_can_move(vae.quantize)):
         remark = fold_to(vae, 0.0, scale)
         remarks += [remark] if remark else []
     else:

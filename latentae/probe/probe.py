@@ -18,6 +18,7 @@ from latentae.evaluation.features import Measures, open_measures
 from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.models import NamedModel, channels_of, factor_of, open_models
 from latentae.latents.cache import LatentDataset, encode_dataset
+from latentae.lock import FolderLock
 from latentae.models import load_autoencoder
 from latentae.probe.denoiser import (
     NULL_LABEL,
@@ -78,37 +79,41 @@ def probe(
 
     # A folder is for one set of settings.
     settings = _settings(request, models, images, measures)
-    folder.claim(settings)
-    if folder.is_complete:
-        say(f"the probe in {request.out} is complete")
-        return ProbeResults.from_dict(json.loads((request.out / RESULTS).read_text(encoding="utf-8")))
-    counts = f"{len(images.training)} training images, {len(images.held_out)} held out"
-    say(f"{counts}; {request.steps} steps per model")
-    say(images.description)
+    request.out.mkdir(parents=True, exist_ok=True)
+    with FolderLock(request.out, "out").held(say):
+        folder.claim(settings)
+        if folder.is_complete:
+            say(f"the probe in {request.out} is complete")
+            return ProbeResults.from_dict(json.loads((request.out / RESULTS).read_text(encoding="utf-8")))
+        counts = f"{len(images.training)} training images, {len(images.held_out)} held out"
+        say(f"{counts}; {request.steps} steps per model")
+        say(images.description)
 
-    # Probe one model after the other.
-    networks, kept = measures.features, request.out / "reference.safetensors"
-    real, indices = reference_features(images.reference, networks, kept, device, request.num_workers)
-    evaluator = GenerationEvaluator(images, networks, real, indices, request, device)
-    job = ModelProbe(request, folder, images, evaluator, token_side, device, say)
-    probed = {model.name: job.run(model, decoder) for model, decoder in zip(models, decoders, strict=True)}
+        # Probe one model after the other.
+        networks, kept = measures.features, request.out / "reference.safetensors"
+        real, indices = reference_features(images.reference, networks, kept, device, request.num_workers)
+        evaluator = GenerationEvaluator(images, networks, real, indices, request, device)
+        job = ModelProbe(request, folder, images, evaluator, token_side, device, say)
+        probed = {
+            model.name: job.run(model, decoder) for model, decoder in zip(models, decoders, strict=True)
+        }
 
-    # Measure reconstructions of the held-out images too, by pixels and rates.
-    evaluation = Evaluation(
-        images.measured,
-        Measures(lpips=measures.lpips),
-        Settings(batch_size=16, num_workers=request.num_workers, cycle_images=0),
-        request.out / ".measured",
-        request.data,
-        device,
-        say,
-    )
-    evaluation.measure(models)
-    reconstruction: dict[str, dict[str, Value]] = {m.name: evaluation.result(m).metrics for m in models}
-    remarks = [*measures.remarks, *_remarks(len(indices), request.samples, probed)]
-    results = ProbeResults(settings, probed, reconstruction, remarks)
-    write_report(results, request.out)
-    return results
+        # Measure reconstructions of the held-out images too, by pixels and rates.
+        evaluation = Evaluation(
+            images.measured,
+            Measures(lpips=measures.lpips),
+            Settings(batch_size=16, num_workers=request.num_workers, cycle_images=0),
+            request.out / ".measured",
+            request.data,
+            device,
+            say,
+        )
+        evaluation.measure(models)
+        reconstruction: dict[str, dict[str, Value]] = {m.name: evaluation.result(m).metrics for m in models}
+        remarks = [*measures.remarks, *_remarks(len(indices), request.samples, probed)]
+        results = ProbeResults(settings, probed, reconstruction, remarks)
+        write_report(results, request.out)
+        return results
 
 
 def _settings(

@@ -31,14 +31,18 @@ GRADIENT_LOSSES = frozenset({"r1"})
 class CapturedCall:
     """A context that captures the first call of a convolution, to compute gradients of its weight later.
 
+    Args:
+        layer: the convolution.
+        gain: the derivative of what gradients are given for with respect to the layer's output.
+
     Attributes:
         output: what the layer returned, with its graph.
     """
 
     output: Tensor
 
-    def __init__(self, layer: nn.Conv2d) -> None:
-        self.layer = layer
+    def __init__(self, layer: nn.Conv2d, gain: float = 1.0) -> None:
+        self.layer, self.gain = layer, gain
         self._seen = False
         self._given: Tensor
 
@@ -61,6 +65,7 @@ class CapturedCall:
 
     def _at_output(self, gradient: Tensor) -> Tensor:
         upscale = math.isqrt(self.layer.out_channels // gradient.shape[1])
+        gradient = gradient if self.gain == 1 else gradient * self.gain
         return gradient if upscale == 1 else F.pixel_unshuffle(gradient, upscale)
 
     def __enter__(self) -> CapturedCall:

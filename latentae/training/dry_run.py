@@ -23,6 +23,7 @@ from tqdm import tqdm
 from latentae import distributed
 from latentae.config import RunConfig, config_warnings
 from latentae.data import Batch, BrokenImageError, ImageDataset
+from latentae.files import first_line
 from latentae.models.decoders import downscale
 from latentae.report.grids import picture_grid, save_png
 from latentae.training.checkpoint import needing_disk
@@ -58,7 +59,7 @@ def dry_run(config: RunConfig) -> str:
         raise ValueError(str(error).strip().splitlines()[-1]) from error
     except torch.OutOfMemoryError as error:
         raise RunError(
-            f"a step does not fit into the device's memory: {str(error).splitlines()[0]}\n"
+            f"a step does not fit into the device's memory: {first_line(error)}\n"
             "lower batch_size (and raise gradient_accumulation_steps as much), lower data.image_size, or use "
             "mixed_precision=bf16"
         ) from error

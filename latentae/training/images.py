@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from latentae import build, distributed
-from latentae.config import ConfigError, RunConfig
+from latentae.config import ConfigError, DataConfig, RunConfig
 from latentae.data import (
     BrokenImageError,
     CachedSource,
@@ -28,6 +28,7 @@ from latentae.data import (
     describe_size,
     sample_dataset,
 )
+from latentae.latents.cache import ImagesWithLatents
 from latentae.training.run_folder import RunFolder
 
 _PREVIEW_IMAGES = 8
@@ -140,6 +141,11 @@ def open_images(
     with distributed.main_first():  # the first rank downloads and indexes, the others find it done
         sources = build.build_sources(data, notes, before)
     training, validation = build.build_datasets(sources, data, channels, config.seed)
+    places = sources.description
+    if data.latents is not None:
+        assert isinstance(training, ImageDataset)  # the config refuses a stream
+        training = _with_latents(training, data)
+        places += f"\n{training.describe()}"
     # Look for broken images. To look through a stream would be to read all of it.
     broken = BrokenImages(data.max_broken, gather)
     unreadable = _find_broken(validation, data.check_images)
@@ -161,9 +167,27 @@ def open_images(
     spread = [i * len(validation) // count for i in range(count)]
     preview = torch.stack([validation[0, i]["images"] for i in spread])
     count_unreadable = int(distributed.all_reduce_sum(torch.tensor(len(unreadable_training))))
-    return RunImages(
-        training, validation, preview, broken, count_unreadable, sources.description, sources.record
-    )
+    return RunImages(training, validation, preview, broken, count_unreadable, places, sources.record)
+
+
+def _with_latents(training: ImageDataset, data: DataConfig) -> ImagesWithLatents:
+    """Returns the training images with their cached latents.
+
+    Raises:
+        ConfigError: the folder does not hold latents of these images and crops.
+    """
+    assert data.latents is not None
+    try:
+        return ImagesWithLatents(
+            training.source,
+            data.latents,
+            data.height_and_width,
+            training.channels,
+            training.seed,
+            flip=data.random_flip,
+        )
+    except ValueError as error:
+        raise ConfigError(f"`data.latents` is {data.latents}, which cannot be used: {error}") from error
 
 
 def _find_broken(dataset: ImageDataset, limit: int) -> list[str]:
@@ -265,6 +289,8 @@ def record_data(training: ImageDataset | ImageStream, validation: ImageDataset) 
         record["shards"] = len(training.shards)
     else:
         record = _describe(training.source, training.channels)
+    if isinstance(training, ImagesWithLatents):
+        record["latents"] = training.identity
     return {"training": record, "validation": _describe(validation.source, validation.channels)}
 
 
@@ -293,6 +319,8 @@ def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | 
         for what in ("shards", "images"):
             if old.get(what) != new.get(what):
                 return f"{part} had {old.get(what)} {what}, and has {new.get(what)} now"
+        if old.get("latents") != new.get("latents"):
+            return "the latents are others"
         if old["names"] != new["names"]:
             return f"the {part} images have other names, or another order"
         for (name, *numbers), (_, *others) in zip(old["samples"], new["samples"], strict=True):

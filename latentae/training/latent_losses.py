@@ -52,6 +52,8 @@ class PreparedStep:
         transformed: whether the latents are transformed.
         arguments: of the wrapped autoencoder's forward: ``change`` and ``low_pass``, functions of latents.
         backgrounds: [B, 3] colours in [−1, 1] that RGBA images are composited over, or None.
+        moments: [B, 1 or 2, c, h, w] mean, and standard deviation if there is one, of the latents that were
+            computed beforehand; None: the encoder computes them.
     """
 
     images: Tensor
@@ -60,6 +62,7 @@ class PreparedStep:
     transformed: bool = False
     arguments: dict[str, Change] = field(default_factory=dict)
     backgrounds: Tensor | None = None
+    moments: Tensor | None = None
 
 
 @dataclass

@@ -145,6 +145,7 @@ def build_networks(
         report=None if regulariser is None else PosteriorReport(regulariser, likelihood=likelihood),
         latents_shape=autoencoder.latents_shape if samples else None,
         alpha=config.data.alpha,
+        output_gain=autoencoder.output_gain,
         backward=accelerator.backward,
     )
     return Networks(autoencoder, quantizer, ema, learners, step, pretrained, frozen, pinned, performance)

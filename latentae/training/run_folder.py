@@ -1,4 +1,4 @@
-"""The folder of a run: its paths, its lock, and whether a run may be started or continued in it."""
+"""The folder of a run: its paths, and whether a run may be started or continued in it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import errno
 import json
 import os
 import re
-import socket
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from latentae.config import (
     DATA_SPELLING_KEYS,
@@ -23,11 +21,6 @@ from latentae.config import (
     refused_in_branch,
 )
 from latentae.files import exists, mend_swap, remove, write_json, write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 CONFIG = "config.yaml"
 _STEP_NAME = re.compile(r"step_(\d+)")
@@ -276,80 +269,6 @@ def step_of(checkpoint: Path) -> int:
     if match is None:
         raise ValueError(f"{checkpoint} is not named step_<number>")
     return int(match.group(1))
-
-
-class RunLock:
-    """Keeps two runs out of one folder, where each would remove what the other writes.
-
-    The lock ends with the process that holds it, however that ends. File systems and systems without such
-    locks, Windows among them, are not guarded.
-
-    Args:
-        folder: the run's.
-        patience: seconds to wait for another process, such as one that was just told to save and leave.
-    """
-
-    def __init__(self, folder: RunFolder, patience: float = 30.0) -> None:
-        self.folder = folder
-        self.patience = patience
-        self._file: IO[str] | None = None
-
-    def acquire(self, say: Callable[[str], None]) -> None:
-        """Takes the lock if the folder exists and it is not held yet; every rank must call it.
-
-        Args:
-            say: is told if there is something to wait for.
-
-        Raises:
-            ConfigError: another process holds it.
-        """
-        import torch
-
-        from latentae import distributed
-
-        taken = int(self._wait(say)) if distributed.is_main() else 1
-        if not distributed.broadcast_from_main(torch.tensor(taken)):
-            raise ConfigError(
-                f"output_dir is {self.folder.root}, where another process is training"
-                f"{self._holder()}; wait for it, stop it, or choose another output_dir"
-            )
-
-    def _wait(self, say: Callable[[str], None]) -> bool:
-        """Tries until the patience ends; returns False if another process still holds the lock."""
-        if fcntl is None or self._file is not None or not self.folder.root.is_dir() or self._try():
-            return True
-        say(f"waiting for another process that trains in {self.folder.root}{self._holder()}")
-        ends = time.monotonic() + self.patience
-        while not self._try():
-            if time.monotonic() > ends:
-                return False
-            time.sleep(0.2)
-        return True
-
-    def _try(self) -> bool:
-        """Returns False if another process holds the lock; True also if there cannot be one."""
-        try:
-            file = (self.folder.root / ".lock").open("a+")
-        except OSError:  # a folder that cannot be written to; the first file of the run will report it
-            return True
-        try:
-            # Unlike flock, these locks work over NFS, and a process never blocks itself.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            return not isinstance(error, BlockingIOError | PermissionError)  # others: no locks here
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        self._file = file  # stays open with this object: closing it would release the lock
-        return True
-
-    def _holder(self) -> str:
-        try:
-            words = (self.folder.root / ".lock").read_text().strip()
-        except OSError:
-            return ""
-        return f" ({words})" if words else ""
 
 
 def describe_pretrained(data: Mapping[str, Any]) -> dict[str, Any]:

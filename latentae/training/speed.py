@@ -195,11 +195,12 @@ def compile_networks(
 
 def _compile_blocks(network: nn.Module, options: dict[str, Any]) -> int:
     """Compiles the parts that are more than one layer; returns how many there are."""
-    is_tiny = isinstance(network, EncoderTiny | DecoderTiny)  # whose layers are one sequence
+    # The halves of a TAESD are one sequence of layers each.
+    children = network.layers if isinstance(network, EncoderTiny | DecoderTiny) else network.children()
     blocks = [
         block
-        for child in network.children()
-        for block in (child if isinstance(child, nn.ModuleList) or is_tiny else [child])
+        for child in children
+        for block in (child if isinstance(child, nn.ModuleList) else [child])
         if any(True for _ in block.children())
     ]
     for block in blocks:

@@ -70,6 +70,7 @@ class TrainingStep:
         latents_shape: returns [c, h, w] of some images' latents, if a sample of the posterior is decoded;
             None: its mode is decoded.
         alpha: whether images are RGBA, which the losses see as composites.
+        output_gain: the derivative of the reconstruction with respect to the last layer's output.
         backward: accumulates the gradients of a scalar, with what accumulation and loss scaling need.
     """
 
@@ -83,17 +84,22 @@ class TrainingStep:
     report: Report | None = None
     latents_shape: Callable[[Tensor], tuple[int, int, int]] | None = None
     alpha: bool = False
+    output_gain: float = 1.0
     backward: Backward = torch.Tensor.backward
 
-    def __call__(self, images: Tensor, randomness: StepRandomness) -> StepResult:
+    def __call__(
+        self, images: Tensor, randomness: StepRandomness, moments: Tensor | None = None
+    ) -> StepResult:
         """Adds the gradients of one micro-batch.
 
         Args:
             images: [B, C, H, W] float32 in [−1, 1].
             randomness: of this step and micro-batch.
+            moments: of the images' latents, if they are known: see ``PreparedStep``. Then no encoder runs.
         """
         step, adversary = randomness.step, self.adversary
         prepared = self.latent_losses.prepare(images, randomness)
+        prepared.moments = moments
         if self.alpha:
             prepared.backgrounds = randomness.background_colours(len(images))
         if self.teacher is not None:
@@ -145,11 +151,14 @@ class TrainingStep:
         images, noise = prepared.images, None
         if self.latents_shape is not None:
             noise = randomness.normal("posterior", len(images), *self.latents_shape(images))
+        given = {"noise": noise}
+        if prepared.moments is not None:
+            given = {"latents": _sample(prepared.moments, noise)}
         with ExitStack() as stack:
-            last_layer = stack.enter_context(CapturedCall(self.last_layer))
+            last_layer = stack.enter_context(CapturedCall(self.last_layer, self.output_gain))
             layer = self.latent_losses.encoder_output
             encoder_output = None if layer is None else stack.enter_context(CapturedCall(layer))
-            output = self.autoencoder(images, noise=noise, **prepared.arguments)
+            output = self.autoencoder(images, **given, **prepared.arguments)
         return output, last_layer, encoder_output
 
     def _regularisers(self, output: Any, step: int) -> Losses:
@@ -206,3 +215,10 @@ class TrainingStep:
         loss, numbers = adversary.discriminator_loss(images, reconstruction, fake, randomness)
         self.backward(loss)
         return numbers
+
+
+def _sample(moments: Tensor, noise: Tensor | None) -> Tensor:
+    """Returns latents [B, c, h, w]: a sample by the noise, as a model's forward draws it, or the mean."""
+    if noise is None or moments.shape[1] == 1:
+        return moments[:, 0]
+    return moments[:, 0] + moments[:, 1] * noise

@@ -13,6 +13,8 @@ from latentae.config import RunConfig, config_warnings, dump_config
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
 from latentae.devices import to_float64_on_cpu
 from latentae.files import write_json, write_text
+from latentae.latents.cache import ImagesWithLatents
+from latentae.lock import FolderLock
 from latentae.models.decoders import downscale
 from latentae.report.figures import code_usage
 from latentae.report.grids import Picture, save_png
@@ -39,7 +41,7 @@ from latentae.training.log import Meter, Recorder
 from latentae.training.networks import build_networks
 from latentae.training.pictures import preview
 from latentae.training.randomness import StepRandomness
-from latentae.training.run_folder import CONFIG, RankError, RunError, RunFolder, RunLock
+from latentae.training.run_folder import CONFIG, RankError, RunError, RunFolder
 from latentae.training.signals import RunStopped, StopSignals
 from latentae.training.speed import TorchSettings
 from latentae.training.summary import describe
@@ -73,7 +75,7 @@ class Trainer:
         self.torch_settings = TorchSettings.read()
         self.accelerator = create_accelerator(config)
         self.device = self.accelerator.device
-        self.lock = RunLock(self.folder)
+        self.lock = FolderLock(self.folder.root, "output_dir")
         if not rehearsal:
             self.lock.acquire(self.accelerator.print)
             if distributed.is_main():
@@ -119,6 +121,8 @@ class Trainer:
         if teacher is not None:
             teacher.check(self.networks.autoencoder)
             teacher.hand_over_scale(self.networks.autoencoder, self.networks.ema.model)
+        if isinstance(self.images.training, ImagesWithLatents):
+            self.images.training.check_model(self.networks.autoencoder)
         if rehearsal:
             return
         # Write what belongs to the run before its first step.
@@ -303,8 +307,11 @@ class Trainer:
             batch = next(batches)
             self.images.broken.add(batch["broken"])
             self.latest_images = batch["images"].to(self.device, non_blocking=True)
+            moments = batch.get("latents")
+            if moments is not None:
+                moments = moments.to(self.device, non_blocking=True)
             with self.accelerator.accumulate(*(learner.module for learner in networks.learners)):
-                result = networks.step(self.latest_images, self.randomness(micro_batch))
+                result = networks.step(self.latest_images, self.randomness(micro_batch), moments)
             self.guard.watch(result.losses, batch["names"])
             meter.add(result.losses)
             self.codes.add(result.indices)

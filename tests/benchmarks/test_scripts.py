@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "benchmarks/results").glob("*.md")]
+FOLDERS = [ROOT, ROOT / "docs", ROOT / "benchmarks/results"]
+PAGES = [page for folder in FOLDERS for page in folder.glob("*.md")]
 COMMAND = re.compile(r"benchmarks/(\w+\.py)((?: +(?:[\w./=-]+|\"[^\"]*\"|[A-Z_]+))*)")
 SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
 

@@ -259,7 +259,7 @@ def test_class_of_another_family_says_which_script() -> None:
     )
     assert (
         load_error("vqgan", "model.class=Foo")
-        == '`model.class` is "Foo"; it must be one of KLVAE, Flux2VAE, VQVAE, VQGAN'
+        == '`model.class` is "Foo"; it must be one of KLVAE, Flux2VAE, TinyAutoencoder, VQVAE, VQGAN'
     )
 
 

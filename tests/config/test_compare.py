@@ -126,7 +126,7 @@ _TAKES_EFFECT_IN_BRANCH = {
             *("equivariance.low_resolution_probability", "latent_noise.scale", "alignment.weight"),
             *("alignment.adaptive", "alignment.cosine_margin", "alignment.similarity_margin"),
             "alignment.precision",
-            *("spectral.weight", "spectral.factors", "teacher.output_weight"),
+            *("spectral.weight", "spectral.factors", "teacher.output_weight", "teacher.latents_weight"),
             *("adversarial.type", "adversarial.weight"),
             *("adversarial.adaptive", "adversarial.min_adaptive_weight", "adversarial.max_adaptive_weight"),
             *("adversarial.start_step", "adversarial.ramp_steps", "adversarial.discriminator_warmup_steps"),
@@ -139,7 +139,15 @@ _TAKES_EFFECT_IN_BRANCH = {
         f"data.{name}"
         for name in (
             *("name", "split", "dataset_config", "image_column", "streaming", "shuffle_block", "value_range"),
-            *("image_size", "resolutions", "downscale", "random_flip", "holdout", "max_validation"),
+            *(
+                "image_size",
+                "resolutions",
+                "downscale",
+                "random_flip",
+                "latents",
+                "holdout",
+                "max_validation",
+            ),
         )
     ),
 }

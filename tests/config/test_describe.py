@@ -7,6 +7,7 @@ from latentae.config import (
     EMAQuantizerConfig,
     Flux2VAEConfig,
     KLVAEConfig,
+    TinyAutoencoderConfig,
     VectorQuantizerConfig,
     VQGANConfig,
     VQVAEConfig,
@@ -28,6 +29,8 @@ from latentae.config.describe import (
 from latentae.config.schema import RunConfig, Section
 from latentae.config.schema.loss import LossConfig, PerceptualConfig
 
+_WITH_NORMS = "class: KLVAE or Flux2VAE or VQVAE or VQGAN"
+
 
 def test_fields_go_by_their_name_in_yaml() -> None:
     assert list(fields(VQGANConfig))[:2] == ["class", "in_channels"]
@@ -38,6 +41,7 @@ def test_sections_behind_an_annotation() -> None:
     assert section_classes(RunConfig.model_fields["model"].annotation) == (
         KLVAEConfig,
         Flux2VAEConfig,
+        TinyAutoencoderConfig,
         VQVAEConfig,
         VQGANConfig,
     )
@@ -60,13 +64,18 @@ def test_members_and_what_chooses_them() -> None:
 
 def test_walk_describes_keys() -> None:
     (key,) = known_keys()["model.norm_num_groups"]
-    assert (key.type, key.default, key.only_with, key.is_section) == ("an integer >= 1", "32", "", False)
+    assert (key.type, key.default, key.only_with, key.is_section) == (
+        "an integer >= 1",
+        "32",
+        _WITH_NORMS,
+        False,
+    )
     (key,) = known_keys()["model.quantizer.epsilon"]
     assert (key.default, key.only_with) == ("1.0e-05", "type: ema")
     (key,) = known_keys()["loss.perceptual"]
     assert (key.type, key.default, key.is_section) == ("section or null", "null", True)
     (key,) = known_keys()["model.class"]
-    assert (key.type, key.default) == ("one of KLVAE, Flux2VAE, VQVAE, VQGAN", None)
+    assert (key.type, key.default) == ("one of KLVAE, Flux2VAE, TinyAutoencoder, VQVAE, VQGAN", None)
     assert key.doc.startswith("KLVAE: Variational autoencoder with Gaussian latents")
 
 
@@ -105,11 +114,17 @@ def test_walk_gives_every_key_once_and_narrows_the_classes() -> None:
         "commitment_weight",
         "entropy_weight",
         "init",
+        "layers_per_block",
     }
     assert paths[:3] == ["output_dir", "seed", "max_steps"]
     narrowed = {key.path: key for key in walk(classes=["VQVAE"])}
     assert narrowed["model.class"].type == "VQVAE"
-    assert set(paths) - set(narrowed) == {"model.use_quant_conv", "model.decoder_block_out_channels"}
+    assert set(paths) - set(narrowed) == {
+        "model.use_quant_conv",
+        "model.decoder_block_out_channels",
+        "model.pooled_blocks",
+        "model.pixel_shuffle",
+    }
 
 
 Fraction = Annotated[float, Field(gt=0, le=0.5)]

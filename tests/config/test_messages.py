@@ -50,7 +50,11 @@ QUANTIZERS = "vector, ema, cosine, simvq, ibq, fsq, lfq, bsq, residual, grouped"
             REMOVED,
             f"`model.quantizer.type` is missing; it must be one of {QUANTIZERS}",
         ),
-        ("model.class", REMOVED, "`model.class` is missing; it must be one of KLVAE, Flux2VAE, VQVAE, VQGAN"),
+        (
+            "model.class",
+            REMOVED,
+            "`model.class` is missing; it must be one of KLVAE, Flux2VAE, TinyAutoencoder, VQVAE, VQGAN",
+        ),
         ("max_steps", REMOVED, "`max_steps` is missing; it must be an integer >= 1"),
         (
             "model.quantizer.num_codes",

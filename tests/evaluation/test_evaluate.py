@@ -26,6 +26,7 @@ from latentae.evaluation.measuring import Settings
 from latentae.evaluation.models import NamedModel
 from latentae.report.results import Results, Value
 from tests.evaluation.conftest import tiny_model
+from tests.lock_holder import another_process
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,26 @@ def test_an_interrupted_evaluation_gives_the_same_report(request_of, monkeypatch
     numbers = [{k: v for k, v in r.models["kl"].items() if k != "images_per_second"} for r in (whole, again)]
     assert numbers[0] == numbers[1]
     assert whole.details == again.details
+
+
+def test_two_evaluations_never_share_a_folder(request_of, tmp_path):
+    """The second one waits, and finds the report of the first one finished."""
+    folder = tmp_path / "report"
+    (folder / WORK).mkdir(parents=True)
+    said = []
+    with another_process(folder) as (process, leave):
+
+        def finish(sentence):
+            said.append(sentence)
+            if "waiting for another process" in sentence:
+                assert str(process.pid) in sentence
+                (folder / "results.json").write_text("of the first")
+                leave.set()
+
+        with pytest.raises(ValueError, match="holds a report already"):
+            evaluate(request_of("kl", limit=2), CPU, finish)
+    assert any("waiting for another process" in sentence for sentence in said)
+    assert (folder / "results.json").read_text() == "of the first"
 
 
 def test_a_report_is_kept_unless_told(request_of, tmp_path):

@@ -10,11 +10,18 @@ from torch import nn
 from latentae.evaluation import evaluate as module
 from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks
 from latentae.evaluation.evaluate import Request, evaluate
-from latentae.evaluation.fit import LIMITS, LatentPairs, advise, check_teacher, describe_fit
+from latentae.evaluation.fit import (
+    LIMITS,
+    LatentPairs,
+    advise,
+    check_teacher,
+    describe_fit,
+    scale_remedy,
+)
 from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.metrics import psnr, to_images, to_uint8
 from latentae.evaluation.models import NamedModel, add_teacher
-from latentae.models import TinyAutoencoder
+from latentae.models import KLVAE, Flux2VAE, TinyAutoencoder
 from latentae.models.folding import fold_normalisation
 from latentae.report.results import Results
 from tests.evaluation.conftest import tiny_model
@@ -364,3 +371,73 @@ def test_another_teacher_gives_other_numbers(source, measures, tmp_path):
         evaluation = Evaluation(blocks, measures, Settings(), tmp_path, "", CPU, teacher=teacher)
         folders.add(evaluation._fit_shards(new).folder.name)
     assert len(folders) == 2
+
+
+# Models of two classes
+
+
+def flux2_model(seed=0):
+    torch.manual_seed(seed)
+    widths = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    model = Flux2VAE(**widths, **blocks).eval()
+    model.set_statistics(torch.linspace(-0.5, 0.5, 16), torch.linspace(0.25, 1.0, 16))
+    return model
+
+
+def same_but_scaled_by_its_config(flux2, scale, shift):
+    """A KLVAE with the weights of a FLUX.2 VAE."""
+    model = KLVAE(**{name: flux2.config[name] for name in SHARED}, scaling_factor=scale, shift_factor=shift)
+    state = {name: value for name, value in flux2.state_dict().items() if not name.startswith("bn.")}
+    model.load_state_dict(state)
+    return model.eval()
+
+
+SHARED = (
+    *("block_out_channels", "norm_num_groups", "latent_channels", "down_block_types", "up_block_types"),
+    "layers_per_block",
+)
+
+
+@pytest.mark.parametrize("flux2_is", ["teacher", "model"])
+def test_a_flux2_vae_beside_a_model_without_patches(fit_of, images, flux2_is):
+    """With equal weights and statistics that equal a config's scale and shift, nothing has moved."""
+    flux2 = flux2_model()
+    flux2.set_statistics(torch.full((16,), 0.25), torch.full((16,), 4.0 - 1e-4))
+    plain = same_but_scaled_by_its_config(flux2, 0.5, 0.25)
+    models = (plain, flux2) if flux2_is == "teacher" else (flux2, plain)
+    found, assembled = fit_of(*models)
+    assert found.relative_mse < 1e-10
+    assert found.verdict in ("equal", "fits")
+    assert len(found.channels["correlation"]) == 4  # channels of the latents, not of patches
+    own = assembled["old"].metrics["psnr"].value
+    assert found.new_decoder_on_old_latents["psnr"].value == pytest.approx(own, abs=0.01)
+    # Statistics by place are another normalisation than the config's.
+    flux2.set_statistics(torch.linspace(-3, 3, 16), torch.full((16,), 4.0))
+    latents = NamedModel("f", "f", flux2).normalise(flux2.encode(images[:2]).latents)
+    assert latents.shape == plain.encode(images[:2]).latents.shape
+
+
+def test_two_flux2_vaes_are_compared_in_whole_patches(fit_of):
+    found, _ = fit_of(flux2_model(), flux2_model())
+    assert found.verdict == "equal"
+    assert len(found.channels["correlation"]) == 16
+
+
+def test_the_remedy_for_a_wrong_scale_is_the_class_s():
+    flux2, plain = NamedModel("f", "f", flux2_model()), NamedModel("p", "p", kl_model())
+    pairs = LatentPairs(1)
+    values = torch.randn(4, 1, 16, 16)
+    pairs.add(3 * values, values)
+
+    def advice(model, teacher):
+        return advise("new", "old", pairs, 4.0, 4.0, remedy=scale_remedy(model, teacher))[1]
+
+    for text in (advice(flux2, flux2), advice(flux2, plain)):
+        assert "bn.running_mean and bn.running_var" in text
+        assert "scaling_factor" not in text
+        assert "--family" not in text
+    assert "from old" in advice(flux2, flux2)
+    assert "--family" not in advice(plain, flux2)
+    assert "scaling_factor" in advice(plain, flux2)
+    assert "family of old by --family" in advice(plain, plain)

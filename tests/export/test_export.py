@@ -182,7 +182,7 @@ def test_hooks_that_no_copy_can_be_freed_from_are_named(hook, tmp_path):
 
 
 def test_choices_are_those_there_are():
-    assert tuple(_FORMATS) == FORMATS
+    assert tuple(_FORMATS) == tuple(FORMATS)
     assert tuple(families.FAMILIES) == FAMILIES
     assert tuple(_DTYPES) == tuple(TOLERANCES) == DTYPES
 

@@ -8,6 +8,7 @@ from latentae.losses.teacher import (
     captured_outputs,
     decoder_levels,
     feature_distance,
+    latent_distance,
     level_widths,
     output_distance,
 )
@@ -36,6 +37,25 @@ def test_larger_images_are_averaged(larger):
     large = torch.tensor([[[[0.0, 1.0], [1.0, 1.0]]]])  # a mean of 0.75
     pair = (large, small) if larger == "student" else (small, large)
     assert output_distance(*pair).item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("larger", [1, 2])
+def test_hidden_colours_do_not_count(larger):
+    """The teacher's alpha weighs the colours of both; alpha itself always counts."""
+    # Two pixels: alpha 1 where the colours differ by 0.5, and alpha 0 where they differ by 1.
+    teacher = torch.tensor([0.5, 0.5, 0.5, 1.0, 0.0, 0.0, 0.0, -1.0]).view(1, 2, 4).mT[:, :, None]
+    student = torch.tensor([0.0, 0.0, 0.0, 0.8, 1.0, 1.0, 1.0, -0.6]).view(1, 2, 4).mT[:, :, None]
+    student = student.repeat_interleave(larger, 2).repeat_interleave(larger, 3)
+    expected = (3 * 0.5 + 0.2 + 0.4) / 8
+    assert output_distance(student, teacher, alpha=True).item() == pytest.approx(expected)
+    assert output_distance(student, teacher).item() == pytest.approx((3 * 0.5 + 0.2 + 3 * 1.0 + 0.4) / 8)
+
+
+def test_the_distance_of_latents_by_hand():
+    student, teacher = torch.tensor([[[[0.0, 1.0]]], [[[2.0, 0.0]]]]), torch.zeros(2, 1, 1, 2)
+    assert latent_distance(student, teacher).item() == 5 / 4
+    with pytest.raises(ValueError, match=r"\[2, 1, 1, 2\], the teacher's \[2, 1, 2, 1\]"):
+        latent_distance(student, teacher.mT)
 
 
 @pytest.mark.parametrize("size", [(5, 4), (4, 8), (6, 6)])

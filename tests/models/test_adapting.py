@@ -104,7 +104,11 @@ def test_what_is_described_builds_the_same_model(model):
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (TinyAutoencoder(), r"it is a TinyAutoencoder \(TAESD\).* evaluation only"),
+        (
+            TinyAutoencoder(num_encoder_blocks=(1, 3, 2, 3)),
+            "its encoder is not made of levels with one block at the image's resolution",
+        ),
+        (TinyAutoencoder(act_fn="silu"), "its act_fn is 'silu', and only 'relu' can be trained"),
         (make(KLVAE, use_quant_conv=False), "its use_post_quant_conv is True, and only False can be trained"),
         (
             make(VQGAN, norm_type="spatial", block_out_channels=(32, 32), norm_num_groups=32),
@@ -117,7 +121,7 @@ def test_what_is_described_builds_the_same_model(model):
         ),
         (torch.nn.Linear(1, 1), "it is a Linear"),
     ],
-    ids=["TAESD", "one quant conv", "MoVQ", "activation", "attention", "no autoencoder"],
+    ids=["TAESD", "TAESD with SiLU", "one quant conv", "MoVQ", "activation", "attention", "no autoencoder"],
 )
 def test_what_a_config_has_no_words_for(model, says):
     with pytest.raises(ValueError, match=says):

@@ -163,8 +163,49 @@ def test_exports(tmp_path, flux2):
     assert stored["bn.num_batches_tracked"].dtype == torch.int64
 
 
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [
+        ({"upscale": 2}, "images are 2 times as large"),
+        ({"decoder_layers_per_block": 2}, "another depth"),
+        ({"decoder_block_out_channels": (32, 32), "decoder_layers_per_block": 2}, "another depth"),
+    ],
+)
+@torch.no_grad()
+def test_decoders_that_the_stock_class_cannot_hold(tmp_path, images, shape, problem):
+    model = make_flux2(**shape)
+    assert problem in model.stock_objection
+    assert "AutoencoderKLFlux2 cannot hold" in model.stock_objection
+    model.save_pretrained(tmp_path / "own")
+    config = json.loads((tmp_path / "own/config.json").read_text())
+    assert config["_class_name"] == "Flux2VAE"
+    assert "latentae.load_autoencoder" in config["_requires"]
+    opened = load_autoencoder(tmp_path / "own")
+    assert type(opened) is Flux2VAE
+    assert same(opened, model)
+    side = shape.get("upscale", 1)
+    assert opened(images).sample.shape == (2, 3, 16 * side, 24 * side)
+    assert torch.equal(opened(images).sample, model(images).sample)
+    with pytest.raises(ValueError, match=problem):
+        model.to_diffusers()
+    with pytest.raises(ValueError, match=problem):
+        export_autoencoder(model, tmp_path / "stock", format="diffusers")
+    # An encoder of the same weights: the latents do not depend on the decoder.
+    assert torch.equal(opened.to_latents(images), model.to_latents(images))
+
+
+def test_arguments_that_change_nothing_are_forgotten():
+    usual, named = make_flux2(), make_flux2(decoder_layers_per_block=1, upscale=1)
+    assert same(usual, named)
+    assert usual.stock_objection is None
+    assert {"upscale", "decoder_layers_per_block"}.isdisjoint(named.config)
+    assert named.config.decoder_block_out_channels is None
+
+
 def test_what_cannot_hold_it_says_so(tmp_path, flux2):
-    with pytest.raises(ValueError, match=r"ComfyUI cannot hold this model as flux: a FLUX\.2 VAE.*as ldm"):
+    with pytest.raises(
+        ValueError, match=r"ComfyUI cannot hold this .* as flux: a FLUX\.2 VAE.*format ldm has"
+    ):
         export_autoencoder(flux2, tmp_path / "a.safetensors", format="comfyui", family="flux")
     with pytest.raises(ValueError, match=r"family is 'flux'.*leave family out"):
         export_autoencoder(flux2, tmp_path / "a.safetensors", format="ldm", family="flux")
@@ -180,6 +221,7 @@ def test_what_cannot_hold_it_says_so(tmp_path, flux2):
         ({"patch_size": (1, 1)}, r"patch_size is \[1, 1\]"),
         ({"batch_norm_eps": 0.0}, "batch_norm_eps is 0.0"),
         ({"decoder_block_out_channels": (32,)}, r"decoder_block_out_channels is \[32\].* 2 levels"),
+        ({"upscale": 3}, "upscale is 3"),
     ],
 )
 def test_arguments_are_checked(changes, message):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from latentae.export import export_autoencoder
 from latentae.models import AutoencoderOutput, TinyAutoencoder
 
 
@@ -50,10 +49,15 @@ def test_layers_that_cannot_be_built(layer):
         TinyAutoencoder(decoder_layers=["conv 4 64", layer, "conv 64 3"])
 
 
-def test_for_evaluation_only(model, tmp_path):
-    with pytest.raises(ValueError, match="for evaluation only"):
-        model.train()
-    assert not model.eval().training
+def test_the_latents_that_are_decoded_can_be_changed(model):
+    images = torch.rand(1, 3, 17, 30) * 2 - 1
+    output = model(images, noise=torch.ones(1, 4, 3, 4), change=lambda latents: latents[..., :2] * 0.5)
+    latents = model.encode(images).latents
+    assert torch.equal(output.latents, latents)
+    assert torch.equal(output.sample, model.decode(latents[..., :2] * 0.5).sample)
+
+
+def test_saved_as_the_stock_class(model, tmp_path):
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == "AutoencoderTiny"
     assert type(AutoencoderTiny.from_pretrained(tmp_path)) is AutoencoderTiny
@@ -77,8 +81,3 @@ def test_no_warning_of_what_the_constructor_derives(model, tmp_path, caplog):
     assert "block_out_channels" in json.loads((tmp_path / "config.json").read_text())
     assert "block_out_channels" in TinyAutoencoder.from_pretrained(tmp_path).config
     assert "block_out_channels" not in caplog.text
-
-
-def test_an_export_names_the_way_to_write_it(model, tmp_path):
-    with pytest.raises(ValueError, match=r"save_pretrained\(folder\)"):
-        export_autoencoder(model, tmp_path / "a", format="diffusers")

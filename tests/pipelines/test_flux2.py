@@ -42,7 +42,7 @@ def pipeline_with(vae):
     return pipeline
 
 
-def run(pipeline, image=None):
+def run(pipeline, image=None, output_type="pt"):
     return pipeline(
         image=image,
         prompt="a cat",
@@ -53,7 +53,7 @@ def run(pipeline, image=None):
         max_sequence_length=16,
         text_encoder_out_layers=(1, 2),
         generator=torch.Generator().manual_seed(0),
-        output_type="pt",
+        output_type=output_type,
     ).images
 
 

@@ -3,15 +3,30 @@
 import torch
 from safetensors.torch import save_file
 
-from latentae import KLVAE, VQGAN
+from latentae import KLVAE, VQGAN, TinyAutoencoder
 from latentae.config import load_config
 from latentae.models.checkpoints.layouts import to_ldm_names
+from latentae.models.tiny_layers import TinyLevels, arguments_of
 from latentae.training.run_folder import describe_pretrained
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WITHOUT_GAN = ("loss.adversarial=null", "discriminator=null")
 KL = ("model.class=KLVAE", "loss.kl.weight=0.01", *WITHOUT_GAN)
 VQ = ("model.class=VQVAE", *WITHOUT_GAN)
+
+TAESD = ("model.class=TinyAutoencoder", *WITHOUT_GAN)
+
+
+def make_tiny(widths=(8, 16), *, blocks=1, pooled=True, folds=1, decoder=None, upscale=1):
+    """A TinyAutoencoder of given levels with random weights; ``decoder``: the levels of its decoder."""
+    torch.manual_seed(9)
+    levels = TinyLevels(widths, blocks, pooled, folds)
+    upwards = decoder or TinyLevels(widths, blocks, pooled, folds * upscale)
+    model = TinyAutoencoder(**arguments_of(levels.encoder(3, 4), upwards.decoder(4, 3), upscale)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model
 
 
 def make_pretrained(cls=KLVAE, **changes):
@@ -81,11 +96,26 @@ FORMS = (
 
 def fine_tuning(tiny, place, *overrides, cls=KLVAE):
     """The config of a tiny run that starts from ``place``."""
-    family, own = {"KLVAE": ("kl_vae", KL), "VQGAN": ("vqgan", ()), "VQVAE": ("vq_vae", VQ)}[cls.__name__]
+    family, own = {
+        "KLVAE": ("kl_vae", KL),
+        "TinyAutoencoder": ("kl_vae", TAESD),
+        "VQGAN": ("vqgan", ()),
+        "VQVAE": ("vq_vae", VQ),
+    }[cls.__name__]
     if "loss.kl=null" in overrides:
         own = tuple(key for key in own if not key.startswith("loss.kl"))
     arguments = ["--config", str(tiny.file), *own, f"model.pretrained={place}", *overrides]
     return load_config(family, arguments, describe_pretrained)
 
 
-__all__ = ["FORMS", "KL", "KLVAE", "VQ", "VQGAN", "fine_tuning", "make_pretrained", "write_pretrained"]
+__all__ = [
+    "FORMS",
+    "KL",
+    "KLVAE",
+    "VQ",
+    "VQGAN",
+    "fine_tuning",
+    "make_pretrained",
+    "make_tiny",
+    "write_pretrained",
+]

@@ -169,7 +169,7 @@ def test_places_without_a_model(tiny, tmp_path):
         tmp_path / "nowhere": "there is no file or folder",
         tmp_path / "images": "no model in",
         tmp_path / "notes.txt": "is not a file of weights",
-        tmp_path / "taesd": r"it is a TinyAutoencoder \(TAESD\), another architecture",
+        tmp_path / "taesd": r"holds a TinyAutoencoder, another architecture; use model\.class=Tiny",
         tmp_path / "ours": r"holds a VQGAN; name another model there, or use train_vq_vae\.py",
         "owner/name": "'owner/name' is no path here, and .* the hub cannot be reached",
     }.items():

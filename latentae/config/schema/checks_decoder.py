@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from latentae.config.schema.loss import LikelihoodConfig
-from latentae.config.schema.model import KLVAEConfig, TinyAutoencoderConfig, VQGANConfig, VQVAEConfig
+from latentae.config.schema.model import TinyAutoencoderConfig, VQGANConfig, VQVAEConfig
 from latentae.config.yaml_text import show
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def check_decoder_training(config: RunConfig) -> Iterator[str]:
-    """Yields the contradictions in ``freeze_encoder``, ``decoder`` and ``loss.teacher``, one line each."""
-    for check in (_frozen_encoder, _decoder, _teacher, _teacher_latents):
+    """Yields the contradictions in ``freeze_encoder``, ``decoder``, ``loss.teacher`` and ``data.latents``."""
+    for check in (_frozen_encoder, _decoder, _teacher, _teacher_latents, _cached_latents):
         yield from check(config)
 
 
@@ -51,14 +51,20 @@ def _decoder(config: RunConfig) -> Iterator[str]:
     decoder, model = config.decoder, config.model
     if decoder is None:
         return
-    if not isinstance(model, KLVAEConfig | TinyAutoencoderConfig):
+    if isinstance(model, VQVAEConfig | VQGANConfig):
         yield (
             f"`decoder` is set, but `model.class: {model.class_}` has the mirror of its encoder; set it to "
-            "null or use `model.class: KLVAE` or `TinyAutoencoder`"
+            "null or use `model.class: KLVAE`, `Flux2VAE` or `TinyAutoencoder`"
         )
         return
     if decoder.widths is None:
         return
+    older = getattr(model, "decoder_block_out_channels", None)
+    if older not in (None, decoder.widths):
+        yield (
+            f"`decoder.widths` is {show(list(decoder.widths))}, and `model.decoder_block_out_channels`, its "
+            f"older name, is {show(list(older))}; set the latter to null"
+        )
     levels = len(model.block_out_channels)
     if len(decoder.widths) != levels:
         yield (
@@ -67,9 +73,9 @@ def _decoder(config: RunConfig) -> Iterator[str]:
         )
     if isinstance(model, TinyAutoencoderConfig):
         return  # its blocks have no normalisation that would limit their widths
-    offending = sorted({width for width in decoder.widths if width % model.norm_num_groups})
+    groups = model.norm_num_groups
+    offending = sorted({width for width in decoder.widths if width % groups})
     if offending:
-        groups = model.norm_num_groups
         nearest = show([math.ceil(width / groups) * groups for width in decoder.widths])
         yield (
             f"`decoder.widths` is {show(list(decoder.widths))}, but `model.norm_num_groups: {groups}` does "
@@ -147,3 +153,33 @@ def _teacher_latents(config: RunConfig) -> Iterator[str]:
                 f"{matches}, but `loss.{name}` is set, which wants other latents than the teacher's; use "
                 f"loss.{name}=null or loss.teacher.latents_weight=0"
             )
+
+
+def _cached_latents(config: RunConfig) -> Iterator[str]:
+    """Cached latents stay true for an encoder that is frozen, and for crops that are always the same."""
+    data = config.data
+    if data.latents is None:
+        return
+    given = f"`data.latents` is {data.latents}"
+    if not config.freeze_encoder:
+        yield (
+            f"{given}, but `freeze_encoder` is false, and an encoder that learns changes its latents; use "
+            "freeze_encoder=true or data.latents=null"
+        )
+    if data.streaming:
+        yield (
+            f"{given}, but `data.streaming` is true, and a stream has no fixed order of images to match; use "
+            "data.streaming=false or data.latents=null"
+        )
+    for key in ("downscale", "resolutions"):
+        if getattr(data, key) is not None:
+            yield (
+                f"{given}, but `data.{key}` draws crops at random, and latents are of one crop per image; "
+                f"use data.{key}=null or data.latents=null"
+            )
+    if config.decoder is not None and config.decoder.upscale > 1:
+        yield (
+            f"{given}, but `decoder.upscale` is {config.decoder.upscale}: the encoder then sees means of "
+            "pixels, and the latents are of images that were resized; use decoder.upscale=1 or "
+            "data.latents=null"
+        )

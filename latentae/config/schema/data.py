@@ -47,6 +47,11 @@ class DataConfig(Section):
     scaled down by it. null: the largest crop that fits."""
     random_flip: bool = False
     """Mirror half of the images left to right, at random."""
+    latents: Text | None = None
+    """Folder of latents of these images that `latentae encode` wrote with the model that the run starts from.
+    With `freeze_encoder`, training decodes them and the encoder does not run. Images are cropped as they were
+    for the latents, at the centre. `random_flip` needs latents made with `--flips`. null: the encoder runs in
+    every step."""
     num_workers: CountOrZero = 2
     """Processes per training process that load images; 0: the training process loads them itself."""
     holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.05

@@ -284,8 +284,9 @@ class TinyAutoencoderConfig(_AutoencoderConfig):
 
 
 class DecoderConfig(Section):
-    """A decoder that is not the mirror of its encoder. Only a KLVAE or a TinyAutoencoder can have one.
-    diffusers' own class cannot hold such a model: `latentae.load_autoencoder` opens it."""
+    """A decoder that is not the mirror of its encoder. A KLVAE, Flux2VAE or TinyAutoencoder can have one.
+    diffusers' own classes hold such a model only if it is a Flux2VAE of other `widths`;
+    `latentae.load_autoencoder` opens all of them."""
 
     widths: Widths | None = None
     """Channels of each level of the decoder, highest resolution first, as many levels as the encoder has;
@@ -305,7 +306,7 @@ class Flux2VAEConfig(_BackboneConfig):
 
     class_: Literal["Flux2VAE"] = Field(alias="class")
     decoder_block_out_channels: Widths | None = None
-    """Channels of each level of the decoder, highest resolution first; null: `block_out_channels`."""
+    """An older name of `decoder.widths`. null: as `decoder.widths`, or else `block_out_channels`."""
     use_quant_conv: bool = True
     """Whether there are 1x1 convolutions before and after the latents: true in SD 1 and SDXL, false in SD3
     and FLUX.1."""

@@ -2,5 +2,6 @@
 
 from latentae.latents.cache.dataset import LatentDataset, SameShapeBatches
 from latentae.latents.cache.encode import CacheReport, encode_dataset
+from latentae.latents.cache.pairs import ImagesWithLatents
 
-__all__ = ["CacheReport", "LatentDataset", "SameShapeBatches", "encode_dataset"]
+__all__ = ["CacheReport", "ImagesWithLatents", "LatentDataset", "SameShapeBatches", "encode_dataset"]

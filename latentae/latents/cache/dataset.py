@@ -76,11 +76,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index is {index}, but there are {len(self)} images")
-        # Find the image's row.
         index = int(index) % len(self)
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        position = index - (int(self._ends[shard - 1]) if shard else 0)
-        reader = self._reader(shard)
+        reader, position = self._place(index)
         # Choose the orientation, then draw the sample, by one generator.
         rng = generator(self.seed, POSTERIOR, self.epoch, index)
         flipped = bool(rng.random() < 0.5) and self.flip
@@ -97,6 +94,28 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if self.flip:
             item["flipped"] = flipped
         return item
+
+    def moments(self, index: int, *, flipped: bool = False) -> Tensor:
+        """Returns what is stored of an image, float32, unscaled, as ``encode`` gives it.
+
+        Args:
+            flipped: of the mirrored image, where mirrored latents are stored.
+
+        Returns:
+            [2, c, h, w] mean and standard deviation of the posterior; [1, c, h, w] of a model without one.
+        """
+        reader, position = self._place(index)
+        names = ("mean", "std") if self.index.posterior else ("mean",)
+        side = FLIPPED if flipped else ""
+        return torch.stack([reader.row(f"{name}{side}", position).float() for name in names])
+
+    def names(self) -> list[str]:
+        """Returns the name of each image, in order."""
+        names = []
+        for entry in self.index.shards:
+            reader = ShardReader(self.folder / entry.file, entry)  # not kept: its texts would stay in memory
+            names += [reader.text("names", position) for position in range(entry.images)]
+        return names
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch, 0 or more, that samples and flips are drawn for."""
@@ -183,6 +202,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
             return tuple(shape)
         channels, height, width = shape
         return channels * self._patch**2, height // self._patch, width // self._patch
+
+    def _place(self, index: int) -> tuple[ShardReader, int]:
+        """Returns the shard that holds image ``index``, and the image's row there."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return self._reader(shard), index - (int(self._ends[shard - 1]) if shard else 0)
 
     def _reader(self, shard: int) -> ShardReader:
         if shard not in self._readers:

@@ -48,6 +48,7 @@ from latentae.latents.cache.planning import (
     plan_cache,
 )
 from latentae.latents.cache.work import CacheImages, ShardEncoder, check_codes
+from latentae.lock import FolderLock
 from latentae.models import LatentAutoencoder, load_autoencoder
 
 
@@ -288,28 +289,32 @@ def _encode(
     )
     check_folder(folder, settings)
     distributed.barrier()  # nobody writes before everybody has looked
-    on_main(lambda: _begin(folder, settings), f"write to {folder}")
+    on_main(lambda: folder.mkdir(parents=True, exist_ok=True), f"write to {folder}")
+    with FolderLock(folder, "out").held(say):
+        check_folder(folder, settings)  # once more: another process may have begun a cache
+        distributed.barrier()
+        on_main(lambda: _begin(folder, settings), f"write to {folder}")
 
-    # Find out which shards are missing.
-    shards = plan_cache(source, model, options, workers=workers, folder=folder)
-    missing = [shard for shard in shards if not is_whole(folder / shard.file)]
-    if len(missing) < len(shards):
-        say(f"going on: {len(shards) - len(missing)} of {len(shards)} shards are there")
-    say(f"the images: {describe_source(source)}")
-    distributed.barrier()
+        # Find out which shards are missing.
+        shards = plan_cache(source, model, options, workers=workers, folder=folder)
+        missing = [shard for shard in shards if not is_whole(folder / shard.file)]
+        if len(missing) < len(shards):
+            say(f"going on: {len(shards) - len(missing)} of {len(shards)} shards are there")
+        say(f"the images: {describe_source(source)}")
+        distributed.barrier()
 
-    # Encode them.
-    started = time.monotonic()
-    crop = options.sizes != "refuse"
-    images = CacheImages(source, channels, crop=crop, broken=options.broken, seed=options.seed)
-    encoder = ShardEncoder(model, images, annotations, folder, options, say)
-    encoder.encode(missing, batch_size=batch_size, workers=workers)
-    seconds = time.monotonic() - started
+        # Encode them.
+        started = time.monotonic()
+        crop = options.sizes != "refuse"
+        images = CacheImages(source, channels, crop=crop, broken=options.broken, seed=options.seed)
+        encoder = ShardEncoder(model, images, annotations, folder, options, say)
+        encoder.encode(missing, batch_size=batch_size, workers=workers)
+        seconds = time.monotonic() - started
 
-    # Write the index last: a folder with an index is a finished cache.
-    on_main(lambda: forget_sizes(folder), f"write to {folder}")
-    encoded = sum(len(shard.indices) for shard in missing)
-    return finish_cache(folder, settings, shards, annotations, encoded=encoded, seconds=seconds)
+        # Write the index last: a folder with an index is a finished cache.
+        on_main(lambda: forget_sizes(folder), f"write to {folder}")
+        encoded = sum(len(shard.indices) for shard in missing)
+        return finish_cache(folder, settings, shards, annotations, encoded=encoded, seconds=seconds)
 
 
 def _about_scale(options: CacheOptions) -> str:
@@ -325,7 +330,6 @@ def _about_scale(options: CacheOptions) -> str:
 
 
 def _begin(folder: Path, settings: CacheSettings) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     if not any(folder.glob(SHARDS)):
         forget_sizes(folder)  # they may be of other images

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from latentae.files import first_line
 from latentae.models.checkpoints.architecture import infer_architecture
 from latentae.models.checkpoints.configs import (
     CONFIG,
@@ -115,7 +116,7 @@ def load_pretrained(
     except (OSError, RuntimeError, ValueError, *_BAD_VALUE_ERRORS) as error:
         if Path(place).is_dir():  # gives a clearer message where the files are at fault
             check_weights(Path(place), arguments.get("variant"))
-        raise ValueError(f"the model in {place} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"the model in {place} cannot be loaded: {first_line(error)}") from error
     unexpected = sorted(report["unexpected_keys"])
     if missing := sorted(report["missing_keys"]):
         others = ""
@@ -158,10 +159,10 @@ def fetch_config(
             failures.append(error)
     # diffusers says "no such file" also where there is no connection.
     beneath = failures[0].__cause__ or failures[0].__context__
-    problem = _first_line(failures[0])
+    problem = first_line(failures[0])
     if type(beneath).__name__ == "LocalEntryNotFoundError":
         cause = None if beneath is None else beneath.__cause__
-        reason = "" if cause is None else f" ({_first_line(cause)})"
+        reason = "" if cause is None else f" ({first_line(cause)})"
         problem = f"it is not in the cache, and the hub cannot be reached{reason}"
     raise ValueError(
         f"{repository!r} is no path here, and no autoencoder could be fetched from the hub under this name: "
@@ -198,10 +199,6 @@ def _omitted_by(config: Mapping[str, Any]) -> dict[str, Any]:
     name = config["_class_name"]
     stock = CLASSES[name]._stock_class
     return stock_meaning(config, stock) if stock is not None and name == stock.__name__ else {}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # --- single files ---

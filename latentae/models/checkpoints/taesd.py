@@ -1,10 +1,14 @@
-"""Reads TAESD: two sequential networks, in one file or two, whose tensors show the layers."""
+"""Reads TAESD: two sequential networks, in one file or two, whose tensors show the layers.
+
+``to_taesd_names`` is the way back, to the names in a pair of files.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from torch import Tensor
 
 from latentae.models.checkpoints.configs import WEIGHTS
 from latentae.models.checkpoints.reading import Checkpoint, read_checkpoint
-from latentae.models.tiny_layers import arguments_of, channels_of, count_doublings
+from latentae.models.tiny_layers import arguments_of, channels_of, count_doublings, layers_of
 
 ENCODER, DECODER = "encoder", "decoder"
 # TAESD's own class saves encoder.N, ComfyUI's files have taesd_encoder.N, diffusers has encoder.layers.N, and
@@ -105,6 +109,48 @@ def find_halves(tensors: Mapping[str, Tensor]) -> dict[str, Half]:
             layers = {number - 1: layer for number, layer in layers.items()}
         halves[side] = Half(side, layers)
     return halves
+
+
+# --- the way back ---
+
+
+def to_taesd_names(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Returns a TinyAutoencoder's tensors as a pair of files has them: side → {``1.weight``: tensor}.
+
+    Args:
+        state: under the names of diffusers' AutoencoderTiny, as ``Half.state`` returns them.
+    """
+    halves: dict[str, dict[str, Tensor]] = {ENCODER: {}, DECODER: {}}
+    for name, tensor in state.items():
+        side, _, number, rest = name.split(".", 3)
+        clamp = 1 if side == DECODER else 0  # it is the first layer of the decoder, without tensors
+        halves[side][f"{int(number) + clamp}.{rest}"] = tensor
+    return halves
+
+
+def taesd_objection(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str | None:
+    """Returns why readers of a pair of files would build another model, as a clause; None if they would not.
+
+    Args:
+        state: a TinyAutoencoder's tensors, under their own names.
+        config: its config.
+    """
+    files = to_taesd_names(state)
+    try:
+        halves = {side: find_halves(tensors).get(side) for side, tensors in files.items()}
+        encoder, decoder = halves[ENCODER], halves[DECODER]
+        if encoder is None or decoder is None:
+            return (
+                f"its {DECODER if decoder is None else ENCODER}'s tensors do not look like those of a TAESD"
+            )
+        shown = taesd_arguments(encoder, decoder)
+    except ValueError as error:
+        return f"read back, it {error}"
+    for side, own, read in zip(halves, layers_of(config), layers_of(shown), strict=True):
+        for number, (layer, other) in enumerate(zip_longest(own, read)):
+            if layer != other:
+                return f"layer {number} of its {side} is {layer!r}, but its tensors look like {other!r}"
+    return None
 
 
 # --- halves in two files ---

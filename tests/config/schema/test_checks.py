@@ -322,7 +322,7 @@ def test_a_teacher_is_named_and_teaches() -> None:
     assert config({"loss.teacher": {"model": "place"}}).loss.teacher is not None
     one_problem({"loss.teacher": {}}, "loss.teacher.model", "`model.pretrained`", "loss.teacher=null")
     idle = {**FROZEN, "loss.teacher": {"output_weight": 0}}
-    one_problem(idle, "loss.teacher.output_weight", "`loss.teacher.features_weight` are both 0")
+    one_problem(idle, "loss.teacher.output_weight", "`loss.teacher.latents_weight` are all 0")
 
 
 def test_features_of_a_teacher_need_its_latents_and_levels() -> None:
@@ -335,3 +335,23 @@ def test_features_of_a_teacher_need_its_latents_and_levels() -> None:
     for levels in ([3], [1, 1]):
         wrong = {"features_weight": 0.5, "levels": levels}
         one_problem({**FROZEN, "loss.teacher": wrong}, "loss.teacher.levels", levels, "from 0 to 2")
+
+
+LEARNED = {"loss.teacher": {"model": "place", "latents_weight": 2, "features_weight": 1}}
+
+
+def test_learned_latents_need_an_encoder_that_learns_them_alone() -> None:
+    assert config({**KLVAE, **LEARNED}).loss.teacher is not None
+    key = "loss.teacher.latents_weight"
+    one_problem(
+        {**FROZEN, **LEARNED}, key, "is 2", "`freeze_encoder` is true", "loss.teacher.latents_weight=0"
+    )
+    one_problem({**VQVAE, **LEARNED}, key, "`model.class: VQVAE` has a codebook")
+    sections: dict[str, Any] = {"alignment": {}, "spectral": {"factors": [2]}}
+    for name, section in sections.items():
+        one_problem({**KLVAE, **LEARNED, f"loss.{name}": section}, key, f"loss.{name}=null")
+
+
+def test_nothing_trains_the_variance_beside_learned_latents() -> None:
+    assert config_warnings(config({**KLVAE, **LEARNED})) == []
+    one_warning({**KLVAE, **LEARNED, "loss.kl": {}}, "`loss.teacher.latents_weight` is 2", "loss.kl=null")

@@ -68,10 +68,54 @@ def test_it_is_filled_in_from_the_pretrained_model() -> None:
     ("name", "widths", "upscale", "size"),
     [("decoder_small", (64, 128, 256, 256), 1, 256), ("decoder_x2", None, 2, 512)],
 )
-def test_recipes(name: str, widths: tuple[int, ...] | None, upscale: int, size: int) -> None:
+def test_recipes_of_larger_models(name: str, widths: tuple[int, ...] | None, upscale: int, size: int) -> None:
     recipe = load_config("kl_vae", ["--config", name])
     assert recipe.freeze_encoder
     assert recipe.model.pretrained == "stabilityai/sd-vae-ft-ema"
     assert recipe.decoder is not None
     assert (recipe.decoder.widths, recipe.decoder.upscale, recipe.data.image_size) == (widths, upscale, size)
     assert recipe.batch_size * recipe.gradient_accumulation_steps == 192
+
+
+def test_the_recipe_of_a_tiny_model() -> None:
+    recipe = load_config("kl_vae", ["--config", "decoder_tiny"])
+    assert recipe.model.class_ == "TinyAutoencoder"
+    assert recipe.model.downsampling_factor == 8  # the teacher's
+    assert recipe.loss.teacher is not None
+    assert recipe.loss.teacher.model == "stabilityai/sd-vae-ft-mse"
+    assert not recipe.freeze_encoder
+
+
+def test_the_recipe_of_flux2() -> None:
+    recipe = load_config("kl_vae", ["--config", "flux2_small_decoder"])
+    assert recipe.freeze_encoder
+    assert recipe.model.class_ == "Flux2VAE"
+    assert recipe.decoder is not None
+    assert recipe.decoder.widths == (96, 192, 384, 384)
+    assert (recipe.model.latent_channels, recipe.model.block_out_channels) == (32, (128, 256, 512, 512))
+    assert recipe.loss.teacher is not None
+    assert (recipe.loss.teacher.model, recipe.loss.teacher.output_weight) == (None, 0.5)
+
+
+CACHED = {
+    **KLVAE,
+    "freeze_encoder": True,
+    "model.pretrained": "place",
+    "loss.kl": None,
+    "data.latents": "cache",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"freeze_encoder": False}, "freeze_encoder=true"),
+        ({"data.streaming": True}, "data.streaming=false"),
+        ({"data.downscale": [1, 2]}, "data.downscale=null"),
+        ({"data.resolutions": [[64, 64], [32, 64]]}, "data.resolutions=null"),
+        ({"decoder": {"upscale": 2}}, "decoder.upscale=1"),
+    ],
+)
+def test_cached_latents_need_crops_that_stay(changes: dict[str, Any], remedy: str) -> None:
+    assert config(CACHED).data.latents == "cache"
+    one_problem({**CACHED, **changes}, "data.latents", "cache", remedy, "data.latents=null")
