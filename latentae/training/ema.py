@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -21,11 +22,14 @@ class EMA(Generic[Model]):
     Args:
         model: the model to average, on its device. The average starts at its present weights.
         decay: in [0, 1); 0 copies the weights.
+        frozen: names of modules that do not learn. Their values are copied: an average of equal numbers is
+            that number, but of -0.0 it is 0.0, and frozen weights stay the same to the bit.
     """
 
-    def __init__(self, model: Model, decay: float) -> None:
+    def __init__(self, model: Model, decay: float, frozen: Sequence[str] = ()) -> None:
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
+        self.frozen = tuple(f"{name}." for name in frozen)
         device = next((value.device for value in self.model.state_dict().values()), None)
         self.updates = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -45,7 +49,7 @@ class EMA(Generic[Model]):
         averaged: list[Tensor] = []
         followed: list[Tensor] = []
         for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
+            if value.is_floating_point() and not name.startswith(self.frozen):
                 averaged.append(value)
                 followed.append(theirs[name])
             else:

@@ -106,7 +106,7 @@ def build_networks(
     autoencoder.to(accelerator.device)
     # The discriminator, the average of the weights, and the frozen networks of the losses.
     discriminator = build.build_discriminator(config)
-    ema = EMA(autoencoder, config.ema_decay or 0.0)
+    ema = EMA(autoencoder, config.ema_decay or 0.0, () if frozen is None else frozen.parts)
     performance = _tune(config, autoencoder, objective, discriminator, accelerator.device)
     with distributed.main_first():
         features = build.build_feature_maps(config, bfloat16=accelerator.mixed_precision == "bf16")

@@ -87,3 +87,16 @@ def test_state_round_trip():
         ema.update(model)
     assert torch.equal(first.model.weight, second.model.weight)
     assert second.updates.item() == 4
+
+
+def test_what_is_frozen_keeps_its_bits():
+    model = nn.Sequential(nn.Linear(2, 1), nn.Linear(2, 1))
+    for layer in model:
+        layer.weight.data.copy_(torch.tensor([[-0.0, 0.1]]))
+    ema = EMA(model, 0.9, frozen=["0"])
+    ema.update(model)
+    assert ema.model[0].weight.signbit().tolist() == [[True, False]]
+    assert torch.equal(ema.model[0].weight.view(torch.int32), model[0].weight.view(torch.int32))
+    model[1].weight.data.fill_(1)
+    ema.update(model)  # the other part is averaged as before
+    assert ema.model[1].weight[0, 1].item() == pytest.approx(0.1 + 0.9 * 9 / 11)
