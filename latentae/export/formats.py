@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.models.autoencoders.vae import Encoder
@@ -104,7 +105,7 @@ class Diffusers(Format):
         export_diffusers(model, path, dtype)
 
     def reopen(self, path: Path, family: str | None) -> KLVAE | VQVAE:
-        return load_autoencoder(path, torch_dtype=torch.float32)
+        return cast(KLVAE | VQVAE, load_autoencoder(path, torch_dtype=torch.float32))
 
     def record_upcast(self, model: KLVAE | VQVAE) -> str | None:
         """Sets ``force_upcast``, unless SDXL pipelines would then look for a missing ``post_quant_conv``."""
@@ -183,7 +184,7 @@ class LDM(Format):
         save_file(state, path, metadata=metadata)
 
     def reopen(self, path: Path, family: str | None) -> KLVAE | VQVAE:
-        return load_autoencoder(path).float()
+        return cast(KLVAE | VQVAE, load_autoencoder(path).float())
 
     def load_hint(self, model: KLVAE | VQVAE, path: Path, family: str | None) -> str:
         return f'latentae.load_autoencoder("{path}")'

@@ -1,6 +1,7 @@
 """The autoencoders, behind one interface."""
 
 from latentae.models.flux2 import Flux2VAE
+from latentae.models.foreign import ForeignAutoencoder
 from latentae.models.kl import KLVAE
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PosteriorOutput
 from latentae.models.loading import load_autoencoder
@@ -14,6 +15,7 @@ __all__ = [
     "AutoencoderOutput",
     "EncoderOutput",
     "Flux2VAE",
+    "ForeignAutoencoder",
     "LatentAutoencoder",
     "PosteriorOutput",
     "TinyAutoencoder",

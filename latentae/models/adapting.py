@@ -30,6 +30,7 @@ from latentae.models.decoder_weights import take_from_teacher
 from latentae.models.decoders import DecoderShape
 from latentae.models.flux2 import Flux2VAE
 from latentae.models.kl import KLVAE
+from latentae.models.tiny import TinyAutoencoder
 from latentae.models.vq import VQVAE
 from latentae.quantizers import implied_size
 
@@ -68,8 +69,9 @@ def describe_architecture(model: nn.Module) -> dict[str, Any]:
         ValueError: the model cannot be trained, or no config can describe it.
     """
     if not isinstance(model, KLVAE | VQVAE):
+        taesd = " (TAESD)" if isinstance(model, TinyAutoencoder) else ""
         raise ValueError(
-            f"it is a {type(model).__name__} (TAESD), another architecture, which is for evaluation only; "
+            f"it is a {type(model).__name__}{taesd}, another architecture, which is for evaluation only; "
             "name a KL-VAE or a VQ model"
         )
     config = model.config

@@ -40,17 +40,16 @@ def load_autoencoder(
 ) -> Autoencoder:
     """Opens the autoencoder at ``path``, in eval mode.
 
-    ``path`` may be the folder of a model (latentae's, or diffusers' AutoencoderKL, VQModel,
-    AutoencoderKLFlux2 or AutoencoderTiny), of a run, or of a pipeline; a repository on the hub; or a single
-    file, safetensors or a pickle, in the layout of latent diffusion, taming, diffusers or TAESD, also inside
-    a Stable Diffusion or training checkpoint. For a TAESD in two files, name either file or their folder. The
-    architecture of a single file is derived from its tensors. What they do not show is read from the file's
-    metadata, which latentae writes, or from a ``config.json`` in the same folder. Pickles are read without
-    executing anything.
+    ``path`` may be the folder of a model (latentae's, or of one of diffusers' classes for images or video),
+    of a run, or of a pipeline; a repository on the hub; or a single file, safetensors or a pickle, in the
+    layout of latent diffusion, taming, diffusers or TAESD, also inside a Stable Diffusion or training
+    checkpoint. For a TAESD in two files, name either file or their folder. The architecture of a single file
+    is derived from its tensors. What they do not show is read from the file's metadata, which latentae
+    writes, or from a ``config.json`` in the same folder. Pickles are read without executing anything.
 
     An AutoencoderKL becomes a ``KLVAE``, an AutoencoderKLFlux2 or FLUX.2's file a ``Flux2VAE``, a VQModel or
     a VQ model's file becomes a ``VQGAN``, and an AutoencoderTiny becomes a ``TinyAutoencoder``, which is for
-    evaluation only.
+    evaluation only. So is what diffusers' other autoencoders become, a ``ForeignAutoencoder``.
 
     The latents' scale and shift come from ``family``, else from the folder's config or the file's metadata,
     else from the family of a denoiser in the same file. Otherwise ``config.scaling_factor`` is None:

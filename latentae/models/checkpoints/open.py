@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from latentae.files import first_line
+from latentae.models import foreign
 from latentae.models.checkpoints.architecture import infer_architecture
 from latentae.models.checkpoints.configs import (
     CONFIG,
@@ -37,18 +38,20 @@ from latentae.models.checkpoints.layouts import (
 from latentae.models.checkpoints.reading import Checkpoint, check_floating, read_checkpoint
 from latentae.models.checkpoints.taesd import find_taesd
 from latentae.models.flux2 import Flux2VAE
+from latentae.models.foreign import ForeignAutoencoder
 from latentae.models.kl import KLVAE
 from latentae.models.tiny import TinyAutoencoder
 from latentae.models.vq import VQGAN, VQVAE
 
 logger = logging.getLogger(__name__)
 
-Autoencoder = KLVAE | VQVAE | TinyAutoencoder
+Own = KLVAE | VQVAE | TinyAutoencoder
+Autoencoder = Own | ForeignAutoencoder
 Model = TypeVar("Model", KLVAE, Flux2VAE, VQVAE, VQGAN, TinyAutoencoder)
 
 # By the class that a config names. A plain VQModel does not say how it was trained; VQVAE and VQGAN differ in
 # name only.
-CLASSES: dict[str, type[Autoencoder]] = {
+CLASSES: dict[str, type[Own]] = {
     "KLVAE": KLVAE,
     "AutoencoderKL": KLVAE,
     "Flux2VAE": Flux2VAE,
@@ -100,9 +103,7 @@ def load_pretrained(
             missing, damaged, or of another model.
     """
     name = config.get("_class_name")
-    if name not in CLASSES:
-        raise ValueError(f"{place}/{CONFIG} describes a {name}, but must be one of {', '.join(CLASSES)}")
-    cls = CLASSES[name]
+    cls = _class_called(name, place)
     unknown = arguments.keys() - {*_OPTIONS, *inspect.signature(cls.__init__).parameters}
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))}: no argument of {name}, nor of from_pretrained")
@@ -133,7 +134,19 @@ def load_pretrained(
             cls.__name__,
             shorten(unexpected[0]),
         )
-    return model.eval()
+    return ForeignAutoencoder.around(model) if name in foreign.CLASSES else model.eval()
+
+
+def _class_called(name: Any, place: str) -> Any:
+    """Returns the class that loads the weights of a model; raises ValueError where there is none."""
+    if name in CLASSES:
+        return CLASSES[name]
+    if name in foreign.CLASSES:
+        return foreign.stock_class(name)
+    if name in foreign.REFUSED:
+        raise ValueError(f"{place}/{CONFIG} describes a {name}, which {foreign.REFUSED[name]}")
+    known = ", ".join([*CLASSES, *foreign.CLASSES])
+    raise ValueError(f"{place}/{CONFIG} describes a {name}, but must be one of {known}")
 
 
 def fetch_config(
@@ -185,6 +198,9 @@ def _without_lists_of_names() -> Iterator[None]:
 
 
 def _family_arguments(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    if config["_class_name"] in foreign.CLASSES:
+        name = config["_class_name"]
+        raise ValueError(f"family is {family!r}, but an {name} is of none: leave family out")
     if CLASSES[config["_class_name"]] is TinyAutoencoder:
         raise ValueError(f"family is {family!r}, but the latents of an AutoencoderTiny are scaled already")
     if CLASSES[config["_class_name"]] is Flux2VAE:
@@ -196,6 +212,8 @@ def _family_arguments(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
 def _omitted_by(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a config omits, by the defaults of the class it names, which may be a stock class."""
     name = config["_class_name"]
+    if name in foreign.CLASSES:  # from_pretrained takes the defaults of the class itself
+        return {}
     stock = CLASSES[name]._stock_class
     return stock_meaning(config, stock) if stock is not None and name == stock.__name__ else {}
 
@@ -210,7 +228,7 @@ def load_single_file(
     torch_dtype: torch.dtype | None = None,
     ema: bool = False,
     **arguments: Any,
-) -> Autoencoder:
+) -> Own:
     """Loads the autoencoder in a safetensors file or a pickle, alone or in a whole checkpoint.
 
     What its tensors do not show comes from the file's metadata, where our own files have it, or else from a
@@ -253,9 +271,7 @@ def find_configs(path: Path, metadata: Mapping[str, str]) -> list[tuple[str, dic
     return [(place, config) for place, config in found if config.get("_class_name") in CLASSES]
 
 
-def _load(
-    path: Path, family: str | None, dtype: torch.dtype, ema: bool, overrides: dict[str, Any]
-) -> Autoencoder:
+def _load(path: Path, family: str | None, dtype: torch.dtype, ema: bool, overrides: dict[str, Any]) -> Own:
     checkpoint = read_checkpoint(path)
     tiny = find_taesd(path, checkpoint)
     if tiny is not None and family is not None:
@@ -293,9 +309,7 @@ def _load(
     return _fill(model, state, dtype)
 
 
-def _normalise(
-    model: Autoencoder, checkpoint: Checkpoint, family: str | None, overrides: Mapping[str, Any]
-) -> None:
+def _normalise(model: Own, checkpoint: Checkpoint, family: str | None, overrides: Mapping[str, Any]) -> None:
     """Takes the scale from the family, or from the metadata where the model's config does not have it."""
     if isinstance(model, Flux2VAE) and family is not None:
         raise ValueError(_NO_FAMILY.format(family))
@@ -309,7 +323,7 @@ def _normalise(
 
 def _infer_model(
     path: Path, checkpoint: Checkpoint, family: str | None, ema: bool, overrides: Mapping[str, Any]
-) -> tuple[Autoencoder, dict[str, Tensor]]:
+) -> tuple[Own, dict[str, Tensor]]:
     """Builds a model of the architecture that tensors show; returns it with its tensors."""
     prefix = find_prefix(checkpoint.tensors, ema=ema)
     check_flux2(checkpoint.tensors, prefix)
@@ -375,7 +389,7 @@ def _objection(model: Module, state: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _fill(model: Autoencoder, state: Mapping[str, Tensor], dtype: torch.dtype) -> Autoencoder:
+def _fill(model: Own, state: Mapping[str, Tensor], dtype: torch.dtype) -> Own:
     """Loads weights into a model and puts it into eval mode."""
     check_floating(state, model.state_dict())
     Module.to(model, dtype)  # diffusers' own warns of modules to keep in float32, and there are none
