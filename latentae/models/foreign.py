@@ -73,6 +73,7 @@ class Facts:
         has_posterior: False where the class makes up the variance of the posterior that it returns.
         is_normalised: whether ``encode`` of the class gives latents as a denoiser expects them.
         takes_batches: False where the class fails with more than one image, or draws noise to decode.
+        least: latent positions per side of the smallest image.
         decoding: further arguments of ``decode``.
     """
 
@@ -85,6 +86,7 @@ class Facts:
     has_posterior: bool = True
     is_normalised: bool = False
     takes_batches: bool = True
+    least: int = 1
     decoding: dict[str, Any] = field(default_factory=dict)
 
 
@@ -103,7 +105,7 @@ CLASSES: dict[str, Facts] = {
     "AutoencoderKLKVAEVideo": Facts(
         _levels("ch_mult"), frames=True, latents=_key("z_channels"), has_posterior=False
     ),
-    "AutoencoderKLLTX2Video": Facts(_ltx, frames=True),
+    "AutoencoderKLLTX2Video": Facts(_ltx, frames=True, least=2),  # it pads by reflection
     "AutoencoderKLLTXVideo": Facts(_ltx, frames=True),
     "AutoencoderKLMagvit": Facts(_levels("block_out_channels"), frames=True),
     "AutoencoderKLMochi": Facts(_halvings("spatial_expansions"), frames=True, images=_key("out_channels")),
@@ -187,6 +189,7 @@ class ForeignAutoencoder(LatentAutoencoder, nn.Module):
         self.config = FrozenDict({**vae.config, **_common_names(vae, self.facts)})
         draws = any(_as_tuple(self.config.get("decoder_inject_noise")))
         self._one_by_one = draws or not self.facts.takes_batches
+        self._has_opaque_images = False
         self._fixed_size: int | None = getattr(vae, "decoder_image_size", None)
         size = self.config["sample_size"]
         self._reset_tiling(size if size and not self._fixed_size else _TILE)
@@ -302,6 +305,20 @@ class ForeignAutoencoder(LatentAutoencoder, nn.Module):
         """Returns the model of diffusers itself."""
         return self.vae
 
+    def ignore_alpha(self) -> None:
+        """From now on takes RGB images: adds an opaque alpha to them, and drops the one that is decoded.
+
+        So a class for RGBA images can be compared with others; the pipeline of Qwen-Image 2.1 adds the same
+        alpha to RGB images.
+
+        Raises:
+            ValueError: the images of the class do not have four channels.
+        """
+        if self.config["in_channels"] != 4:
+            raise ValueError(f"{type(self).__name__} takes images of {self.config['in_channels']} channels")
+        self.config = FrozenDict({**self.config, "in_channels": 3, "out_channels": 3})
+        self._has_opaque_images = True
+
     def state_dict(self, *args: Any, **arguments: Any) -> Any:
         """The tensors of the class, under its own names."""
         return self.vae.state_dict(*args, **arguments)
@@ -332,7 +349,13 @@ class ForeignAutoencoder(LatentAutoencoder, nn.Module):
 
     def _check_images(self, images: Tensor) -> None:
         super()._check_images(images)
-        side = self._fixed_size
+        side, least = self._fixed_size, self.facts.least
+        if min(images.shape[-2:]) <= (least - 1) * self.downsampling_factor:
+            raise ValueError(
+                f"{type(self).__name__} takes no images that are smaller than {least}x{least} latents, of "
+                f"{self.downsampling_factor} pixels a side each, and these have {images.shape[-2]}x"
+                f"{images.shape[-1]} pixels"
+            )
         if side is not None and tuple(images.shape[-2:]) != (side, side):
             raise ValueError(
                 f"{type(self).__name__} takes images of {side}x{side} pixels alone, and these have "
@@ -351,6 +374,8 @@ class ForeignAutoencoder(LatentAutoencoder, nn.Module):
     def _encode_whole(self, images: Tensor) -> Tensor:
         """Returns mean and log-variance [B, 2c, h, w], or latents [B, c, h, w]."""
         facts = self.facts
+        if self._has_opaque_images:
+            images = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
         pixels = images * facts.scale + facts.offset if facts.scale != 1 else images
         if facts.frames:
             pixels = pixels[:, :, None]
@@ -374,6 +399,8 @@ class ForeignAutoencoder(LatentAutoencoder, nn.Module):
         images = self._batches(latents[:, :, None] if facts.frames else latents, self._decode_part)
         if facts.frames:
             images = self._one_frame(images)
+        if self._has_opaque_images:
+            images = images[:, :3]
         return (images - facts.offset) / facts.scale if facts.scale != 1 else images
 
     def _decode_part(self, latents: Tensor) -> Tensor:

@@ -183,6 +183,9 @@ def test_bad_input(tmp_path):
         model.train()
     with pytest.raises(ValueError, match=r"vae is a Linear, but must be one of .*AutoencoderDC"):
         ForeignAutoencoder.around(torch.nn.Linear(1, 1))
+    model = ForeignAutoencoder.around(make_stock("AutoencoderKLLTX2Video"))
+    with pytest.raises(ValueError, match=r"smaller than 2x2 latents, of 32 pixels a side each, .* 32x64"):
+        model(torch.zeros(1, 3, 32, 64))
     # An edition whose config promises another factor.
     stock = make_stock("AutoencoderKLWan", scale_factor_spatial=8)
     with pytest.raises(ValueError, match=r"32x32 pixels to 8x8 latents, .* divides each side by 8"):
@@ -195,6 +198,20 @@ def test_bad_input(tmp_path):
         (tmp_path / "config.json").write_text(f'{{"_class_name": "{name}"}}')
         with pytest.raises(ValueError, match=f"describes a {name}, .*{reason}|describes a {name}, {reason}"):
             load_autoencoder(tmp_path)
+
+
+@torch.no_grad()
+def test_an_opaque_alpha():
+    model = ForeignAutoencoder.around(make_stock("AutoencoderKLQwenImage21"))
+    images = random_images(model, 16, 24)
+    images[:, 3] = 1
+    expected = model(images)
+    model.ignore_alpha()
+    output = model(images[:, :3])
+    assert torch.equal(output.latents, expected.latents)
+    assert torch.equal(output.sample, expected.sample[:, :3])
+    with pytest.raises(ValueError, match="takes images of 3 channels"):
+        model.ignore_alpha()
 
 
 @torch.no_grad()
@@ -232,6 +249,15 @@ def test_in_tiles():
     assert 0 < (tiled.sample - whole.sample).abs().mean() < 0.2
 
 
+EVALUATED = [
+    "AutoencoderDC",
+    "AutoencoderKLWan",
+    "AutoencoderRAE",
+    "AutoencoderKLHunyuanImage",
+    "AutoencoderKLQwenImage21",  # for RGBA images
+]
+
+
 class NoDistance(torch.nn.Module):
     net = "alex"
 
@@ -244,7 +270,7 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setattr(
         evaluation, "open_measures", lambda device, **options: Measures(lpips={"lpips_alex": NoDistance()})
     )
-    for name in ("AutoencoderDC", "AutoencoderKLWan", "AutoencoderRAE", "AutoencoderKLHunyuanImage"):
+    for name in EVALUATED:
         make_stock(name).save_pretrained(tmp_path / name)
     generator = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
@@ -255,7 +281,7 @@ def places(tmp_path, monkeypatch):
 
 
 def test_evaluate_and_reconstruct(places):
-    names = ["AutoencoderDC", "AutoencoderKLWan", "AutoencoderRAE", "AutoencoderKLHunyuanImage"]
+    names = EVALUATED
     models = [str(places / name) for name in names]
     data = ["--data", str(places / "images")]
     options = [
@@ -277,7 +303,10 @@ def test_evaluate_and_reconstruct(places):
         )
         images = images.float() / 127.5 - 1
         for name in names:
-            output = load_autoencoder(places / name)(images)
+            model = load_autoencoder(places / name)
+            if name == "AutoencoderKLQwenImage21":
+                model.ignore_alpha()
+            output = model(images)
             expected = (output.sample.clamp(-1, 1) - images).abs().mean().item()
             assert results[name]["l1"]["value"] == pytest.approx(expected, abs=4e-3)  # of 8-bit images
             assert ("kl_bits_per_pixel" in results[name]) == (output.mean is not None)
