@@ -134,13 +134,13 @@ CLASSES: dict[str, Facts] = {
 }
 """diffusers' classes that ``ForeignAutoencoder`` opens."""
 
-_AUDIO = "encodes audio"
+_AUDIO = "is for audio, not for images"
 REFUSED: dict[str, str] = {
     "AceStepAudioTokenizer": _AUDIO,
     "AutoencoderKLAllegro": "encodes clips of 24 frames in tiles, and cannot encode a single image",
     "AutoencoderKLKVAEAudio": _AUDIO,
     "AutoencoderKLLTX2Audio": _AUDIO,
-    "AutoencoderKLMiniMaxH3": "decodes clips of 7 latent frames or more, and cannot decode a single image",
+    "AutoencoderKLMiniMaxH3": "decodes clips, and cannot decode a single image",
     "AutoencoderKLMiniMaxH3Audio": _AUDIO,
     "AutoencoderOobleck": _AUDIO,
     "AutoencoderSAME": _AUDIO,

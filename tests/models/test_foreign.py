@@ -2,20 +2,24 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.kandinsky6.pipeline_kandinsky6_sr import Kandinsky6SRPipeline
+from diffusers.pipelines.ltx.pipeline_ltx_image2video import LTXImageToVideoPipeline
+from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import QwenImage21Pipeline
 from PIL import Image
 
-from latentae import KLVAE, cli, load_autoencoder
+from latentae import KLVAE, ForeignAutoencoder, cli, load_autoencoder
 from latentae.build import open_pretrained, open_teacher
 from latentae.evaluation import evaluate as evaluation
 from latentae.evaluation.features import Measures
+from latentae.evaluation.models import NamedModel
 from latentae.export import export_autoencoder
 from latentae.latents.cache import LatentDataset, encode_dataset
-from latentae.models import ForeignAutoencoder
 from latentae.models.checkpoints.open import CLASSES as OWN
 from latentae.models.foreign import CLASSES, REFUSED
 from latentae.probe.pipeline import pipeline_autoencoder
@@ -133,6 +137,41 @@ def test_as_the_class_itself(name):
     )
 
 
+def pretend_pipeline(vae):
+    return SimpleNamespace(vae=vae, latent_channels=vae.config.get("z_dim"))
+
+
+@torch.no_grad()
+def test_latents_are_normalised_as_in_the_pipelines():
+    # LTX keeps statistics among its tensors, and scales by a factor as well.
+    stock = make_stock("AutoencoderKLLTXVideo", scaling_factor=0.5)
+    stock.latents_mean.copy_(torch.linspace(-1, 1, 8))
+    stock.latents_std.copy_(torch.linspace(1, 3, 8))
+    model = ForeignAutoencoder.around(stock)
+    images = random_images(model, 64, 32)
+    mode = torch.cat([stock.encode(image[:, :, None]).latent_dist.mode() for image in images.split(1)])
+    pipeline = LTXImageToVideoPipeline
+    expected = pipeline._normalize_latents(mode, stock.latents_mean, stock.latents_std, 0.5)
+    named = NamedModel("ltx", "", model)
+    torch.testing.assert_close(named.normalise(named.encode(images)), expected[:, :, 0])
+
+    stock = make_stock("AutoencoderKLQwenImage21")
+    named = NamedModel("qwen", "", ForeignAutoencoder.around(stock))
+    images = random_images(named.autoencoder, 16, 24)
+    encode = QwenImage21Pipeline._encode_vae_image
+    expected = encode(pretend_pipeline(stock), images[:, :, None], None)
+    torch.testing.assert_close(named.normalise(named.encode(images)), expected[:, :, 0])
+
+    stock = make_stock("Kandinsky6SRVAE")
+    named = NamedModel("kandinsky", "", ForeignAutoencoder.around(stock))
+    images = random_images(named.autoencoder, 16, 24)
+    expected = Kandinsky6SRPipeline.encode_video(pretend_pipeline(stock), images[:, :, None])
+    latents = named.normalise(named.encode(images))
+    torch.testing.assert_close(latents, expected[:, :, 0])
+    expected = Kandinsky6SRPipeline.decode_latents(pretend_pipeline(stock), latents[:, :, None])
+    torch.testing.assert_close(named.from_latents(latents, (16, 24)).clamp(-1, 1), expected[:, :, 0])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in CLASSES if name != "AutoencoderRAE"])
 def test_any_size_is_padded_and_cropped(name):
@@ -192,7 +231,7 @@ def test_bad_input(tmp_path):
         ForeignAutoencoder.around(stock)(torch.zeros(1, 3, 32, 32))
     # A class that is refused, and one that is no autoencoder.
     for name, reason in (
-        ("AutoencoderOobleck", "which encodes audio"),
+        ("AutoencoderOobleck", "which is for audio"),
         ("UNet2DModel", "must be one of KLVAE"),
     ):
         (tmp_path / "config.json").write_text(f'{{"_class_name": "{name}"}}')
