@@ -161,7 +161,8 @@ def evaluate(
     # Open images, models and networks.
     split, source = open_images(request.selection)
     with distributed.main_first():  # the first rank fetches models and weights, the others find them
-        options: dict[str, Any] = {"families": request.families, "alpha": request.alpha}
+        given: dict[str, Any] = {"families": request.families, "alpha": request.alpha}
+        options = {name: value for name, value in given.items() if value}
         models = open_models(request.measured, request.precision, device, open_model, **options)
         teacher = request.find_teacher(models)
         if teacher is not None:
