@@ -12,6 +12,7 @@ from latentae.models.checkpoints.configs import CONFIG, find_model_folder, look_
 from latentae.models.checkpoints.families import FAMILIES
 from latentae.models.checkpoints.open import (
     Autoencoder,
+    Opened,
     fetch_config,
     find_configs,
     load_pretrained,
@@ -37,7 +38,7 @@ def load_autoencoder(
     torch_dtype: torch.dtype | None = None,
     variant: str | None = None,
     **arguments: Any,
-) -> Autoencoder:
+) -> Opened:
     """Opens the autoencoder at ``path``, in eval mode.
 
     ``path`` may be the folder of a model (latentae's, or of one of diffusers' classes for images or video),
@@ -49,7 +50,7 @@ def load_autoencoder(
 
     An AutoencoderKL becomes a ``KLVAE``, an AutoencoderKLFlux2 or FLUX.2's file a ``Flux2VAE``, a VQModel or
     a VQ model's file becomes a ``VQGAN``, and an AutoencoderTiny becomes a ``TinyAutoencoder``, which is for
-    evaluation only. So is what diffusers' other autoencoders become, a ``ForeignAutoencoder``.
+    evaluation only. So is a ``ForeignAutoencoder``, which diffusers' other autoencoders become.
 
     The latents' scale and shift come from ``family``, else from the folder's config or the file's metadata,
     else from the family of a denoiser in the same file. Otherwise ``config.scaling_factor`` is None:

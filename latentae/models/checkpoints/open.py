@@ -45,13 +45,14 @@ from latentae.models.vq import VQGAN, VQVAE
 
 logger = logging.getLogger(__name__)
 
-Own = KLVAE | VQVAE | TinyAutoencoder
-Autoencoder = Own | ForeignAutoencoder
+Autoencoder = KLVAE | VQVAE | TinyAutoencoder
+Opened = Autoencoder | ForeignAutoencoder
+"""What can be opened: the latter for evaluation only."""
 Model = TypeVar("Model", KLVAE, Flux2VAE, VQVAE, VQGAN, TinyAutoencoder)
 
 # By the class that a config names. A plain VQModel does not say how it was trained; VQVAE and VQGAN differ in
 # name only.
-CLASSES: dict[str, type[Own]] = {
+CLASSES: dict[str, type[Autoencoder]] = {
     "KLVAE": KLVAE,
     "AutoencoderKL": KLVAE,
     "Flux2VAE": Flux2VAE,
@@ -89,7 +90,7 @@ _SAMPLE_SIZE = 256  # LDM's and taming's autoencoders were trained on images of 
 
 def load_pretrained(
     place: str, config: Mapping[str, Any], *, family: str | None = None, **arguments: Any
-) -> Autoencoder:
+) -> Opened:
     """Loads the model that ``config`` describes with the weights beside it, in eval mode.
 
     Args:
@@ -228,7 +229,7 @@ def load_single_file(
     torch_dtype: torch.dtype | None = None,
     ema: bool = False,
     **arguments: Any,
-) -> Own:
+) -> Autoencoder:
     """Loads the autoencoder in a safetensors file or a pickle, alone or in a whole checkpoint.
 
     What its tensors do not show comes from the file's metadata, where our own files have it, or else from a
@@ -271,7 +272,9 @@ def find_configs(path: Path, metadata: Mapping[str, str]) -> list[tuple[str, dic
     return [(place, config) for place, config in found if config.get("_class_name") in CLASSES]
 
 
-def _load(path: Path, family: str | None, dtype: torch.dtype, ema: bool, overrides: dict[str, Any]) -> Own:
+def _load(
+    path: Path, family: str | None, dtype: torch.dtype, ema: bool, overrides: dict[str, Any]
+) -> Autoencoder:
     checkpoint = read_checkpoint(path)
     tiny = find_taesd(path, checkpoint)
     if tiny is not None and family is not None:
@@ -309,7 +312,9 @@ def _load(path: Path, family: str | None, dtype: torch.dtype, ema: bool, overrid
     return _fill(model, state, dtype)
 
 
-def _normalise(model: Own, checkpoint: Checkpoint, family: str | None, overrides: Mapping[str, Any]) -> None:
+def _normalise(
+    model: Autoencoder, checkpoint: Checkpoint, family: str | None, overrides: Mapping[str, Any]
+) -> None:
     """Takes the scale from the family, or from the metadata where the model's config does not have it."""
     if isinstance(model, Flux2VAE) and family is not None:
         raise ValueError(_NO_FAMILY.format(family))
@@ -323,7 +328,7 @@ def _normalise(model: Own, checkpoint: Checkpoint, family: str | None, overrides
 
 def _infer_model(
     path: Path, checkpoint: Checkpoint, family: str | None, ema: bool, overrides: Mapping[str, Any]
-) -> tuple[Own, dict[str, Tensor]]:
+) -> tuple[Autoencoder, dict[str, Tensor]]:
     """Builds a model of the architecture that tensors show; returns it with its tensors."""
     prefix = find_prefix(checkpoint.tensors, ema=ema)
     check_flux2(checkpoint.tensors, prefix)
@@ -389,7 +394,7 @@ def _objection(model: Module, state: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _fill(model: Own, state: Mapping[str, Tensor], dtype: torch.dtype) -> Own:
+def _fill(model: Autoencoder, state: Mapping[str, Tensor], dtype: torch.dtype) -> Autoencoder:
     """Loads weights into a model and puts it into eval mode."""
     check_floating(state, model.state_dict())
     Module.to(model, dtype)  # diffusers' own warns of modules to keep in float32, and there are none
