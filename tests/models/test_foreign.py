@@ -374,9 +374,9 @@ def test_commands_that_cannot_take_it_say_so_at_once(places, tmp_path, capsys):
     model = load_autoencoder(place)
     with pytest.raises(ValueError, match="model is a AutoencoderDC, but must be a KLVAE"):
         export_autoencoder(model, tmp_path / "export", format="diffusers")
-    with pytest.raises(ValueError, match="this is a AutoencoderDC, but a probe takes KL-VAEs and VQ models"):
+    with pytest.raises(ValueError, match="this is a AutoencoderDC, but a probe takes KL-VAEs"):
         pipeline_autoencoder(model)
-    with pytest.raises(ValueError, match=r"AutoencoderDC, another architecture, .* for evaluation only"):
+    with pytest.raises(ValueError, match="it is a AutoencoderDC, "):
         open_pretrained(place)
     with pytest.raises(ValueError, match=r"AutoencoderDC, another architecture, .* for evaluation only"):
         open_teacher(place)
