@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 # ModelMixin stands here because diffusers takes a module for a library of models only if it has that name.
 _HOMES = {
     "Flux2VAE": "latentae.models",
+    "ForeignAutoencoder": "latentae.models",
     "KLVAE": "latentae.models",
     "LatentDataset": "latentae.latents.cache",
     "TinyAutoencoder": "latentae.models",
@@ -24,6 +25,7 @@ __all__ = [
     "VQGAN",
     "VQVAE",
     "Flux2VAE",
+    "ForeignAutoencoder",
     "LatentDataset",
     "ModelMixin",
     "TinyAutoencoder",

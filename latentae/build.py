@@ -61,6 +61,7 @@ from latentae.models import (
     VQVAE,
     Autoencoder,
     Flux2VAE,
+    ForeignAutoencoder,
     TinyAutoencoder,
     load_autoencoder,
 )
@@ -173,10 +174,16 @@ def open_teacher(place: str, norm_num_groups: int | None = None) -> nn.Module:
         place, norm_num_groups: as in ``open_pretrained``. A teacher need not be trainable itself.
 
     Raises:
-        ValueError: there is no model.
+        ValueError: there is no model, or it is for evaluation only.
     """
     told: dict[str, Any] = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
-    return load_autoencoder(place, **(told if is_single_file(place) else {}))
+    model = load_autoencoder(place, **(told if is_single_file(place) else {}))
+    if isinstance(model, ForeignAutoencoder):
+        raise ValueError(
+            f"it is an {type(model).__name__}, another architecture, which is for evaluation only; name a "
+            "KL-VAE or a VQ model"
+        )
+    return model
 
 
 def build_regulariser(config: LossConfig) -> KLRegulariser | None:

@@ -184,7 +184,7 @@ def _export(
     known: dict[str, Any] = {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
     notes = []
     try:
-        autoencoder = load_autoencoder(model, **known)
+        autoencoder: Any = load_autoencoder(model, **known)
         if family is not None and not autoencoder.has_known_scale:
             autoencoder = load_autoencoder(model, family=family, **known)
             notes.append(f"{model} does not record its scale; {family}'s was taken")

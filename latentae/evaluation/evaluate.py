@@ -161,8 +161,9 @@ def evaluate(
     # Open images, models and networks.
     split, source = open_images(request.selection)
     with distributed.main_first():  # the first rank fetches models and weights, the others find them
-        families = {"families": request.families} if request.families else {}
-        models = open_models(request.measured, request.precision, device, open_model, **families)
+        given: dict[str, Any] = {"families": request.families, "alpha": request.alpha}
+        options = {name: value for name, value in given.items() if value}
+        models = open_models(request.measured, request.precision, device, open_model, **options)
         teacher = request.find_teacher(models)
         if teacher is not None:
             check_teacher(models, teacher)

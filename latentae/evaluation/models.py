@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from latentae.console import FAMILIES
-from latentae.models import load_autoencoder
+from latentae.models import ForeignAutoencoder, load_autoencoder
 from latentae.models.decoders import reconstruct, upscale_of
 from latentae.weights import hash_tensors
 
@@ -129,6 +129,7 @@ def open_models(
     open_model: Callable[..., Any] = load_autoencoder,
     *,
     families: Sequence[str] = (),
+    alpha: bool = False,
 ) -> list[NamedModel]:
     """Opens models. ``name=path`` names a model; otherwise its file or folder does.
 
@@ -137,6 +138,7 @@ def open_models(
         precision: one of ``PRECISIONS``.
         open_model: opens the model of a path in float32; called with ``family`` if the model has one.
         families: see ``choose_families``.
+        alpha: whether images are RGBA. If not, diffusers' classes for RGBA get them with an opaque alpha.
 
     Raises:
         ValueError: a model cannot be opened, two models have the same name, models take different numbers of
@@ -150,6 +152,8 @@ def open_models(
     for name, path in named.items():
         family = {"family": of_models[name]} if name in of_models else {}
         autoencoder = open_model(path, **family).to(device).eval()
+        if isinstance(autoencoder, ForeignAutoencoder) and autoencoder.config.in_channels == 4 and not alpha:
+            autoencoder.ignore_alpha()
         taken, made = autoencoder.config.in_channels, autoencoder.config.out_channels
         if taken != made:
             raise ValueError(f"{name} makes images of {made} channels from {taken}: they cannot be compared")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.vae import Encoder
@@ -102,7 +102,7 @@ class Diffusers(Format):
         export_diffusers(model, path, dtype)
 
     def reopen(self, path: Path, family: str | None) -> Autoencoder:
-        return load_autoencoder(path, torch_dtype=torch.float32)
+        return cast(Autoencoder, load_autoencoder(path, torch_dtype=torch.float32))
 
     def record_upcast(self, model: Autoencoder) -> str | None:
         """Sets ``force_upcast``, unless SDXL pipelines would then look for a missing ``post_quant_conv``."""
@@ -226,7 +226,7 @@ class LDM(Format):
         save_file(state, path, metadata=metadata)
 
     def reopen(self, path: Path, family: str | None) -> Autoencoder:
-        return load_autoencoder(path).float()
+        return cast(Autoencoder, load_autoencoder(path).float())
 
     def load_hint(self, model: Autoencoder, path: Path, family: str | None) -> str:
         return f'latentae.load_autoencoder("{path}")'

@@ -2,6 +2,7 @@
 
 from latentae.models.checkpoints.open import Autoencoder
 from latentae.models.flux2 import Flux2VAE
+from latentae.models.foreign import ForeignAutoencoder
 from latentae.models.kl import KLVAE
 from latentae.models.latent import AutoencoderOutput, EncoderOutput, LatentAutoencoder, PosteriorOutput
 from latentae.models.loading import load_autoencoder
@@ -16,6 +17,7 @@ __all__ = [
     "AutoencoderOutput",
     "EncoderOutput",
     "Flux2VAE",
+    "ForeignAutoencoder",
     "LatentAutoencoder",
     "PosteriorOutput",
     "TinyAutoencoder",

@@ -12,6 +12,7 @@ from latentae.models.checkpoints.configs import CONFIG, find_model_folder, look_
 from latentae.models.checkpoints.families import FAMILIES
 from latentae.models.checkpoints.open import (
     Autoencoder,
+    Opened,
     fetch_config,
     find_configs,
     load_pretrained,
@@ -37,19 +38,19 @@ def load_autoencoder(
     torch_dtype: torch.dtype | None = None,
     variant: str | None = None,
     **arguments: Any,
-) -> Autoencoder:
+) -> Opened:
     """Opens the autoencoder at ``path``, in eval mode.
 
-    ``path`` may be the folder of a model (latentae's, or diffusers' AutoencoderKL, VQModel,
-    AutoencoderKLFlux2 or AutoencoderTiny), of a run, or of a pipeline; a repository on the hub; or a single
-    file, safetensors or a pickle, in the layout of latent diffusion, taming, diffusers or TAESD, also inside
-    a Stable Diffusion or training checkpoint. For a TAESD in two files, name either file or their folder. The
-    architecture of a single file is derived from its tensors. What they do not show is read from the file's
-    metadata, which latentae writes, or from a ``config.json`` in the same folder. Pickles are read without
-    executing anything.
+    ``path`` may be the folder of a model (latentae's, or of one of diffusers' classes for images or video),
+    of a run, or of a pipeline; a repository on the hub; or a single file, safetensors or a pickle, in the
+    layout of latent diffusion, taming, diffusers or TAESD, also inside a Stable Diffusion or training
+    checkpoint. For a TAESD in two files, name either file or their folder. The architecture of a single file
+    is derived from its tensors. What they do not show is read from the file's metadata, which latentae
+    writes, or from a ``config.json`` in the same folder. Pickles are read without executing anything.
 
     An AutoencoderKL becomes a ``KLVAE``, an AutoencoderKLFlux2 or FLUX.2's file a ``Flux2VAE``, a VQModel or
-    a VQ model's file becomes a ``VQGAN``, and an AutoencoderTiny becomes a ``TinyAutoencoder``.
+    a VQ model's file becomes a ``VQGAN``, and an AutoencoderTiny becomes a ``TinyAutoencoder``. diffusers'
+    other autoencoders become a ``ForeignAutoencoder``, which is for evaluation only.
 
     The latents' scale and shift come from ``family``, else from the folder's config or the file's metadata,
     else from the family of a denoiser in the same file. Otherwise ``config.scaling_factor`` is None:

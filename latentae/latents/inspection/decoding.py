@@ -12,11 +12,10 @@ from torch import Tensor
 
 from latentae.devices import to_float64, to_float64_on_cpu
 from latentae.latents.inspection.channels import LatentGaussian, normal_noise
-from latentae.models import KLVAE, VQVAE
-from latentae.models.tiny import TinyAutoencoder
+from latentae.models import KLVAE, VQVAE, ForeignAutoencoder, TinyAutoencoder
 from latentae.report.grids import Figure, image_grid
 
-Autoencoder = KLVAE | VQVAE | TinyAutoencoder
+Autoencoder = KLVAE | VQVAE | TinyAutoencoder | ForeignAutoencoder
 
 # Within this of 0 or π the formula divides by next to nothing.
 _SMALLEST_ANGLE = 1e-4

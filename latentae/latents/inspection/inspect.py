@@ -29,8 +29,7 @@ from latentae.files import check_output_folder, write_together
 from latentae.latents.inspection.channels import check_memory
 from latentae.latents.inspection.decoding import Autoencoder
 from latentae.latents.inspection.sections import NAMES, Inspected, Measured, Section, all_sections, measure
-from latentae.models import KLVAE, VQVAE, load_autoencoder
-from latentae.models.tiny import TinyAutoencoder
+from latentae.models import KLVAE, VQVAE, ForeignAutoencoder, TinyAutoencoder, load_autoencoder
 from latentae.report.page import png_uri, render
 
 PAGE, NUMBERS = "inspect.html", "inspect.json"
@@ -116,7 +115,7 @@ def _check(out: Path, overwrite: bool, max_images: int) -> None:
 
 def _open_model(model: str, family: str | None, device: torch.device) -> Autoencoder:
     autoencoder = load_autoencoder(model, family=family)
-    if not isinstance(autoencoder, KLVAE | VQVAE | TinyAutoencoder):
+    if not isinstance(autoencoder, KLVAE | VQVAE | TinyAutoencoder | ForeignAutoencoder):
         raise ValueError(f"{model} is a {type(autoencoder).__name__}, which has no latents to inspect")
     autoencoder.to(device)
     autoencoder.eval()

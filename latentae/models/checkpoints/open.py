@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from latentae.files import first_line
+from latentae.models import foreign
 from latentae.models.checkpoints.architecture import infer_architecture
 from latentae.models.checkpoints.configs import (
     CONFIG,
@@ -37,6 +38,7 @@ from latentae.models.checkpoints.layouts import (
 from latentae.models.checkpoints.reading import Checkpoint, check_floating, read_checkpoint
 from latentae.models.checkpoints.taesd import find_taesd
 from latentae.models.flux2 import Flux2VAE
+from latentae.models.foreign import ForeignAutoencoder
 from latentae.models.kl import KLVAE
 from latentae.models.tiny import TinyAutoencoder
 from latentae.models.vq import VQGAN, VQVAE
@@ -45,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 Autoencoder = KLVAE | VQVAE | TinyAutoencoder
 """The classes whose models can be trained, measured and saved."""
+Opened = Autoencoder | ForeignAutoencoder
+"""What can be opened: the latter for evaluation only."""
 Model = TypeVar("Model", KLVAE, Flux2VAE, VQVAE, VQGAN, TinyAutoencoder)
 
 # By the class that a config names. A plain VQModel does not say how it was trained; VQVAE and VQGAN differ in
@@ -87,7 +91,7 @@ _SAMPLE_SIZE = 256  # LDM's and taming's autoencoders were trained on images of 
 
 def load_pretrained(
     place: str, config: Mapping[str, Any], *, family: str | None = None, **arguments: Any
-) -> Autoencoder:
+) -> Opened:
     """Loads the model that ``config`` describes with the weights beside it, in eval mode.
 
     Args:
@@ -101,9 +105,7 @@ def load_pretrained(
             missing, damaged, or of another model.
     """
     name = config.get("_class_name")
-    if name not in CLASSES:
-        raise ValueError(f"{place}/{CONFIG} describes a {name}, but must be one of {', '.join(CLASSES)}")
-    cls = CLASSES[name]
+    cls = _class_called(name, place)
     unknown = arguments.keys() - {*_OPTIONS, *inspect.signature(cls.__init__).parameters}
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))}: no argument of {name}, nor of from_pretrained")
@@ -134,7 +136,19 @@ def load_pretrained(
             cls.__name__,
             shorten(unexpected[0]),
         )
-    return model.eval()
+    return ForeignAutoencoder.around(model) if name in foreign.CLASSES else model.eval()
+
+
+def _class_called(name: Any, place: str) -> Any:
+    """Returns the class that loads the weights of a model; raises ValueError where there is none."""
+    if name in CLASSES:
+        return CLASSES[name]
+    if name in foreign.CLASSES:
+        return foreign.stock_class(name)
+    if name in foreign.REFUSED:
+        raise ValueError(f"{place}/{CONFIG} describes a {name}, which {foreign.REFUSED[name]}")
+    known = ", ".join([*CLASSES, *foreign.CLASSES])
+    raise ValueError(f"{place}/{CONFIG} describes a {name}, but must be one of {known}")
 
 
 def fetch_config(
@@ -186,6 +200,9 @@ def _without_lists_of_names() -> Iterator[None]:
 
 
 def _family_arguments(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    if config["_class_name"] in foreign.CLASSES:
+        name = config["_class_name"]
+        raise ValueError(f"family is {family!r}, but an {name} is of none: leave family out")
     if CLASSES[config["_class_name"]] is TinyAutoencoder:
         raise ValueError(f"family is {family!r}, but the latents of an AutoencoderTiny are scaled already")
     if CLASSES[config["_class_name"]] is Flux2VAE:
@@ -197,6 +214,8 @@ def _family_arguments(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
 def _omitted_by(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a config omits, by the defaults of the class it names, which may be a stock class."""
     name = config["_class_name"]
+    if name in foreign.CLASSES:  # from_pretrained takes the defaults of the class itself
+        return {}
     stock = CLASSES[name]._stock_class
     return stock_meaning(config, stock) if stock is not None and name == stock.__name__ else {}
 
