@@ -95,8 +95,10 @@ def tune(
     pixels = 0 if least else _LPIPS_PIXELS.get(device.type, _LPIPS_PIXELS_ELSEWHERE)
     if isinstance(perceptual, LPIPS):
         perceptual.chunk = max(1, pixels // (size[0] * size[1]))
-        rounded = "" if perceptual.precision == "float32" else f" in {perceptual.precision}"
-        chosen.append(f"LPIPS {perceptual.chunk} images at a time{rounded}")
+        how = "" if perceptual.precision == "float32" else f" in {perceptual.precision}"
+        if device.type == "cpu" and not least and perceptual.precision == "float32":
+            how = f", {perceptual.use_winograd()} of its convolutions by Winograd's algorithm"
+        chosen.append(f"LPIPS {perceptual.chunk} images at a time{how}")
     if device.type == "cuda":
         # What cuDNN's and torch's documentation promise for any model; the rest waits for a measurement.
         chosen.append("fused AdamW, batches copied from pinned memory while the GPU computes")

@@ -34,7 +34,8 @@ def test_on_a_cpu_blocks_are_lean_and_lpips_goes_in_chunks(alexnet_trunk, size, 
     assert objective.perceptual.chunk == chunk
     assert {"LeanResnetBlock2D", "LeanUpsample2D", "LeanActivatedNorm"} < kinds(model)
     # 1 + 1 + 2 residual blocks, attention and a norm; 2 + 2 + 2 with the same and an upsampling
-    assert sentence == f"performance=auto on cpu: 15 lean blocks; LPIPS {chunk} images at a time"
+    lpips = f"LPIPS {chunk} images at a time, 3 of its convolutions by Winograd's algorithm"
+    assert sentence == f"performance=auto on cpu: 15 lean blocks; {lpips}"
 
 
 def test_lpips_in_bfloat16_is_told(alexnet_trunk):
