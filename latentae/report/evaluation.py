@@ -22,16 +22,17 @@ from latentae.report.tables import (
     percentile_tables,
     present_metrics,
     render_markdown,
+    shown_models,
 )
 
 AMPLIFICATION = 4
 """The factor by which the page shows differences larger than they are."""
 
 # The values of an image that fit beside it.
-_SHOWN_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")
+_SHOWN_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "delta_e")
 _KINDS = {"": "all", "worst": "worst", "median": "median", "random": "random"}
 _RATES = ("bits_per_pixel", "kl_bits_per_pixel")
-_DISTORTIONS = ("psnr", "lpips_alex", "rfid", "fd_vgg16")
+_DISTORTIONS = ("psnr", "lpips_alex", "delta_e", "rfid", "fd_vgg16", "fd_dinov2", "clip_mmd")
 
 
 def write_report(results: Results, folder: Path) -> None:
@@ -60,6 +61,7 @@ def render_page(results: Results, folder: Path) -> str:
         caveats=caveats(results),
         kinds={kind: label for kind, label in _KINDS.items() if any(why.startswith(kind) for why in found)},
         amplification=AMPLIFICATION,
+        crops=crop_strips(results, folder),
         bars=bar_charts(results),
         rate_distortion=rate_distortion_charts(results),
         drift=drift_table(results),
@@ -119,6 +121,25 @@ def rate_distortion_charts(results: Results) -> list[PageChart]:
             )
             charts.append(_page_chart(distortion, drawn, "against the rate"))
     return charts
+
+
+def crop_strips(results: Results, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns model → its worst crops, each with its pictures as data URIs, the original first."""
+    strips: dict[str, list[dict[str, Any]]] = {}
+    for crop in results.crops:
+        files = {"original": crop.original} | {
+            model: crop.reconstructions[model]
+            for model in shown_models(results)
+            if model in crop.reconstructions
+        }
+        strips.setdefault(crop.model, []).append(
+            {
+                "delta_e": number(crop.delta_e, "delta_e"),
+                "place": f"{crop.name}, {crop.left} px from the left, {crop.top} from the top",
+                "pictures": [{"label": name, "uri": data_uri(folder / file)} for name, file in files.items()],
+            }
+        )
+    return strips
 
 
 def picture_data(results: Results, folder: Path) -> dict[str, Any]:

@@ -118,6 +118,29 @@ class Picture:
 
 
 @dataclass
+class Crop:
+    """A square of 64 pixels that a model reconstructs with wrong colours.
+
+    Attributes:
+        model: whose worst squares this is one of.
+        index, name: which image of the data.
+        left, top: of the square, in pixels.
+        delta_e: its mean ΔE under that model.
+        original: file of the original, relative to the report.
+        reconstructions: model → file.
+    """
+
+    model: str
+    index: int
+    name: str
+    left: int
+    top: int
+    delta_e: float
+    original: str
+    reconstructions: dict[str, str]
+
+
+@dataclass
 class Results:
     """The contents of a report.
 
@@ -128,6 +151,8 @@ class Results:
         pictures: the images that are shown.
         teacher: the model that the others are compared with; None where none was named.
         fit: model → how it fits a denoiser of the teacher, for every model but the teacher.
+        crops: the worst squares of each model; older reports have none.
+        groups: name → the models that are shown together; empty where none were asked for.
     """
 
     protocol: dict[str, Any]
@@ -136,12 +161,17 @@ class Results:
     pictures: list[Picture] = field(default_factory=list)
     teacher: str | None = None
     fit: dict[str, TeacherFit] = field(default_factory=dict)
+    crops: list[Crop] = field(default_factory=list)
+    groups: dict[str, list[str]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Returns the text of ``results.json``; numbers that are not finite become null, which JSON can hold."""
         data = asdict(self)
         if self.teacher is None:  # as before there were teachers
             del data["teacher"], data["fit"]
+        for newer in ("crops", "groups"):
+            if not data[newer]:
+                del data[newer]
         return json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -156,7 +186,9 @@ class Results:
             details = {model: ModelDetails(**entry) for model, entry in data["details"].items()}
             pictures = [Picture(**entry) for entry in data["pictures"]]
             fit = {model: TeacherFit.from_dict(entry) for model, entry in data.get("fit", {}).items()}
-            return cls(data["protocol"], models, details, pictures, data.get("teacher"), fit)
+            crops = [Crop(**entry) for entry in data.get("crops", [])]
+            groups = data.get("groups", {})
+            return cls(data["protocol"], models, details, pictures, data.get("teacher"), fit, crops, groups)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is not the results.json of an evaluation: {error!r}") from error
 
@@ -202,19 +234,24 @@ class MetricInfo:
     meaning: str
 
     def number(self, value: float) -> str:
-        """Returns the number with the metric's digits; "-" for NaN."""
+        """Returns the number with the metric's digits; "-" for NaN, and no minus before zeros."""
         if math.isnan(value):
             return "-"
         if math.isinf(value):
             return "∞" if value > 0 else "-∞"
-        return f"{value:.{self.digits}f}"
+        return f"{value:z.{self.digits}f}"
 
 
 # fmt: off
 METRICS: dict[str, MetricInfo] = {
     "rfid": MetricInfo("rFID", "", 3, "lower", "Fréchet distance of InceptionV3 features, reconstructions to originals"),
     "fd_vgg16": MetricInfo("FD-VGG16", "", 3, "lower", "Fréchet distance of VGG16 features; on a scale of its own, no FID"),
+    "ifid": MetricInfo("iFID", "", 3, "lower", "Fréchet distance of InceptionV3 features of images decoded halfway between latents, to originals"),
+    "fd_dinov2": MetricInfo("FD-DINOv2", "", 3, "lower", "Fréchet distance of DINOv2 ViT-L/14 features, which follow people's judgement better than Inception's"),
+    "clip_mmd": MetricInfo("CLIP-MMD", "", 4, "lower", "1000 times the squared MMD of CLIP embeddings, Gaussian kernel of deviation 10, as CMMD defines it"),
     "kid": MetricInfo("KID", "", 5, "lower", "Kernel distance of InceptionV3 features; the range is its deviation over subsets"),
+    "precision": MetricInfo("precision", "", 4, "higher", "Share of reconstructions within the originals' manifold: InceptionV3 features, 3 neighbours, at most 10,000 images"),
+    "recall": MetricInfo("recall", "", 4, "higher", "Share of originals within the reconstructions' manifold, likewise"),
     "lpips_alex": MetricInfo("LPIPS (alex)", "", 4, "lower", "Learned perceptual distance, AlexNet"),
     "lpips_vgg": MetricInfo("LPIPS (vgg)", "", 4, "lower", "Learned perceptual distance, VGG16"),
     "psnr": MetricInfo("PSNR", "dB", 2, "higher", "Peak signal-to-noise ratio, mean over images"),
@@ -228,6 +265,18 @@ METRICS: dict[str, MetricInfo] = {
     "psnr_white": MetricInfo("PSNR, on white", "dB", 2, "higher", "PSNR of composites over white, at most 60 dB per image"),
     "psnr_random": MetricInfo("PSNR, on random colours", "dB", 2, "higher", "PSNR of composites over a colour per image, at most 60 dB"),
     "l1": MetricInfo("L1", "", 4, "lower", "Mean absolute difference, of images in [-1, 1]"),
+    "delta_e": MetricInfo("ΔE 2000", "", 2, "lower", "Mean colour difference per pixel by CIEDE2000; 1 is just visible side by side"),
+    "mean_shift_red": MetricInfo("mean shift, red", "levels", 2, None, "Mean of the channel, reconstruction minus original, of 255 levels; a tint if the channels differ"),
+    "mean_shift_green": MetricInfo("mean shift, green", "levels", 2, None, "Likewise"),
+    "mean_shift_blue": MetricInfo("mean shift, blue", "levels", 2, None, "Likewise"),
+    "std_shift_red": MetricInfo("std shift, red", "levels", 2, None, "Standard deviation of the channel, likewise; negative: contrast or detail is lost"),
+    "std_shift_green": MetricInfo("std shift, green", "levels", 2, None, "Likewise"),
+    "std_shift_blue": MetricInfo("std shift, blue", "levels", 2, None, "Likewise"),
+    "snr_2px": MetricInfo("SNR, 2-4 px", "dB", 2, "higher", "Power of the image's details of 2 to 4 pixels over that of their error; 0 dB: nothing is left of them"),
+    "snr_4px": MetricInfo("SNR, 4-8 px", "dB", 2, "higher", "Likewise, of 4 to 8 pixels"),
+    "snr_8px": MetricInfo("SNR, 8-16 px", "dB", 2, "higher", "Likewise, of 8 to 16 pixels"),
+    "snr_16px": MetricInfo("SNR, 16-32 px", "dB", 2, "higher", "Likewise, of 16 to 32 pixels"),
+    "snr_32px": MetricInfo("SNR, above 32 px", "dB", 2, "higher", "Likewise, of all coarser structure but the mean"),
     "bits_per_pixel": MetricInfo("code bits/px", "", 4, "lower", "Fixed-length codes: tokens · log₂ K per pixel"),
     "entropy_bits_per_pixel": MetricInfo("entropy bits/px", "", 4, "lower", "The entropy of the code frequencies, per pixel"),
     "kl_bits_per_pixel": MetricInfo("KL bits/px", "", 3, None, "KL(q‖N(0, I)) per pixel"),

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 
 from latentae.report.results import METRICS, MetricInfo, Results, Value, info, number
 
+_PARAMETERS = MetricInfo(
+    "parameters", "M", 2, None, "Weights of the encoder, the decoder and all else, in millions"
+)
+
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table as text ("-" for none), its interval ("" for none), and whether it is the best."""
+    """A number of a table as text ("-" for none), its interval ("" for none), and whether it is best."""
 
     text: str
     interval: str
@@ -46,32 +50,58 @@ def present_metrics(results: Results) -> list[str]:
 
 
 def metric_rows(results: Results) -> list[Row]:
-    """Returns one row per metric with one cell per model."""
-    rows = []
+    """Returns one row per metric, and one of the parameters if they are known, with one cell per model."""
+    rows, models = [], shown_models(results)
     for name in present_metrics(results):
         best = best_models(results, name)
-        cells = [_cell(metrics.get(name), name, model in best) for model, metrics in results.models.items()]
+        cells = [_cell(results.models[model].get(name), name, model in best) for model in models]
         rows.append(Row(name, info(name), cells))
+    if results.details:
+        known = (results.details.get(model) for model in models)
+        counts = [_PARAMETERS.number(d.parameters / 1e6) if d else "-" for d in known]
+        rows.append(Row("parameters", _PARAMETERS, [Cell(text, "", False) for text in counts]))
     return rows
 
 
 def best_models(results: Results, name: str) -> set[str]:
-    """Returns the models whose value of a metric is the best as printed; none where neither way is better."""
+    """Returns the model, of each group, whose value of a metric is better than that of all others.
+
+    Better means that its interval overlaps no other one's, and its number differs as printed. A value without
+    an interval counts as its own interval. None is better where neither way is, or where there is no other.
+    """
     better = info(name).better
-    values = {
-        model: metrics[name].value
-        for model, metrics in results.models.items()
-        if name in metrics and not math.isnan(metrics[name].value)
-    }
-    if better is None or len(values) < 2:
-        return set()
-    best = max(values.values()) if better == "higher" else min(values.values())
-    return {model for model, value in values.items() if number(value, name) == number(best, name)}
+    best: set[str] = set()
+    if better is None:
+        return best
+    for members in results.groups.values() or [list(results.models)]:
+        values = {
+            model: results.models[model][name]
+            for model in members
+            if name in results.models[model] and not math.isnan(results.models[model][name].value)
+        }
+        order = sorted(values, key=lambda model: values[model].value, reverse=better == "higher")
+        if len(order) > 1 and all(_are_apart(values[order[0]], values[m], name) for m in order[1:]):
+            best.add(order[0])
+    return best
+
+
+def _are_apart(one: Value, other: Value, name: str) -> bool:
+    """Returns whether two intervals do not overlap and the numbers differ as printed."""
+    (low, high), (other_low, other_high) = (
+        (value.value if value.low is None else value.low, value.value if value.high is None else value.high)
+        for value in (one, other)
+    )
+    return (low > other_high or high < other_low) and number(one.value, name) != number(other.value, name)
+
+
+def shown_models(results: Results) -> list[str]:
+    """Returns the models in the order of the columns: as they were given, or group by group."""
+    return [model for members in results.groups.values() for model in members] or list(results.models)
 
 
 def model_labels(results: Results) -> list[str]:
-    """Returns the models' names, with a mark on the teacher."""
-    return [f"{model} (teacher)" if model == results.teacher else model for model in results.models]
+    """Returns the columns' names, with a mark on the teacher."""
+    return [f"{model} (teacher)" if model == results.teacher else model for model in shown_models(results)]
 
 
 def percentile_tables(results: Results) -> list[Table]:
@@ -120,7 +150,7 @@ def caveats(results: Results) -> list[str]:
 
 
 def render_terminal(results: Results) -> str:
-    """Returns one line per metric with one column per model; a star marks the best."""
+    """Returns one line per metric with one column per model; a star marks what is better than all others."""
     rows = [
         [
             f"{row.info.label}{f' ({row.info.unit})' if row.info.unit else ''}",
@@ -128,12 +158,15 @@ def render_terminal(results: Results) -> str:
         ]
         for row in metric_rows(results)
     ]
-    return aligned([["", *model_labels(results)], *rows])
+    groups = [["", *_group_labels(results)]] if results.groups else []
+    return aligned([*groups, ["", *model_labels(results)], *rows])
 
 
 def render_markdown(results: Results) -> str:
-    """Returns the metrics as a Markdown table, the best in bold."""
+    """Returns the metrics as a Markdown table; what is better than all others is bold."""
     lines = [f"| metric | {' | '.join(model_labels(results))} |", f"| --- |{' ---: |' * len(results.models)}"]
+    if results.groups:
+        lines.append(f"| group | {' | '.join(_group_labels(results))} |")
     for row in metric_rows(results):
         cells = [f"**{cell}**" if cell.best else str(cell) for cell in row.cells]
         unit = f", {row.info.unit}" if row.info.unit else ""
@@ -156,6 +189,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def shortened(text: str, length: int) -> str:
     """Returns a text, cut off where it is longer than ``length`` letters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _group_labels(results: Results) -> list[str]:
+    """Returns the group of each column."""
+    return [group for group, members in results.groups.items() for _ in members]
 
 
 def _cell(value: Value | None, name: str, best: bool) -> Cell:

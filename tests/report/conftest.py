@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentae.report.results import ModelDetails, Picture, Results, Value
+from latentae.report.results import Crop, ModelDetails, Picture, Results, Value
 
 
 @pytest.fixture
@@ -49,5 +49,9 @@ def report(tmp_path):
             for name in names
         },
         pictures=pictures,
+        crops=[
+            Crop(names[1], 2, "2.png", 16, 32, 4.25, pictures[2].original, pictures[2].reconstructions),
+            Crop(names[1], 1, "1.png", 0, 0, 3.5, pictures[1].original, pictures[1].reconstructions),
+        ],
     )
     return results, folder

@@ -54,6 +54,7 @@ def test_the_page_is_well_formed_and_alone(report):
         "Metrics",
         "Caveats",
         "Pictures",
+        "Worst colours",
         "Charts",
         "Rate and distortion",
         "Drift",
@@ -72,8 +73,14 @@ def test_the_page_s_numbers(report):
         ["PSNR dB", "21.50 [21.00, 22.00]", "23.00 [22.50, 23.40]"],
         ["code bits/px", "-", "0.6250"],
         ["KL bits/px", "2.000", "-"],
+        ["parameters M", "1.23", "1.23"],
     ]
     assert re.findall(r'<td class="best">([\d.]+)', text) == ["23.00"]
+    worst = text[text.index("<h2>Worst colours</h2>") : text.index("<h2>Charts</h2>")]
+    assert re.findall(r"<h3>(.*?)</h3>", worst) == ["a &lt;b&gt; &amp; c"]
+    assert re.findall(r"ΔE ([\d.]+) ", worst) == ["4.25", "3.50"]
+    assert re.findall(r'alt="(.*?)"', worst)[:3] == ["original", "kl", "a &lt;b&gt; &amp; c"]
+    assert "2.png, 16 px from the left, 32 from the top" in worst
     assert "<dt>PSNR</dt><dd>Peak signal-to-noise ratio, mean over images; higher is better</dd>" in text
     assert cells(text, "Drift")[:2] == [["rounds", "1", "2"], ["kl", "21.00", "19.50"]]
     assert "of 8 images" in text

@@ -88,4 +88,4 @@ def test_nothing_changes_without_a_teacher(report):
     )
     assert "denoiser" not in render_page(results, folder)
     assert "denoiser" not in render_report_markdown(results)
-    assert json.loads(results.to_json()).keys() == {"protocol", "models", "details", "pictures"}
+    assert json.loads(results.to_json()).keys() == {"protocol", "models", "details", "pictures", "crops"}

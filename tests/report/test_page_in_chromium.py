@@ -181,6 +181,22 @@ def test_nothing_scrolls_sideways(width, report, open_page):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_the_worst_crops_are_seen_at_any_width(report, open_page):
+    results, _ = report
+    for number in range(6):
+        results.models[f"model_{number}"] = results.models["kl"]
+        for crop in results.crops:
+            crop.reconstructions[f"model_{number}"] = crop.original
+    for width in (320, 1200):
+        page = open_page(viewport={"width": width, "height": 800})
+        script = """[...document.querySelectorAll('.strip img')].map(
+            (image) => [image.getBoundingClientRect().right, image.naturalWidth])"""
+        boxes = page.evaluate(script)
+        assert len(boxes) == 2 * 9
+        assert all(right <= width and natural == 32 for right, natural in boxes)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_dark_and_light(open_page):
     def page_is_dark(page):
         shade = page.evaluate("getComputedStyle(document.body).backgroundColor")

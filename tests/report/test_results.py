@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from latentae.report.results import METRICS, ModelDetails, Picture, Results, Value, info, number
+from latentae.report.results import METRICS, Crop, ModelDetails, Picture, Results, Value, info, number
 
 
 @pytest.fixture
@@ -25,6 +25,15 @@ def test_comes_back(results, tmp_path):
     assert Results.from_json(results.to_json()) == results
     (tmp_path / "results.json").write_text(results.to_json())
     assert Results.load(tmp_path) == Results.load(tmp_path / "results.json") == results
+
+
+def test_crops_and_groups_come_back_and_older_reports_have_none(results):
+    assert not {"crops", "groups", "teacher"} & json.loads(results.to_json()).keys()
+    results.crops = [
+        Crop("kl", 3, "cat.png", 16, 0, 4.5, "pictures/crop_000.png", {"kl": "pictures/crop_000_0.png"})
+    ]
+    results.groups = {"f8": ["kl"]}
+    assert Results.from_json(results.to_json()) == results
 
 
 def test_an_infinite_psnr_is_valid_json(results):
@@ -54,7 +63,8 @@ def test_every_metric_is_explained():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(21.504, "21.50"), (math.nan, "-"), (math.inf, "∞"), (-math.inf, "-∞")]
+    ("value", "text"),
+    [(21.504, "21.50"), (math.nan, "-"), (math.inf, "∞"), (-math.inf, "-∞"), (-0.004, "0.00")],
 )
 def test_numbers(value, text):
     assert number(value, "psnr") == text

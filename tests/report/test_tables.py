@@ -37,7 +37,43 @@ def test_which_is_better_depends_on_the_metric(results):
     assert best_models(results, "rfid") == {"kl"}
     assert best_models(results, "kl_bits_per_pixel") == set()
     results.models["vq"]["rfid"] = Value(3.2501)
-    assert best_models(results, "rfid") == {"kl", "vq"}
+    assert best_models(results, "rfid") == set()  # equal as printed
+
+
+def test_best_is_only_what_no_other_interval_reaches(results):
+    results.models["vq"]["psnr"] = Value(23.0, 21.9, 24.0)  # reaches the other's 22.0
+    assert best_models(results, "psnr") == set()
+    results.models["vq"]["psnr"] = Value(23.0, 22.1, 24.0)
+    assert best_models(results, "psnr") == {"vq"}
+    results.models["third"] = {"psnr": Value(22.5, 22.4, 22.6), "rfid": Value(3.0)}
+    assert best_models(results, "psnr") == set()  # the second best overlaps, whatever the third does
+    results.models["third"]["psnr"] = Value(25.0)  # a number without an interval
+    assert best_models(results, "psnr") == {"third"}
+    results.models["third"]["psnr"] = Value(23.5)
+    assert best_models(results, "psnr") == set()
+    results.models["third"]["psnr"] = Value(float("inf"))
+    assert best_models(results, "psnr") == {"third"}
+    results.models["third"]["psnr"] = Value(float("nan"))
+    assert best_models(results, "psnr") == {"vq"}
+
+
+def test_groups_have_a_best_model_each(results):
+    results.models["third"] = {"psnr": Value(30.0, 29.0, 31.0), "rfid": Value(3.0)}
+    results.groups = {"f8": ["third", "kl"], "f16": ["vq"]}
+    assert best_models(results, "psnr") == {"third"}  # vq has no other beside it
+    assert best_models(results, "rfid") == {"third"}
+    lines = render_terminal(results).splitlines()
+    assert [line.split() for line in lines[:2]] == [["f8", "f8", "f16"], ["third", "kl", "vq"]]
+    assert lines[2].split()[1:] == ["3.000", "*", "3.250", "4.000"]
+    lines = render_markdown(results).splitlines()
+    assert (lines[0], lines[2]) == ("| metric | third | kl | vq |", "| group | f8 | f8 | f16 |")
+
+
+def test_parameters_are_a_row(report):
+    rows = metric_rows(report[0])
+    assert (rows[-1].name, [str(cell) for cell in rows[-1].cells]) == ("parameters", ["1.23", "1.23"])
+    del report[0].details["kl"]
+    assert [str(cell) for cell in metric_rows(report[0])[-1].cells] == ["-", "1.23"]
 
 
 def test_terminal(results):
