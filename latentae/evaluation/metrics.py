@@ -1,4 +1,4 @@
-"""PSNR, L1, SSIM, MS-SSIM and drift of 8-bit images, one value per image.
+"""PSNR, L1, SSIM, MS-SSIM, SNR by spatial frequency and drift of 8-bit images, one value per image.
 
 Reconstructions are judged as the images they would be saved as: clamped to [-1, 1] and rounded to 8 bits,
 with a data range of 255. Everything after that is computed in float64.
@@ -24,6 +24,9 @@ _K2 = 0.03
 # Exponents of the five scales, finest first (Wang et al. 2003, section 3.2).
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _MS_SSIM_SIZE = _WINDOW_SIZE * 2 ** (len(_SCALE_WEIGHTS) - 1)
+BAND_PERIODS = (2, 4, 8, 16, 32)
+"""The shortest wavelength, in pixels, of each octave band of ``band_snr``."""
+_ROUNDING_POWER = 1 / 12  # the variance of what rounding to whole levels changes
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -191,6 +194,62 @@ def _validate(reconstruction: Tensor, target: Tensor) -> None:
             f"reconstruction and target have shapes {shape} and {tuple(target.shape)}: "
             "give two non-empty batches of the same shape [B, C, H, W]"
         )
+
+
+@torch.no_grad()
+def band_snr(reconstruction: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Signal-to-noise ratio in octave bands of spatial frequency, in dB: how much of which detail is kept.
+
+    10 log10(P / N), with P the power of the image in the band and N that of the residual, summed over the
+    channels. 0 dB means that the error is as large as the detail: a blur that removes a band has 0 dB there.
+    The mean of each channel of the image and of the residual is removed, and a Hann window keeps the borders
+    from appearing as detail. ``snr_4px`` is of wavelengths from 4 to 8 pixels (frequencies above 1/8 and up
+    to 1/4 cycles per pixel), ``snr_2px`` reaches into the corners of the spectrum (1.4 pixels), and
+    ``snr_32px`` has all that is coarser. N counts as what rounding to 8 bits makes, 1/12 per pixel, if it is
+    less, so that the ratio stays finite.
+
+    Arguments and errors are those of `psnr`.
+
+    Returns:
+        metric → [B] float64; NaN for an image that has less than rounding makes in the band, or is too small
+        to have such wavelengths.
+    """
+    _validate(reconstruction, target)
+    images = to_float64(to_uint8(target))
+    bands = _bands(*images.shape[2:]).to(images.device)
+    sizes = bands.sum(dim=(0, 1))
+    signal, noise = (_band_power(each, bands) for each in (images, _difference(reconstruction, target)))
+    floor = _ROUNDING_POWER * images.shape[1] * sizes
+    ratio = 10 * torch.log10(signal / torch.maximum(noise, floor))
+    ratio = torch.where((signal >= floor) & (sizes > 0), ratio, float("nan"))
+    return {f"snr_{period}px": ratio[:, band] for band, period in enumerate(BAND_PERIODS)}
+
+
+def _bands(height: int, width: int) -> Tensor:
+    """Returns how often each frequency of a real transform [H, W // 2 + 1] counts in each of the 5 bands.
+
+    Frequencies that the real transform leaves out equal others, which count twice. The mean does not count.
+    """
+    rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64) for side in (height, width))
+    frequency = torch.hypot(rows[:, None], columns[: width // 2 + 1])
+    bounds = torch.tensor([1 / (2 * period) for period in BAND_PERIODS[:-1]], dtype=torch.float64)
+    bands = F.one_hot((frequency[..., None] <= bounds).sum(dim=-1), len(BAND_PERIODS)).double()
+    bands[:, 1 : (width + 1) // 2] *= 2
+    bands[0, 0] = 0
+    return bands
+
+
+def _band_power(images: Tensor, bands: Tensor) -> Tensor:
+    """Returns the power of images [B, C, H, W] in each band, [B, 5], summed over frequencies and channels.
+
+    White noise of variance 1 has the number of frequencies in the band, for each channel.
+    """
+    sides = [torch.hann_window(side, dtype=images.dtype, device=images.device) for side in images.shape[2:]]
+    window = torch.outer(*sides)
+    mean = (images * window).sum(dim=(2, 3), keepdim=True) / window.sum()
+    spectrum = torch.fft.rfft2((images - mean) * window)
+    power = (spectrum.real.square() + spectrum.imag.square()).sum(dim=1) / window.square().sum()
+    return power.flatten(1) @ bands.flatten(0, 1)
 
 
 @torch.no_grad()

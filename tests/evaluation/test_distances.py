@@ -4,15 +4,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics.pairwise import rbf_kernel
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from latentae.evaluation.distances import (
     FeatureFile,
     GaussianStatistics,
+    clip_mmd,
     feature_distances,
     frechet_distance,
     kernel_distance,
+    precision_recall,
 )
 
 
@@ -208,3 +212,72 @@ def test_images_that_have_no_features(files):
     rows[4] = float("nan")
     metrics, remark = feature_distances("vgg16", files("a", rows), files("b", rows))
     assert (metrics, remark) == ({}, "FD-VGG16 left out: 1 of 9 images are too small for its network")
+
+
+def test_clip_mmd_is_cmmds_formula():
+    """Beside scikit-learn's kernel; several blocks of rows on one side."""
+    generator = np.random.default_rng(0)
+    x, y = (generator.normal(shift, 1, (count, 6)) for shift, count in ((0, 1500), (0.3, 40)))
+    x, y = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, y))
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    kernels = [
+        rbf_kernel(a.astype(float), b.astype(float), gamma=1 / 200).mean()
+        for a, b in ((x, x), (y, y), (x, y))
+    ]
+    expected = 1000 * (kernels[0] + kernels[1] - 2 * kernels[2])
+    assert expected > 0.1
+    assert clip_mmd(x, y) == pytest.approx(expected, rel=1e-9)
+    assert clip_mmd(x, x) == pytest.approx(0, abs=1e-9)
+    # Two points a and −a: 1000 (2 − 2 exp(−4 / 200)) by hand.
+    assert clip_mmd(x[:1], -x[:1]) == pytest.approx(2000 * -np.expm1(-0.02), rel=1e-6)
+    with pytest.raises(
+        ValueError, match=r"features are \[N, d\] and \[M, d\]; got \[1500, 6\] and \[40, 5\]"
+    ):
+        clip_mmd(x, y[:, :5])
+
+
+def test_precision_and_recall_are_torch_fidelitys():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(600, 5, generator=generator)
+    made = torch.randn(600, 5, generator=generator) * 0.6 + 0.5
+    theirs = prc_features_to_metric(
+        made, real, prc_neighborhood=3, prc_batch_size=10000, save_cpu_ram=False, verbose=False
+    )
+    ours = precision_recall(real.numpy(), made.numpy())
+    assert 0.2 < ours.recall < ours.precision < 1
+    assert (ours.precision, ours.recall) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
+    assert ours.count == 600
+
+
+def test_precision_and_recall_by_hand():
+    # The balls of 0, 1, 2 and 3 have the radii 3, 2, 2 and 3, those of the others 4.5, 5.5, 6.5 and 6.5.
+    real = np.array([[0.0], [1], [2], [3]], np.float32)
+    made = np.array([[10.0], [11], [12], [5.5]], np.float32)
+    found = precision_recall(real, made)
+    assert found.precision == 0.25  # 5.5 is within 3 of 3
+    assert found.recall == 1.0  # the ball of 5.5 reaches down to −1
+    assert precision_recall(real, real) == (type(found))(1.0, 1.0, 4)
+    with pytest.raises(ValueError, match="need 4 images"):
+        precision_recall(real[:3], made[:3])
+    with pytest.raises(ValueError, match=r"the same images; got \[4, 1\] and \[3, 1\]"):
+        precision_recall(real, made[:3])
+
+
+def test_of_many_images_some_are_compared(monkeypatch):
+    monkeypatch.setattr("latentae.evaluation.distances._MOST_NEIGHBOURS", 50)
+    real, made = np.random.default_rng(0).normal(size=(2, 100, 3)).astype(np.float32)
+    assert precision_recall(real, made) == precision_recall(real[::2], made[::2])
+    assert precision_recall(real, made).count == 50
+
+
+def test_clip_has_one_distance(tmp_path):
+    rows = torch.nn.functional.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    stored = []
+    for name, features in (("a", rows), ("b", rows.flip(1))):
+        stored.append(FeatureFile(tmp_path / name, 4))
+        stored[-1].append(features)
+    metrics, remark = feature_distances("clip", *stored)
+    assert {name: value.value for name, value in metrics.items()} == {
+        "clip_mmd": pytest.approx(clip_mmd(rows.numpy(), rows.flip(1).numpy()))
+    }
+    assert remark is None

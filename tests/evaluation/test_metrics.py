@@ -7,7 +7,16 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from latentae.evaluation.metrics import cycle_drift, l1, ms_ssim, psnr, ssim, ssim_and_ms_ssim, to_uint8
+from latentae.evaluation.metrics import (
+    band_snr,
+    cycle_drift,
+    l1,
+    ms_ssim,
+    psnr,
+    ssim,
+    ssim_and_ms_ssim,
+    to_uint8,
+)
 
 
 def from_uint8(levels: Tensor) -> Tensor:
@@ -208,3 +217,69 @@ def test_a_first_round_that_is_there_is_not_run_again():
 def test_bad_rounds(rounds):
     with pytest.raises(ValueError, match="must be 1 or more and rise"):
         cycle_drift(darken, torch.zeros(1, 1, 4, 4), rounds=rounds)
+
+
+def grey_waves(periods: dict[float, float], side: int = 128) -> Tensor:
+    """Horizontal waves on grey, [1, 1, side, side]: wavelength in pixels -> amplitude in levels."""
+    columns = torch.arange(side, dtype=torch.float64)
+    waves = [amplitude * torch.sin(2 * math.pi * columns / period) for period, amplitude in periods.items()]
+    return ((128 + torch.stack(waves).sum(dim=0)).expand(1, 1, side, side) / 127.5 - 1).double()
+
+
+def test_snr_of_waves_by_hand() -> None:
+    """A quarter of the amplitude is missing at 12 pixels, and half of it at 3: 12.04 dB and 6.02 dB."""
+    image = grey_waves({12: 40.0, 3: 60.0})
+    snr = {name: value.item() for name, value in band_snr(grey_waves({12: 30.0, 3: 30.0}), image).items()}
+    assert list(snr) == ["snr_2px", "snr_4px", "snr_8px", "snr_16px", "snr_32px"]
+    assert snr["snr_8px"] == pytest.approx(20 * math.log10(4), abs=0.3)  # rounding to 8 bits adds a little
+    assert snr["snr_2px"] == pytest.approx(20 * math.log10(2), abs=0.15)
+    blurred = band_snr(grey_waves({12: 40.0}), image)
+    assert blurred["snr_2px"].item() == pytest.approx(0, abs=0.1)
+    assert blurred["snr_8px"].item() > 35
+
+
+def test_snr_of_white_noise_is_the_same_in_all_bands() -> None:
+    image, noise = torch.randn(2, 2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    levels = [each.round().clamp(0, 255) for each in (128 + 40 * image + 4 * noise, 128 + 40 * image)]
+    found = band_snr(*map(from_uint8, levels))
+    # 20 log10(40 / 4), less what rounding adds; the coarser a band, the fewer frequencies it has.
+    for value, tolerance in zip(found.values(), (0.2, 0.5, 1, 2, 4), strict=True):
+        assert value.tolist() == pytest.approx([19.9, 19.9], abs=tolerance)
+
+
+def test_snr_is_finite_for_equal_images_and_nan_without_such_wavelengths() -> None:
+    image = grey_waves({3: 40.0}, side=24)
+    snr = band_snr(image, image)
+    # A sine of 40 levels has a power of 800 per pixel, and rounding 1/12 per frequency of the band.
+    assert 30 < snr["snr_2px"].item() < 60
+    assert math.isnan(band_snr(image[..., :12, :12], image[..., :12, :12])["snr_32px"].item())
+    flat = band_snr(image, torch.zeros_like(image))
+    assert all(math.isnan(value.item()) for value in flat.values())  # an image without details
+    brighter = band_snr(image + 10 / 127.5, image)
+    assert brighter["snr_2px"].item() == pytest.approx(
+        snr["snr_2px"].item(), abs=0.01
+    )  # no band has the mean
+
+
+def test_snr_is_that_of_the_whole_spectrum() -> None:
+    """Beside a complex transform whose frequencies are put into bands one by one; odd and even sides."""
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(256, (2, 1, 3, 33, 40), generator=generator, dtype=torch.uint8)
+    image, other = (each.double() for each in levels)
+    window = torch.outer(
+        torch.hann_window(33, dtype=torch.float64), torch.hann_window(40, dtype=torch.float64)
+    )
+    powers = []
+    for values in (image, other - image):
+        centred = values - (values * window).sum(dim=(2, 3), keepdim=True) / window.sum()
+        powers.append(torch.fft.fft2(centred * window).abs().square().sum(dim=(0, 1)))
+    ratios = {period: [0.0, 0.0] for period in (2, 4, 8, 16, 32)}
+    for row, column in np.ndindex(33, 40):
+        wavelength = 1 / max(math.hypot(np.fft.fftfreq(33)[row], np.fft.fftfreq(40)[column]), 1e-9)
+        if (row, column) != (0, 0):
+            band = max(period for period in ratios if period <= max(wavelength, 2))
+            for number, power in enumerate(powers):
+                ratios[band][number] += power[row, column].item()
+    found = band_snr(from_uint8(levels[1]), from_uint8(levels[0]))
+    expected = [10 * math.log10(signal / noise) for signal, noise in ratios.values()]
+    assert [value.item() for value in found.values()] == pytest.approx(expected, abs=1e-9)

@@ -1,0 +1,50 @@
+import math
+
+import pytest
+import torch
+
+from latentae.evaluation.interpolation import LatentTable, join_latents, slerp
+
+
+def test_slerp_by_hand():
+    x, y = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[0.0, 2.0]]])
+    torch.testing.assert_close(slerp(x, y, 0.5), torch.full((1, 1, 2), math.sqrt(2)))
+    torch.testing.assert_close(slerp(x, y, 1 / 3), torch.tensor([[[math.sqrt(3), 1.0]]]))
+    torch.testing.assert_close(slerp(x, 3 * x, 0.5), 2 * x)  # parallel
+    assert torch.equal(slerp(x, y, 0.0), x)
+
+
+def test_neighbours_are_nearest_by_cosine_after_normalisation():
+    torch.manual_seed(0)
+    latents = torch.randn(9, 3, 4, 4, dtype=torch.float64).float()
+    latents[5] = latents[2] * 1.5 + 0.01
+    table = LatentTable(latents * torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1) + 7)
+    assert table.neighbours(range(9))[[2, 5]].tolist() == [5, 2]
+    assert table.neighbours(range(4, 7)).tolist() == table.neighbours(range(9))[4:7].tolist()
+    flat = (latents - latents.mean(dim=(0, 2, 3), keepdim=True)) / latents.std(
+        dim=(0, 2, 3), keepdim=True, correction=0
+    )
+    cosines = torch.nn.functional.cosine_similarity(flat.flatten(1)[:, None], flat.flatten(1), dim=2)
+    assert table.neighbours(range(9)).tolist() == cosines.fill_diagonal_(-2).argmax(dim=1).tolist()
+
+
+def test_interpolations_are_in_the_latents_own_units():
+    torch.manual_seed(0)
+    latents = torch.randn(2, 2, 3, 3) * 5 + 100  # each is the other's neighbour
+    table = LatentTable(latents)
+    between = table.interpolated(range(2))
+    torch.testing.assert_close(between[0], between[1])
+    expected = slerp(*((latents - table.mean) / table.std).split(1), 0.5) * table.std + table.mean
+    torch.testing.assert_close(between[:1], expected)
+    assert between.mean().item() == pytest.approx(100, abs=5)
+
+
+def test_nothing_to_interpolate():
+    def shard(*shape):
+        return {"latents": torch.zeros(shape), "value.psnr": torch.zeros(shape[0])}
+
+    assert join_latents([shard(3, 2, 4, 4), {}]) is not None  # no image of the second block could be read
+    assert join_latents([shard(3, 2, 4, 4), shard(3, 2, 4, 5)]) is None
+    assert join_latents([shard(3, 2, 4, 4), {"value.psnr": torch.zeros(2)}]) is None
+    assert join_latents([shard(1, 2, 4, 4)]) is None
+    assert join_latents([]) is None
