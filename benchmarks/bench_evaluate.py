@@ -46,9 +46,10 @@ from latentae.data import training_photos
 from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks, block_loader
 from latentae.evaluation.distances import FeatureFile, feature_distances
 from latentae.evaluation.features import InceptionFeatures, Measures
-from latentae.evaluation.measuring import Evaluation, Settings, reference_features
+from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.metrics import to_images, to_uint8
 from latentae.evaluation.models import NamedModel
+from latentae.evaluation.single_block import reference_features
 from latentae.losses.perceptual import LPIPS
 from latentae.models import AutoencoderOutput
 from latentae.weights import load_trunk

@@ -130,6 +130,13 @@ class CommandParser(argparse.ArgumentParser):
         what = f"Inception weights of torch-fidelity, for {metrics}; omitted: find or download"
         self.add_argument("--inception", type=Path, metavar="FILE", help=what)
 
+    def add_weights(self) -> None:
+        what = (
+            "weights of a metric's network: inception, dinov2 or clip; without FILE clip is downloaded "
+            "(934 MB); can be repeated"
+        )
+        self.add_argument("--weights", action="append", default=[], metavar="NAME[=FILE]", help=what)
+
     def add_data(self, split: str | None, required: bool = True) -> argparse._ArgumentGroup:
         """Adds the options that select images and say how to read them, as ``data.open_source`` takes them.
 

@@ -59,10 +59,14 @@ def _evaluate_options(parser: CommandParser) -> None:
     parser.add_workers()
     parser.add_precision("models")
     parser.add_number("--cycle-images", "images that are encoded repeatedly, to measure drift", 32, least=0)
-    parser.add_inception("rFID and KID")
-    parser.add_switch(
-        "--no-features", "leave out rFID, KID and FD-VGG16", dest="features", action="store_false"
-    )
+    parser.add_inception("rFID, KID, precision and recall")
+    parser.add_weights()
+    what = "leave out all distances between distributions: rFID, FD-VGG16, CLIP-MMD and so on"
+    parser.add_switch("--no-features", what, dest="features", action="store_false")
+    parser.add_switch("--ifid", "decode between latents as well, and measure the FID of that")
+    what = "show these models together and compare them with each other; can be repeated"
+    group = "NAME=MODEL,MODEL"
+    parser.add_argument("--group", dest="groups", action="append", default=[], metavar=group, help=what)
     parser.add_switch("--alpha", "images are RGBA: measure composites over black and white")
     parser.add_overwrite("an existing report")
 
@@ -100,8 +104,9 @@ EVALUATE = Command(
     "  native        whole images at their own size\n"
     "  resize-N      shorter side N pixels, central square\n"
     "  crop-N        central square of N pixels, not resized\n\n"
-    "rFID and KID need torch-fidelity's Inception weights: from its cache, a download, or --inception.\n"
-    "Without them these metrics are left out.",
+    "rFID, KID, precision, recall and iFID need torch-fidelity's Inception weights: from its cache, a\n"
+    "download, or --inception. FD-DINOv2 and CLIP-MMD need weights of these networks: from the caches of\n"
+    "torch and of the hub, or --weights. Metrics whose weights are missing are left out.",
     interrupted="the same command continues from here",
 )
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,15 @@ from torch import Tensor
 
 from latentae.devices import to_float64_on_cpu
 from latentae.evaluation.blocks import Block
-from latentae.evaluation.distances import FeatureFile, feature_distances
+from latentae.evaluation.distances import FeatureFile, feature_distances, frechet_distance_of
 from latentae.evaluation.rate import CodeMeter, LatentMoments
+from latentae.evaluation.single_block import IFID_NETWORK
 from latentae.files import write_aside
 from latentae.report.results import METRICS, Value
 
 _CONFIDENCE, _RESAMPLES, _DRAWS_AT_A_TIME = 0.95, 1000, 1 << 22
+# The beginnings of metrics that some images do not have.
+_PARTIAL = ("cycle_", "snr_")
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 Shard = dict[str, Tensor]
 
@@ -110,6 +113,7 @@ class Assembled:
         unreadable: ``name: reason`` of each image that could not be measured.
         pixels_sha256: a hash of the pixels of all images.
         remarks: what was left out, and caveats.
+        crops: the fields of ``WorstCrops`` of all images; empty without colours.
     """
 
     metrics: dict[str, Value]
@@ -119,15 +123,23 @@ class Assembled:
     unreadable: list[str]
     pixels_sha256: str
     remarks: list[str]
+    crops: dict[str, Tensor] = field(default_factory=dict)
 
 
-def assemble(shards: Iterable[tuple[Shard, Shard]], networks: dict[str, int], work: Path) -> Assembled:
+def assemble(
+    shards: Iterable[tuple[Shard, Shard]],
+    networks: dict[str, int],
+    work: Path,
+    interpolated: Iterable[Tensor | None] | None = None,
+) -> Assembled:
     """Joins the shards of all blocks into the numbers of one model; features go through files, not memory.
 
     Args:
         shards: pairs of the originals' and the model's shard, in the order of the blocks; read once.
         networks: network → d, the length of its features.
         work: folder for temporary files.
+        interpolated: Inception's features [n, d] of images between latents, for each block; None if iFID is
+            not measured. One that is None says that there are no latents of one size.
 
     Raises:
         ValueError: there are no images.
@@ -145,11 +157,16 @@ def assemble(shards: Iterable[tuple[Shard, Shard]], networks: dict[str, int], wo
             distances, remark = feature_distances(name, joined.originals[name], joined.features[name])
             metrics |= distances
             remarks += [remark] if remark else []
+        if interpolated is not None:
+            distances, remark = _ifid(joined, interpolated, Path(folder))
+            metrics |= distances
+            remarks += [remark] if remark else []
     metrics |= joined.rate()
     metrics["images_per_second"] = Value(len(indices) / joined.seconds)
     ordered = {name: metrics[name] for name in METRICS if name in metrics}
     digest = joined.digest.hexdigest()
-    return Assembled(ordered, values, indices, joined.latents(), joined.unreadable, digest, remarks)
+    crops = {name: torch.cat(parts) for name, parts in joined.crops.items()}
+    return Assembled(ordered, values, indices, joined.latents(), joined.unreadable, digest, remarks, crops)
 
 
 def bootstrap_interval(values: Tensor, seed: int = 0) -> tuple[float, float]:
@@ -197,6 +214,7 @@ class _Joined:
             name: FeatureFile(folder / f"{name}-originals.f32", d) for name, d in networks.items()
         }
         self.values: dict[str, list[Tensor]] = {}
+        self.crops: dict[str, list[Tensor]] = {}
         self.indices: list[Tensor] = []
         self.unreadable: list[str] = []
         self.digest = hashlib.sha256()
@@ -212,6 +230,8 @@ class _Joined:
         self.seconds += measured["seconds"].item()
         for name, row in _part(measured, "value.").items():
             self.values.setdefault(name, []).append(row)
+        for name, row in _part(measured, "crop.").items():
+            self.crops.setdefault(name, []).append(row)
         # Features go to files, and sums are merged.
         for name, file in self.features.items():
             if len(originals["indices"]):
@@ -240,12 +260,30 @@ class _Joined:
         return {} if self._moments is None else vars(self._moments.result())
 
 
+def _ifid(
+    joined: _Joined, interpolated: Iterable[Tensor | None], folder: Path
+) -> tuple[dict[str, Value], str | None]:
+    """Returns iFID, or why it is left out."""
+    originals = joined.originals[IFID_NETWORK]
+    file = FeatureFile(folder / "interpolated.f32", originals.dimensions)
+    for features in interpolated:
+        if features is None:
+            return {}, (
+                "iFID left out: it needs two images or more with latents of one size; choose a protocol that "
+                "crops images to one size"
+            )
+        file.append(features)
+    if np.isnan(file[:]).any() or len(file) < 2:
+        return {}, "iFID left out: images are too small for its network, or fewer than two"
+    return {"ifid": Value(frechet_distance_of(originals, file))}, None
+
+
 def _means(values: dict[str, Tensor], images: int) -> tuple[dict[str, Value], list[str]]:
     """Returns the mean of each metric with its interval, and why metrics are left out."""
     metrics, remarks = {}, []
     for name, row in values.items():
         missing = int(row.isnan().sum())
-        if missing and not name.startswith("cycle_"):
+        if missing and not name.startswith(_PARTIAL):
             label = METRICS[name].label
             remarks.append(f"{label} left out: {missing} of {images} images are too small for it")
             continue

@@ -20,6 +20,7 @@ _MEANINGS = {
     "unreadable": "other images",
     "teacher.": "another teacher or scale of latents; says nothing about the models' own numbers",
     "networks.": "other weights of the metrics",
+    "ifid": "iFID is measured in one of them only, or with other neighbours",
     "alpha": "transparent images are measured as composites",
     "precision": "the models ran in another precision",
     "cycle_images": "the drift is of other images",

@@ -10,19 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from latentae import __version__, distributed
 from latentae.data import DataSelection, describe_source
-from latentae.data.names import printable_name
 from latentae.evaluation.assembly import Assembled, percentiles
 from latentae.evaluation.blocks import ImageBlocks, open_images, protocol_called
-from latentae.evaluation.features import Measures, open_measures
+from latentae.evaluation.features import Measures
 from latentae.evaluation.fit import check_teacher, describe_fit, scale_remedy
+from latentae.evaluation.interpolation import SETTINGS
 from latentae.evaluation.measuring import Evaluation, Settings
-from latentae.evaluation.metrics import to_images, to_uint8
 from latentae.evaluation.models import (
     PRECISIONS,
     NamedModel,
@@ -30,21 +27,24 @@ from latentae.evaluation.models import (
     channels_of,
     choose_families,
     factor_of,
+    group_models,
     name_models,
     open_models,
 )
+from latentae.evaluation.networks import METRICS_OF, choose_weights, open_measures
+from latentae.evaluation.pictures import choose_pictures, save_crops, save_pictures
+from latentae.evaluation.single_block import IFID_NETWORK
 from latentae.files import check_output_folder
 from latentae.lock import FolderLock
 from latentae.models import load_autoencoder
 from latentae.report.evaluation import write_report
-from latentae.report.grids import picture_grid, save_png
-from latentae.report.results import ModelDetails, Picture, Results
+from latentae.report.results import ModelDetails, Results
 
 RESULTS = "results.json"
 """The file that marks the folder of a finished report."""
 WORK = ".measured"
 """Folder of the measurements, inside the report's folder until the report is finished."""
-_PERCENTILE_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")
+_PERCENTILE_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "delta_e")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Request:
         limit: number of images at most, evenly spread; None measures all.
         precision: of the models' forward passes, not of the metrics.
         inception: file of Inception's weights; None searches for them.
+        weights: files of the metrics' networks; see ``choose_weights``.
+        ifid: whether images between latents are measured, which takes as long as one more decoding of all.
+        groups: models that the report shows together: ``NAME=MODEL,MODEL`` each.
         alpha: whether the four channels of models and images are RGBA, which are measured as composites.
         features: whether distances between feature distributions are measured.
         overwrite: whether an existing report is replaced.
@@ -83,6 +86,9 @@ class Request:
     limit: int | None = None
     precision: str = "float32"
     inception: Path | None = None
+    weights: Sequence[str] = ()
+    ifid: bool = False
+    groups: Sequence[str] = ()
     features: bool = True
     alpha: bool = False
     overwrite: bool = False
@@ -125,8 +131,15 @@ class Request:
             raise ValueError(f"precision is {self.precision!r}, but must be one of {', '.join(PRECISIONS)}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}, but at least one image must be measured")
-        if self.inception is not None and not self.inception.is_file():
-            raise ValueError(f"inception is {self.inception}, but there is no such file")
+        choose_weights(self.weights, self.inception)
+        group_models(list(name_models(self.measured)), self.groups)
+        if self.weights and not self.features:
+            raise ValueError("weights are given, but features are turned off: leave out --no-features")
+        if self.ifid and (self.alpha or not self.features):
+            reason = "images are RGBA" if self.alpha else "features are turned off"
+            raise ValueError(
+                f"ifid is set, but {reason}, and it compares features of RGB images: leave one out"
+            )
         if (self.out / RESULTS).exists() and not self.overwrite:
             raise ValueError(
                 f"{self.out} holds a report already: choose another --out, or replace it by --overwrite"
@@ -174,7 +187,12 @@ def evaluate(
                 "transparency have four: leave --alpha out, or name RGBA models"
             )
         wanted: Any = {"inception": request.inception, "features": request.features}
-        measures = open_measures(device, channels=channels, **wanted)
+        measures = open_measures(
+            device, channels=channels, networks=list(METRICS_OF), weights=request.weights, **wanted
+        )
+    has_ifid = request.ifid and IFID_NETWORK in measures.features
+    if request.ifid and not has_ifid:
+        measures.remarks.append("iFID left out: it needs Inception's weights, as rFID does")
     # An image that is too small for one model is left out for all.
     smallest_side = max(factor_of(model) * model.upscale for model in models)
     protocol = protocol_called(request.protocol)
@@ -192,7 +210,16 @@ def evaluate(
     data = f"{request.data} {split} {reading}"
     work = request.out / WORK
     evaluation = Evaluation(
-        blocks, measures, request.settings, work, data, device, say, teacher, alpha=request.alpha
+        blocks,
+        measures,
+        request.settings,
+        work,
+        data,
+        device,
+        say,
+        teacher,
+        alpha=request.alpha,
+        ifid=has_ifid,
     )
     distributed.on_main(lambda: work.mkdir(parents=True, exist_ok=True), f"write to {work}")
     with FolderLock(request.out, "out").held(say):
@@ -204,12 +231,12 @@ def evaluate(
             say("joining the numbers")
             assembled = {model.name: evaluation.result(model) for model in models}
             results = join_results(request, split, evaluation, models, assembled)
-            for file in (request.out / "pictures").glob("[0-9]*.png"):  # of an earlier report
-                file.unlink()
-            reasons = choose_pictures(assembled)
-            results.pictures = save_pictures(
-                reasons, blocks, models, assembled, request.out, device, alpha=request.alpha
-            )
+            for pattern in ("[0-9]*.png", "crop_*.png"):  # of an earlier report
+                for file in (request.out / "pictures").glob(pattern):
+                    file.unlink()
+            shown: Any = (blocks, models, assembled, request.out, device)
+            results.pictures = save_pictures(choose_pictures(assembled), *shown, alpha=request.alpha)
+            results.crops = save_crops(results.pictures, *shown, alpha=request.alpha)
             write_report(results, request.out)
             shutil.rmtree(work)
     distributed.barrier()
@@ -231,10 +258,13 @@ def join_results(
     blocks, measures, teacher = evaluation.blocks, evaluation.measures, evaluation.teacher
     any_result = next(iter(assembled.values()))
     results = Results(
-        protocol=describe_protocol(request, split, blocks, measures, any_result, evaluation.device),
+        protocol=describe_protocol(
+            request, split, blocks, measures, any_result, evaluation.device, ifid=evaluation.ifid
+        ),
         models={name: result.metrics for name, result in assembled.items()},
         details={model.name: describe_model(model, assembled[model.name], measures) for model in models},
     )
+    results.groups = group_models(list(results.models), request.groups)
     if teacher is not None:
         results.protocol["teacher"] = describe_teacher(request, teacher)
         results.teacher = teacher.name
@@ -259,6 +289,8 @@ def describe_protocol(
     measures: Measures,
     result: Assembled,
     device: torch.device,
+    *,
+    ifid: bool = False,
 ) -> dict[str, Any]:
     """Returns every choice that the numbers depend on; reports of equal protocols can be compared.
 
@@ -279,6 +311,7 @@ def describe_protocol(
         },
         "channels": blocks.channels,
         **({"alpha": "composites over black and white"} if request.alpha else {}),
+        **({"ifid": SETTINGS} if ifid else {}),
         "precision": request.precision,
         "networks": measures.identities,
         "cycle_images": min(request.settings.cycle_images, len(blocks.indices)),
@@ -350,91 +383,3 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-_WORST = 16
-_OTHERS = 8
-
-
-def choose_pictures(results: dict[str, Assembled], seed: int = 0) -> dict[int, list[str]]:
-    """Chooses the worst images of each model, those around the median of the first, and some at random.
-
-    The worst are those by LPIPS if it was measured of all images, else by PSNR.
-
-    Args:
-        results: model → its numbers, all of the same images.
-        seed: of the random choice.
-
-    Returns:
-        image → reasons, in the order worst, median, random.
-    """
-    first = next(iter(results.values()))
-    chosen = [(f"worst of {name}", _from_worst(result)[:_WORST]) for name, result in results.items()]
-    order = _from_worst(first)
-    chosen.append(("median", order[max(0, len(order) // 2 - _OTHERS // 2) :][:_OTHERS]))
-    count = min(_OTHERS, len(order))
-    draws = np.random.default_rng(seed).choice(len(order), count, replace=False)
-    chosen.append(("random", torch.from_numpy(np.sort(draws))))
-    reasons: dict[int, list[str]] = {}
-    for reason, positions in chosen:
-        for index in first.indices[positions].tolist():  # the same images for all models
-            reasons.setdefault(index, []).append(reason)
-    return reasons
-
-
-@torch.no_grad()
-def save_pictures(
-    reasons: dict[int, list[str]],
-    blocks: ImageBlocks,
-    models: Sequence[NamedModel],
-    results: dict[str, Assembled],
-    folder: Path,
-    device: torch.device,
-    *,
-    alpha: bool = False,
-) -> list[Picture]:
-    """Writes originals and reconstructions as PNGs into ``folder/pictures``; returns the report's entries.
-
-    With ``alpha`` RGBA images are shown on a checkerboard.
-    """
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    pictures = []
-    for index, why in reasons.items():
-        original = blocks.prepare(index)
-        files = {"": f"pictures/{index:06d}.png"}
-        _save(original, folder / files[""], alpha=alpha)
-        values = {}
-        for number, model in enumerate(models):
-            files[model.name] = f"pictures/{index:06d}_{number}.png"
-            reconstruction = model(original[None].to(device)).sample[0]
-            _save(reconstruction, folder / files[model.name], alpha=alpha)
-            values[model.name] = _values(results[model.name], index)
-        reconstructions = {name: file for name, file in files.items() if name}
-        name = printable_name(blocks.source.name(index))
-        pictures.append(Picture(index, name, why, files[""], reconstructions, values))
-    return pictures
-
-
-def _from_worst(result: Assembled) -> Tensor:
-    """Returns the positions of the images, the worst first."""
-    distances = [
-        values
-        for name, values in result.values.items()
-        if name.startswith("lpips") and not values.isnan().any()  # NaN: too small an image
-    ]
-    worst = distances[0] if distances else -result.values["psnr"]
-    return worst.argsort(descending=True, stable=True)
-
-
-def _values(result: Assembled, index: int) -> dict[str, float]:
-    position = int((result.indices == index).nonzero()[0])
-    return {
-        name: values[position].item()
-        for name, values in result.values.items()
-        if not values[position].isnan() and not name.startswith("cycle_")
-    }
-
-
-def _save(image: Tensor, path: Path, *, alpha: bool) -> None:
-    shown = to_images(to_uint8(image))[None, None].cpu()
-    save_png(picture_grid(shown, border=0, alpha=alpha), path)

@@ -1,4 +1,4 @@
-"""The networks of an evaluation: VGG16 and Inception features, and LPIPS; never with random weights."""
+"""Feature networks of an evaluation, never with random weights: VGG16, Inception, and what all share."""
 
 from __future__ import annotations
 
@@ -125,6 +125,20 @@ def check_rgb(images: Tensor) -> None:
         raise ValueError(f"images are [B, 3, H, W] uint8; got {list(images.shape)} {images.dtype}")
 
 
+def resize_bicubic(images: Tensor, side: int) -> Tensor:
+    """Resizes images [B, 3, H, W] uint8 to side × side pixels as Pillow does: bicubic, antialiased.
+
+    Returns:
+        [B, 3, side, side] float32, whole numbers from 0 to 255. Pillow rounds between the axes, too, so a
+        few values differ from its by a level, rarely by two.
+    """
+    pixels = images.float()
+    if pixels.shape[2:] == (side, side):
+        return pixels
+    resized = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+    return resized.round().clamp(0, 255)
+
+
 def find_inception_weights(path: Path | None = None) -> Path:
     """Returns the file of weights: ``path``, or torch-fidelity's in torch's hub cache, downloaded if missing.
 
@@ -155,17 +169,22 @@ def find_inception_weights(path: Path | None = None) -> Path:
 
 def _download(target: Path) -> str:
     """Downloads torch-fidelity's file; returns the reason of a failure, or ""."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        return "HF_HUB_OFFLINE is set, so nothing was downloaded"
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     except ImportError:
         return "torch-fidelity, which knows their address, is not installed: pip install torch-fidelity"
+    return download_weights(URL_INCEPTION_V3, target, _HASH)
+
+
+def download_weights(url: str, target: Path, sha256: str) -> str:
+    """Downloads a file whose SHA-256 begins with ``sha256``; returns the reason of a failure, or ""."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        return "HF_HUB_OFFLINE is set, so nothing was downloaded"
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # torch.hub would wait forever
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(target), hash_prefix=_HASH, progress=False)
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=sha256, progress=False)
     except (OSError, RuntimeError) as error:
         return f"the download failed: {error}"
     finally:
@@ -260,7 +279,8 @@ class Measures:
 
     Attributes:
         lpips: metric → the distance.
-        features: ``inception`` and ``vgg16`` → the extractor. Metrics of missing networks are left out.
+        features: ``inception``, ``vgg16``, ``dinov2`` or ``clip`` → the extractor. Metrics of missing
+            networks are left out.
         remarks: one sentence per missing network, with the reason.
     """
 
@@ -276,51 +296,3 @@ class Measures:
             for name, distance in self.lpips.items()
         }
         return heads | {name: extractor.identity for name, extractor in self.features.items()}
-
-
-def open_measures(
-    device: torch.device,
-    *,
-    channels: int = 3,
-    inception: Path | None = None,
-    lpips: tuple[str, ...] = ("alex", "vgg"),
-    features: bool = True,
-) -> Measures:
-    """Loads the networks. A network whose weights are unavailable is skipped and noted; nothing replaces it.
-
-    Args:
-        channels: of the images; features are taken of grey, RGB and RGBA images only.
-        inception: a file of Inception's weights; None looks in torch-fidelity's cache, or downloads them.
-        lpips: trunks to measure LPIPS with.
-        features: whether Fréchet and kernel distances are measured.
-
-    Raises:
-        ValueError: the file ``inception`` is missing, or does not hold these weights.
-    """
-    # LPIPS.
-    measures = Measures()
-    for trunk in lpips:
-        try:
-            measures.lpips[f"lpips_{trunk}"] = LPIPS(load_trunk(trunk), net=trunk).to(device)
-        except WeightsNotFoundError as error:
-            measures.remarks.append(f"LPIPS ({trunk}) left out: {first_line(error)}")
-
-    # Features.
-    if not features:
-        return measures
-    if channels not in (1, 3, 4):
-        measures.remarks.append(
-            f"rFID, KID and FD-VGG16 left out: their networks take photographs, not {channels} channels"
-        )
-        return measures
-    try:
-        measures.features["inception"] = InceptionFeatures(inception, device)
-    except WeightsNotFoundError as error:
-        if inception is not None:
-            raise ValueError(str(error)) from error
-        measures.remarks.append(f"rFID and KID left out: {first_line(error)}")
-    try:
-        measures.features["vgg16"] = VGG16Features(device)
-    except WeightsNotFoundError as error:
-        measures.remarks.append(f"FD-VGG16 left out: {first_line(error)}")
-    return measures

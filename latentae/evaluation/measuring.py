@@ -1,14 +1,11 @@
 """Measures models on blocks of images, in one process or in several.
 
-``Evaluation`` deals blocks to the ranks and stores what is measured; ``measure_block`` measures one model on
-one block.
+``Evaluation`` deals blocks to the ranks and stores what ``measure_block`` measures of each.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +18,6 @@ from torch import Tensor
 
 from latentae import distributed
 from latentae.console import progress_bar
-from latentae.devices import to_float64_on_cpu
 from latentae.evaluation.assembly import (
     Assembled,
     Shards,
@@ -32,30 +28,27 @@ from latentae.evaluation.assembly import (
     to_text,
 )
 from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader, spread_evenly
-from latentae.evaluation.features import FeatureExtractor, Measures, to_rgb
+from latentae.evaluation.features import Measures
 from latentae.evaluation.fit import FIT_METRICS, FitMeasured, assemble_fit, measure_fit
-from latentae.evaluation.metrics import (
-    cycle_drift,
-    downscaled_psnr,
-    l1,
-    psnr,
-    ssim,
-    ssim_and_ms_ssim,
-    to_images,
-    to_uint8,
-)
+from latentae.evaluation.interpolation import SETTINGS, join_latents
+from latentae.evaluation.metrics import to_images
 from latentae.evaluation.models import NamedModel
-from latentae.evaluation.rate import CodeMeter, LatentMoments, kl_bits_per_pixel
-from latentae.evaluation.transparency import composite_psnr, composites, over_backgrounds, transparent_psnr
+from latentae.evaluation.single_block import (
+    IFID_NETWORK,
+    Drift,
+    batches,
+    interpolated_features,
+    measure_block,
+    pixel_values,
+    reference_features,
+    transparent_values,
+)
 
 # To be raised when the content of shards changes its meaning: shards of another version are not read.
-_VERSION = 2
+_VERSION = 3
 # Blocks between two meetings of the ranks. So no rank waits longer than a process group's timeout, and an
 # error in one of them stops all.
 _ROUNDS_TOGETHER = 8
-# Pixels per side that a metric needs.
-_SSIM_MINIMUM, _MS_SSIM_MINIMUM = 11, 176
-_LPIPS_MINIMUM = {"alex": 31, "vgg": 16}
 
 
 @dataclass(frozen=True)
@@ -97,6 +90,7 @@ class Evaluation:
         say: receives messages, on every rank.
         teacher: one of the models, beside which the others are measured too; see ``measure_fit``.
         alpha: whether images are RGBA, which are measured as composites.
+        ifid: whether decoded interpolations of latents are measured.
     """
 
     blocks: ImageBlocks
@@ -108,6 +102,7 @@ class Evaluation:
     say: Callable[[str], None] = field(default=lambda text: None)
     teacher: NamedModel | None = None
     alpha: bool = False
+    ifid: bool = False
     _said: set[str] = field(default_factory=set, init=False, repr=False)
     # Model → the latents of the block that is being measured, so that no image is encoded twice.
     _latents: dict[str, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
@@ -132,11 +127,20 @@ class Evaluation:
             self.say(f"going on: {len(self.blocks) - len(missing)} of {len(self.blocks)} blocks are measured")
         distributed.barrier()  # no rank writes before all have looked
 
-        # Measure this rank's share, and meet the other ranks every few blocks.
-        own = missing[distributed.rank() :: distributed.world_size()]
-        measured = self._measure_in_turn(own, models, originals, shards, fits)
+        # Measure this rank's share, and then what needs the latents of all images.
+        own = _share(missing)
+        self._together(self._measure_in_turn(own, models, originals, shards, fits), len(missing))
+        if self.ifid:
+            for model in models:
+                between = self._between_shards(model)
+                missing = [number for number in range(len(self.blocks)) if not between.has(number)]
+                distributed.barrier()
+                self._together(self._interpolate(_share(missing), model, between), len(missing))
+
+    def _together(self, measured: Iterator[None], blocks: int) -> None:
+        """Measures this rank's share of ``blocks``, and meets the other ranks every few blocks."""
         failure: Exception | None = None
-        for turn in range(-(-len(missing) // distributed.world_size())):
+        for turn in range(-(-blocks // distributed.world_size())):
             try:
                 next(measured, None)
             except Exception as error:  # raised where the ranks meet
@@ -156,6 +160,7 @@ class Evaluation:
             ((_present(originals, n), _present(own, n)) for n in range(len(self.blocks))),
             {name: extractor.dimensions for name, extractor in self.measures.features.items()},
             self.work,
+            self._interpolated_features(model) if self.ifid else None,
         )
 
     def fit_result(self, model: NamedModel) -> FitMeasured:
@@ -189,6 +194,45 @@ class Evaluation:
                     raise MeasuringError(str(error)) from error
                 self._latents.clear()
                 yield
+
+    def _interpolate(self, numbers: Sequence[int], model: NamedModel, between: Shards) -> Iterator[None]:
+        """Measures images between latents, for the next of these blocks each time it is advanced."""
+        own = self._shards(model)
+        table = join_latents(_present(own, number) for number in range(len(self.blocks)))
+        if table is None:  # which the result says
+            return
+        originals = self._originals()
+        counts = [len(_present(originals, number)["indices"]) for number in range(len(self.blocks))]
+        say = self.say if numbers else lambda text: None
+        with progress_bar(sum(counts[number] for number in numbers), "interpolations measured", say) as bar:
+            for number in numbers:
+                start = sum(counts[:number])
+                latents = table.interpolated(range(start, start + counts[number]))
+                height, width = _present(own, number)["size"].tolist() if len(latents) else (1, 1)
+                try:
+                    with _errors_name(model):
+                        between.store(
+                            number,
+                            interpolated_features(
+                                model,
+                                latents,
+                                (height, width),
+                                self.measures.features[IFID_NETWORK],
+                                self.device,
+                                self.settings.batch_size,
+                            ),
+                        )
+                except ValueError as error:
+                    raise MeasuringError(str(error)) from error
+                bar.update(counts[number])
+                yield
+
+    def _interpolated_features(self, model: NamedModel) -> Iterator[Tensor | None]:
+        """Yields the features of each block; None where there are no latents to interpolate."""
+        between = self._between_shards(model)
+        for number in range(len(self.blocks)):
+            shard = between.load(number)
+            yield None if shard is None else shard["features"]
 
     def _measure_originals(self, block: Block, shards: Shards) -> None:
         """Stores which images a block holds, and the networks' features of them.
@@ -238,6 +282,7 @@ class Evaluation:
             "batch_size": self.settings.batch_size,
             "drift": self._drift(),
             "alpha": self.alpha,
+            "with_latents": self.ifid,
         }
         if self.teacher is not None:
             options["keep"] = self._latents[model.name] = []
@@ -252,11 +297,11 @@ class Evaluation:
                 self._latents[each.name] = [each.encode(images) for images in self._images(block)]
         latents = (self._latents[model.name], self._latents[self.teacher.name])
         cheap = Measures({name: net for name, net in self.measures.lpips.items() if name in FIT_METRICS})
-        compare = partial(_transparent_values if self.alpha else _pixel_values, measures=cheap)
+        compare = partial(transparent_values if self.alpha else pixel_values, measures=cheap)
         shards.store(block.number, measure_fit(model, self.teacher, self._images(block), latents, compare))
 
     def _images(self, block: Block) -> Iterator[Tensor]:
-        for _, batch in _batches(block, self.settings.batch_size):
+        for _, batch in batches(block, self.settings.batch_size):
             yield to_images(batch.to(self.device))
 
     def _drift(self) -> Drift | None:
@@ -277,6 +322,10 @@ class Evaluation:
         fingerprint = {**self._fingerprint(), "model": model.identity, "cycle": drift}
         return Shards(self.work, model.name, json.dumps(fingerprint, sort_keys=True))
 
+    def _between_shards(self, model: NamedModel) -> Shards:
+        fingerprint = {**self._fingerprint(), "model": model.identity, "between": SETTINGS}
+        return Shards(self.work, f"{model.name}.between", json.dumps(fingerprint, sort_keys=True))
+
     def _fit_shards(self, model: NamedModel) -> Shards:
         assert self.teacher is not None
         fingerprint = {**self._fingerprint(), "model": model.identity, "teacher": self.teacher.identity}
@@ -293,7 +342,13 @@ class Evaluation:
             "measures": self.measures.identities,
             # It appears only if given, so that older measurements stay valid.
             **({"alpha": True} if self.alpha else {}),
+            **({"ifid": True} if self.ifid else {}),
         }
+
+
+def _share(numbers: Sequence[int]) -> Sequence[int]:
+    """Returns those of these blocks that this rank measures."""
+    return numbers[distributed.rank() :: distributed.world_size()]
 
 
 @contextmanager
@@ -325,174 +380,3 @@ def _present(shards: Shards, number: int) -> dict[str, Tensor]:
             f"{shards.path(number)} is missing: with several processes all must see the same output folder"
         )
     return shard
-
-
-@dataclass(frozen=True)
-class Drift:
-    """The rounds (1 or more, rising) after which some images, by their indices in the data, are measured."""
-
-    rounds: Sequence[int]
-    indices: frozenset[int]
-
-
-def measure_block(
-    model: NamedModel,
-    block: Block,
-    measures: Measures,
-    device: torch.device,
-    *,
-    batch_size: int = 16,
-    drift: Drift | None = None,
-    keep: list[Tensor] | None = None,
-    alpha: bool = False,
-) -> dict[str, Tensor]:
-    """Measures a model on a block of images.
-
-    A value is NaN where the image is too small for the metric, or the metric was not asked for.
-
-    Args:
-        batch_size: images of one size that go through the model together.
-        drift: the images whose drift is measured; None measures none.
-        keep: receives the unscaled latents [b, c, h, w] of each batch.
-        alpha: whether images are RGBA, which are measured as composites.
-
-    Returns:
-        a shard: float64 values [n] as ``value.METRIC``, features [n, d] as ``features.NETWORK``, the states
-        of ``LatentMoments`` and ``CodeMeter`` as ``moments.*`` and ``codes.*``, and the model's ``seconds``.
-
-    Raises:
-        ValueError: the model makes images of another size, or NaN.
-    """
-    rows: dict[str, list[Tensor]] = {}
-    moments: LatentMoments | None = None
-    codes: CodeMeter | None = None
-    seconds = 0.0
-    for indices, batch in _batches(block, batch_size):
-        # Reconstruct.
-        images = to_images(batch.to(device))
-        started = _now(device)
-        output = model(images)
-        seconds += _now(device) - started
-
-        # One value per image and metric, and the features.
-        pixels = to_uint8(output.sample)
-        compare = _transparent_values if alpha else _pixel_values
-        values = compare(to_images(pixels), images, measures)
-        if model.upscale > 1:
-            values["psnr_downscaled"] = downscaled_psnr(output.sample, images, model.upscale)
-        if output.mean is not None:
-            values["kl_bits_per_pixel"] = kl_bits_per_pixel(
-                output.mean, output.log_variance, *images.shape[2:]
-            )
-        if drift is not None:
-            measure = composite_psnr if alpha else psnr
-            values |= _drift(drift, indices, model, images, output.sample, measure)
-        for name, value in values.items():
-            rows.setdefault(f"value.{name}", []).append(to_float64_on_cpu(value))
-        shown = over_backgrounds(pixels, images) if alpha else pixels
-        for name, extractor in measures.features.items():
-            rows.setdefault(f"features.{name}", []).append(_features(extractor, shown))
-
-        # The sums over latents and codes.
-        if output.latents is not None:
-            moments = moments or LatentMoments(output.latents.shape[1])
-            moments.add(output.latents.float())
-            if keep is not None:
-                keep.append(output.latents)
-        if output.indices is not None and model.num_codes is not None:
-            depth = 1 if output.indices.ndim == 3 else output.indices.shape[1]
-            codes = codes or CodeMeter(model.num_codes, depth)
-            codes.add(output.indices, *images.shape[2:])
-
-    shard = {name: torch.cat(parts) for name, parts in rows.items()}
-    for name, sums in (("moments", moments), ("codes", codes)):
-        if sums is not None:
-            shard |= {f"{name}.{key}": value for key, value in sums.state().items()}
-    return {**shard, "seconds": torch.tensor(seconds, dtype=torch.float64)}
-
-
-def reference_features(
-    block: Block,
-    extractor: FeatureExtractor,
-    device: torch.device,
-    batch_size: int = 16,
-    *,
-    alpha: bool = False,
-) -> Tensor:
-    """Returns features [n, d] of the originals of a block, of RGBA images with ``alpha`` over backgrounds."""
-    batches = (pixels.to(device) for _, pixels in _batches(block, batch_size))
-    if alpha:
-        batches = (over_backgrounds(pixels, to_images(pixels)) for pixels in batches)
-    parts = [_features(extractor, pixels) for pixels in batches]
-    return torch.cat([*parts, torch.zeros(0, extractor.dimensions)])
-
-
-def _pixel_values(reconstructions: Tensor, images: Tensor, measures: Measures) -> dict[str, Tensor]:
-    """Returns metric → [B] of the metrics that compare each reconstruction with its image."""
-    side = min(images.shape[2:])
-    rows = {"psnr": psnr(reconstructions, images), "l1": l1(reconstructions, images)}
-    if side >= _MS_SSIM_MINIMUM:
-        rows["ssim"], rows["ms_ssim"] = ssim_and_ms_ssim(reconstructions, images)
-    else:
-        large_enough = side >= _SSIM_MINIMUM
-        rows["ssim"] = ssim(reconstructions, images) if large_enough else _missing(len(images))
-        rows["ms_ssim"] = _missing(len(images))
-    for name, distance in measures.lpips.items():
-        large_enough = side >= _LPIPS_MINIMUM[distance.net]
-        with torch.no_grad():
-            rows[name] = distance(reconstructions, images) if large_enough else _missing(len(images))
-    return rows
-
-
-def _transparent_values(reconstructions: Tensor, images: Tensor, measures: Measures) -> dict[str, Tensor]:
-    """Returns the means of the metrics over the composites on black and on white, and PSNRs of their own."""
-    black, white = (_pixel_values(*pair, measures) for pair in composites(reconstructions, images))
-    means = {name: (value + white[name]) / 2 for name, value in black.items()}
-    return means | transparent_psnr(reconstructions, images)
-
-
-def _features(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
-    """Returns features [B, d] on the CPU; NaN for images that are too small for the network."""
-    if min(pixels.shape[2:]) < extractor.smallest_side:
-        return torch.full((len(pixels), extractor.dimensions), float("nan"))
-    return extractor(to_rgb(pixels)).cpu()
-
-
-def _drift(
-    drift: Drift,
-    indices: Sequence[int],
-    model: NamedModel,
-    images: Tensor,
-    first: Tensor,
-    measure: Callable[[Tensor, Tensor], Tensor],
-) -> dict[str, Tensor]:
-    """Returns ``cycle_psnr_ROUNDS`` → [B]; NaN for images whose drift is not measured."""
-    rows = {f"cycle_psnr_{rounds}": _missing(len(images)) for rounds in drift.rounds}
-    chosen = [position for position, index in enumerate(indices) if index in drift.indices]
-    if chosen:
-        found = cycle_drift(
-            lambda x: model(x).sample, images[chosen], drift.rounds, first=first[chosen], measure=measure
-        )
-        for rounds, ratios in found.items():
-            rows[f"cycle_psnr_{rounds}"][chosen] = ratios.cpu()
-    return rows
-
-
-def _batches(block: Block, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
-    """Yields indices and images [B, C, H, W] uint8 of neighbours of one size, in the block's order."""
-    pairs = zip(block.indices, block.images, strict=True)
-    for _, group in itertools.groupby(pairs, key=lambda pair: pair[1].shape):
-        alike = list(group)
-        for start in range(0, len(alike), batch_size):
-            indices, images = zip(*alike[start : start + batch_size], strict=True)
-            yield list(indices), torch.stack(images)
-
-
-def _missing(count: int) -> Tensor:
-    return torch.full((count,), float("nan"), dtype=torch.float64)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -100,6 +100,20 @@ class NamedModel:
             )
         return images
 
+    @torch.no_grad()
+    def decode(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Decodes unscaled latents [B, c, h, w], as ``encode`` returns them, to images of a size (H, W).
+
+        Raises:
+            ValueError: the images are not finite.
+        """
+        autoencoder: Any = self.autoencoder
+        with self._precision(latents):
+            images: Tensor = autoencoder.decode(latents).sample.float()[..., : size[0], : size[1]]
+        if not images.isfinite().all():
+            raise ValueError(f"{self.name} decodes interpolated latents to images that hold NaN or infinity")
+        return images
+
     def _precision(self, inputs: Tensor) -> AbstractContextManager[Any]:
         if self.autocast is None:
             return nullcontext()
@@ -212,6 +226,37 @@ def add_teacher(models: Sequence[str], teacher: str) -> tuple[list[str], str]:
             f"teacher a name of its own, as in --teacher teacher={named[name]}"
         )
     return measured, name
+
+
+def group_models(names: Sequence[str], groups: Sequence[str]) -> dict[str, list[str]]:
+    """Returns group → models, in the order in which a report shows them; empty without groups.
+
+    Models in no group form the last one, ``others``.
+
+    Args:
+        names: of the models.
+        groups: ``NAME=MODEL,MODEL`` each.
+
+    Raises:
+        ValueError: a group has no name or no models, a model is unknown or in two groups, or a name occurs
+            twice.
+    """
+    found: dict[str, list[str]] = {}
+    for text in groups:
+        group, _, listed = text.partition("=")
+        members = [name.strip() for name in listed.split(",") if name.strip()]
+        if not group.strip() or not members:
+            raise ValueError(f"group is {text!r}, but must be NAME=MODEL,MODEL")
+        if group in found:
+            raise ValueError(f"two groups are called {group}: write their models into one")
+        for name in members:
+            if name not in names:
+                raise ValueError(f"group {text!r} names {name}, but the models are {', '.join(names)}")
+            if members.count(name) > 1 or any(name in others for others in found.values()):
+                raise ValueError(f"{name} is in two groups: name it once")
+        found[group] = members
+    rest = [name for name in names if not any(name in members for members in found.values())]
+    return {**found, "others": rest} if found and rest else found
 
 
 def choose_families(names: Collection[str], families: Sequence[str]) -> dict[str, str]:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from latentae import distributed
 from latentae.evaluation.blocks import spread_evenly
-from latentae.evaluation.features import Measures, open_measures
+from latentae.evaluation.features import Measures
 from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.models import NamedModel, channels_of, factor_of, open_models
+from latentae.evaluation.networks import open_measures
 from latentae.latents.cache import LatentDataset, encode_dataset
 from latentae.lock import FolderLock
 from latentae.models import load_autoencoder

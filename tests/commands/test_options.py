@@ -81,8 +81,9 @@ def defaults_of(target):
 def test_defaults_are_those_of_the_library(name, targets):
     options = parse(name)
     expected = {key: value for target in targets for key, value in defaults_of(target).items()}
-    # The parser gives `families` as a list and requires `out` and `data`.
-    shared = (options.keys() & expected.keys()) - {"families", "out", "data", "model"}
+    # The parser gives what can be repeated as lists, and requires `out` and `data`.
+    lists = {"families", "groups", "weights"}
+    shared = (options.keys() & expected.keys()) - {*lists, "out", "data", "model"}
     assert len(shared) >= 8
     assert {key: options[key] for key in shared} == {key: expected[key] for key in shared}
 

@@ -1,10 +1,12 @@
+import json
 from copy import deepcopy
 
 import pytest
 
 from latentae.cli import main
 from latentae.evaluation.compare import differences, render
-from latentae.report.results import ModelDetails, Results, TeacherFit, Value
+from latentae.report.evaluation import render_report_markdown
+from latentae.report.results import Crop, ModelDetails, Results, TeacherFit, Value
 
 
 @pytest.fixture
@@ -63,6 +65,37 @@ def test_metrics_that_differ(results):
     assert lines == {"PSNR": ["20.00", "20.50", "+0.50", "overlap"], "rFID": ["3.000", "2.500", "-0.500"]}
     other.models["kl"]["psnr"] = Value(24.0, 23.0, 25.0)
     assert "+4.00      apart" in render(results, other)
+
+
+OLD_REPORT = """{
+  "protocol": {"name": "native", "images": 10, "networks": {"vgg16": "x"}, "batch_size": 16},
+  "models": {"kl": {"psnr": {"value": 20.0, "low": 19.0, "high": 21.0},
+                    "lpips_alex": {"value": 0.2, "low": null, "high": null}}},
+  "details": {"kl": {"class_name": "KLVAE", "path": "run", "sha256": "ab", "parameters": 1000000,
+    "downsampling_factor": 8, "latent_channels": 4, "latents": {"mean": [0.0]},
+    "percentiles": {"psnr": {"50": 20.0}}, "cycle_psnr": {"1": 20.0}, "remarks": ["Careful."]}},
+  "pictures": [{"index": 3, "name": "a.png", "why": ["random"], "original": "pictures/000003.png",
+    "reconstructions": {"kl": "pictures/000003_0.png"}, "values": {"kl": {"psnr": 20.0}}}]
+}
+"""
+
+
+def test_reports_from_before_there_were_colours(results, tmp_path):
+    """What the version before wrote opens, is shown, and is compared with what is written now."""
+    (tmp_path / "results.json").write_text(OLD_REPORT)
+    old = Results.load(tmp_path)
+    assert (old.crops, old.groups) == ([], {})
+    assert json.loads(old.to_json()) == json.loads(OLD_REPORT)
+    assert "| parameters, M | 1.00 |" in render_report_markdown(old)
+    results.models["kl"] |= {"delta_e": Value(1.5, 1.4, 1.6), "ifid": Value(9.0)}
+    results.protocol |= {"ifid": "halfway", "networks": {"vgg16": "x", "clip": "y"}}
+    results.crops = [Crop("kl", 3, "a.png", 0, 0, 4.0, "a.png", {})]
+    for one, other in ((old, results), (results, old)):
+        text = render(one, other)
+        assert "PSNR  20.00   20.00       0" in text
+        assert "networks.clip" in text
+        assert "iFID is measured in one of them only" in text
+        assert "ΔE" not in text
 
 
 def fit_of(psnr, verdict, relative_mse):

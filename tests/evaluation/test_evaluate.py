@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import latentae
+from latentae.data.folder import FolderSource
 from latentae.evaluation import evaluate as module
 from latentae.evaluation.assembly import Assembled
 from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks
@@ -15,15 +16,14 @@ from latentae.evaluation.evaluate import (
     RESULTS,
     WORK,
     Request,
-    choose_pictures,
     describe_model,
     describe_protocol,
     evaluate,
     hardware,
-    save_pictures,
 )
 from latentae.evaluation.measuring import Settings
 from latentae.evaluation.models import NamedModel
+from latentae.evaluation.pictures import choose_pictures, save_crops, save_pictures
 from latentae.report.results import Results, Value
 from tests.evaluation.conftest import tiny_model
 from tests.lock_holder import another_process
@@ -38,6 +38,15 @@ from tests.lock_holder import another_process
         ({"precision": "fp8"}, "precision is 'fp8', but must be one of float32, bfloat16"),
         ({"limit": 0}, "limit is 0"),
         ({"inception": Path("gone.pth")}, r"inception is gone\.pth, but there is no such file"),
+        ({"weights": ["clip=gone.pt"]}, r"weights is clip=gone\.pt, but there is no such file"),
+        ({"weights": ["clip"], "features": False}, "weights are given, but features are turned off"),
+        ({"ifid": True, "features": False}, "ifid is set, but features are turned off"),
+        ({"ifid": True, "alpha": True}, "ifid is set, but images are RGBA"),
+        ({"groups": ["f8"]}, "group is 'f8', but must be NAME=MODEL,MODEL"),
+        ({"groups": ["f8=a,b"]}, "group 'f8=a,b' names b, but the models are a"),
+        ({"groups": ["f8=a", "f16=a"]}, "a is in two groups"),
+        ({"groups": ["f8=a,a"]}, "a is in two groups"),
+        ({"groups": ["f8=a", "f8=a"]}, "two groups are called f8"),
     ],
 )
 def test_what_cannot_be(changes, says, tmp_path):
@@ -174,6 +183,24 @@ def test_a_report_of_two_models(request_of, models, tmp_path):
         for file in (picture.original, *picture.reconstructions.values()):
             assert (out / file).is_file()
     assert sum("worst of kl" in picture.why for picture in results.pictures) == 16
+    assert [crop.model for crop in results.crops] == ["kl"] * 6 + ["vq"] * 6
+    assert Results.load(out).crops == results.crops
+    assert results.groups == {}
+
+
+def test_networks_groups_and_ifid_reach_the_report(request_of, tmp_path):
+    results = evaluate(request_of(limit=40, ifid=True, groups=["codes=vq"]), CPU)
+    assert results.groups == {"codes": ["vq"], "others": ["kl"]}
+    assert {"ifid", "precision", "recall", "delta_e"} <= results.models["vq"].keys()
+    assert "halfway to the nearest" in results.protocol["ifid"]
+    assert '<th colspan="1">codes</th>' in (tmp_path / "report/report.html").read_text()
+
+
+def test_ifid_without_inception_is_left_out(request_of, measures):
+    measures.features = {"vgg16": measures.features["inception"]}
+    results = evaluate(request_of("kl", limit=4, ifid=True), CPU)
+    assert "ifid" not in results.models["kl"]
+    assert "iFID left out: it needs Inception's weights, as rFID does" in results.details["kl"].remarks
 
 
 def test_numbers_are_those_of_the_models_alone(request_of):
@@ -242,6 +269,7 @@ def test_a_report_is_kept_unless_told(request_of, tmp_path):
         "000000_0.png",
         "000035.png",
         "000035_0.png",
+        *(f"crop_{number:03d}{end}.png" for number in range(2) for end in ("", "_0")),
         "mine.png",
     ]
 
@@ -332,6 +360,34 @@ def test_worst_by_a_distance_that_all_images_have():
 
 def test_few_images():
     assert set(choose_pictures({"a": assembled_of(psnr=[1.0, 2.0])})) == {0, 1}
+
+
+def test_crops_are_the_worst_squares(models, tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "large").mkdir()
+    for number in range(8):
+        pixels = generator.integers(0, 256, (96, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"large/{number}.png")
+    blocks = ImageBlocks(FolderSource(tmp_path / "large"), PROTOCOLS["native"], 3)
+    corner = torch.tensor([[16, 0]] * 7 + [[32, 16]])
+    subjects = [NamedModel(name, name, model) for name, model in models.items()]
+    results = {name: assembled_of(psnr=np.arange(8.0)) for name in models}
+    results["vq"].crops = {"delta_e": torch.arange(8.0), "corner": corner}
+    shown = (blocks, subjects, results, tmp_path, torch.device("cpu"))
+    pictures = save_pictures({7: ["random"]}, *shown)
+    crops = save_crops(pictures, *shown)
+    again = {file.name: file.read_bytes() for file in (tmp_path / "pictures").glob("crop_*.png")}
+    assert save_crops([], *shown) == crops
+    assert again == {file.name: file.read_bytes() for file in (tmp_path / "pictures").glob("crop_*.png")}
+    assert [(crop.model, crop.index) for crop in crops] == [("vq", index) for index in (7, 6, 5, 4, 3, 2)]
+    first = crops[0]
+    assert (first.name, first.left, first.top, first.delta_e) == ("7.png", 16, 32, 7.0)
+    original = np.asarray(Image.open(tmp_path / "large/7.png"))[32:96, 16:80]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / first.original)), original)
+    with torch.no_grad():
+        expected = models["kl"](blocks.prepare(7)[None]).sample[0, :, 32:96, 16:80].clamp(-1, 1)
+    shown = torch.from_numpy(np.array(Image.open(tmp_path / first.reconstructions["kl"]))).permute(2, 0, 1)
+    assert (shown / 127.5 - 1 - expected).abs().max().item() == pytest.approx(0, abs=0.5 / 127)
 
 
 def test_pictures_are_those_of_the_protocol(source, image_folder, models, tmp_path):

@@ -15,7 +15,6 @@ from latentae.evaluation.features import (
     Measures,
     VGG16Features,
     find_inception_weights,
-    open_measures,
     stretch,
     to_rgb,
 )
@@ -190,58 +189,6 @@ def test_positions_by_hand():
     row = torch.tensor([0.0, 3.0, 6.0])
     # 0, 0.75, 1.5, 2.25 of the input's columns, the last of which is repeated
     assert stretch(row.expand(1, 1, 3, 3), 4)[0, 0, 0].tolist() == [0.0, 2.25, 4.5, 6.0]
-
-
-CPU = torch.device("cpu")
-
-
-class Network:
-    dimensions = 4
-    identity = "network-1"
-
-    def __init__(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def nothing(monkeypatch):
-    """No weights are to be had."""
-
-    def missing(*arguments):
-        raise WeightsNotFoundError("not here\nsecond line")
-
-    for name in ("load_trunk", "InceptionFeatures", "VGG16Features"):
-        monkeypatch.setattr(module, name, missing)
-    return monkeypatch
-
-
-def test_what_is_missing_is_said_and_replaced_by_nothing(nothing):
-    measures = open_measures(CPU)
-    assert measures.lpips == {}
-    assert measures.features == {}
-    assert measures.remarks == [
-        "LPIPS (alex) left out: not here",
-        "LPIPS (vgg) left out: not here",
-        "rFID and KID left out: not here",
-        "FD-VGG16 left out: not here",
-    ]
-
-
-def test_a_file_that_was_named_must_be_there(nothing, tmp_path):
-    with pytest.raises(ValueError, match="not here"):
-        open_measures(CPU, inception=tmp_path / "gone.pth")
-
-
-def test_features_know_photographs_only(nothing):
-    nothing.setattr(module, "InceptionFeatures", Network)
-    nothing.setattr(module, "VGG16Features", Network)
-    assert open_measures(CPU, channels=3).identities == {"inception": "network-1", "vgg16": "network-1"}
-    measures = open_measures(CPU, channels=6, lpips=())
-    assert measures.features == {}
-    assert measures.remarks == [
-        "rFID, KID and FD-VGG16 left out: their networks take photographs, not 6 channels"
-    ]
-    assert open_measures(CPU, features=False, lpips=()).remarks == []
 
 
 def test_another_trunk_is_another_identity(alexnet_trunk):

@@ -1,20 +1,27 @@
 import pytest
 import torch
+from PIL import Image
 
 from latentae.evaluation.blocks import PROTOCOLS, Block, ImageBlocks
-from latentae.evaluation.measuring import Drift, Evaluation, Settings, measure_block, reference_features
-from latentae.evaluation.metrics import l1, psnr, to_images, to_uint8
+from latentae.evaluation.colour import channel_shifts, colour_difference, worst_crops
+from latentae.evaluation.distances import GaussianStatistics, frechet_distance
+from latentae.evaluation.interpolation import LatentTable
+from latentae.evaluation.measuring import Evaluation, Settings
+from latentae.evaluation.metrics import band_snr, l1, psnr, to_images, to_uint8
 from latentae.evaluation.models import NamedModel
+from latentae.evaluation.single_block import Drift, measure_block, reference_features
 
 
 @pytest.fixture
 def evaluate(source, measures, models, tmp_path):
-    def run(*names, work="work", limit=None, data="images", **settings):
+    def run(*names, work="work", limit=None, data="images", ifid=False, **settings):
         subjects = [NamedModel(name, name, models[name]) for name in names or models]
         blocks = ImageBlocks(source, PROTOCOLS["native"], 3, limit)
         said = []
         folder, device = tmp_path / work, torch.device("cpu")
-        evaluation = Evaluation(blocks, measures, Settings(**settings), folder, data, device, said.append)
+        evaluation = Evaluation(
+            blocks, measures, Settings(**settings), folder, data, device, said.append, ifid=ifid
+        )
         evaluation.measure(subjects)
         return [evaluation.result(subject) for subject in subjects], said
 
@@ -35,6 +42,51 @@ def test_each_image_counts_once(evaluate, source, models):
     assert "kl_bits_per_pixel" not in vq.metrics
     assert vq.metrics["bits_per_pixel"].value == pytest.approx(4 / 4)
     assert len(kl.latents["kurtosis"]) == 4
+
+
+def test_colours_and_details(evaluate):
+    (kl, _), _ = evaluate()
+    assert {"delta_e", "mean_shift_red", "std_shift_blue", "snr_2px", "snr_8px"} <= set(kl.metrics)
+    assert not any("SNR" in remark for remark in kl.remarks)
+    assert kl.metrics["delta_e"].low < kl.metrics["delta_e"].value < kl.metrics["delta_e"].high
+    assert kl.crops["delta_e"].tolist() == pytest.approx(kl.values["delta_e"].tolist())  # one square is all
+    assert {"precision", "recall"} <= set(kl.metrics)
+
+
+def test_ifid_is_the_distance_of_decoded_interpolations(evaluate, measures, source, models):
+    (kl,), _ = evaluate("kl", ifid=True)
+    images = torch.stack([PROTOCOLS["native"](source.load(i, 3)) for i in range(70)])
+    with torch.no_grad():
+        table = LatentTable(models["kl"].encode(images).latents)
+        decoded = models["kl"].decode(table.interpolated(range(70))).sample
+    statistics = []
+    for pixels in (images, decoded):
+        statistics.append(GaussianStatistics(7))
+        statistics[-1].add(measures.features["inception"](to_uint8(pixels)))
+    assert kl.metrics["ifid"].value == pytest.approx(frechet_distance(*statistics), rel=1e-3)
+    (plain,), _ = evaluate("kl")
+    assert "ifid" not in plain.metrics
+    assert plain.metrics["rfid"].value == pytest.approx(kl.metrics["rfid"].value, rel=1e-6)
+
+
+def test_an_interrupted_ifid_goes_on(evaluate, tmp_path, measures):
+    (whole,), _ = evaluate("kl", ifid=True)
+    between = sorted((tmp_path / "work").glob("kl.between-*/*.safetensors"))
+    assert len(between) == 3
+    between[1].unlink()
+    before = between[0].stat().st_mtime_ns
+    calls = measures.features["inception"].calls
+    (again,), _ = evaluate("kl", ifid=True)
+    assert measures.features["inception"].calls == calls + 2  # 32 images in batches of 16
+    assert between[0].stat().st_mtime_ns == before
+    assert again.metrics["ifid"] == whole.metrics["ifid"]
+
+
+def test_ifid_needs_latents_of_one_size(evaluate, image_folder):
+    Image.new("RGB", (40, 32)).save(image_folder / "005.png")
+    (kl,), _ = evaluate("kl", ifid=True)
+    assert "ifid" not in kl.metrics
+    assert any(remark.startswith("iFID left out: it needs two images or more with") for remark in kl.remarks)
 
 
 def test_the_batch_size_does_not_matter(evaluate):
@@ -148,6 +200,20 @@ def test_mixed_sizes_keep_their_order(block, models, measures):
     torch.testing.assert_close(shard["value.l1"], difference, rtol=1e-5, atol=0)
     assert shard["features.inception"].shape == (4, 7)
     assert shard["value.ms_ssim"].isnan().all()
+    with torch.no_grad():
+        pairs = [(models["kl"](image).sample, image) for image in images]
+    colours = [colour_difference(*pair) for pair in pairs]
+    means = torch.stack([colour.mean() for colour in colours])
+    torch.testing.assert_close(shard["value.delta_e"], means, rtol=1e-3, atol=0)
+    shifts = torch.cat([channel_shifts(*pair)["mean_shift_blue"] for pair in pairs])
+    torch.testing.assert_close(shard["value.mean_shift_blue"], shifts, rtol=1e-4, atol=1e-3)
+    snr = torch.cat([band_snr(*pair)["snr_4px"] for pair in pairs])
+    torch.testing.assert_close(shard["value.snr_4px"], snr, rtol=1e-4, atol=1e-4)
+    crops = [worst_crops(colour) for colour in colours]
+    torch.testing.assert_close(
+        shard["crop.delta_e"], torch.cat([c.delta_e for c in crops]), rtol=1e-3, atol=0
+    )
+    assert shard["crop.corner"].tolist() == [[0, 0]] * 4
     assert int(shard["moments.count"]) == sum(image[0].numel() // 4 for image in block.images)
 
 

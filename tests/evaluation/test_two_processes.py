@@ -5,9 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from latentae import cli
 from tests.evaluation.conftest import tiny_model
+from tests.evaluation.ifid_on_two_ranks import measured
 from tests.processes import ROOT, environment, launch, torchrun
 
 
@@ -63,6 +65,16 @@ def test_two_processes_measure_the_same_beside_a_teacher(image_folder, tmp_path)
     assert one["fit"]["new"]["new_decoder_on_old_latents"].keys() >= {"psnr_loss", "ssim", "lpips_alex"}
     assert one["fit"]["new"]["relative_mse"] > 0
     assert one == two
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_measure_the_same_colours_and_ifid(image_folder, tmp_path):
+    script = Path(__file__).with_name("ifid_on_two_ranks.py")
+    launch(script, 2, str(image_folder), str(tmp_path))
+    two = json.loads((tmp_path / "two.json").read_text())
+    one = measured(image_folder, tmp_path / "one", torch.device("cpu"))
+    assert one.keys() >= {"ifid", "rfid", "precision", "recall", "clip_mmd", "delta_e", "snr_4px", "corner"}
+    assert json.loads(json.dumps(one)) == two
 
 
 def test_what_one_of_two_processes_meets_stops_both(image_folder, tmp_path):
