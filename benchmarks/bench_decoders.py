@@ -36,10 +36,10 @@ from torch import Tensor, nn
 from latentae import KLVAE
 from latentae.data import DataSelection
 from latentae.evaluation.blocks import ImageBlocks, open_images, protocol_called
-from latentae.evaluation.features import open_measures
 from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.metrics import psnr
 from latentae.evaluation.models import NamedModel, add_teacher, factor_of, open_models
+from latentae.evaluation.networks import open_measures
 from latentae.models import AutoencoderOutput
 from latentae.models.decoders import downscale
 from latentae.report.results import number
