@@ -82,7 +82,7 @@ def errors_as(code: int, *kinds: type[Exception], alone: bool = False) -> Iterat
     try:
         yield
     except Exception as error:
-        if MemoryError in kinds and _is_out_of_memory(error):
+        if MemoryError in kinds and is_out_of_memory(error):
             message = "out of memory: choose a smaller --batch-size"
         elif isinstance(error, kinds):
             message = str(error) or type(error).__name__
@@ -91,7 +91,8 @@ def errors_as(code: int, *kinds: type[Exception], alone: bool = False) -> Iterat
         raise CommandError(message, code, alone=alone) from error
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is too little memory, on a CPU or a GPU."""
     # The class is torch.OutOfMemoryError, but torch may not be loaded. On the CPU it is a RuntimeError.
     on_gpu = type(error).__name__ == "OutOfMemoryError"
     on_cpu = isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentae.evaluation.features import check_rgb, download_weights, resize_bicubic
+from latentae.evaluation.features import check_rgb, download_weights, find_weights, resize_bicubic
 from latentae.files import file_sha256, first_line
 from latentae.models.checkpoints.reading import read_checkpoint
 from latentae.weights import WeightsNotFoundError
@@ -39,25 +39,14 @@ def find_clip_weights(path: Path | None = None, *, download: bool = False) -> Pa
     Raises:
         WeightsNotFoundError: there is no such file, or it could not be downloaded.
     """
-    if path is not None:
-        if not path.is_file():
-            raise WeightsNotFoundError(f"{path} is not there: give the path of {FILE}")
-        return path
-    cached = Path(torch.hub.get_dir(), "checkpoints", FILE)
-    if cached.is_file():
-        if file_sha256(cached) == _SHA256:
-            return cached
-        reason = f"{cached} is damaged: its SHA-256 is not {_SHA256[:8]}…; remove it"
-    elif download:
-        reason = _download(cached)
-        if not reason:
-            return cached
-    else:
-        reason = f"--weights clip downloads them, {_SIZE}"
-    raise WeightsNotFoundError(
-        f"CLIP's weights are not on this machine ({reason}); copy OpenAI's ViT-L-14-336px.pt to {cached}, or "
-        "give a file by --weights clip=FILE"
-    )
+    fetch = _download if download else (lambda target: f"--weights clip downloads them, {_SIZE}")
+    found, reason = find_weights(path, FILE, _SHA256, fetch)
+    if reason:
+        raise WeightsNotFoundError(
+            f"CLIP's weights are not on this machine ({reason}); copy OpenAI's ViT-L-14-336px.pt to {found}, "
+            "or give a file by --weights clip=FILE"
+        )
+    return found
 
 
 def _download(target: Path) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from latentae.evaluation.models import weights_sha256
-from latentae.files import first_line
+from latentae.files import file_sha256, first_line
 from latentae.losses.perceptual import LPIPS
 from latentae.weights import WeightsNotFoundError, load_trunk
 
@@ -148,23 +149,37 @@ def find_inception_weights(path: Path | None = None) -> Path:
     Raises:
         WeightsNotFoundError: there is no such file, and it could not be downloaded.
     """
+    found, reason = find_weights(path, FILE, _HASH, _download)
+    if reason:
+        raise WeightsNotFoundError(
+            f"FID's Inception weights are not on this machine ({reason}); copy {FILE}, which torch-fidelity "
+            f"releases, to {found} or give its path"
+        )
+    return found
+
+
+def find_weights(path: Path | None, file: str, sha256: str, fetch: Callable[[Path], str]) -> tuple[Path, str]:
+    """Returns where a network's weights are, and why they cannot be used, or "".
+
+    Args:
+        path: a given file, whose hash is not checked; None searches torch's hub cache.
+        file: the name of the published file.
+        sha256: with which its SHA-256 begins.
+        fetch: puts a missing file there, and returns the reason of a failure, or "".
+
+    Raises:
+        WeightsNotFoundError: the given file is not there.
+    """
     if path is not None:
         if not path.is_file():
-            raise WeightsNotFoundError(f"{path} is not there: give the path of {FILE}")
-        return path
-    cached = Path(torch.hub.get_dir(), "checkpoints", FILE)
-    if cached.is_file():
-        if hashlib.sha256(cached.read_bytes()).hexdigest().startswith(_HASH):
-            return cached
-        reason = f"{cached} is damaged: its SHA-256 does not begin with {_HASH}; remove it"
-    else:
-        reason = _download(cached)
-        if not reason:
-            return cached
-    raise WeightsNotFoundError(
-        f"FID's Inception weights are not on this machine ({reason}); copy {FILE}, which torch-fidelity "
-        f"releases, to {cached} or give its path"
-    )
+            raise WeightsNotFoundError(f"{path} is not there: give the path of {file}")
+        return path, ""
+    cached = Path(torch.hub.get_dir(), "checkpoints", file)
+    if not cached.is_file():
+        return cached, fetch(cached)
+    if file_sha256(cached).startswith(sha256):
+        return cached, ""
+    return cached, f"{cached} is damaged: its SHA-256 is not {sha256[:8]}…; remove it"
 
 
 def _download(target: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from latentae.console import is_out_of_memory
 from latentae.data import FolderSource, decode_image
 from latentae.data.arrays import ValueRange
 from latentae.data.decode import Pixels
@@ -161,7 +162,7 @@ def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **readi
     except ValueError as error:
         return Comparison(job, skipped=str(error).removeprefix(f"{job.name}: "))
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return Comparison(job, skipped="it needs more memory than there is: try --tile, or --max-side")
     job.picture.parent.mkdir(parents=True, exist_ok=True)
