@@ -21,7 +21,7 @@ Key = tuple[int, int] | tuple[int, int, int]  # epoch, index and perhaps resolut
 
 
 class Batch(TypedDict):
-    """What loaders yield.
+    """Holds a batch, as loaders yield it.
 
     Keys:
         images: float32 [B, C, H, W] in [-1, 1].

@@ -207,7 +207,7 @@ def _mean_kernel(
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """How far two sets of features cover each other.
+    """Holds how far two sets of features cover each other.
 
     Attributes:
         precision: share of the reconstructions that lie within the originals' manifold.

@@ -49,7 +49,7 @@ _PERCENTILE_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "delta_e")
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate, on what, and where to write it.
+    """Says what to evaluate, on what, and where to write it.
 
     Attributes:
         models: what ``load_autoencoder`` opens; ``name=path`` gives a model a name.

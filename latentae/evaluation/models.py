@@ -127,7 +127,7 @@ class NamedModel:
 
     @property
     def upscale(self) -> int:
-        """How many times as large as what its encoder sees the images are, along each side."""
+        """Returns how many times as long as what its encoder sees the sides of its images are."""
         return upscale_of(self.autoencoder)
 
     @property

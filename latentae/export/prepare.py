@@ -16,7 +16,7 @@ MEASURE = "measure it with scripts/latent_stats.py MODEL --data IMAGES --out FOL
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What ``to_latents`` applies: (latents − shift) · scale, per channel.
+    """Holds what ``to_latents`` applies: (latents − shift) · scale, per channel.
 
     Attributes:
         shift, scale: [c] float64.

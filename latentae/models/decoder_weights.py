@@ -35,7 +35,7 @@ _LAST = "decoder.conv_out."
 
 @dataclass(frozen=True)
 class Channels:
-    """Which channels of a level two decoders share.
+    """Names the channels of a level that two decoders share.
 
     Attributes:
         own, teacher: the numbers of a shared channel in either, in the same order.

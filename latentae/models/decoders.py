@@ -24,7 +24,7 @@ _ARGUMENTS = ("decoder_block_out_channels", "decoder_layers_per_block", "upscale
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """What may differ between a decoder and its encoder's mirror.
+    """Describes how a decoder differs from its encoder's mirror.
 
     Attributes:
         widths: channels of each level, the image's resolution first.
