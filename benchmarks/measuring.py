@@ -1,4 +1,4 @@
-"""What all benchmarks share: time, operations and memory of a call, where it ran, and Markdown tables.
+"""Measures time, operations and memory of a call; describes the machine; prints Markdown tables.
 
 Methods take turns in one process, and a ratio is taken within each round, so that load from other programs
 affects both sides alike.

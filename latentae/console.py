@@ -1,4 +1,4 @@
-"""What every command needs: messages, progress bars, and `run`, which turns errors into exit codes.
+"""Prints messages and progress bars; `run` turns the errors of a command into exit codes.
 
 Nothing heavy is imported, so that `--help` answers at once.
 """

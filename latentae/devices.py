@@ -1,4 +1,4 @@
-"""What machines differ in: cores that a process may use, and whether a device computes in float64."""
+"""Counts the cores that a process may use, and tells whether a device computes in float64."""
 
 import os
 

@@ -23,12 +23,12 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes the run has, 1 without a process group."""
+    """Returns the number of processes of the run; 1 without a process group."""
     return dist.get_world_size() if _is_initialized() else 1
 
 
 def local_world_size() -> int:
-    """How many of the processes are on this machine, as the launcher says it; 1 without one."""
+    """Returns the number of processes on this machine, as the launcher reports it; 1 without a launcher."""
     return max(1, min(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), world_size()))
 
 

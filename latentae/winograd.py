@@ -161,12 +161,12 @@ class _Grid:
 
     @property
     def tiles(self) -> int:
-        """Of the largest block."""
+        """The number of tiles of the largest block."""
         return self.images * self.down * self.across
 
     @property
     def pixels(self) -> int:
-        """That the largest block's tiles cover."""
+        """The number of pixels that the tiles of the largest block cover."""
         return self.images * (2 * self.down + 2) * (2 * self.across + 2)
 
     def __iter__(self) -> Iterator[tuple[slice, tuple[int, int], tuple[int, int]]]:

@@ -1,4 +1,4 @@
-"""What commands share: how one is parsed and run, and the options that several of them have."""
+"""Parses and runs a command, and defines the options that several commands have."""
 
 from __future__ import annotations
 

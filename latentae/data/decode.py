@@ -170,7 +170,7 @@ def decode_image(
 
 
 class _PillowLimit:
-    """How many threads are decoding, and Pillow's own limit before the first of them began."""
+    """Counts the threads that are decoding, and remembers Pillow's limit from before the first of them."""
 
     lock = threading.Lock()
     decoding = 0

@@ -276,7 +276,7 @@ def _has_train_and_another(words: Mapping[Path, str]) -> bool:
 
 @dataclass(frozen=True)
 class Division:
-    """How a folder of images is divided into splits.
+    """The division of a folder of images into splits.
 
     Attributes:
         folders: split -> its folders.

@@ -43,7 +43,7 @@ Kind = Literal["photos", "images", "tars", "tables", "saved", "hub"]
 
 @dataclass(frozen=True)
 class Located:
-    """What the name of some data means.
+    """The location that `data.name` stands for.
 
     Attributes:
         kind: `photos` (built in), `images` (folders or files), `tars`, `tables` (parquet or arrow files),

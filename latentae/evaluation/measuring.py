@@ -53,7 +53,7 @@ _ROUNDS_TOGETHER = 8
 
 @dataclass(frozen=True)
 class Settings:
-    """How an evaluation runs; the first two change its numbers by rounding at most.
+    """Settings of an evaluation's run. The first two change its numbers by rounding at most.
 
     Attributes:
         batch_size: images of one size that go through a model together.

@@ -1,4 +1,4 @@
-"""What latents cost in bits, and the moments of their channels."""
+"""Measures the rate of latents in bits, and the moments of their channels."""
 
 from __future__ import annotations
 

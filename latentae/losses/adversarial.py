@@ -67,7 +67,7 @@ ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
 
 @dataclass
 class AdversarialTerms:
-    """How the adversarial loss enters, and when each side learns. Steps are optimizer steps, from 0.
+    """The weight of the adversarial loss, and the steps at which each side learns: optimizer steps, from 0.
 
     Attributes:
         loss: what each side learns from.

@@ -46,7 +46,7 @@ class Transform:
 
 @dataclass(frozen=True)
 class Draw:
-    """What one step transforms.
+    """The transformation of one step, and whether it applies to images or latents.
 
     Attributes:
         transform: τ.

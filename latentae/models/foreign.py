@@ -63,7 +63,7 @@ _Z_DIM = _key("z_dim")
 
 @dataclass(frozen=True)
 class Facts:
-    """What the common interface has to know about a class of diffusers.
+    """Facts about a class of diffusers that the common interface needs.
 
     Attributes:
         factor: pixels per latent position along each side, from the config.
@@ -234,13 +234,13 @@ class ForeignAutoencoder(LatentAutoencoder, nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         device: torch.device = self.vae.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The number format of the weights."""
         dtype: torch.dtype = self.vae.dtype
         return dtype
 

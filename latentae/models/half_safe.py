@@ -63,7 +63,7 @@ class LayerRange:
 
 @dataclass(frozen=True)
 class HalfSafeReport:
-    """What ``make_half_safe`` found and did.
+    """The findings and changes of ``make_half_safe``.
 
     Attributes:
         layers: the range of every layer, normalisation and block, in the order of the model's parts.

@@ -47,7 +47,7 @@ class PointDistribution:
 
 @dataclass
 class EncoderOutput(BaseOutput):
-    """What ``encode`` of a model without a posterior returns; the first field is the one VQModel has.
+    """The output of ``encode`` of a model without a posterior. The first field is VQModel's.
 
     Attributes:
         latents: [B, c, h, w] the unscaled latents, of VQ models before quantization.
@@ -60,7 +60,7 @@ class EncoderOutput(BaseOutput):
 
 @dataclass
 class PosteriorOutput(BaseOutput):
-    """What ``encode`` of a KL-VAE returns; the first field is the one AutoencoderKL has.
+    """The output of a KL-VAE's ``encode``. The first field is AutoencoderKL's.
 
     Attributes:
         latent_dist: the posterior, with ``sample(generator)`` and ``mode()``.
@@ -73,7 +73,7 @@ class PosteriorOutput(BaseOutput):
 
 @dataclass
 class AutoencoderOutput(BaseOutput):
-    """What ``forward`` returns: the reconstruction and what the losses need.
+    """The output of ``forward``: the reconstruction and the inputs of the losses.
 
     Attributes:
         sample: [B, C, H, W] the reconstruction, as large as the images, or ``upscale`` times as large.
@@ -137,7 +137,7 @@ class LatentAutoencoder(OptimizingMixin, TilingMixin, SavingMixin):
 
     @property
     def upscale(self) -> int:
-        """How many times as large as the images a reconstruction is, along each side."""
+        """The ratio of a reconstruction's side to the image's side."""
         return int(self.config.get("upscale", 1))
 
     @property

@@ -18,7 +18,7 @@ CHUNK = 4
 
 @dataclass(frozen=True)
 class Precision:
-    """How far a model in some dtype is from float64, on the same images and the same latents.
+    """The distance of a model in some dtype from float64, on the same images and the same latents.
 
     Attributes:
         latents: largest difference of the raw latents (the posterior's mean; of VQ models before

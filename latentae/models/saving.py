@@ -1,4 +1,4 @@
-"""How models are saved: tensors under their own names, the config in the file, a card on the hub."""
+"""Saves models: tensors under their own names, the config in the file, a card on the hub."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
 
     @property
     def output_gain(self) -> float:
-        """As in every model: the last layer makes images in [0, 1], which become those in [−1, 1]."""
+        """Returns 2: the last layer makes images in [0, 1], and the model's images are in [−1, 1]."""
         return 2.0
 
     @property

@@ -25,7 +25,7 @@ _ELSEWHERE = "choose another --out, or remove this one"
 
 @dataclass(frozen=True)
 class ProbeFolder:
-    """Where a probe writes: ``root``, with a subfolder per model."""
+    """The folder that a probe writes: ``root``, with a subfolder per model."""
 
     root: Path
 

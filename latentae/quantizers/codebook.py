@@ -1,4 +1,4 @@
-"""What quantizers with a table of codes share: nearest-code look-up, losses, start from data, upkeep."""
+"""The base of quantizers with a table of codes: nearest-code look-up, losses, start from data, upkeep."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from latentae.devices import to_float64_on_cpu
 
 @dataclass
 class CodebookHealth:
-    """How much of a codebook is in use.
+    """The share of a codebook that is in use.
 
     Attributes:
         usage: share of the codes that occurred at least once, in [0, 1].

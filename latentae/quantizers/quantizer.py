@@ -1,4 +1,4 @@
-"""What all quantizers share: their output, maps to rows and back, checks, and the hooks of training."""
+"""The base of all quantizers: their output, maps to rows and back, checks, and the hooks of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How quantizers start from data: k-means places codes, or whitening moves latents to fixed codes."""
+"""Starts quantizers from data: k-means places codes, or whitening moves latents to fixed codes."""
 
 from __future__ import annotations
 

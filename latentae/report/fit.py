@@ -1,4 +1,4 @@
-"""How models fit a denoiser of their teacher: tables for a terminal, for ``results.md`` and for the page."""
+"""Tables of how well models fit a denoiser of their teacher: for a terminal, ``results.md`` and the page."""
 
 from __future__ import annotations
 

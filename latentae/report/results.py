@@ -56,7 +56,7 @@ class ModelDetails:
 
 @dataclass
 class TeacherFit:
-    """How a model fits a denoiser that was trained on the latents of another one, the teacher.
+    """The fit of a model to a denoiser that was trained on the latents of another model, the teacher.
 
     "Old" is the teacher and "new" the model. Latents are those that a denoiser sees: the posterior's mode,
     after each model's own shift and scale.

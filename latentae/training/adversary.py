@@ -48,7 +48,7 @@ class CapturedCall:
 
     @property
     def inputs(self) -> Tensor:
-        """What the layer convolved, detached. A lean layer computes it again from what it was given."""
+        """The layer's input, detached. A lean layer computes it again from its own input."""
         return self.layer.convolved(self._given) if isinstance(self.layer, LeanLastConv) else self._given
 
     def weight_gradients(self, *output_gradients: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def start_codebook(
 
 @dataclass
 class CodeUse:
-    """How often each code was chosen.
+    """Counts how often each code was chosen.
 
     Attributes:
         counts: [depth, K] int64, over all ranks and micro-batches; depth is 1 for a plain quantizer.
@@ -105,7 +105,7 @@ class CodeUse:
 
 @dataclass
 class CodebookReport:
-    """What a log line says of the codes.
+    """The codebook's part of a log line.
 
     Attributes:
         numbers: by the names they are logged under; lists are ``usage_deciles``.

@@ -388,7 +388,7 @@ def _time(stages: list[Stage]) -> str:
 
 
 def _count(module: torch.nn.Module) -> str:
-    """How many parameters: 20, 4.1 k, 545 k, 1.45 M."""
+    """Formats a number of parameters: 20, 4.1 k, 545 k, 1.45 M."""
     return _in_units(sum(parameter.numel() for parameter in module.parameters()), ("", " k", " M"))
 
 

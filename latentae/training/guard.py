@@ -169,7 +169,7 @@ RETRY = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Where in a network numbers stop being finite, as a forward pass showed.
+    """The place in a network where numbers stop being finite, found by a forward pass.
 
     Attributes:
         weights: names of the parameters and buffers that hold a value that is not finite.

@@ -91,7 +91,7 @@ class BrokenImages:
 
 @dataclass
 class RunImages:
-    """What a run trains on, measures on and shows.
+    """The images that a run trains on, measures on and shows.
 
     Attributes:
         training, validation: datasets, or a stream to train on; no image is in both.

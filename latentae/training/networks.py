@@ -38,7 +38,7 @@ Part = TypeVar("Part")
 
 @dataclass
 class Networks:
-    """What learns, and the step that gives it gradients.
+    """The networks that learn, and the step that gives them gradients.
 
     Attributes:
         autoencoder: the bare model.

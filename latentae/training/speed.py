@@ -35,7 +35,7 @@ _MOST_VARIANTS = 32
 
 @dataclass(frozen=True)
 class TorchSettings:
-    """What a run sets in torch for the whole process, and restores at its end.
+    """Settings of torch for the whole process, which a run makes and restores at its end.
 
     Attributes:
         tries_algorithms: whether cuDNN benchmarks its algorithms.

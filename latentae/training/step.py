@@ -43,7 +43,7 @@ LearnedGradients = Sequence[tuple[nn.Parameter, Tensor]]
 
 @dataclass
 class StepResult:
-    """What a micro-batch reports.
+    """The numbers that a micro-batch reports.
 
     Attributes:
         losses: name to scalar, detached, on the device.

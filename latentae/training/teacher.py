@@ -32,7 +32,7 @@ _LATENT_PARTS = ("encoder.", "quant_conv.", "quantize.")
 
 @dataclass
 class TeacherLosses:
-    """What the teacher adds to a micro-batch.
+    """The losses that the teacher adds to a micro-batch.
 
     Attributes:
         loss: the weighted distance of the images, a scalar without a gradient; 0 if they are not compared.

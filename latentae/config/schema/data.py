@@ -1,4 +1,4 @@
-"""Where the training images come from, and how they are cropped, held out, checked and cached."""
+"""The `data` section: the source of the images, and how they are cropped, held out, checked and cached."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What a cache will hold: the options, the size that each image is encoded at, and the images of each shard.
+"""Plans a cache: the options, the size at which each image is encoded, and the images of each shard.
 
 All of it is a function of the data and the options alone, never of the number of ranks.
 """

@@ -47,7 +47,7 @@ _PLAYGROUND_SCALE = 0.5  # Playground 2.5 is SDXL with its own mean and std
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What ``to_latents`` applies to raw latents.
+    """Scale and shift that ``to_latents`` applies to raw latents.
 
     Attributes:
         scaling_factor: None where it is not known.

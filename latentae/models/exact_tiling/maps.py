@@ -106,7 +106,7 @@ class Stored(Rows):
 
 
 class CanStore(Protocol):
-    """What a layer asks for if its input is not in memory."""
+    """An object that computes a layer's input and keeps it in memory."""
 
     def store(self, rows: Rows) -> Stored:
         """Computes a map and stores it."""
@@ -154,7 +154,7 @@ class Layer:
 
 
 class Mapped(Rows):
-    """What a layer makes of a map."""
+    """The output map of a layer, computed from its input map."""
 
     def __init__(self, source: Rows, layer: Layer) -> None:
         self.source, self.layer = source, layer

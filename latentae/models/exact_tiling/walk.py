@@ -84,7 +84,7 @@ class Residual:
 
 
 class Walk(ABC):
-    """What the steps of a program ask for: maps in memory, their statistics, and functions of whole maps.
+    """Gives the steps of a program maps in memory, their statistics, and functions of whole maps.
 
     Attributes:
         condition: what a SpatialNorm sees: the input of the decoder.
