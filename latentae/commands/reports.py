@@ -20,6 +20,7 @@ def _inspect_options(parser: CommandParser) -> None:
     parser.add_batch_size()
     parser.add_workers()
     parser.add_seed("posterior samples and decoded noise")
+    parser.add_switch("--alpha", "images are RGBA: show them on a checkerboard")
     parser.add_overwrite("an existing inspection")
 
 

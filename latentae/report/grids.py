@@ -58,13 +58,17 @@ def picture_grid(images: Tensor, border: int = 2, *, alpha: bool = False) -> Pic
     Returns:
         [rows · (H + 2 · border), columns · (W + 2 · border), 3].
     """
+    framed = F.pad(_shown(images, alpha), (border,) * 4, value=1.0)
+    grid = rearrange(framed, "row column c h w -> (row h) (column w) c")
+    return ((grid + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+
+def _shown(images: Tensor, alpha: bool) -> Tensor:
+    """Returns images [rows, columns, C, H, W] as ``picture_grid`` shows them, with three channels."""
     shown = images.detach().float().clamp(-1, 1)
     if alpha and shown.shape[2] == 4:
         shown = _on_checkerboard(shown)
-    shown = shown[:, :, :3] if shown.shape[2] >= 3 else shown[:, :, :1].expand(-1, -1, 3, -1, -1)
-    framed = F.pad(shown, (border,) * 4, value=1.0)
-    grid = rearrange(framed, "row column c h w -> (row h) (column w) c")
-    return ((grid + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    return shown[:, :, :3] if shown.shape[2] >= 3 else shown[:, :, :1].expand(-1, -1, 3, -1, -1)
 
 
 def checkerboard(height: int, width: int) -> Picture:
@@ -111,6 +115,7 @@ def image_grid(
     columns: Sequence[str] = (),
     column_title: str = "",
     border: int = 2,
+    alpha: bool = False,
 ) -> Figure:
     """Returns a labelled grid of images, which are shown as ``picture_grid`` shows them.
 
@@ -121,9 +126,12 @@ def image_grid(
         columns: a name above each column; none leaves them out.
         column_title: what the columns' names are.
         border: white pixels around each image.
+        alpha: whether four channels are RGBA, as in ``picture_grid``.
     """
-    stacked = _visible_size(images if isinstance(images, Tensor) else torch.stack(list(images)))
-    grid = Image.fromarray(picture_grid(stacked, border))
+    stacked = images if isinstance(images, Tensor) else torch.stack(list(images))
+    # Transparency goes before a resize, which would mix in the colours under transparent pixels.
+    visible = _visible_size(_shown(stacked, alpha))
+    grid = Image.fromarray(picture_grid(visible, border))
     # The paper: a title, the names above and at the left, and the grid.
     left = _MARGIN + max(_text_size(row)[0] for row in rows) + _MARGIN
     top = _TITLE_HEIGHT + (_LINE if column_title else 0) + (_LINE if columns else 0) + 4
@@ -143,7 +151,9 @@ def image_grid(
     return Figure(title, np.asarray(paper))
 
 
-def tile_grids(title: str, blocks: Sequence[tuple[str, Tensor]], *, columns: int = 32) -> Figure:
+def tile_grids(
+    title: str, blocks: Sequence[tuple[str, Tensor]], *, columns: int = 32, alpha: bool = False
+) -> Figure:
     """Returns blocks of small tiles in rows, each block under a heading.
 
     Args:
@@ -151,8 +161,9 @@ def tile_grids(title: str, blocks: Sequence[tuple[str, Tensor]], *, columns: int
         blocks: a heading and its tiles [n, C, f, f] in about [−1, 1]. Tiles below 24 pixels grow by
             whole numbers.
         columns: tiles per row.
+        alpha: whether four channels are RGBA, as in ``picture_grid``.
     """
-    grids = [(heading, Image.fromarray(_tiles(tiles, columns))) for heading, tiles in blocks]
+    grids = [(heading, Image.fromarray(_tiles(tiles, columns, alpha))) for heading, tiles in blocks]
     width = max(max(grid.width, _text_size(heading)[0]) for heading, grid in grids) + 2 * _MARGIN
     height = _TITLE_HEIGHT + sum(_LINE + 4 + grid.height + _GAP for _, grid in grids) + _MARGIN - _GAP
     paper, draw = _paper(width, height, title)
@@ -164,13 +175,13 @@ def tile_grids(title: str, blocks: Sequence[tuple[str, Tensor]], *, columns: int
     return Figure(title, np.asarray(paper))
 
 
-def _tiles(tiles: Tensor, columns: int) -> Picture:
+def _tiles(tiles: Tensor, columns: int, alpha: bool) -> Picture:
     """Returns tiles in rows as a picture [H, W, 3], white where the last row has none."""
     larger = -(-24 // tiles.shape[-1])
     tiles = F.interpolate(tiles.clamp(-1, 1), scale_factor=float(larger), mode="nearest")
     missing = -len(tiles) % columns if len(tiles) > columns else 0
     tiles = torch.cat([tiles, tiles.new_ones(missing, *tiles.shape[1:])])
-    return picture_grid(tiles.view(-1, min(columns, len(tiles)), *tiles.shape[1:]), border=1)
+    return picture_grid(tiles.view(-1, min(columns, len(tiles)), *tiles.shape[1:]), border=1, alpha=alpha)
 
 
 def _visible_size(images: Tensor) -> Tensor:

@@ -90,6 +90,18 @@ def test_rows_are_labelled_at_their_left():
         assert (row < 100).any()
 
 
+def test_large_rgba_images_lose_their_hidden_colours_before_they_shrink():
+    images = torch.zeros(1, 1, 4, 400, 400)
+    images[:, :, 0], images[:, :, 1:3] = 1.0, -1.0  # red, hidden in the right half
+    images[:, :, 3] = 1.0
+    images[..., 3, :, 200:] = -1.0
+    picture = image_grid("title", images, rows=["row"], alpha=True).picture.astype(int)
+    columns = picture[picture.shape[0] // 2]
+    reddish = columns[(columns[:, 0] > columns[:, 1] + 8)]
+    assert len(reddish) in range(94, 100)  # half of 192, and the blend at the border
+    assert (reddish[:-3] == [255, 0, 0]).all()
+
+
 def test_rgba_images_are_shown_on_a_checkerboard():
     images = torch.zeros(1, 1, 4, 16, 16)
     images[:, :, 0], images[:, :, 1:3] = 1.0, -1.0  # red

@@ -62,14 +62,14 @@ class CodebookPictures:
     num_codes: int
     about: str
 
-    def figure(self) -> Figure:
-        """Draws the tiles of each table, used codes before unused ones."""
+    def figure(self, alpha: bool = False) -> Figure:
+        """Draws the tiles of each table, used codes before unused ones. ``alpha``: see ``tile_grids``."""
         blocks = [
             block
             for number, table in enumerate(self.tables)
             for block in _blocks(table, number, len(self.tables), self.num_codes)
         ]
-        return tile_grids("Codes, decoded", blocks)
+        return tile_grids("Codes, decoded", blocks, alpha=alpha)
 
     def numbers(self) -> dict[str, Any]:
         """Returns the values for JSON."""

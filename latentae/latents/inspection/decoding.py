@@ -89,13 +89,13 @@ class Interpolation:
     norms: Tensor
     angles: Tensor
 
-    def figure(self, labels: list[str] | None = None) -> Figure:
-        """Draws one row per pair, with its angle; ``labels`` name the pairs."""
+    def figure(self, labels: list[str] | None = None, alpha: bool = False) -> Figure:
+        """Draws one row per pair, with its angle and its label. ``alpha``: see ``image_grid``."""
         labels = labels or [f"pair {number + 1}" for number in range(len(self.images))]
         named = [f"{label}\n{angle:.0f} degrees" for label, angle in zip(labels, self.angles, strict=True)]
         columns = [f"{weight:.2f}" for weight in self.weights.tolist()]
         names: Any = {"rows": named, "columns": columns, "column_title": "share of the second latent"}
-        return image_grid("Spherical interpolation", self.images, **names)
+        return image_grid("Spherical interpolation", self.images, alpha=alpha, **names)
 
     def numbers(self) -> dict[str, Any]:
         """Returns the values for JSON."""
@@ -227,8 +227,8 @@ class Traversal:
         steps = self.offsets.abs()
         return (self.changes @ steps) / steps.square().sum()
 
-    def figure(self) -> Figure:
-        """Draws one row per channel and one column per offset."""
+    def figure(self, alpha: bool = False) -> Figure:
+        """Draws one row per channel and one column per offset. ``alpha``: see ``image_grid``."""
         rows = [
             f"channel {channel}\n{f'change {change:.3f}' if std > 0 else 'constant'}"
             for channel, change, std in zip(
@@ -238,7 +238,7 @@ class Traversal:
         columns = [f"{offset:+.3g}" if offset else "0" for offset in self.offsets.tolist()]
         title = "offset in standard deviations of the channel"
         names: Any = {"rows": rows, "columns": columns, "column_title": title}
-        return image_grid("One channel moved at a time", self.images, **names)
+        return image_grid("One channel moved at a time", self.images, alpha=alpha, **names)
 
     def numbers(self) -> dict[str, Any]:
         """Returns the values for JSON."""
@@ -332,11 +332,11 @@ class LatentSamples:
         """The share of values outside [−1, 1], the range of images, of each distribution."""
         return {name: (images.abs() > 1).double().mean().item() for name, images in self.images.items()}
 
-    def figure(self) -> Figure:
-        """Draws one row per distribution."""
+    def figure(self, alpha: bool = False) -> Figure:
+        """Draws one row per distribution. ``alpha``: see ``image_grid``."""
         saturated = self.saturated
         rows = [f"{name}\n{100 * saturated[name]:.0f} % clipped" for name in self.images]
-        return image_grid("Decoded noise", list(self.images.values()), rows=rows)
+        return image_grid("Decoded noise", list(self.images.values()), rows=rows, alpha=alpha)
 
     def numbers(self) -> dict[str, Any]:
         """Returns the values for JSON."""

@@ -52,6 +52,7 @@ def inspect(
     batch_size: int = 16,
     num_workers: int = 0,
     seed: int = 0,
+    alpha: bool = False,
     overwrite: bool = False,
     device: torch.device | None = None,
     say: Callable[[str], None],
@@ -72,6 +73,7 @@ def inspect(
         max_images: the largest number of images to measure, evenly spread.
         batch_size, num_workers: images at a time, and processes that decode them.
         seed: of the posterior's noise and of the samples.
+        alpha: whether images are RGBA, which the figures then show on a checkerboard.
         overwrite: whether to replace an inspection in ``out``.
         device: None is the CPU.
         say: gets messages about progress.
@@ -84,6 +86,11 @@ def inspect(
     check_seed(seed)
     _check(out, overwrite, max_images)
     autoencoder = _open_model(model, family, device or torch.device("cpu"))
+    if alpha and autoencoder.config.in_channels != 4:
+        raise ValueError(
+            f"alpha is set, but the model takes images of {autoencoder.config.in_channels} channels, and "
+            "images with transparency have four: leave --alpha out, or name an RGBA model"
+        )
     size = _image_size(autoencoder, image_size)
     selection = DataSelection(data, split or "", image_column, dataset_config, value_range, max_pixels)
     chosen, source = open_images(selection)
@@ -96,7 +103,7 @@ def inspect(
     # One pass over the images, then the figures
     loader = validation_loader(dataset, batch_size=batch_size, num_workers=num_workers)
     measured = measure(autoencoder, tqdm(loader, unit="batch", leave=False, disable=None), seed=seed)
-    sections = all_sections(Inspected(autoencoder, measured, seed, batch_size))
+    sections = all_sections(Inspected(autoencoder, measured, seed, batch_size, alpha))
     facts = _facts(model, autoencoder, f"{data}, split {chosen}", measured, seed)
     _write(out, sections, facts)
     return sections

@@ -75,12 +75,13 @@ class Section:
 
 @dataclass(frozen=True, eq=False)
 class Inspected:
-    """A model, the measurements of its latents, and how to decode."""
+    """A model, the measurements of its latents, how to decode, and whether images are RGBA (``alpha``)."""
 
     model: Autoencoder
     measured: Measured
     seed: int
     batch_size: int
+    alpha: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -160,7 +161,7 @@ def _interpolation(inspected: Inspected) -> Section:
     title, figure, numbers = "From one image to another", None, {}
     if found:
         joined = Interpolation.join(found)
-        figure, numbers = joined.figure(labels), {"pairs": labels, **joined.numbers()}
+        figure, numbers = joined.figure(labels, inspected.alpha), {"pairs": labels, **joined.numbers()}
     return Section("interpolation", title, figure, numbers, ABOUT_INTERPOLATION, tuple(remarks))
 
 
@@ -182,7 +183,7 @@ def _samples(inspected: Inspected) -> Section:
         found = sample_gaussian(model, gaussian, _SAMPLES, inspected.latents_shape[1:], **drawing)
         remarks.append(f"a {type(model).__name__} has no prior, so only the fitted Gaussian is shown")
     numbers |= found.numbers()
-    return Section("samples", "Noise, decoded", found.figure(), numbers, about, tuple(remarks))
+    return Section("samples", "Noise, decoded", found.figure(inspected.alpha), numbers, about, tuple(remarks))
 
 
 def _traversal(inspected: Inspected) -> Section:
@@ -195,9 +196,8 @@ def _traversal(inspected: Inspected) -> Section:
     remarks = _constant_remarks(gaussian.constant)
     if channels > _MOST_CHANNELS:
         remarks += (f"the figure shows the first {_MOST_CHANNELS} of {channels} channels",)
-    return Section(
-        "traversal", "What each channel does", found.figure(), found.numbers(), ABOUT_TRAVERSAL, remarks
-    )
+    title, figure = "What each channel does", found.figure(inspected.alpha)
+    return Section("traversal", title, figure, found.numbers(), ABOUT_TRAVERSAL, remarks)
 
 
 def _codes(inspected: Inspected) -> Section:
@@ -206,7 +206,8 @@ def _codes(inspected: Inspected) -> Section:
     found = codebook_pictures(
         model, inspected.measured.counts, most=_MOST_CODES // (model.quantize.depth or 1)
     )
-    return Section("codebook", "The codes", found.figure(), found.numbers(), found.about)
+    figure = found.figure(inspected.alpha)
+    return Section("codebook", "The codes", figure, found.numbers(), found.about)
 
 
 def _constant_remarks(channels: list[int]) -> tuple[str, ...]:

@@ -47,6 +47,16 @@ def test_the_folder_holds_everything(places):
     assert np.asarray(Image.open(places / "out/traversal.png")).shape[2] == 3
 
 
+def test_transparent_images_are_shown_on_a_checkerboard(places):
+    make_kl(in_channels=4, out_channels=4).save_pretrained(places / "rgba")
+    run(places, model="rgba", data="images", out="opaque")
+    run(places, model="rgba", data="images", out="board", alpha=True)
+    for name in ("interpolation", "samples", "traversal"):
+        opaque, board = (np.asarray(Image.open(places / out / f"{name}.png")) for out in ("opaque", "board"))
+        assert opaque.shape == board.shape
+        assert (opaque != board).any()
+
+
 def test_the_same_numbers_for_any_batch_size(places):
     run(places, out="a", batch_size=1, seed=4)
     run(places, out="b", batch_size=5, seed=4)
@@ -118,6 +128,7 @@ def test_a_full_disk_changes_nothing_and_is_tried_again(places, monkeypatch):
         ({"out": "images/0.png"}, "0.png is a file"),
         ({"data": "nowhere"}, "does not exist"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"alpha": True}, "alpha is set, but the model takes images of 3 channels"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_written(places, options, says):
