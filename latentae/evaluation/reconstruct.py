@@ -21,6 +21,9 @@ from latentae.evaluation.transparency import transparent_psnr
 from latentae.models.decoders import downscale, upscale_of
 from latentae.report.grids import picture_grid, save_png
 
+TOO_LITTLE_MEMORY = "it needs more memory than there is: try --tile, or --max-side"
+"""The reason of a job that was skipped for lack of memory."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -161,10 +164,10 @@ def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **readi
             images = F.interpolate(images, scale_factor=float(upscale), mode="nearest")
     except ValueError as error:
         return Comparison(job, skipped=str(error).removeprefix(f"{job.name}: "))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return Comparison(job, skipped="it needs more memory than there is: try --tile, or --max-side")
+        return Comparison(job, skipped=TOO_LITTLE_MEMORY)
     job.picture.parent.mkdir(parents=True, exist_ok=True)
     save_png(picture_grid(torch.stack([images, reconstruction], dim=1), alpha=alpha), job.picture)
     return Comparison(job, size=size, psnr=ratio)

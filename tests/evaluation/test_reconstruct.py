@@ -118,7 +118,12 @@ def test_what_cannot_be_reconstructed_is_skipped_with_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 bytes")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("can't allocate memory: 9 bytes"),
+        MemoryError(),
+    ],
 )
 def test_too_little_memory_is_a_reason(tmp_path, error):
     class Greedy(Dimmer):
