@@ -198,11 +198,11 @@ class Evaluation:
     def _interpolate(self, numbers: Sequence[int], model: NamedModel, between: Shards) -> Iterator[None]:
         """Measures images between latents, for the next of these blocks each time it is advanced."""
         own = self._shards(model)
-        table = join_latents(_present(own, number) for number in range(len(self.blocks)))
-        if table is None:  # which the result says
-            return
         originals = self._originals()
         counts = [len(_present(originals, number)["indices"]) for number in range(len(self.blocks))]
+        table = join_latents((_present(own, number) for number in range(len(self.blocks))), sum(counts))
+        if table is None:  # which the result says
+            return
         say = self.say if numbers else lambda text: None
         with progress_bar(sum(counts[number] for number in numbers), "interpolations measured", say) as bar:
             for number in numbers:
@@ -342,6 +342,7 @@ class Evaluation:
             "measures": self.measures.identities,
             # It appears only if given, so that older measurements stay valid.
             **({"alpha": True} if self.alpha else {}),
+            **({"fixed_side": self.blocks.fixed_side} if self.blocks.fixed_side else {}),
             **({"ifid": True} if self.ifid else {}),
         }
 
