@@ -2,9 +2,9 @@
 
 import pytest
 
+from benchmarks.stand_ins import make_stock
 from latentae import cli
 from latentae.latents.cache import encode_dataset
-from tests.models.foreign_models import make_stock
 from tests.training.conftest import draw_images
 
 
@@ -21,7 +21,7 @@ def places(tmp_path):
         ("evaluate {rae} --data {images} --out {out}", "use --protocol resize-32 or crop-32"),
         (
             "evaluate {rae} --data {images} --out {out} --protocol native",
-            "000.png: a picture of 48 x 48, and a model takes images of 32 x 32 pixels alone",
+            ": a picture of 48 x 48, and a model takes images of 32 x 32 pixels alone: crop it first",
         ),
         ("encode {rae} --data {images} --out {out} --image-size 64", "give an image_size of 32"),
         ("encode {rae} --data {images} --out {out} --sizes bucket", "use sizes='crop'"),
