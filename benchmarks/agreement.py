@@ -60,7 +60,7 @@ from latentae.losses.perceptual import LPIPS
 from latentae.weights import load_trunk
 
 _CLIP_SIDE, _DINOV2_SIDE = 28, 224
-# Pixels along each edge where the window of SSIM reaches beyond the image; torchmetrics fills it by reflection.
+# Pixels along each edge where the window of SSIM reaches beyond the image, which torchmetrics reflects.
 _BORDER = 5
 _LARGE_CLIP = {"embed_dim": 768, "image_resolution": 336, "vision_layers": 24, "vision_width": 1024}
 _LARGE_DINOV2 = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from latentae import distributed
-from latentae.console import progress_bar
+from latentae.console import describe_lack_of_memory, is_out_of_memory, progress_bar
 from latentae.evaluation.assembly import (
     Assembled,
     Shards,
@@ -366,12 +366,18 @@ def _errors_name(model: NamedModel) -> Iterator[None]:
 
 def _raise_together(failure: Exception | None) -> None:
     """Raises on every rank the error of one of them, so that none waits for a rank that has stopped."""
-    own = "" if failure is None else " ".join(f"{failure or type(failure).__name__}".split()) + "\n"
+    own = "" if failure is None else " ".join(_reason(failure).split()) + "\n"
     reasons = to_text(distributed.all_gather_concat(from_text(own)).cpu()).splitlines()
     if failure is not None:
         raise failure
     if reasons:
         raise MeasuringError(reasons[0])
+
+
+def _reason(failure: Exception) -> str:
+    if is_out_of_memory(failure):
+        return f"another process has stopped: {describe_lack_of_memory(failure)}"
+    return str(failure) or type(failure).__name__
 
 
 def _present(shards: Shards, number: int) -> dict[str, Tensor]:
