@@ -229,7 +229,7 @@ class RandomFeatures:
 
 
 def save_random_inception(path: Path) -> None:
-    """Writes random weights under torch-fidelity's names."""
+    """Writes random weights under torch-fidelity's names, by which activations keep their size."""
 
     class Unloaded(FeatureExtractorInceptionV3):
         def load_state_dict(self, *arguments: object) -> None:
@@ -239,7 +239,11 @@ def save_random_inception(path: Path) -> None:
     torch.save({}, empty)
     empty.seek(0)
     torch.manual_seed(0)
-    torch.save(Unloaded("inception", ["2048"], feature_extractor_weights_path=empty).state_dict(), path)
+    network = Unloaded("inception", ["2048"], feature_extractor_weights_path=empty)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    torch.save(network.state_dict(), path)
 
 
 def _parse() -> argparse.Namespace:

@@ -24,6 +24,10 @@ COMMANDS = {
     for command in (STATS, ENCODE, INSPECT, EVALUATE, COMPARE, PROBE, EXPORT, RECONSTRUCT)
 }
 _DRY_RUN = "--dry-run"
+_LESS_MEMORY = (
+    "lower batch_size (and raise gradient_accumulation_steps as much), lower data.image_size, or use "
+    "performance=memory or mixed_precision=bf16"
+)
 _USAGE = f"""\
 usage: latentae train FAMILY [--config NAME_OR_PATH] [--dry-run] [key=value ...]
        latentae stats MODEL --data NAME [--out FOLDER] ...
@@ -74,6 +78,7 @@ def train(family: str, arguments: Sequence[str] | None = None) -> int:
     return run(
         partial(_train, family, given),
         interrupted="the same command continues from the last checkpoint",
+        less_memory=_LESS_MEMORY,
         bad_input=(ConfigError,),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ from typing import Any, TextIO
 # Errors of writing to an output without a reader: a closed pipe, a closed terminal.
 _NO_READER = (errno.EPIPE, errno.EIO)
 _SECONDS_BETWEEN_LINES = 10.0
+# What torch's errors say: of its allocator on Linux and elsewhere, and of a GPU.
+_TOO_LITTLE_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 FAMILIES = ("sd1", "sdxl", "sd3", "flux")
 """Families of models whose scale and shift are known, named as in latentae/models/checkpoints/families.py."""
@@ -40,21 +43,24 @@ def run(
     command: Callable[[], int | None],
     *,
     interrupted: str = "",
+    less_memory: str = "close other programs, or use a machine with more memory",
     bad_input: tuple[type[Exception], ...] = (ValueError, OSError),
 ) -> int:
     """Runs a command and returns its exit code. This is the only place where errors become messages.
 
-    Exit codes: 0 done, 1 failed after the work had begun, 2 input that cannot be used, 130 interrupted. An
-    error that nobody expects is a bug: it keeps its traceback. Several processes print a message once.
+    Exit codes: 0 done, 1 failed after the work had begun or for lack of memory, 2 input that cannot be used,
+    130 interrupted. An error that nobody expects is a bug: it keeps its traceback. Several processes print a
+    message once.
 
     Args:
         command: does the work and returns an exit code; None is 0.
         interrupted: what the message after Ctrl-C adds, such as how to continue.
+        less_memory: how to use less memory, for the message when there is too little.
         bad_input: the kinds of error that end with exit code 2.
     """
     with outlive_output():
         try:
-            with errors_as(2, *bad_input):
+            with errors_as(2, *bad_input), _explain_lack_of_memory(less_memory):
                 return command() or 0
         except CommandError as error:
             if str(error) and (error.alone or is_first_process()):
@@ -76,27 +82,49 @@ def errors_as(code: int, *kinds: type[Exception], alone: bool = False) -> Iterat
 
     Args:
         code: the exit code.
-        kinds: classes of errors. `MemoryError` stands for every error of too little memory, also torch's.
+        kinds: classes of errors. An error of too little memory is left to `run`.
         alone: whether this process prints the message although it is not the first.
     """
     try:
         yield
-    except Exception as error:
-        if MemoryError in kinds and is_out_of_memory(error):
-            message = "out of memory: choose a smaller --batch-size"
-        elif isinstance(error, kinds):
-            message = str(error) or type(error).__name__
-        else:
+    except kinds as error:
+        if is_out_of_memory(error):
             raise
-        raise CommandError(message, code, alone=alone) from error
+        raise CommandError(str(error) or type(error).__name__, code, alone=alone) from error
+
+
+@contextmanager
+def _explain_lack_of_memory(remedy: str) -> Iterator[None]:
+    """Turns an error of too little memory into a `CommandError` that says where it was, and the remedy."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # Perhaps only this process has too little, so it prints the message even if it is not the first.
+        raise CommandError(f"{describe_lack_of_memory(error)}: {remedy}", 1, alone=True) from error
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that there is too little memory, on a CPU or a GPU."""
-    # The class is torch.OutOfMemoryError, but torch may not be loaded. On the CPU it is a RuntimeError.
-    on_gpu = type(error).__name__ == "OutOfMemoryError"
-    on_cpu = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    return on_gpu or on_cpu or isinstance(error, MemoryError)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+
+    says_so = isinstance(error, RuntimeError) and any(words in str(error) for words in _TOO_LITTLE_MEMORY)
+    return says_so or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+
+
+def describe_lack_of_memory(error: Exception) -> str:
+    """Returns where there was too little memory, and how much was asked for if the error tells."""
+    text = str(error)
+    on_gpu = type(error).__name__ == "OutOfMemoryError" or "out of memory" in text
+    place = "the GPU is out of memory" if on_gpu else "the computer is out of memory"
+    found = re.search(r"allocate (\d[\d.]*) (bytes|[KMGT]iB)", text)
+    if found is None:
+        return place
+    amount, unit = found.groups()
+    asked = f"{int(amount) / 2**30:,.2f} GiB" if unit == "bytes" else f"{amount} {unit}"
+    return f"{place} ({asked} more could not be allocated)"
 
 
 def is_first_process() -> bool:

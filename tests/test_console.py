@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -75,25 +76,43 @@ def test_other_errors_keep_their_traceback(error):
 
 
 def test_errors_with_an_exit_code_of_their_own():
-    for error, message in (
-        (KeyError("of this kind"), "'of this kind'"),
-        (KeyError(), "KeyError"),
-        (OutOfMemoryError("CUDA out of memory"), "choose a smaller --batch-size"),
-        (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
-            "choose a smaller --batch-size",
-        ),
-        (MemoryError("numpy"), "choose a smaller --batch-size"),
-    ):
-        with (
-            pytest.raises(CommandError, match=message) as raised,
-            errors_as(1, KeyError, MemoryError, alone=True),
-        ):
+    for error, message in ((KeyError("of this kind"), "'of this kind'"), (KeyError(), "KeyError")):
+        with pytest.raises(CommandError, match=message) as raised, errors_as(1, KeyError, alone=True):
             raise error
         assert (raised.value.code, raised.value.alone) == (1, True)
-    for error in (RuntimeError("shapes do not match"), OutOfMemoryError("CUDA out of memory")):
-        with pytest.raises(RuntimeError, match=str(error)), errors_as(1, KeyError):
+    for error in (RuntimeError("shapes do not match"), OSError(errno.ENOMEM, "Cannot allocate memory")):
+        with pytest.raises(type(error), match=str(error.args[-1])), errors_as(1, KeyError, OSError):
             raise error
+
+
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to "
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            RuntimeError(f"{ALLOCATOR}allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)"),
+            "the computer is out of memory (3.00 GiB more could not be allocated)",
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), "the computer is out of memory"),
+        (
+            MemoryError("Unable to allocate 7.45 GiB for an array"),
+            "the computer is out of memory (7.45 GiB more",
+        ),
+        (MemoryError(), "the computer is out of memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "the computer is out of memory"),
+        (OutOfMemoryError("Tried to allocate 9.00 GiB. GPU 0"), "the GPU is out of memory (9.00 GiB more"),
+        (RuntimeError("MPS backend out of memory"), "the GPU is out of memory"),
+    ],
+)
+def test_too_little_memory_is_one_sentence_with_the_remedy(error, sentence, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # perhaps the only process that has too little
+    assert run(failing(error), less_memory="make it smaller") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {sentence}")
+    assert message.endswith(": make it smaller\n")
+    assert message.count("\n") == 1
 
 
 def test_an_error_is_told_once_or_by_the_process_that_meets_it_alone(monkeypatch, capsys):

@@ -47,7 +47,7 @@ def _stats(**options: Any) -> None:
 
     # Every process sees a bad argument, and the first reports it. Only one process may see a broken image.
     broken = errors_as(2, BrokenImageError, alone=True)
-    with errors_as(2, MemoryError), broken, open_device() as device:
+    with broken, open_device() as device:
         recalibrate(device=device, say=write, **options)
 
 
@@ -99,7 +99,7 @@ def _encode(*, model: str, data: str, out: Path, codes: bool, codes_only: bool, 
 
     options |= {"codes": codes or codes_only, "latents": not codes_only}
     # Perhaps only this process has failed. The others then raise FailedElsewhereError, and print nothing.
-    with errors_as(1, CacheError, FullDiskError, WorkerDiedError, MemoryError, alone=True):
+    with errors_as(1, CacheError, FullDiskError, WorkerDiedError, alone=True):
         try:
             with open_device() as device:
                 report = encode_dataset(model, data, out, device=device, say=_say_encode, **options)
@@ -123,6 +123,7 @@ ENCODE = Command(
     "continuous latents) with labels and captions. latentae.LatentDataset reads them. An interrupted job\n"
     f"continues where it stopped.\n{SEVERAL_DEVICES};\nthe files do not depend on the number of processes.",
     interrupted="the same command continues from here",
+    less_memory="choose a smaller --batch-size or --image-size; what is encoded is kept",
 )
 
 
@@ -225,6 +226,7 @@ EXPORT = Command(
     "activations exceed float16's range on the images of --data, which would give NaN; images stay the\n"
     "same, and the export is also tried in float16. The formats:\n"
     + "".join(f"\n{_wrapped(name, what)}" for name, what in FORMATS.items()),
+    less_memory="close other programs, or choose a smaller --image-size or --max-images of --half-safe",
 )
 
 
@@ -244,7 +246,7 @@ def _reconstruct(*, images: Path, out: Path, model: str, overwrite: bool, tile: 
     import torch
 
     from latentae.data.arrays import check_value_range
-    from latentae.evaluation.reconstruct import plan_jobs, run_jobs
+    from latentae.evaluation.reconstruct import TOO_LITTLE_MEMORY, plan_jobs, run_jobs
     from latentae.models import load_autoencoder
 
     jobs = plan_jobs(images, out, overwrite)
@@ -255,15 +257,18 @@ def _reconstruct(*, images: Path, out: Path, model: str, overwrite: bool, tile: 
     autoencoder.to("cuda" if torch.cuda.is_available() else "cpu")
 
     # Print each image's result as soon as it is known, and the mean at the end.
-    ratios = []
+    ratios, lacks_memory = [], False
     for comparison in run_jobs(autoencoder, jobs, **options):
         if comparison.skipped:
             say(f"skipped {comparison.job.name}: {comparison.skipped}")
+            lacks_memory = lacks_memory or comparison.skipped == TOO_LITTLE_MEMORY
             continue
         ratios.append(comparison.psnr)
         height, width = comparison.size
         numbers = f"{width}x{height} pixels, PSNR {comparison.psnr:.2f} dB"
         write(f"{comparison.job.name}: {numbers}, {comparison.job.picture}")
+    if not ratios and lacks_memory:
+        raise MemoryError
     if not ratios:
         raise ValueError(f"none of {len(jobs)} image(s) could be reconstructed")
     skipped = f", {len(jobs) - len(ratios)} skipped" if len(ratios) < len(jobs) else ""
@@ -279,4 +284,5 @@ RECONSTRUCT = Command(
     "arrays must have as many channels as the model. Of more than three channels the first three are\n"
     "shown, unless --alpha is given. Images that cannot be read or are too small are named and skipped.",
     interrupted="the images written so far are complete",
+    less_memory="add --tile, or shrink the images by --max-side",
 )

@@ -28,6 +28,7 @@ class Command:
         add_options: adds the options to the parser.
         description, epilog: the text above and below the options in `--help`.
         interrupted: what the message after Ctrl-C adds, such as how to continue.
+        less_memory: what the message about too little memory advises.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Command:
     description: str
     epilog: str = ""
     interrupted: str = ""
+    less_memory: str = "choose a smaller --batch-size or --image-size"
 
     def run(self, arguments: Sequence[str]) -> int:
         """Parses the arguments, carries the command out and returns its exit code; see ``console.run``."""
@@ -43,7 +45,7 @@ class Command:
         def parse_and_execute() -> None:
             self.execute(**vars(self.parser().parse_args(arguments)))
 
-        return run(parse_and_execute, interrupted=self.interrupted)
+        return run(parse_and_execute, interrupted=self.interrupted, less_memory=self.less_memory)
 
     def parser(self) -> CommandParser:
         parser = CommandParser(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentae.commands.options import SEVERAL_DEVICES, Command, CommandParser, open_device, write
-from latentae.console import errors_as, say
+from latentae.console import say
 
 
 def _inspect_options(parser: CommandParser) -> None:
@@ -27,7 +27,7 @@ def _inspect_options(parser: CommandParser) -> None:
 def _inspect(*, out: Path, **options: Any) -> None:
     from latentae.latents.inspection.inspect import PAGE, inspect
 
-    with errors_as(2, MemoryError), open_device() as device:
+    with open_device() as device:
         sections = inspect(out=out, device=device, say=say, **options)
     for section in sections:
         for remark in section.remarks:
@@ -43,6 +43,7 @@ INSPECT = Command(
     "of latents and images, interpolations, decoded noise, changes of one channel at a time, and the codes\n"
     "of a VQ model. Writes inspect.html, inspect.json, and one PNG per figure. Runs in one process.",
     interrupted="nothing is written",
+    less_memory="choose a smaller --batch-size, --image-size or --max-images",
 )
 
 
@@ -83,7 +84,7 @@ def _evaluate(*, batch_size: int, num_workers: int, cycle_images: int, **options
     request = Request(settings=Settings(batch_size, num_workers, cycle_images), **options)
     request.check()  # before the processes join, which takes seconds
     torch.backends.cudnn.allow_tf32 = False  # TF32 would keep only 10 of the 23 bits of a float32
-    with errors_as(2, MemoryError), open_device() as device:
+    with open_device() as device:
         results = evaluate(request, device, say)
     for remark in caveats(results):
         write(f"note: {remark}")
@@ -109,6 +110,7 @@ EVALUATE = Command(
     "download, or --inception. FD-DINOv2 and CLIP-MMD need weights of these networks: from the caches of\n"
     "torch and of the hub, or --weights. Metrics whose weights are missing are left out.",
     interrupted="the same command continues from here",
+    less_memory="choose a smaller --batch-size, or smaller images by --protocol; what is measured is kept",
 )
 
 
@@ -130,6 +132,7 @@ COMPARE = Command(
     _compare_options,
     "Shows how the protocols of two reports of `latentae evaluate` differ (images, their preparation,\n"
     "weights, code), and lists the metrics of the models that are in both, side by side.",
+    less_memory="close other programs",
 )
 
 
@@ -173,7 +176,7 @@ def _probe(*, width: int, depth: int, largest_side: int, **options: Any) -> None
 
     request = ProbeRequest(size=DenoiserSize(width, depth, largest_side), **options)
     request.check()
-    with errors_as(2, MemoryError), open_device() as device:
+    with open_device() as device:
         results = probe(request, device, say)
     for remark in results.remarks:
         write(f"note: {remark}")
@@ -190,4 +193,5 @@ PROBE = Command(
     "reconstruction. DiffusionPipeline.from_pretrained loads FOLDER/MODEL/pipeline. An interrupted probe\n"
     "continues where it stopped. Runs in one process.",
     interrupted="the same command continues from a state that is at most a minute old",
+    less_memory="choose a smaller --batch-size, --image-size, --width or --largest-side, and another --out",
 )

@@ -260,7 +260,7 @@ def _describe_bomb(
     data: bytes | Path | Image.Image, error: Image.DecompressionBombError, request: _Request
 ) -> str:
     """Says why Pillow refused to open a picture, with the width and height, which Pillow does not state."""
-    size = None if isinstance(data, Image.Image) else _stated_size(data)
+    size = None if isinstance(data, Image.Image) else stated_size(data)
     if size is not None and size[0] * size[1] > request.max_pixels:
         return request.too_large(f"{size[0]} by {size[1]} are {size[0] * size[1]}")
     # A picture inside another one, as in an icon.
@@ -268,7 +268,7 @@ def _describe_bomb(
     return request.too_large(count)
 
 
-def _stated_size(data: bytes | Path) -> tuple[int, int] | None:
+def stated_size(data: bytes | Path) -> tuple[int, int] | None:
     """Reads width and height from the header of a picture, without the limit of `Image.open`."""
     beginning = _beginning(data)
     with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:

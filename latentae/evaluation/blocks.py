@@ -166,6 +166,7 @@ class ImageBlocks(Dataset[Block]):
         limit: number of images at most, evenly spread over the source; None takes all.
         smallest_side: pixels that the shorter side of a prepared image must have; smaller images count as
             unreadable.
+        fixed_side: pixels that both sides must have; images of other sizes count as unreadable. None: any.
 
     Raises:
         ValueError: the limit is below 1.
@@ -178,6 +179,7 @@ class ImageBlocks(Dataset[Block]):
         channels: int,
         limit: int | None = None,
         smallest_side: int = 1,
+        fixed_side: int | None = None,
     ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}, but at least one image must be measured")
@@ -186,6 +188,7 @@ class ImageBlocks(Dataset[Block]):
         self.protocol = protocol
         self.channels = channels
         self.smallest_side = smallest_side
+        self.fixed_side = fixed_side
         self.indices = spread_evenly(count, len(source))
 
     def __len__(self) -> int:
@@ -213,6 +216,11 @@ class ImageBlocks(Dataset[Block]):
             raise ValueError(
                 f"a picture of {height} x {width} is smaller than one latent, which stands for "
                 f"{self.smallest_side} pixels a side"
+            )
+        if self.fixed_side is not None and (height, width) != (self.fixed_side, self.fixed_side):
+            raise ValueError(
+                f"a picture of {height} x {width}, and a model takes images of {self.fixed_side} x "
+                f"{self.fixed_side} pixels alone: crop it first, or choose another protocol"
             )
         return image
 

@@ -15,7 +15,7 @@ import torch
 from latentae import __version__, distributed
 from latentae.data import DataSelection, describe_source
 from latentae.evaluation.assembly import Assembled, percentiles
-from latentae.evaluation.blocks import ImageBlocks, open_images, protocol_called
+from latentae.evaluation.blocks import ImageBlocks, Protocol, open_images, protocol_called
 from latentae.evaluation.features import Measures
 from latentae.evaluation.fit import check_teacher, describe_fit, scale_remedy
 from latentae.evaluation.interpolation import SETTINGS
@@ -193,10 +193,12 @@ def evaluate(
     has_ifid = request.ifid and IFID_NETWORK in measures.features
     if request.ifid and not has_ifid:
         measures.remarks.append("iFID left out: it needs Inception's weights, as rFID does")
+    protocol = protocol_called(request.protocol)
+    check_fixed_sizes(models, protocol)
     # An image that is too small for one model is left out for all.
     smallest_side = max(factor_of(model) * model.upscale for model in models)
-    protocol = protocol_called(request.protocol)
-    blocks = ImageBlocks(source, protocol, channels, request.limit, smallest_side)
+    fixed_side = next((model.fixed_size for model in models if model.fixed_size is not None), None)
+    blocks = ImageBlocks(source, protocol, channels, request.limit, smallest_side, fixed_side)
     blocks.check()
 
     # Measure.
@@ -241,6 +243,17 @@ def evaluate(
             shutil.rmtree(work)
     distributed.barrier()
     return results if distributed.is_main() else Results.load(request.out / RESULTS)
+
+
+def check_fixed_sizes(models: Sequence[NamedModel], protocol: Protocol) -> None:
+    """Raises ValueError if a model takes images of one size alone, and the protocol gives another."""
+    for model in models:
+        side = model.fixed_size
+        if side is not None and protocol.crop not in (None, side):
+            raise ValueError(
+                f"{model.name} takes images of {side}x{side} pixels alone, which {protocol.name} does not "
+                f"give: use --protocol resize-{side} or crop-{side}"
+            )
 
 
 def join_results(

@@ -21,6 +21,7 @@ SETTINGS = "halfway to the nearest of the images by cosine, spherical, latents n
 """What iFID depends on beside the images, for a report."""
 
 _HALFWAY = 0.5
+_ROWS = 256  # images whose moments and lengths are computed together
 
 
 class LatentTable:
@@ -30,22 +31,25 @@ class LatentTable:
     images, as a denoiser sees them, whatever scale a model records.
 
     Args:
-        latents: [N, c, ...] unscaled.
+        latents: [N, c, ...] unscaled, which are normalised in place: they may fill most of the memory.
     """
 
     def __init__(self, latents: Tensor) -> None:
         moments = LatentMoments(latents.shape[1])
-        moments.add(latents)
+        for part in latents.split(_ROWS):
+            moments.add(part)
         result = moments.result()
         channels = (-1, *[1] * (latents.ndim - 2))
         self.mean = torch.tensor(result.mean).view(channels)
         self.std = torch.tensor([value or 1.0 for value in result.std]).view(channels)
-        self.normalised = (latents - self.mean) / self.std
-        self._directions = torch.nn.functional.normalize(self.normalised.flatten(1), dim=1)
+        self.normalised = latents.sub_(self.mean).div_(self.std)
+        self._lengths = torch.cat([part.flatten(1).norm(dim=1) for part in latents.split(_ROWS)])
 
     def neighbours(self, positions: range) -> Tensor:
         """Returns the position of the nearest other image of each, [n], by cosine."""
-        cosines = self._directions[positions.start : positions.stop] @ self._directions.T
+        rows = self.normalised.flatten(1)
+        products = rows[positions.start : positions.stop] @ rows.T
+        cosines = products / self._lengths.clamp(min=1e-12)  # but for a factor per row
         own = torch.arange(len(positions))
         cosines[own, own + positions.start] = -float("inf")
         return cosines.argmax(dim=1)
@@ -75,17 +79,24 @@ def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
     return (weights[0] * x + weights[1] * y).to(first.dtype).view_as(first)
 
 
-def join_latents(shards: Iterable[Mapping[str, Tensor]]) -> LatentTable | None:
-    """Returns the table of the latents in the shards of all blocks.
+def join_latents(shards: Iterable[Mapping[str, Tensor]], count: int) -> LatentTable | None:
+    """Returns the table of the latents in the shards of all blocks, which hold ``count`` images.
 
     None where images have latents of different sizes, or are fewer than two: nothing can be interpolated.
     """
-    parts = []
-    for shard in shards:
-        if "latents" in shard:
-            parts.append(shard["latents"])
-        elif "value.psnr" in shard:  # images without latents of one size
-            return None
-    if len({part.shape[1:] for part in parts}) != 1 or sum(map(len, parts)) < 2:
+    if count < 2:
         return None
-    return LatentTable(torch.cat(parts))
+    table, filled = torch.empty(0), 0
+    for shard in shards:
+        part = shard.get("latents")
+        if part is None:
+            if "value.psnr" in shard:  # images without latents of one size
+                return None
+            continue
+        if not filled:
+            table = torch.empty(count, *part.shape[1:])
+        if part.shape[1:] != table.shape[1:]:
+            return None
+        table[filled : filled + len(part)] = part
+        filled += len(part)
+    return LatentTable(table)

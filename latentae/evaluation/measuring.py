@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from latentae import distributed
-from latentae.console import progress_bar
+from latentae.console import describe_lack_of_memory, is_out_of_memory, progress_bar
 from latentae.evaluation.assembly import (
     Assembled,
     Shards,
@@ -198,11 +198,11 @@ class Evaluation:
     def _interpolate(self, numbers: Sequence[int], model: NamedModel, between: Shards) -> Iterator[None]:
         """Measures images between latents, for the next of these blocks each time it is advanced."""
         own = self._shards(model)
-        table = join_latents(_present(own, number) for number in range(len(self.blocks)))
-        if table is None:  # which the result says
-            return
         originals = self._originals()
         counts = [len(_present(originals, number)["indices"]) for number in range(len(self.blocks))]
+        table = join_latents((_present(own, number) for number in range(len(self.blocks))), sum(counts))
+        if table is None:  # which the result says
+            return
         say = self.say if numbers else lambda text: None
         with progress_bar(sum(counts[number] for number in numbers), "interpolations measured", say) as bar:
             for number in numbers:
@@ -342,6 +342,7 @@ class Evaluation:
             "measures": self.measures.identities,
             # It appears only if given, so that older measurements stay valid.
             **({"alpha": True} if self.alpha else {}),
+            **({"fixed_side": self.blocks.fixed_side} if self.blocks.fixed_side else {}),
             **({"ifid": True} if self.ifid else {}),
         }
 
@@ -365,12 +366,18 @@ def _errors_name(model: NamedModel) -> Iterator[None]:
 
 def _raise_together(failure: Exception | None) -> None:
     """Raises on every rank the error of one of them, so that none waits for a rank that has stopped."""
-    own = "" if failure is None else " ".join(f"{failure or type(failure).__name__}".split()) + "\n"
+    own = "" if failure is None else " ".join(_reason(failure).split()) + "\n"
     reasons = to_text(distributed.all_gather_concat(from_text(own)).cpu()).splitlines()
     if failure is not None:
         raise failure
     if reasons:
         raise MeasuringError(reasons[0])
+
+
+def _reason(failure: Exception) -> str:
+    if is_out_of_memory(failure):
+        return f"another process has stopped: {describe_lack_of_memory(failure)}"
+    return str(failure) or type(failure).__name__
 
 
 def _present(shards: Shards, number: int) -> dict[str, Tensor]:

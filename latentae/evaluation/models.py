@@ -131,6 +131,11 @@ class NamedModel:
         return upscale_of(self.autoencoder)
 
     @property
+    def fixed_size(self) -> int | None:
+        """Side in pixels of the square images that the model takes; None: it takes any size."""
+        return getattr(self.autoencoder, "fixed_size", None)
+
+    @property
     def num_codes(self) -> int | None:
         """Number of codes per table; None for a model without codes."""
         return getattr(getattr(self.autoencoder, "quantize", None), "num_codes", None)

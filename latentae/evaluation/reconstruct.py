@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ import torch.nn.functional as F
 from latentae.console import is_out_of_memory
 from latentae.data import FolderSource, decode_image
 from latentae.data.arrays import ValueRange
-from latentae.data.decode import Pixels
+from latentae.data.decode import Pixels, stated_size
 from latentae.data.transforms import Window, resize_window, to_tensor
 from latentae.evaluation.metrics import psnr
 from latentae.evaluation.transparency import transparent_psnr
 from latentae.models.decoders import downscale, upscale_of
 from latentae.report.grids import picture_grid, save_png
+
+TOO_LITTLE_MEMORY = "it needs more memory than there is: try --tile, or --max-side"
+"""The reason of a job that was skipped for lack of memory."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,8 @@ def run_jobs(
         has another number of channels, needs more memory than there is, or becomes NaN.
 
     Raises:
-        ValueError: the model makes other channels than it takes, or with alpha not four.
+        ValueError: the model makes other channels than it takes, or with alpha not four; or it takes images
+            of one size alone, which none of these has.
         OSError: a picture cannot be written.
     """
     taken, made = model.config.in_channels, model.config.out_channels
@@ -143,14 +148,32 @@ def run_jobs(
             f"alpha is set, but the model takes images of {taken} channels, and images with transparency "
             "have four: leave --alpha out, or name an RGBA model"
         )
+    _check_fixed_size(model, jobs, max_side)
     for job in jobs:
         yield _compare(model, job, max_side, alpha=alpha, value_range=value_range, max_pixels=max_pixels)
+
+
+def _check_fixed_size(model: Any, jobs: Sequence[Job], max_side: int | None) -> None:
+    """Raises ValueError if the model takes images of one size alone, and no file may have it."""
+    side: int | None = getattr(model, "fixed_size", None)
+    if side is None:
+        return
+    for job in jobs:
+        size = None
+        with suppress(OSError, ValueError):  # a broken file, which is skipped with its reason later
+            size = stated_size(job.image)
+        if size is None or _shrunk(*size, max_side) == (side, side):  # None: not known before it is decoded
+            return
+    raise ValueError(
+        f"the model takes images of {side}x{side} pixels alone, and none of {len(jobs)} image(s) has this "
+        "size: resize or crop them first; --max-side shrinks square ones"
+    )
 
 
 def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **reading: Any) -> Comparison:
     try:
         picture = decode_image(job.image, model.config.in_channels, name=job.name, **reading)
-        images = to_tensor(picture if max_side is None else _shrink(picture, max_side))[None].to(model.device)
+        images = to_tensor(_shrink(picture, max_side))[None].to(model.device)
         size = images.shape[2], images.shape[3]
         with torch.no_grad():
             reconstruction = model(images).sample
@@ -161,19 +184,22 @@ def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **readi
             images = F.interpolate(images, scale_factor=float(upscale), mode="nearest")
     except ValueError as error:
         return Comparison(job, skipped=str(error).removeprefix(f"{job.name}: "))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return Comparison(job, skipped="it needs more memory than there is: try --tile, or --max-side")
+        return Comparison(job, skipped=TOO_LITTLE_MEMORY)
     job.picture.parent.mkdir(parents=True, exist_ok=True)
     save_png(picture_grid(torch.stack([images, reconstruction], dim=1), alpha=alpha), job.picture)
     return Comparison(job, size=size, psnr=ratio)
 
 
-def _shrink(picture: Pixels, max_side: int) -> Pixels:
+def _shrink(picture: Pixels, max_side: int | None) -> Pixels:
     height, width = picture.shape[:2]
-    scale = max_side / max(height, width)
-    if scale >= 1:
-        return picture
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    return resize_window(picture, Window(0, 0, height, width), size)
+    size = _shrunk(height, width, max_side)
+    return picture if size == (height, width) else resize_window(picture, Window(0, 0, height, width), size)
+
+
+def _shrunk(height: int, width: int, max_side: int | None) -> tuple[int, int]:
+    """Returns the size of an image whose longer side is shrunk to ``max_side`` pixels, if it is longer."""
+    scale = 1.0 if max_side is None else max_side / max(height, width)
+    return (height, width) if scale >= 1 else (max(1, round(height * scale)), max(1, round(width * scale)))

@@ -190,9 +190,9 @@ class ForeignAutoencoder(LatentAutoencoder, nn.Module):
         draws = any(_as_tuple(self.config.get("decoder_inject_noise")))
         self._one_by_one = draws or not self.facts.takes_batches
         self._has_opaque_images = False
-        self._fixed_size: int | None = getattr(vae, "decoder_image_size", None)
+        self.fixed_size = getattr(vae, "decoder_image_size", None)
         size = self.config["sample_size"]
-        self._reset_tiling(size if size and not self._fixed_size else _TILE)
+        self._reset_tiling(size if size and not self.fixed_size else _TILE)
         super().train(False)
 
     @classmethod
@@ -349,7 +349,7 @@ class ForeignAutoencoder(LatentAutoencoder, nn.Module):
 
     def _check_images(self, images: Tensor) -> None:
         super()._check_images(images)
-        side, least = self._fixed_size, self.facts.least
+        side, least = self.fixed_size, self.facts.least
         if min(images.shape[-2:]) <= (least - 1) * self.downsampling_factor:
             raise ValueError(
                 f"{type(self).__name__} takes no images that are smaller than {least}x{least} latents, of "
@@ -364,7 +364,7 @@ class ForeignAutoencoder(LatentAutoencoder, nn.Module):
 
     def _check_latents(self, latents: Tensor, channels: int) -> None:
         super()._check_latents(latents, channels)
-        side = (self._fixed_size or 0) // self.downsampling_factor
+        side = (self.fixed_size or 0) // self.downsampling_factor
         if side and tuple(latents.shape[-2:]) != (side, side):
             raise ValueError(
                 f"{type(self).__name__} decodes latents of {side}x{side} positions alone, and these have "

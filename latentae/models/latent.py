@@ -109,6 +109,8 @@ class LatentAutoencoder(OptimizingMixin, TilingMixin, SavingMixin):
     device: Any
     dtype: Any
     training: bool
+    fixed_size: int | None = None
+    """Side in pixels of the square images that the model takes; None: it takes any size."""
     _warned_of_range = False
     _stock_class: ClassVar[type]  # diffusers' own class with the same weights; its defaults may differ
 
@@ -309,6 +311,14 @@ class LatentAutoencoder(OptimizingMixin, TilingMixin, SavingMixin):
             return latents.new_tensor(config.shift_factor or 0.0), scale
         mean, std = (latents.new_tensor(x)[:, None, None] for x in (config.latents_mean, config.latents_std))
         return mean, scale / std
+
+    def check_image_size(self, image_size: int) -> None:
+        """Raises ValueError if the model has a fixed size, and this side in pixels is another."""
+        if self.fixed_size not in (None, image_size):
+            raise ValueError(
+                f"image_size is {image_size}, but {type(self).__name__} takes images of {self.fixed_size}x"
+                f"{self.fixed_size} pixels alone: give an image_size of {self.fixed_size}"
+            )
 
     def _check_images(self, images: Tensor) -> None:
         """Raises ValueError for images that ``encode`` cannot take."""

@@ -146,6 +146,11 @@ def _latent_side(model: NamedModel, image_size: int) -> int:
             f"image_size is {image_size}, but {model.name} needs a multiple of {factor}, the pixels per "
             "latent position"
         )
+    if model.fixed_size not in (None, image_size):
+        raise ValueError(
+            f"image_size is {image_size}, but {model.name} takes images of {model.fixed_size} pixels a side "
+            f"alone: use --image-size {model.fixed_size}"
+        )
     return image_size // factor
 
 

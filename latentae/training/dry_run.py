@@ -23,13 +23,12 @@ from tqdm import tqdm
 from latentae import distributed
 from latentae.config import RunConfig, config_warnings
 from latentae.data import Batch, BrokenImageError, ImageDataset
-from latentae.files import first_line
 from latentae.models.decoders import downscale
 from latentae.report.grids import picture_grid, save_png
 from latentae.training.checkpoint import needing_disk
 from latentae.training.finish import evaluating
 from latentae.training.log import Meter
-from latentae.training.run_folder import RunError, step_of
+from latentae.training.run_folder import step_of
 from latentae.training.trainer import Trainer
 
 _IMAGES_SHOWN, _COLUMNS = 64, 8
@@ -46,7 +45,7 @@ def dry_run(config: RunConfig) -> str:
 
     Raises:
         ValueError: what would stop the run before it started.
-        RunError: a step does not fit into the device's memory, or the picture cannot be written.
+        RunError: the picture cannot be written.
     """
     trainer = Trainer(config, rehearsal=True)
     try:
@@ -57,12 +56,6 @@ def dry_run(config: RunConfig) -> str:
         sentence = trainer.images.broken.report()
     except BrokenImageError as error:
         raise ValueError(str(error).strip().splitlines()[-1]) from error
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"a step does not fit into the device's memory: {first_line(error)}\n"
-            "lower batch_size (and raise gradient_accumulation_steps as much), lower data.image_size, or use "
-            "mixed_precision=bf16"
-        ) from error
     picture = _save_picture(
         first["images"],
         Path(config.output_dir),

@@ -132,16 +132,6 @@ def test_stopped_by_hand(places, monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted; the same command continues from here\n"
 
 
-def test_too_little_memory_is_one_sentence(places, monkeypatch, capsys):
-    def run_out(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(module, "open_models", run_out)
-    arguments = ["{kl}", "--data", "{images}", "--out", "{here}/r"]
-    assert main([word.format(**places) for word in arguments]) == 2
-    assert "choose a smaller --batch-size" in capsys.readouterr().err
-
-
 @pytest.mark.usefixtures("own_cache_with_trunks", "one_thread")
 def test_killed_in_the_middle_it_goes_on(models, image_folder, tmp_path, capsys):
     """The process is killed, not asked to stop."""

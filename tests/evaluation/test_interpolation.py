@@ -31,7 +31,7 @@ def test_neighbours_are_nearest_by_cosine_after_normalisation():
 def test_interpolations_are_in_the_latents_own_units():
     torch.manual_seed(0)
     latents = torch.randn(2, 2, 3, 3) * 5 + 100  # each is the other's neighbour
-    table = LatentTable(latents)
+    table = LatentTable(latents.clone())
     between = table.interpolated(range(2))
     torch.testing.assert_close(between[0], between[1])
     expected = slerp(*((latents - table.mean) / table.std).split(1), 0.5) * table.std + table.mean
@@ -39,12 +39,23 @@ def test_interpolations_are_in_the_latents_own_units():
     assert between.mean().item() == pytest.approx(100, abs=5)
 
 
+def test_latents_are_joined_in_order_and_kept_once():
+    latents = torch.arange(1.0, 49.0).view(6, 2, 2, 2).sqrt()
+    shards = [
+        {"latents": part.clone(), "value.psnr": torch.zeros(len(part))} for part in latents.split([4, 2])
+    ]
+    table = join_latents([shards[0], {}, shards[1]], 6)
+    torch.testing.assert_close(table.normalised * table.std + table.mean, latents)
+    tensors = [value for value in vars(table).values() if isinstance(value, torch.Tensor)]
+    assert sum(tensor.numel() for tensor in tensors) == latents.numel() + 6 + 2 + 2
+
+
 def test_nothing_to_interpolate():
     def shard(*shape):
         return {"latents": torch.zeros(shape), "value.psnr": torch.zeros(shape[0])}
 
-    assert join_latents([shard(3, 2, 4, 4), {}]) is not None  # no image of the second block could be read
-    assert join_latents([shard(3, 2, 4, 4), shard(3, 2, 4, 5)]) is None
-    assert join_latents([shard(3, 2, 4, 4), {"value.psnr": torch.zeros(2)}]) is None
-    assert join_latents([shard(1, 2, 4, 4)]) is None
-    assert join_latents([]) is None
+    assert join_latents([shard(3, 2, 4, 4), {}], 3) is not None  # no image of the second block could be read
+    assert join_latents([shard(3, 2, 4, 4), shard(3, 2, 4, 5)], 6) is None
+    assert join_latents([shard(3, 2, 4, 4), {"value.psnr": torch.zeros(2)}], 5) is None
+    assert join_latents([shard(1, 2, 4, 4)], 1) is None
+    assert join_latents([], 0) is None

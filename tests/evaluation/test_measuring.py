@@ -6,7 +6,7 @@ from latentae.evaluation.blocks import PROTOCOLS, Block, ImageBlocks
 from latentae.evaluation.colour import channel_shifts, colour_difference, worst_crops
 from latentae.evaluation.distances import GaussianStatistics, frechet_distance
 from latentae.evaluation.interpolation import LatentTable
-from latentae.evaluation.measuring import Evaluation, Settings
+from latentae.evaluation.measuring import Evaluation, Settings, _reason
 from latentae.evaluation.metrics import band_snr, l1, psnr, to_images, to_uint8
 from latentae.evaluation.models import NamedModel
 from latentae.evaluation.single_block import Drift, measure_block, reference_features
@@ -245,3 +245,13 @@ def test_originals(block, measures):
     extractor = measures.features["inception"]
     assert reference_features(block, extractor, CPU, batch_size=2).shape == (4, 7)
     assert reference_features(Block(0), extractor, CPU).shape == (0, 7)
+
+
+def test_the_other_processes_learn_of_too_little_memory():
+    error = RuntimeError(
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes."
+    )
+    assert _reason(error) == (
+        "another process has stopped: the computer is out of memory (2.00 GiB more could not be allocated)"
+    )
+    assert [_reason(ValueError("a is 0")), _reason(KeyError())] == ["a is 0", "KeyError"]

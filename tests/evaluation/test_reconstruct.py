@@ -118,7 +118,12 @@ def test_what_cannot_be_reconstructed_is_skipped_with_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 bytes")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("can't allocate memory: 9 bytes"),
+        MemoryError(),
+    ],
 )
 def test_too_little_memory_is_a_reason(tmp_path, error):
     class Greedy(Dimmer):
@@ -128,6 +133,24 @@ def test_too_little_memory_is_a_reason(tmp_path, error):
     (comparison,) = run(Greedy(), write(tmp_path / "a.png", 5, 5), tmp_path / "out.png")
     assert comparison.skipped == "it needs more memory than there is: try --tile, or --max-side"
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_model_of_one_size_refuses_other_images_before_it_starts(tmp_path):
+    model = Dimmer()
+    model.fixed_size = 6
+    write(tmp_path / "in/a.png", 8, 8)
+    write(tmp_path / "in/b.png", 8, 6)
+    with pytest.raises(
+        ValueError, match=r"images of 6x6 pixels alone, and none of 2 image\(s\) has this size"
+    ):
+        run(model, tmp_path / "in", tmp_path / "out")
+    assert model.seen == []
+    assert len(run(model, tmp_path / "in/a.png", tmp_path / "out.png", max_side=6)) == 1
+    (tmp_path / "in/c.png").write_bytes(b"no picture")
+    assert [comparison.job.name for comparison in run(model, tmp_path / "in", tmp_path / "out")] == [
+        *("a.png", "b.png", "c.png")
+    ]
+    assert len(model.seen) == 3
 
 
 def test_a_mistake_in_the_model_is_not_hidden(tmp_path):

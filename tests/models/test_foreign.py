@@ -13,6 +13,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_image2video import LTXImageToVideoPipe
 from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import QwenImage21Pipeline
 from PIL import Image
 
+from benchmarks.stand_ins import FOREIGN, make_stock
 from latentae import KLVAE, ForeignAutoencoder, cli, load_autoencoder
 from latentae.build import open_pretrained, open_teacher
 from latentae.evaluation import evaluate as evaluation
@@ -23,7 +24,6 @@ from latentae.latents.cache import LatentDataset, encode_dataset
 from latentae.models.checkpoints.open import CLASSES as OWN
 from latentae.models.foreign import CLASSES, REFUSED
 from latentae.probe.pipeline import pipeline_autoencoder
-from tests.models.foreign_models import SETTINGS, make_stock
 
 # Pixels per latent, and the normalisation of the first channel: shift and scale; None: not known.
 EXPECTED = {
@@ -198,7 +198,7 @@ def test_every_autoencoder_of_diffusers_is_opened_or_refused():
         if isinstance(getattr(diffusers, name, None), type)
         and issubclass(getattr(diffusers, name), diffusers.ModelMixin)
     }
-    assert set(SETTINGS) == set(EXPECTED) == set(CLASSES)
+    assert set(FOREIGN) == set(EXPECTED) == set(CLASSES)
     assert not set(CLASSES) & (set(REFUSED) | set(OWN))
     assert models - set(OWN) == set(CLASSES) | set(REFUSED)
 

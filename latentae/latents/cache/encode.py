@@ -209,8 +209,10 @@ def encode_dataset(
     check_at_least(1, batch_size=batch_size)
     check_at_least(0, workers=workers)
     autoencoder, path = _open_model(model, family, device)
+    if image_size is None:
+        image_size = autoencoder.fixed_size if sizes == "refuse" else _usual_size(autoencoder)
     options = CacheOptions(
-        image_size=_usual_size(autoencoder) if image_size is None and sizes != "refuse" else image_size,
+        image_size=image_size,
         sizes=sizes,
         flips=flips,
         codes=codes,
@@ -261,6 +263,12 @@ def _encode(
 ) -> CacheReport:
     # Check the model and open the data: nothing is written before both are known to be right.
     check_codes(model, options)
+    if options.image_size is not None:
+        model.check_image_size(options.image_size)
+    if model.fixed_size is not None and options.sizes == "bucket":
+        raise ValueError(
+            f"sizes is 'bucket', but {type(model).__name__} takes images of one size alone: use sizes='crop'"
+        )
     normalisation = normalisation_of(model)
     if options.latents and normalisation is None:
         say(f"note: {_about_scale(options)}")

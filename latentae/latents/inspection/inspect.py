@@ -139,6 +139,7 @@ def _image_size(model: Autoencoder, image_size: int | None) -> int:
             f"image_size is {size}, but a latent of this model stands for {factor}x{factor} pixels: give "
             f"{factor} or more"
         )
+    model.check_image_size(int(size))
     return int(size)
 
 

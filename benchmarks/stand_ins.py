@@ -1,4 +1,4 @@
-"""A tiny random model of each class of diffusers that ``ForeignAutoencoder`` opens."""
+"""Tiny models of diffusers' autoencoders with random weights, for tests and in the place of public models."""
 
 import diffusers
 import torch
@@ -13,7 +13,7 @@ WAN = {
     "latents_mean": [0.1, 0.2, 0.3, 0.4],
     "latents_std": [1.0, 2.0, 3.0, 4.0],
 }
-SETTINGS = {
+FOREIGN = {
     "AsymmetricAutoencoderKL": {
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "down_block_out_channels": (8, 16),
@@ -148,9 +148,38 @@ SETTINGS = {
         "layers_per_block": 1,
     },
 }
+"""Class that ``ForeignAutoencoder`` opens -> arguments of its constructor."""
+
+_TWO_LEVELS = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+}
+OWN = {
+    "AutoencoderKL": _TWO_LEVELS,
+    "AutoencoderKLFlux2": _TWO_LEVELS,
+    "AutoencoderTiny": {
+        "encoder_block_out_channels": (8, 8),
+        "decoder_block_out_channels": (8, 8),
+        "num_encoder_blocks": (1, 1),
+        "num_decoder_blocks": (1, 1),
+    },
+    "VQModel": {**_TWO_LEVELS, "num_vq_embeddings": 64},
+}
+"""Class with a counterpart in latentae -> arguments of its constructor."""
+
+# Images of 256 pixels, which the protocol of most published numbers has, instead of 32.
+_LARGER = {"AutoencoderRAE": {"encoder_input_size": 128, "latents_mean": None, "latents_std": None}}
 
 
-def make_stock(name, **changes):
-    """A model of diffusers' class with random weights, in eval mode."""
-    torch.manual_seed(0)
-    return getattr(diffusers, name)(**{**SETTINGS[name], **changes}).eval()
+def make_stock(name, seed=0, **changes):
+    """Returns a model of diffusers' class with random weights, in eval mode."""
+    torch.manual_seed(seed)
+    return getattr(diffusers, name)(**{**(FOREIGN | OWN)[name], **changes}).eval()
+
+
+def save_stand_in(name, folder, seed=0):
+    """Writes the folder of a model of diffusers' class with random weights, for images of 256 pixels."""
+    make_stock(name, seed, **_LARGER.get(name, {})).save_pretrained(folder)
