@@ -1,9 +1,11 @@
+import math
 from typing import Any
 
 import pytest
 
 from latentae.config import config_warnings
-from latentae.config.schema.checks import SMALLEST_IMAGE, SMALLEST_MEASURED
+from latentae.config.schema.checks import SMALLEST_MEASURED
+from latentae.config.schema.loss import SMALLEST_IMAGE
 from latentae.evaluation import metrics
 from latentae.losses import perceptual
 from latentae.training import trainer
@@ -233,6 +235,36 @@ def test_nothing_to_transform() -> None:
     nothing = {"loss.equivariance": {"min_scale": 1.0, "rotate": False}}
     one_problem(nothing, "loss.equivariance.min_scale", "is 1", "rotate", "loss.equivariance=null")
     assert config({"loss.equivariance": {"min_scale": 1.0}}).loss.equivariance is not None
+
+
+FEATURES = {"type": "frozen_features", "optimizer": {"type": "adamw", "learning_rate": 1e-4}}
+
+
+def test_frozen_features_need_rgb_and_whole_groups() -> None:
+    changes = {"discriminator": FEATURES, "model.in_channels": 4}
+    one_problem(changes, "discriminator.type", "`model.in_channels` is 4", "RGB", "type=patchgan")
+    changes = {"discriminator": {**FEATURES, "head_channels": 12}}
+    one_problem(changes, "discriminator.head_channels", "is 12", "8 groups", "use 16")
+
+
+@pytest.mark.parametrize(
+    ("discriminator", "needed", "key"),
+    [
+        ({"type": "patchgan", "num_layers": 4}, 48, "num_layers"),
+        ({"type": "wavelet", "num_layers": 6}, 64, "num_layers"),
+        ({**FEATURES, "network": "alex"}, 31, "network"),
+        ({**FEATURES, "network": "vgg16"}, 16, "network"),
+        ({**FEATURES, "network": "facebook/dinov2-small"}, 1, "network"),
+    ],
+)
+def test_the_discriminator_takes_the_smallest_images(discriminator, needed, key) -> None:
+    section = {**discriminator, "optimizer": FEATURES["optimizer"]}
+    fits = math.ceil(needed / 4) * 4
+    changes = {"discriminator": section, "loss.perceptual": None, "data.resolutions": [[fits, 64]]}
+    assert config(changes).discriminator is not None
+    if fits > 4:
+        small = {**changes, "data.resolutions": [[fits - 4, 64]]}
+        one_problem(small, f"discriminator.{key}", f"{needed} pixels", f"have {fits - 4}", "data.image_size")
 
 
 def test_alignment_needs_rgb() -> None:
