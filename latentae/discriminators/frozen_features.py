@@ -57,10 +57,11 @@ class FrozenFeatures(nn.Module):
     Args:
         in_channels: channels of the images: 3.
         trunk: the frozen network, a module that does what ``Trunk`` says.
-        head_channels: width of the heads.
+        head_channels: width of the heads, in 8 groups of two channels or more: a single value would be
+            normalised to zero.
 
     Raises:
-        ValueError: images that are not RGB, or a width that the groups do not divide.
+        ValueError: images that are not RGB, or a width that is no multiple of 16.
     """
 
     forward_has_state = True  # power iteration, as in a ``PatchGAN`` with spectral norm
@@ -69,8 +70,8 @@ class FrozenFeatures(nn.Module):
         super().__init__()
         if in_channels != 3:
             raise ValueError(f"in_channels is {in_channels}, but the frozen network takes RGB images: give 3")
-        if head_channels % GROUPS:
-            raise ValueError(f"head_channels is {head_channels}, but must divide by {GROUPS}")
+        if head_channels % (2 * GROUPS):
+            raise ValueError(f"head_channels is {head_channels}, but must be a multiple of {2 * GROUPS}")
         self._outside = (trunk,)  # in a tuple, where nn.Module does not find it
         self.heads = nn.ModuleList(
             _head(channels, head_channels, windows)

@@ -101,5 +101,5 @@ def test_weights_are_at_unit_spectral_norm(discriminator):
 def test_impossible_arguments():
     with pytest.raises(ValueError, match="in_channels is 4"):
         FrozenFeatures(4, trunk=Pooled())
-    with pytest.raises(ValueError, match="head_channels is 12"):
-        FrozenFeatures(trunk=Pooled(), head_channels=12)
+    with pytest.raises(ValueError, match="head_channels is 24"):
+        FrozenFeatures(trunk=Pooled(), head_channels=24)

@@ -95,10 +95,10 @@ def _discriminator_images(config: RunConfig) -> Iterator[str]:
                 f"{config.model.in_channels}, and its network needs RGB images; use "
                 "discriminator.type=patchgan"
             )
-        if discriminator.head_channels % 8:
+        if discriminator.head_channels % 16:
             yield (
                 f"`discriminator.head_channels` is {discriminator.head_channels}, but the heads normalise 8 "
-                f"groups of channels; use {math.ceil(discriminator.head_channels / 8) * 8}"
+                f"groups of two channels or more; use {math.ceil(discriminator.head_channels / 16) * 16}"
             )
     shortest, needed = shortest_side(config), discriminator_side(config)
     if shortest < needed:

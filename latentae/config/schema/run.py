@@ -130,7 +130,7 @@ class FrozenFeaturesConfig(_Discriminator):
     transformers folder (pip install latentae[dinov2]), such as facebook/dinov2-small. RAE uses the first
     DINO's ViT-S."""
     head_channels: Count = 128
-    """Channels of the heads, a multiple of 8."""
+    """Channels of the heads, a multiple of 16."""
 
 
 DiscriminatorConfig: TypeAlias = Annotated[
