@@ -31,12 +31,15 @@ def discriminator_side(config: RunConfig) -> int:
     discriminator = config.discriminator
     if discriminator is None or config.loss.adversarial is None:
         return 1
+    if discriminator.type == "patchgan":
+        # After the halving layers two 4x4 convolutions remove one pixel each, and one must remain.
+        return 3 * 2**discriminator.num_layers
+    if discriminator.type == "wavelet":
+        return int(2**discriminator.num_layers)
     if discriminator.type == "frozen_features":
         trunk = "vgg" if discriminator.network == "vgg16" else discriminator.network
         return SMALLEST_IMAGE.get(trunk, 1)  # a transformer's images are resized
-    # After the halving layers of a PatchGAN, two 4x4 convolutions remove one pixel each. One must remain.
-    remaining = 3 if discriminator.type == "patchgan" else 1
-    return remaining * 2**discriminator.num_layers
+    return 1
 
 
 def _adversarial(config: RunConfig) -> Iterator[str]:
