@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from latentae import distributed
@@ -14,10 +15,13 @@ from latentae.config import (
     DataConfig,
     DecoderConfig,
     Flux2VAEConfig,
+    FrozenFeaturesConfig,
     KLVAEConfig,
     LikelihoodConfig,
     LossConfig,
+    LPIPSLogitsConfig,
     ModelConfig,
+    PerceptualConfig,
     QuantizerConfig,
     ReconstructionConfig,
     RunConfig,
@@ -37,8 +41,10 @@ from latentae.data import (
     open_streams,
     take_evenly,
 )
-from latentae.discriminators import PatchGAN
+from latentae.discriminators import FrozenFeatures, PatchGAN, WaveletDiscriminator
 from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
+from latentae.losses.classifier import LogitDistance, LPIPSWithLogits
+from latentae.losses.feature_layers import ConvolutionalLayers, TransformerLayers
 from latentae.losses.feature_maps import FeatureMaps, VGG16Maps, ViTMaps
 from latentae.losses.kl import (
     DIVERGENCES,
@@ -68,10 +74,14 @@ from latentae.models import (
 from latentae.models.adapting import describe_architecture
 from latentae.models.loading import is_single_file
 from latentae.models.tiny_layers import TinyLevels, arguments_of
-from latentae.weights import load_trunk, load_vision_transformer
+from latentae.weights import WeightsNotFoundError, load_classifier, load_trunk, load_vision_transformer
 
 _VQ_MODELS: dict[str, type[VQVAE]] = {"VQVAE": VQVAE, "VQGAN": VQGAN}
-_DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN}
+_DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "patchgan": PatchGAN,
+    "wavelet": WaveletDiscriminator,
+    "frozen_features": FrozenFeatures,
+}
 
 
 def build_autoencoder(
@@ -235,7 +245,7 @@ def build_objective(config: LossConfig, *, bfloat16: bool = False) -> Reconstruc
         reconstruction_weight=reconstruction.weight,
         perceptual=None
         if perceptual is None
-        else build_lpips(perceptual.trunk, perceptual.precision or precision),
+        else build_perceptual(perceptual, perceptual.precision or precision),
         perceptual_weight=0.0 if perceptual is None else perceptual.weight,
         scale_perceptual=isinstance(reconstruction, LikelihoodConfig) and reconstruction.scale_perceptual,
     )
@@ -254,14 +264,62 @@ def build_lpips(trunk: str, precision: str = "float32") -> LPIPS:
     return LPIPS(load_trunk(trunk), net=trunk, precision=precision)
 
 
+def build_perceptual(config: PerceptualConfig, precision: str) -> LPIPS:
+    """Builds LPIPS, with the distance between a classifier's logits if the config asks for it.
+
+    Raises:
+        WeightsNotFoundError: the weights of a network cannot be loaded, or are not the classifier's.
+    """
+    if not isinstance(config, LPIPSLogitsConfig):
+        return build_lpips(config.trunk, precision)
+    classifier = _build_classifier(config.classifier, config.classifier_weights)
+    return LPIPSWithLogits(
+        load_trunk(config.trunk),
+        net=config.trunk,
+        logits=LogitDistance(classifier, precision),
+        logits_weight=config.logits_weight,
+        precision=precision,
+    )
+
+
+def _build_classifier(name: str, file: str | None) -> nn.Module:
+    import torchvision.models  # takes a second to import, and few runs need it
+
+    state = load_classifier(name, file)
+    with torch.device("meta"):
+        classifier: nn.Module = getattr(torchvision.models, name)(weights=None)
+    try:
+        classifier.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise WeightsNotFoundError(
+            f"`loss.perceptual.classifier_weights` is {file}, which does not hold torchvision's {name}: give "
+            "a file with all its tensors, named as there, or null for torchvision's own"
+        ) from error
+    return classifier
+
+
 def build_discriminator(config: RunConfig) -> nn.Module | None:
-    """Builds the discriminator, or None if the loss has no adversarial term."""
+    """Builds the discriminator, or None if the loss has no adversarial term. Downloads missing weights.
+
+    Raises:
+        WeightsNotFoundError: the weights of its frozen network cannot be loaded.
+        ValueError: this network is no vision transformer.
+    """
     if config.discriminator is None or config.loss.adversarial is None:
         return None
     training = {"type", "optimizer", "update_every", "augment", "r1"}
     arguments = config.discriminator.model_dump(exclude=training)
+    if isinstance(config.discriminator, FrozenFeaturesConfig):
+        arguments["trunk"] = _build_feature_layers(arguments.pop("network"))
     channels = 3 if config.data.alpha else config.model.in_channels  # it sees composites of RGBA images
     return _DISCRIMINATORS[config.discriminator.type](channels, **arguments)
+
+
+def _build_feature_layers(network: str) -> nn.Module:
+    if network in ("alex", "vgg16"):
+        trunk = network.removesuffix("16")
+        return ConvolutionalLayers(load_trunk(trunk), trunk)
+    return TransformerLayers(load_vision_transformer(network))
 
 
 def build_adversarial_terms(config: RunConfig) -> AdversarialTerms:

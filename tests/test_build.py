@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torchvision.models import vgg16
+from torchvision.models import resnet50, vgg16
 from transformers import Dinov2Config, Dinov2Model
 
 from latentae import VQGAN, VQVAE, build
@@ -14,6 +14,7 @@ from latentae.losses.adversarial import ADVERSARIAL_LOSSES
 from latentae.losses.kl import FreeBits, forward_kl, jeffreys
 from latentae.losses.perceptual import LPIPS
 from latentae.quantizers import QUANTIZERS, EMAQuantizer, VectorQuantizer
+from latentae.weights import WeightsNotFoundError
 from tests.data.pictures import png_bytes, write_shards, write_tar
 
 
@@ -132,6 +133,42 @@ def test_losses_and_discriminator(quickstart, alexnet_trunk):
     )
     discriminator = build.build_discriminator(quickstart)
     assert discriminator(torch.zeros(1, 3, 64, 64)).shape[1] == 1
+
+
+def test_every_discriminator_gets_its_arguments(tmp_path, monkeypatch, alexnet_trunk):
+    wavelet = load_config("vqgan", ["discriminator.type=wavelet", "discriminator.num_layers=4"])
+    assert len(build.build_discriminator(wavelet).entries) == 4
+    transformer().save_pretrained(tmp_path)
+    sizes = {"alex": [(192, 384, 256, 256), (2, 4, 3, 3)], str(tmp_path): [(16,), (2, 1, 5, 5)]}
+    for network, (channels, shape) in sizes.items():
+        changes = [f"discriminator.{key}" for key in (f"network={network}", "head_channels=16")]
+        config = load_config("vqgan", ["discriminator.type=frozen_features", *changes])
+        discriminator = build.build_discriminator(config)
+        assert discriminator.trunk.channels == channels
+        assert discriminator.heads[0][0].out_channels == 16
+        assert (
+            discriminator(torch.zeros(2, 3, 64, 64) if network == "alex" else torch.zeros(2, 3, 9, 9)).shape
+            == shape
+        )
+    monkeypatch.setattr(build, "load_trunk", lambda name: {"vgg": alexnet_trunk}[name])
+    with pytest.raises(ValueError, match="net='vgg'"):
+        build.build_discriminator(load_config("vqgan", ["discriminator.type=frozen_features"]))
+
+
+def test_a_classifier_s_logits_join_lpips(loss_config, alexnet_trunk, tmp_path):
+    torch.manual_seed(0)
+    torch.save(resnet50(weights=None).state_dict(), tmp_path / "own.pth")
+    torch.save({"fc.bias": torch.zeros(1000)}, tmp_path / "other.pth")
+    perceptual = {"type": "lpips_logits", "trunk": "alex", "classifier": "resnet50", "logits_weight": 0.5}
+    own = loss_config(perceptual={**perceptual, "classifier_weights": str(tmp_path / "own.pth")})
+    network = build.build_objective(own, bfloat16=True).perceptual
+    assert (network.logits_weight, network.precision, network.logits.precision) == (0.5, *["bfloat16"] * 2)
+    assert network(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)).shape == (1,)
+    other = loss_config(perceptual={**perceptual, "classifier_weights": str(tmp_path / "other.pth")})
+    with pytest.raises(
+        WeightsNotFoundError, match=r"classifier_weights` is .*other\.pth.*hold torchvision's"
+    ):
+        build.build_objective(other)
 
 
 def test_the_adversarial_terms_get_their_arguments():

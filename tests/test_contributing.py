@@ -95,7 +95,7 @@ def run(copy: Path, *words: str) -> None:
 
 
 def test_recipes_are_short() -> None:
-    assert set(RECIPES) == {"quantizer", "loss", "metric", "file format"}
+    assert set(RECIPES) == {"quantizer", "loss", "discriminator", "metric", "file format"}
     for name, recipe in RECIPES.items():
         assert len([line for line in recipe.splitlines() if line.strip()]) < 30, name
 
@@ -117,6 +117,19 @@ def test_a_new_quantizer_and_loss_are_trained_and_a_new_metric_is_reported(copy:
     metrics = json.loads((copy / "report/results.json").read_text())["models"]["tiny"]
     assert 0 < metrics["largest_error"]["value"] <= 2
     assert "largest error" in (copy / "report/results.md").read_text()
+
+
+def test_a_new_discriminator_is_built(copy: Path) -> None:
+    code = (
+        "import torch\n"
+        "from latentae import build\n"
+        "from latentae.config import load_config\n"
+        "config = load_config('vqgan', ['discriminator.type=pixels', 'discriminator.base_channels=8'])\n"
+        "discriminator = build.build_discriminator(config)\n"
+        "assert discriminator(torch.zeros(2, 3, 4, 6)).shape == (2, 1, 4, 6)\n"
+        "assert discriminator.layers[0].out_channels == 8\n"
+    )
+    run(copy, "-c", code)
 
 
 def test_a_file_of_a_new_format_opens(copy: Path) -> None:

@@ -16,6 +16,7 @@ from latentae.losses.feature_maps import ViTMaps
 from latentae.weights import (
     WeightsNotFoundError,
     hash_tensors,
+    load_classifier,
     load_trunk,
     load_vision_transformer,
     trunk_path,
@@ -245,6 +246,66 @@ def test_a_cache_that_cannot_be_written_is_named(
     with pytest.raises(WeightsNotFoundError, match=r"cache .*file cannot be written .*set LATENTAE_CACHE"):
         load_trunk("alex")
     assert not small_trunks
+
+
+def write_classifier(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """A file like torchvision's of ResNet-50, under a name with its true hash, which is the pinned one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"fc.weight": torch.rand(2, 3), "fc.bias": torch.rand(2)}
+    torch.save(state, folder / "new.pth")
+    name = f"resnet50-{hashlib.sha256((folder / 'new.pth').read_bytes()).hexdigest()[:8]}.pth"
+    small = dataclasses.replace(weights._CLASSIFIERS["resnet50"], torchvision_file=name)
+    monkeypatch.setitem(weights._CLASSIFIERS, "resnet50", small)
+    return (folder / "new.pth").rename(folder / name), state
+
+
+@pytest.mark.usefixtures("small_trunks")
+def test_a_classifier_in_torchvision_s_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    path, state = write_classifier(monkeypatch, Path(torch.hub.get_dir(), "checkpoints"))
+    found = load_classifier("resnet50")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(WeightsNotFoundError) as caught:
+        load_classifier("resnet50")
+    assert str(caught.value).splitlines() == [
+        "The pretrained classifier 'resnet50' was not found and could not be fetched:",
+        f"  - torchvision's cache: {path} is damaged: its SHA-256 does not begin as its name ends",
+        "  - torchvision's download: no route to the server",
+        f"To provide it, put torchvision's {path.name} at {path}, or give the path of a file with its "
+        "weights",
+    ]
+
+
+@pytest.mark.usefixtures("small_trunks")
+def test_a_classifier_in_a_file_of_one_s_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path, state = write_classifier(monkeypatch, tmp_path)
+    safetensors.torch.save_file(state, tmp_path / "own.safetensors")
+    for file in (path, tmp_path / "own.safetensors"):
+        assert torch.equal(load_classifier("resnet50", str(file))["fc.weight"], state["fc.weight"])
+    path.write_bytes(path.read_bytes() + b"more")  # a name that ends in a hash is a promise
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("not weights")
+    (tmp_path / "text.safetensors").write_text("not weights")
+    for file, reason in (
+        (path, "is damaged"),
+        (tmp_path / "nothing.pth", "No such file"),
+        (tmp_path / "list.pth", "does not hold tensors by their names"),
+        (tmp_path / "text.pth", "text.pth: "),
+        (tmp_path / "text.safetensors", "text.safetensors: "),
+    ):
+        with pytest.raises(WeightsNotFoundError, match=f"classifier resnet50 cannot be loaded: .*{reason}"):
+            load_classifier("resnet50", str(file))
+
+
+def test_the_classifiers_are_torchvision_s() -> None:
+    import torchvision.models
+
+    for classifier in weights._CLASSIFIERS.values():
+        url = getattr(torchvision.models, classifier.torchvision_weights).IMAGENET1K_V1.url
+        assert url.endswith("/" + classifier.torchvision_file)
+    with pytest.raises(ValueError, match="classifier is 'vgg': choose one of convnext_small, resnet50"):
+        load_classifier("vgg")
 
 
 def test_a_folder_of_dinov2(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from latentae.config.schema.loss import (
     LeCAMConfig,
     LikelihoodConfig,
     LossConfig,
+    LPIPSConfig,
+    LPIPSLogitsConfig,
     PerceptualConfig,
     ReconstructionConfig,
 )
@@ -50,9 +52,11 @@ from latentae.config.schema.run import (
     AdamW8bitConfig,
     AdamWConfig,
     DiscriminatorConfig,
+    FrozenFeaturesConfig,
     OptimizerConfig,
     PatchGANConfig,
     R1Config,
+    WaveletConfig,
 )
 from latentae.config.yaml_text import ConfigError
 
@@ -73,11 +77,14 @@ __all__ = [
     "EMAQuantizerConfig",
     "FSQConfig",
     "Flux2VAEConfig",
+    "FrozenFeaturesConfig",
     "GroupedQuantizerConfig",
     "IBQConfig",
     "KLConfig",
     "KLVAEConfig",
     "LFQConfig",
+    "LPIPSConfig",
+    "LPIPSLogitsConfig",
     "LeCAMConfig",
     "LikelihoodConfig",
     "LossConfig",
@@ -95,6 +102,7 @@ __all__ = [
     "VQGANConfig",
     "VQVAEConfig",
     "VectorQuantizerConfig",
+    "WaveletConfig",
     "changed_keys",
     "config_from_mapping",
     "config_warnings",

@@ -87,6 +87,8 @@ BRANCH_FIXED_KEYS = frozenset(
         "discriminator.base_channels",
         "discriminator.num_layers",
         "discriminator.norm",
+        "discriminator.network",
+        "discriminator.head_channels",
         "discriminator.optimizer.type",
     }
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,13 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's imag
 _VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-class FeatureMaps(nn.Module):
-    """The base of both networks. They are frozen and always in evaluation mode.
+class FrozenNetwork(nn.Module):
+    """The base of frozen networks trained on ImageNet's images. They are always in evaluation mode.
 
     Attributes:
-        channels: d, the length of a position's features.
         precision: ``float32``, or ``bfloat16`` under autocast, which keeps sensitive operations in float32.
     """
 
-    channels: int
     mean: Tensor
     std: Tensor
 
@@ -35,13 +33,10 @@ class FeatureMaps(nn.Module):
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
 
-    @torch.no_grad()
-    def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Returns features [B, d, *size], in the images' type, of RGB images [B, 3, H, W] in [−1, 1]."""
+    def autocast(self, device_type: str) -> torch.autocast:
+        """Returns a context in which the network computes in its precision, whatever surrounds it."""
         dtype = _PRECISIONS[self.precision]
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            features = self.features(images, size).to(images.dtype)
-        return resize(features, size)
+        return torch.autocast(device_type, dtype, enabled=dtype != torch.float32)
 
     def freeze(self) -> None:
         """Freezes the weights. A subclass calls it after it has built its network.
@@ -55,17 +50,34 @@ class FeatureMaps(nn.Module):
                 if isinstance(layer, nn.Linear | nn.Conv2d):
                     layer.to(_PRECISIONS[self.precision])
 
-    def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Returns features in a grid that suits the network, near ``size``."""
-        raise NotImplementedError
-
     def normalised(self, images: Tensor) -> Tensor:
         """Normalises images as networks trained on ImageNet expect."""
         return ((images + 1) / 2 - self.mean) / self.std
 
-    def train(self, mode: bool = True) -> FeatureMaps:
+    def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode."""
         return super().train(False)
+
+
+class FeatureMaps(FrozenNetwork):
+    """The base of both networks that latents are aligned with.
+
+    Attributes:
+        channels: d, the length of a position's features.
+    """
+
+    channels: int
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Returns features [B, d, *size], in the images' type, of RGB images [B, 3, H, W] in [−1, 1]."""
+        with self.autocast(images.device.type):
+            features = self.features(images, size).to(images.dtype)
+        return resize(features, size)
+
+    def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Returns features in a grid that suits the network, near ``size``."""
+        raise NotImplementedError
 
 
 class VGG16Maps(FeatureMaps):
@@ -120,14 +132,8 @@ class ViTMaps(FeatureMaps):
 
     def __init__(self, model: Any, precision: str = "float32") -> None:
         super().__init__(precision)
-        patch, channels = (getattr(model.config, name, None) for name in ("patch_size", "hidden_size"))
-        if not isinstance(patch, int) or not isinstance(channels, int):
-            raise ValueError(
-                f"{type(model).__name__} has no square patches: give a vision transformer such as DINOv2"
-            )
+        self.patch, self.channels = patches_of(model)
         self.model = model
-        self.patch = patch
-        self.channels = channels
         self.freeze()
 
     def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -139,3 +145,17 @@ class ViTMaps(FeatureMaps):
         # Class and register tokens come first.
         patches = tokens[:, -height * width :]
         return patches.transpose(1, 2).unflatten(2, (height, width))
+
+
+def patches_of(model: Any) -> tuple[int, int]:
+    """Returns a vision transformer's pixels per patch side, and the length of its tokens.
+
+    Raises:
+        ValueError: a model that has no square patches.
+    """
+    patch, channels = (getattr(model.config, name, None) for name in ("patch_size", "hidden_size"))
+    if not isinstance(patch, int) or not isinstance(channels, int):
+        raise ValueError(
+            f"{type(model).__name__} has no square patches: give a vision transformer such as DINOv2"
+        )
+    return patch, channels

@@ -131,9 +131,7 @@ class LPIPS(nn.Module):
         self._validate(reconstruction, target)
         dtype = self.heads[0].dtype
         with torch.autocast(device_type=reconstruction.device.type, enabled=False):
-            images, references = (
-                self.scaling(_as_rgb(batch.to(dtype))) for batch in (reconstruction, target)
-            )
+            images, references = (self.scaling(as_rgb(batch.to(dtype))) for batch in (reconstruction, target))
             distances: Tensor = _Distance.apply(images, references, self)
         return distances.reshape(reconstruction.shape[0], -1).mean(dim=1)
 
@@ -213,8 +211,8 @@ class _Distance(torch.autograd.Function):
         return own * gradient[:, None, None, None], None, None
 
 
-def _as_rgb(images: Tensor) -> Tensor:
-    """[B, C, H, W] → [B·G, 3, H, W], the G images of a batch item next to each other."""
+def as_rgb(images: Tensor) -> Tensor:
+    """Returns [B·G, 3, H, W] of [B, C, H, W], the G RGB images of a batch item next to each other."""
     batch, channels, height, width = images.shape
     if channels == 3:
         return images

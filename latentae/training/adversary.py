@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from latentae.training.randomness import StepRandomness
 
 GRADIENT_LOSSES = frozenset({"r1"})
 """Names of losses made of gradients under the loss scale, which overflow if the scale is too large."""
+_TRUNK = "trunk_sha256"
 
 
 class CapturedCall:
@@ -96,6 +98,8 @@ class Adversary:
             False if a forward changes the network.
         alpha: whether images are RGBA.
         loss_scale: multiplies a scalar by the loss scale of float16 training; None without one.
+        trunk_hash: of the weights of the discriminator's frozen network, which checkpoints record but do not
+            hold; None without one.
     """
 
     discriminator: nn.Module
@@ -106,6 +110,8 @@ class Adversary:
     reuse_forward: bool = True
     alpha: bool = False
     loss_scale: Callable[[Tensor], Tensor] | None = None
+    trunk_hash: str | None = None
+    recorded_hash: str | None = field(default=None, init=False)  # in the checkpoint that was loaded
 
     # What the autoencoder learns
 
@@ -207,14 +213,31 @@ class Adversary:
 
     # What a checkpoint holds besides the discriminator and its optimizer
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Returns LeCAM's averages; nothing without LeCAM."""
-        return {} if self.lecam is None else self.lecam.state_dict()
+    def state_dict(self) -> dict[str, Any]:
+        """Returns LeCAM's averages, if there are any, and the hash of the frozen network, likewise."""
+        averages = {} if self.lecam is None else self.lecam.state_dict()
+        return averages if self.trunk_hash is None else {**averages, _TRUNK: self.trunk_hash}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Loads the averages. LeCAM starts afresh if the state was saved without it."""
-        if self.lecam is not None and state:
-            self.lecam.load_state_dict(state)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Loads the averages, and the hash that ``check`` compares. LeCAM may start afresh."""
+        self.recorded_hash = state.get(_TRUNK)
+        averages = {name: value for name, value in state.items() if name != _TRUNK}
+        if self.lecam is not None and averages:
+            self.lecam.load_state_dict(averages)
+
+    def check(self) -> None:
+        """Checks that the discriminator's frozen network is the one that its heads were trained on.
+
+        Raises:
+            ValueError: the checkpoint that was loaded records another one.
+        """
+        if self.recorded_hash is not None and self.recorded_hash != self.trunk_hash:
+            raise ValueError(
+                "discriminator.network has other weights (sha256 "
+                f"{str(self.trunk_hash)[:12]}) than when the checkpoint was saved "
+                f"({self.recorded_hash[:12]}), so the discriminator's heads do not fit it; give the weights "
+                "of that time"
+            )
 
 
 Means = Mapping[str, float]

@@ -32,6 +32,7 @@ from latentae.training.speed import compile_networks, set_float32_precision, tun
 from latentae.training.step import TrainingStep
 from latentae.training.teacher import create_teacher, match_levels
 from latentae.training.update import OPTIMIZERS, Learner, LearningRate
+from latentae.weights import hash_tensors
 
 Part = TypeVar("Part")
 
@@ -105,7 +106,8 @@ def build_networks(
         autoencoder.pin_posterior()
     autoencoder.to(accelerator.device)
     # The discriminator, the average of the weights, and the frozen networks of the losses.
-    discriminator = build.build_discriminator(config)
+    with distributed.main_first():
+        discriminator = build.build_discriminator(config)
     ema = EMA(autoencoder, config.ema_decay or 0.0, () if frozen is None else frozen.parts)
     performance = _tune(config, autoencoder, objective, discriminator, accelerator.device)
     with distributed.main_first():
@@ -283,6 +285,7 @@ def _adversary(
     learner.learns = terms.discriminator_learns
     adversarial = config.loss.adversarial
     lecam = None if adversarial is None else _optional(LeCAM, adversarial.lecam)
+    trunk = getattr(discriminator, "trunk", None)
     adversary = Adversary(
         learner.module,
         terms,
@@ -292,6 +295,7 @@ def _adversary(
         reuse_forward=not getattr(discriminator, "forward_has_state", False),
         alpha=config.data.alpha,
         loss_scale=None if accelerator.scaler is None else accelerator.scaler.scale,
+        trunk_hash=None if trunk is None else hash_tensors(trunk.state_dict()),
     )
     return adversary, learner
 

@@ -117,6 +117,8 @@ class Trainer:
                 pretrained.take_up()
             else:
                 pretrained.check_moved()
+        if self.networks.step.adversary is not None:
+            self.networks.step.adversary.check()
         teacher = self.networks.step.teacher
         if teacher is not None:
             teacher.check(self.networks.autoencoder)

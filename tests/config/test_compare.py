@@ -114,6 +114,7 @@ _TAKES_EFFECT_IN_BRANCH = {
         for name in (
             *("reconstruction.weight", "reconstruction.epsilon", "reconstruction.learning_rate_scale"),
             *("reconstruction.scale_perceptual", "perceptual", "perceptual.type", "perceptual.trunk"),
+            *("perceptual.classifier", "perceptual.classifier_weights", "perceptual.logits_weight"),
             *("perceptual.weight", "perceptual.precision", "kl", "kl.weight", "kl.divergence", "kl.schedule"),
             *(
                 "kl.schedule.type",

@@ -27,7 +27,7 @@ from latentae.config.describe import (
     walk,
 )
 from latentae.config.schema import RunConfig, Section
-from latentae.config.schema.loss import LossConfig, PerceptualConfig
+from latentae.config.schema.loss import LossConfig, LPIPSConfig, LPIPSLogitsConfig
 
 _WITH_NORMS = "class: KLVAE or Flux2VAE or VQVAE or VQGAN"
 
@@ -45,7 +45,10 @@ def test_sections_behind_an_annotation() -> None:
         VQVAEConfig,
         VQGANConfig,
     )
-    assert section_classes(LossConfig.model_fields["perceptual"].annotation) == (PerceptualConfig,)
+    assert section_classes(LossConfig.model_fields["perceptual"].annotation) == (
+        LPIPSConfig,
+        LPIPSLogitsConfig,
+    )
     assert section_classes(RunConfig.model_fields["trackers"].annotation) == ()
     assert is_optional(LossConfig.model_fields["perceptual"].annotation)
     assert not is_optional(LossConfig.model_fields["reconstruction"].annotation)

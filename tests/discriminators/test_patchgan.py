@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from latentae import discriminators
-from latentae.discriminators import PatchGAN
+from latentae.discriminators import FrozenFeatures, PatchGAN
 
 
 @pytest.mark.parametrize("norm", ["group", "spectral", "none"])
@@ -23,18 +23,29 @@ def test_a_logit_sees_seventy_pixels():
     assert rows[-1] - rows[0] + 1 == 70
 
 
-NETWORKS = [
-    member
-    for member in (getattr(discriminators, name) for name in discriminators.__all__)
-    if issubclass(member, nn.Module)
-]
+class Pixels(nn.Module):
+    """The trunk of a ``FrozenFeatures``: the images themselves."""
+
+    channels, windows = (3,), ((),)
+
+    def forward(self, images):
+        return [images]
 
 
-@pytest.mark.parametrize("norm", ["group", "spectral", "none"])
-@pytest.mark.parametrize("network", NETWORKS)
-def test_no_batch_statistics(network, norm):
+def networks():
+    """One of every discriminator, each with every normalisation it has."""
+    for name in discriminators.__all__:
+        member = getattr(discriminators, name)
+        if member is FrozenFeatures:
+            yield pytest.param(member(trunk=Pixels(), head_channels=16), id=name)
+        elif issubclass(member, nn.Module):
+            for norm in ("group", "spectral", "none"):
+                yield pytest.param(member(3, base_channels=16, norm=norm), id=f"{name} {norm}")
+
+
+@pytest.mark.parametrize("discriminator", networks())
+def test_no_batch_statistics(discriminator):
     """Of any discriminator: they would mix real with fake images, and differ between ranks."""
-    discriminator = network(3, base_channels=16, norm=norm)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in discriminator.modules())
     discriminator.apply(lambda module: module.eval() if "parametri" in type(module).__module__ else None)
     images = torch.randn(4, 3, 64, 64)

@@ -9,8 +9,13 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from latentae.config.schema.checks_adversarial import (
+    check_adversarial,
+    discriminator_side,
+    shortest_side,
+)
 from latentae.config.schema.checks_decoder import check_decoder_training, decoder_training_warnings
-from latentae.config.schema.loss import LikelihoodConfig, LinearScheduleConfig
+from latentae.config.schema.loss import SMALLEST_IMAGE, LikelihoodConfig, LinearScheduleConfig
 from latentae.config.schema.model import (
     MOST_CODES,
     Flux2VAEConfig,
@@ -27,12 +32,6 @@ from latentae.config.yaml_text import show
 if TYPE_CHECKING:
     from latentae.config.schema.run import RunConfig
 
-SMALLEST_IMAGE = {
-    "alex": 31,  # an 11x11 convolution of stride 4, then two 3x3 max-pools of stride 2, leave one pixel
-    "vgg": 16,  # four max-pools of stride 2 leave one pixel
-}
-"""Smallest image side, in pixels, on which the deepest layer of each perceptual trunk can be computed."""
-
 SMALLEST_MEASURED = max(11, SMALLEST_IMAGE["alex"])
 """Smallest image side, in pixels, that can be measured: SSIM needs 11, LPIPS needs AlexNet's."""
 
@@ -47,8 +46,7 @@ def find_problems(config: RunConfig) -> list[str]:
         _alpha,
         _model,
         _kl,
-        _adversarial,
-        _discriminator,
+        check_adversarial,
         _scaled_perceptual,
         _latent_losses,
         _equivariance_sizes,
@@ -231,50 +229,6 @@ def _kl(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _adversarial(config: RunConfig) -> Iterator[str]:
-    """A VQVAE has no adversarial loss, a VQGAN has one, and the discriminator's warmup comes before it."""
-    adversarial = config.loss.adversarial
-    if isinstance(config.model, VQVAEConfig) and adversarial is not None:
-        yield (
-            "`loss.adversarial` is set, but `model.class: VQVAE` is trained without one; set it to null "
-            "or use `model.class: VQGAN`"
-        )
-    if isinstance(config.model, VQGANConfig) and adversarial is None:
-        yield (
-            "`loss.adversarial` is null, but `model.class: VQGAN` is trained with one; set its keys "
-            "(`type: hinge`, `start_step`) or use `model.class: VQVAE`"
-        )
-    if adversarial is not None and adversarial.discriminator_warmup_steps > adversarial.start_step:
-        yield (
-            "`loss.adversarial.discriminator_warmup_steps` is "
-            f"{adversarial.discriminator_warmup_steps}, more than the {adversarial.start_step} steps before "
-            "`loss.adversarial.start_step`; lower the former or raise the latter"
-        )
-
-
-def _discriminator(config: RunConfig) -> Iterator[str]:
-    """The adversarial loss and the discriminator need each other."""
-    adversarial, discriminator = config.loss.adversarial, config.discriminator
-    if adversarial is not None and discriminator is None:
-        yield "`discriminator` is null, but `loss.adversarial` needs one; set its `type` and `optimizer`"
-    # With a VQGAN it is the missing loss that is wrong, which `_adversarial` reports.
-    untrained = adversarial is None and not isinstance(config.model, VQGANConfig)
-    if untrained and discriminator is not None:
-        yield "`discriminator` is set, but without `loss.adversarial` nothing trains it; set it to null"
-    if adversarial is not None and adversarial.min_adaptive_weight > adversarial.max_adaptive_weight:
-        yield (
-            f"`loss.adversarial.min_adaptive_weight` is {adversarial.min_adaptive_weight:g}, more than "
-            f"`loss.adversarial.max_adaptive_weight`, {adversarial.max_adaptive_weight:g}; lower the former "
-            "or raise the latter"
-        )
-    if discriminator is not None and len(set(discriminator.augment)) < len(discriminator.augment):
-        once = list(dict.fromkeys(discriminator.augment))
-        yield (
-            f"`discriminator.augment` is {show(list(discriminator.augment))}, but may name each augmentation "
-            f"only once; use {show(once)}"
-        )
-
-
 def _scaled_perceptual(config: RunConfig) -> Iterator[str]:
     reconstruction = config.loss.reconstruction
     scaled = isinstance(reconstruction, LikelihoodConfig) and reconstruction.scale_perceptual
@@ -311,11 +265,8 @@ def _equivariance_sizes(config: RunConfig) -> Iterator[str]:
     loss, factor = config.loss, _pixels_per_latent(config)
     if loss.equivariance is None:
         return
-    shortest = _shortest_side(config)
-    needed = _perceptual_side(config)
-    if loss.adversarial is not None and config.discriminator is not None:
-        # After the halving layers, two 4x4 convolutions remove one pixel each, and one must remain.
-        needed = max(needed, 3 * 2**config.discriminator.num_layers)
+    shortest = shortest_side(config)
+    needed = max(_perceptual_side(config), discriminator_side(config))
     least = max(1, round(loss.equivariance.min_scale * (shortest // factor))) * factor
     if least < needed:
         yield (
@@ -329,7 +280,7 @@ def _spectral_sizes(config: RunConfig) -> Iterator[str]:
     """The smallest images that the spectral loss decodes must be large enough for the perceptual loss."""
     if config.loss.spectral is None:
         return
-    shortest, factor = _shortest_side(config), _pixels_per_latent(config)
+    shortest, factor = shortest_side(config), _pixels_per_latent(config)
     divisor = max(config.loss.spectral.factors)
     least = max(1, round(shortest // factor / divisor)) * factor
     if divisor > shortest // factor:
@@ -343,10 +294,6 @@ def _spectral_sizes(config: RunConfig) -> Iterator[str]:
             f"but the perceptual loss needs {_perceptual_side(config)}; use smaller factors or raise "
             "`data.image_size`"
         )
-
-
-def _shortest_side(config: RunConfig) -> int:
-    return min(min(size) for size in config.data.training_sizes)
 
 
 def _perceptual_side(config: RunConfig) -> int:

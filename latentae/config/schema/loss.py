@@ -87,10 +87,17 @@ ReconstructionConfig: TypeAlias = Annotated[
 ]
 
 
-class PerceptualConfig(Section):
-    """Distance between the features of a pretrained network (LPIPS, arXiv 1801.03924)."""
+SMALLEST_IMAGE = {
+    "alex": 31,  # an 11x11 convolution of stride 4, then two 3x3 max-pools of stride 2, leave one pixel
+    "vgg": 16,  # four max-pools of stride 2 leave one pixel
+}
+"""Smallest image side, in pixels, on which the deepest layer of each perceptual trunk can be computed."""
 
-    type: Literal["lpips"]
+
+class _Perceptual(Section):
+    """The keys of all perceptual losses."""
+
+    type: str
     trunk: Literal["alex", "vgg"] = "vgg"
     """Pretrained network: vgg as in taming-transformers; alex is smaller and faster."""
     weight: PositiveOrZero = 1.0
@@ -99,6 +106,30 @@ class PerceptualConfig(Section):
     """Number format of the pretrained network; null: bfloat16 with `mixed_precision` bf16, else float32.
     bfloat16 is several times faster on processors with matrix units, with some rounding in the gradient.
     Validation and evaluation always measure in float32."""
+
+
+class LPIPSConfig(_Perceptual):
+    """Distance between the features of a pretrained network (LPIPS, arXiv 1801.03924)."""
+
+    type: Literal["lpips"]
+
+
+class LPIPSLogitsConfig(_Perceptual):
+    """LPIPS plus the distance between a classifier's logits (MaskBit, arXiv 2409.16211, and TiTok, arXiv
+    2406.07550, in different ways). `perceptual` in the log is their sum."""
+
+    type: Literal["lpips_logits"]
+    classifier: Literal["convnext_small", "resnet50"] = "convnext_small"
+    """ImageNet classifier, which sees images at 224x224 pixels: convnext_small as in TiTok's program, or
+    resnet50 as in MaskBit, which is smaller and faster."""
+    classifier_weights: Text | None = None
+    """File with the classifier's weights under torchvision's names (.safetensors or .pth); null:
+    torchvision's own, from its cache or downloaded once."""
+    logits_weight: Positive = 0.1
+    """Weight of the mean squared difference of the logits, relative to LPIPS."""
+
+
+PerceptualConfig: TypeAlias = Annotated[LPIPSConfig | LPIPSLogitsConfig, Field(discriminator="type")]
 
 
 class LinearScheduleConfig(Section):

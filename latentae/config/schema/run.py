@@ -80,16 +80,10 @@ class R1Config(Section):
     clips these updates too, and the penalty with them; 1 avoids that, but takes more time."""
 
 
-class PatchGANConfig(Section):
-    """A convolutional network with one logit per image patch (arXiv 1611.07004)."""
+class _Discriminator(Section):
+    """The keys of all discriminators."""
 
-    type: Literal["patchgan"]
-    base_channels: Count = 64
-    """Channels of the first layer. Each later layer doubles them, up to eight times this number."""
-    num_layers: Count = 3
-    """Layers that halve height and width. With 3, each logit sees 70x70 pixels."""
-    norm: Literal["group", "spectral", "none"] = "group"
-    """Normalisation of the inner layers."""
+    type: str
     optimizer: OptimizerConfig
     """The discriminator's own optimizer."""
     update_every: Count = 1
@@ -102,8 +96,47 @@ class PatchGANConfig(Section):
     """R1 gradient penalty; null: none."""
 
 
-DiscriminatorConfig: TypeAlias = PatchGANConfig
-"""The networks that may stand in the section `discriminator`. A second one makes this a union."""
+class _Convolutional(_Discriminator):
+    """The keys of discriminators that learn all their convolutions."""
+
+    base_channels: Count = 64
+    """Channels of the first layer. Each later layer doubles them, up to eight times this number."""
+    num_layers: Count = 3
+    """Layers that halve height and width. With 3, each logit of a patchgan sees 70x70 pixels."""
+    norm: Literal["group", "spectral", "none"] = "group"
+    """Normalisation of the inner layers."""
+
+
+class PatchGANConfig(_Convolutional):
+    """A convolutional network with one logit per image patch (arXiv 1611.07004)."""
+
+    type: Literal["patchgan"]
+
+
+class WaveletConfig(_Convolutional):
+    """A convolutional network that takes in the Haar wavelets of the image at each of its scales, with one
+    logit per image patch (after SWAGAN, arXiv 2102.06108)."""
+
+    type: Literal["wavelet"]
+
+
+class FrozenFeaturesConfig(_Discriminator):
+    """Small heads on four layers of a frozen pretrained network (Projected GAN, arXiv 2111.01007, with the
+    heads of StyleGAN-T, arXiv 2301.09515, as in RAE, arXiv 2510.11690). Needs RGB images."""
+
+    type: Literal["frozen_features"]
+    network: Text = "vgg16"
+    """The frozen network: vgg16 or alex, which work offline, or a vision transformer as hub id or
+    transformers folder (pip install latentae[dinov2]), such as facebook/dinov2-small. RAE uses the first
+    DINO's ViT-S."""
+    head_channels: Count = 128
+    """Channels of the heads, a multiple of 16."""
+
+
+DiscriminatorConfig: TypeAlias = Annotated[
+    PatchGANConfig | WaveletConfig | FrozenFeaturesConfig, Field(discriminator="type")
+]
+"""The networks that may stand in the section `discriminator`."""
 
 
 class GuardConfig(Section):

@@ -1,9 +1,11 @@
+import math
 from typing import Any
 
 import pytest
 
 from latentae.config import config_warnings
-from latentae.config.schema.checks import SMALLEST_IMAGE, SMALLEST_MEASURED
+from latentae.config.schema.checks import SMALLEST_MEASURED
+from latentae.config.schema.loss import SMALLEST_IMAGE
 from latentae.evaluation import metrics
 from latentae.losses import perceptual
 from latentae.training import trainer
@@ -79,7 +81,7 @@ def test_image_size_must_be_a_multiple_of_the_factor(size: Any, remedy: str) -> 
 def test_every_resolution_is_a_multiple_of_the_factor() -> None:
     sizes = {"data.resolutions": [[64, 64], [64, 66]]}
     one_problem(sizes, "data.resolutions", "[64, 66]", "multiple of 4", "use [64, 64] or [64, 68]")
-    small = {"data.resolutions": [[3, 3]], "loss.perceptual": None}
+    small = {**VQVAE, "data.resolutions": [[3, 3]], "loss.perceptual": None}
     one_problem(small, "data.resolutions", "use [4, 4]")
     assert config({"data.resolutions": [[32, 64], [64, 32]]}).data.resolutions == ((32, 64), (64, 32))
 
@@ -87,17 +89,17 @@ def test_every_resolution_is_a_multiple_of_the_factor() -> None:
 @pytest.mark.parametrize(("trunk", "too_small", "fits"), [("alex", 28, 32), ("vgg", 12, 16)])
 def test_resolutions_must_suit_the_perceptual_trunk(trunk: str, too_small: int, fits: int) -> None:
     lpips = {"type": "lpips", "trunk": trunk}
-    sizes = {"data.resolutions": [[too_small, 64]]}
+    sizes = {**VQVAE, "data.resolutions": [[too_small, 64]]}
     changes = {**sizes, "loss.perceptual": lpips}
     one_problem(changes, "data.resolutions", f"[{too_small}, 64]", f"trunk: {trunk}", f"use {fits} or more")
-    config({"data.resolutions": [[fits, 64]], "loss.perceptual": lpips})
+    config({**VQVAE, "data.resolutions": [[fits, 64]], "loss.perceptual": lpips})
     config({**sizes, "loss.perceptual": None})
 
 
 @pytest.mark.parametrize("trunk", [None, "vgg", "alex"])
 @pytest.mark.parametrize("size", [8, 28, [64, 28]])
 def test_images_too_small_to_measure_are_refused_at_the_start(size: Any, trunk: str | None) -> None:
-    loss = {"loss.perceptual": trunk and {"type": "lpips", "trunk": trunk}}
+    loss = {**VQVAE, "loss.perceptual": trunk and {"type": "lpips", "trunk": trunk}}
     one_problem({"data.image_size": size, **loss}, "data.image_size", size, "31", "use 32 or more")
     assert config({"data.image_size": 32, **loss}).data.image_size == 32
 
@@ -233,6 +235,36 @@ def test_nothing_to_transform() -> None:
     nothing = {"loss.equivariance": {"min_scale": 1.0, "rotate": False}}
     one_problem(nothing, "loss.equivariance.min_scale", "is 1", "rotate", "loss.equivariance=null")
     assert config({"loss.equivariance": {"min_scale": 1.0}}).loss.equivariance is not None
+
+
+FEATURES = {"type": "frozen_features", "optimizer": {"type": "adamw", "learning_rate": 1e-4}}
+
+
+def test_frozen_features_need_rgb_and_whole_groups() -> None:
+    changes = {"discriminator": FEATURES, "model.in_channels": 4}
+    one_problem(changes, "discriminator.type", "`model.in_channels` is 4", "RGB", "type=patchgan")
+    changes = {"discriminator": {**FEATURES, "head_channels": 24}}
+    one_problem(changes, "discriminator.head_channels", "is 24", "8 groups", "use 32")
+
+
+@pytest.mark.parametrize(
+    ("discriminator", "needed", "key"),
+    [
+        ({"type": "patchgan", "num_layers": 4}, 48, "num_layers"),
+        ({"type": "wavelet", "num_layers": 6}, 64, "num_layers"),
+        ({**FEATURES, "network": "alex"}, 31, "network"),
+        ({**FEATURES, "network": "vgg16"}, 16, "network"),
+        ({**FEATURES, "network": "facebook/dinov2-small"}, 1, "network"),
+    ],
+)
+def test_the_discriminator_takes_the_smallest_images(discriminator, needed, key) -> None:
+    section = {**discriminator, "optimizer": FEATURES["optimizer"]}
+    fits = math.ceil(needed / 4) * 4
+    changes = {"discriminator": section, "loss.perceptual": None, "data.resolutions": [[fits, 64]]}
+    assert config(changes).discriminator is not None
+    if fits > 4:
+        small = {**changes, "data.resolutions": [[fits - 4, 64]]}
+        one_problem(small, f"discriminator.{key}", f"{needed} pixels", f"have {fits - 4}", "data.image_size")
 
 
 def test_alignment_needs_rgb() -> None:

@@ -79,6 +79,9 @@ def test_published_defaults_of_the_adversarial_and_perceptual_loss() -> None:
     }
     assert LeCAMConfig(weight=0.001).decay == 0.999
     assert loss["perceptual"] == {"type": "lpips", "trunk": "vgg", "weight": 1.0, "precision": None}
+    logits = config({"loss.perceptual": {"type": "lpips_logits"}}).loss.model_dump()["perceptual"]
+    added = {"classifier": "convnext_small", "classifier_weights": None, "logits_weight": 0.1}
+    assert logits == {**loss["perceptual"], "type": "lpips_logits", **added}
 
 
 def test_the_adversarial_losses_are_those_that_exist() -> None:

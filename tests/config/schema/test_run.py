@@ -8,9 +8,11 @@ from latentae.config import (
     AdamWConfig,
     ConfigError,
     DataConfig,
+    FrozenFeaturesConfig,
     PatchGANConfig,
     R1Config,
     RunConfig,
+    WaveletConfig,
 )
 from latentae.config.schema.run import GuardConfig
 from tests.config.example import config, mapping
@@ -50,6 +52,10 @@ def test_published_defaults_of_the_discriminator() -> None:
     discriminator = PatchGANConfig(type="patchgan", optimizer=AdamWConfig(type="adamw", learning_rate=1e-4))
     assert (discriminator.base_channels, discriminator.num_layers, discriminator.norm) == (64, 3, "group")
     assert (discriminator.update_every, discriminator.augment, discriminator.r1) == (1, (), None)
+    wavelet = WaveletConfig(type="wavelet", optimizer=discriminator.optimizer)
+    assert wavelet.model_dump(exclude={"type"}) == discriminator.model_dump(exclude={"type"})
+    frozen = FrozenFeaturesConfig(type="frozen_features", optimizer=discriminator.optimizer)
+    assert (frozen.network, frozen.head_channels) == ("vgg16", 128)
     assert R1Config(weight=10).every == 16
 
 
