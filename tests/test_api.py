@@ -88,6 +88,7 @@ def test_notebook_trains_evaluates_and_exports(
         assert not Path(name, ".lock").exists()  # another process may have the folder
     assert torch.get_num_threads() == threads
     assert "starting: KLVAE" in output.getvalue()
+    assert "Next:" not in output.getvalue()  # there is no command to repeat
 
     results = evaluate(["kl", Path("bf16")], "images", "report", protocol="crop-32", features=False)
     assert set(results.models) == {"kl", "bf16"}
