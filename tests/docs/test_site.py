@@ -40,7 +40,7 @@ def html(site: Path, name: str) -> str:
 
 def test_links_of_the_repository_lead_to_places_of_the_site(site: Path) -> None:
     assert 'href="training.html"' in html(site, "index.html")
-    assert 'href="index.html#use-the-model"' in html(site, "files.html")
+    assert 'href="index.html#use-the-model-in-a-pipeline"' in html(site, "files.html")
     [results] = (site / "benchmarks/results").glob("step_epyc_*.html")
     assert f'href="benchmarks/results/{results.name}"' in html(site, "training.html")
     assert 'href="../../' in results.read_text(encoding="utf-8")
