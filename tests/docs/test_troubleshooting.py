@@ -69,7 +69,7 @@ def test_options_exist() -> None:
         for command in COMMANDS.values()
         for action in command.parser()._actions
         for option in action.option_strings
-    } | {"--dry-run", "--num_cpu_threads_per_process", "--signal"}
+    } | {"--dry-run", "--signal"}
     named = {option for code in CODE for option in re.findall(r"--[a-z_-]+", code)}
     assert named - options == set()
     assert "--half-safe" in named
