@@ -33,7 +33,7 @@ export LAUNCH_FLAGS
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart venv test test-slow lint format clean
+.PHONY: help quickstart venv test test-slow lint format docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -59,6 +59,10 @@ lint: $(VENV)/.stamp-dev  ## check style, format and types
 format: $(VENV)/.stamp-dev  ## reformat, and mend what ruff can mend
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+docs: $(VENV)/.stamp-dev  ## build the documentation as a site in build/site, offline; broken links fail
+	$(VENV)/bin/python docs/tools/reference.py
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 clean:  ## remove .venv, caches and build outputs; your runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist

@@ -15,9 +15,13 @@ _HOMES = {
     "KLVAE": "latentae.models",
     "LatentDataset": "latentae.latents.cache",
     "TinyAutoencoder": "latentae.models",
+    "Trainer": "latentae.training.trainer",
     "VQGAN": "latentae.models",
     "VQVAE": "latentae.models",
+    "evaluate": "latentae.api",
+    "export_autoencoder": "latentae.export",
     "load_autoencoder": "latentae.models",
+    "load_config": "latentae.api",
     "ModelMixin": "diffusers",
 }
 __all__ = [
@@ -29,8 +33,12 @@ __all__ = [
     "LatentDataset",
     "ModelMixin",
     "TinyAutoencoder",
+    "Trainer",
     "__version__",
+    "evaluate",
+    "export_autoencoder",
     "load_autoencoder",
+    "load_config",
 ]
 
 

@@ -60,8 +60,9 @@ RULES: dict[str, Rule] = {
     "export": MEASURE,
     "training": Rule(RUN),
     "commands": Rule((*MEASURE.internal, *MEASURES), MEASURE.forbidden),
+    "api": Rule((*RUN, "training")),
     "cli": Rule((*RUN, "commands", "training")),
-    "__init__": Rule((*RUN, "training")),  # `import latentae`: lazy, which a test of its own watches
+    "__init__": Rule((*RUN, "api", "training")),  # `import latentae`: lazy, which a test of its own watches
 }
 
 # A library -> the only files of latentae that may import it, whatever their part's rule says.

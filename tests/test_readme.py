@@ -23,7 +23,7 @@ def run_blocks(page, names):
     return len(blocks)
 
 
-def test_python_blocks_run_in_order(tmp_path, monkeypatch):
+def test_python_blocks_run_in_order(tmp_path, monkeypatch, alexnet_trunk):
     torch.manual_seed(0)
     model = VQGAN(
         block_out_channels=(8, 8, 16),
@@ -36,12 +36,15 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     export_diffusers(model, tmp_path / "run/model")
     monkeypatch.chdir(tmp_path)
     names = {}
-    assert run_blocks(README, names) == 2
+    assert run_blocks(README, names) == 3
     assert names["image"].size == (64, 64)
     assert names["output"].indices.shape == (2, 25, 19)
-    # The other pages use the model and images of README.
+    assert names["summary"]["step"] == 3
+    assert Path("my_report/report.html").is_file()
+    assert names["report"].max_error < names["report"].tolerance
+    # The other pages use the model, images and results of README.
     counts = {page.stem: run_blocks(page, dict(names)) for page in PAGES[1:]}
-    assert counts["latents"] == 2
+    assert (counts["latents"], counts["python"], counts["quantizers"]) == (2, 2, 1)
     assert names["vae"].config.scaling_factor is not None
 
 

@@ -74,8 +74,6 @@ def _evaluate_options(parser: CommandParser) -> None:
 
 
 def _evaluate(*, batch_size: int, num_workers: int, cycle_images: int, **options: Any) -> None:
-    import torch
-
     from latentae.evaluation.evaluate import Request, evaluate
     from latentae.evaluation.measuring import Settings
     from latentae.report.fit import render_fit_terminal
@@ -83,7 +81,6 @@ def _evaluate(*, batch_size: int, num_workers: int, cycle_images: int, **options
 
     request = Request(settings=Settings(batch_size, num_workers, cycle_images), **options)
     request.check()  # before the processes join, which takes seconds
-    torch.backends.cudnn.allow_tf32 = False  # TF32 would keep only 10 of the 23 bits of a float32
     with open_device() as device:
         results = evaluate(request, device, say)
     for remark in caveats(results):

@@ -120,6 +120,22 @@ def _add_override(token: str, waiting: list[str], overrides: dict[str, Any]) -> 
     if not text.strip():
         raise ConfigError(f"`{token}` has no value after the =; for no value write {path}=null")
     value: Any = _text_value(token, text) if takes_text(path) else _parse_value(token, text, waiting)
+    place_override(path, value, overrides, token)
+
+
+def place_override(path: str, value: Any, overrides: dict[str, Any], written: str) -> None:
+    """Adds a value to nested overrides.
+
+    Args:
+        path: dotted, as in `data.image_size`.
+        value: a plain value, or a mapping for a whole section, which is merged into earlier overrides of its
+            keys.
+        overrides: nested as in a file; changed in place.
+        written: the override as its author wrote it, for messages.
+
+    Raises:
+        ConfigError: the override contradicts an earlier one.
+    """
     # Find the section that holds the key.
     *sections, name = path.split(".")
     target = overrides
@@ -127,11 +143,11 @@ def _add_override(token: str, waiting: list[str], overrides: dict[str, Any]) -> 
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             above = ".".join(sections[:depth])
-            raise ConfigError(f"`{token}` contradicts the override of `{above}`; drop one of them")
+            raise ConfigError(f"`{written}` contradicts the override of `{above}`; drop one of them")
     # A whole section is merged into overrides of its keys that came before it.
     below = target.get(name)
     if isinstance(below, dict) and not isinstance(value, dict):
-        raise ConfigError(f"`{token}` contradicts the overrides of keys in `{path}`; drop one of them")
+        raise ConfigError(f"`{written}` contradicts the overrides of keys in `{path}`; drop one of them")
     target[name] = merge(below, value, (*sections, name)) if isinstance(below, dict) else value
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,20 @@ class Request:
         check_output_folder(self.out, "a report", any((self.out / name).exists() for name in (RESULTS, WORK)))
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Context, or decorator, in which a GPU keeps all 23 bits of a float32; TF32 would keep 10 of them."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@full_float32()
 def evaluate(
     request: Request,
     device: torch.device,

@@ -12,6 +12,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -55,6 +56,8 @@ def create_accelerator(config: RunConfig) -> Accelerator:
         raise ValueError("mixed_precision is fp16, which needs a GPU; use bf16 or no")
     # torch advises to keep `broadcast_buffers` until its successor can also skip buffers at the start.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    # The process keeps accelerate's precision, and a run before this one may have had another.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else it would not join processes that torchrun started
         mixed_precision=config.mixed_precision,

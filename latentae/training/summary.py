@@ -54,7 +54,6 @@ def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
     # The call that opens the model: diffusers' own if a stock class can hold it.
     name = json.loads((folder.model / "config.json").read_text())["_class_name"]
     loader = f"diffusers.{name}.from_pretrained" if name in _STOCK_CLASSES else "latentae.load_autoencoder"
-    start = find_start_command()
     return "\n".join(
         [
             f"Validation on {summary['images']} images after {summary['step']} steps "
@@ -64,14 +63,23 @@ def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
             f"  pictures      {folder.sample(summary['step'])}  (images above, reconstructions below)",
             f"  model         {folder.model}  (loads with {loader})",
             f"  log           {folder.metrics}",
-            "",
-            "Next:",
-            f"  {_command(start)} data.name=path/to/images output_dir=my_run",
-            f"  {_command(start, same_run=True)} max_steps={2 * summary['step']}"
-            f"  # continues this run{start.note}",
-            f"  {_program_name('tensorboard')} --logdir {folder.root}",
+            *_next_commands(folder, summary["step"]),
         ]
     )
+
+
+def _next_commands(folder: RunFolder, step: int) -> list[str]:
+    """Returns lines with what to type next; none for a run that Python code started."""
+    if not (_is_training_script(sys.argv[0]) or sys.argv[1:2] == ["train"]):
+        return []
+    start = find_start_command()
+    return [
+        "",
+        "Next:",
+        f"  {_command(start)} data.name=path/to/images output_dir=my_run",
+        f"  {_command(start, same_run=True)} max_steps={2 * step}  # continues this run{start.note}",
+        f"  {_program_name('tensorboard')} --logdir {folder.root}",
+    ]
 
 
 def _command(start: StartCommand, *, same_run: bool = False) -> str:

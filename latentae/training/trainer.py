@@ -158,6 +158,7 @@ class Trainer:
             RunStopped: a signal asked it to stop, and it is saved.
         """
         config = self.config
+        self.lock.acquire(self.accelerator.print)  # unless it is held: the end of a fit releases it
         # Open the log, and say what this run is.
         with needing_disk(self.folder.root):
             self.accelerator.init_trackers("latentae", config={"config": dump_config(config)})
@@ -195,6 +196,7 @@ class Trainer:
         finally:
             recorder.close()
             self.torch_settings.restore()
+            self.lock.release()
         self.accelerator.end_training()
         recorder.say("\n" + describe(self.folder, summary))
         return summary
