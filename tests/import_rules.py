@@ -59,7 +59,8 @@ RULES: dict[str, Rule] = {
     "probe": Rule((*MEASURE.internal, "evaluation", "latents", "export"), MEASURE.forbidden),
     "export": MEASURE,
     "training": Rule(RUN),
-    "commands": Rule((*MEASURE.internal, *MEASURES), MEASURE.forbidden),
+    "demo": Rule((*MEASURE.internal, "evaluation", "latents"), MEASURE.forbidden),
+    "commands": Rule((*MEASURE.internal, *MEASURES, "demo"), MEASURE.forbidden),
     "cli": Rule((*RUN, "commands", "training")),
     "__init__": Rule((*RUN, "training")),  # `import latentae`: lazy, which a test of its own watches
 }

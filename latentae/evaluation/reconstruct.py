@@ -150,7 +150,7 @@ def run_jobs(
 def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **reading: Any) -> Comparison:
     try:
         picture = decode_image(job.image, model.config.in_channels, name=job.name, **reading)
-        images = to_tensor(picture if max_side is None else _shrink(picture, max_side))[None].to(model.device)
+        images = to_tensor(picture if max_side is None else shrink(picture, max_side))[None].to(model.device)
         size = images.shape[2], images.shape[3]
         with torch.no_grad():
             reconstruction = model(images).sample
@@ -170,7 +170,8 @@ def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **readi
     return Comparison(job, size=size, psnr=ratio)
 
 
-def _shrink(picture: Pixels, max_side: int) -> Pixels:
+def shrink(picture: Pixels, max_side: int) -> Pixels:
+    """Returns [H, W, C] with at most ``max_side`` pixels along each side, bicubic and antialiased."""
     height, width = picture.shape[:2]
     scale = max_side / max(height, width)
     if scale >= 1:
