@@ -29,9 +29,11 @@ TITLE = "latentae demo"
 CSS = """
 .gradio-container { max-width: 76rem !important; margin: 0 auto !important; }
 .gradio-container :is(p, li) { overflow-wrap: anywhere; }
-.wide img { width: 100%; }
+.wide .image-frame img {
+  width: 100% !important; height: auto !important; max-height: 640px; object-fit: contain !important;
+}
 .pixels img { image-rendering: pixelated; }
-.grid-container { grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 100%), 1fr)) !important; }
+.grid-container { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) !important; }
 .grid-wrap { max-height: none !important; }
 .caption-label { max-width: 95% !important; }
 """
@@ -215,8 +217,8 @@ def _sample_tab(demo: Demo, names: list[str]) -> None:
         button = gr.Button("Sample", variant="primary", elem_id="sample")
     samples = _gallery("Samples", "samples", pixels=False)
 
-    def sample(name: str, seed: int) -> Any:
-        return demo.sample(name, _SAMPLES, int(seed))
+    def sample(name: str, seed: int | None) -> Any:
+        return demo.sample(name, _SAMPLES, int(seed or 0))
 
     model.change(lambda name: (about(name), None), model, [caption, samples], api_visibility="private")
     button.click(_told(sample), [model, seed], samples, **_ONE_BY_ONE)

@@ -109,7 +109,7 @@ def serve(
         _stop_signals() as stop,
         tempfile.TemporaryDirectory(prefix="latentae-demo-", dir=server.out) as folder,
     ):
-        set_environment(folder)
+        set_environment(str(Path(folder).absolute()))
         page = _launch(demo, server)
         try:
             say(f"the page: {page.local_url} (Ctrl-C ends it)")
@@ -132,6 +132,9 @@ def set_environment(folder: str) -> None:
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_TEMP_DIR": folder,
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        # Gradio loads matplotlib, which would list the fonts of the machine in the user's folder.
+        "MPLBACKEND": "agg",
+        "MPLCONFIGDIR": folder,
         "NO_PROXY": ",".join(bypassed),
     }
 
@@ -173,6 +176,8 @@ def _launch(demo: Any, server: Server) -> Any:
 
 
 def _check_port(host: str, port: int) -> None:
+    if not 0 < port < 2**16:
+        raise ValueError(f"port is {port}, but must be from 1 to {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as trial:
@@ -180,8 +185,8 @@ def _check_port(host: str, port: int) -> None:
             trial.bind(address)
     except socket.gaierror as error:
         raise ValueError(f"--host {host} is not an address of this machine: {error.strerror}") from error
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"{_no_port(host, port)} ({getattr(error, 'strerror', None) or error})") from error
+    except OSError as error:
+        raise ValueError(f"{_no_port(host, port)} ({error.strerror})") from error
 
 
 def _no_port(host: str, port: int | None) -> str:

@@ -33,7 +33,7 @@ def test_an_address_that_cannot_be_used(tmp_path):
         ):
             Server(port=port).check()
     Server(port=port).check()
-    with pytest.raises(ValueError, match="port 70000 cannot be used"):
+    with pytest.raises(ValueError, match="port is 70000, but must be from 1 to 65535"):
         Server(port=70000).check()
     with pytest.raises(ValueError, match=r"--host no\.such\.host\.invalid is not an address of this machine"):
         Server(host="no.such.host.invalid", port=port).check()
@@ -74,6 +74,8 @@ def test_settings_that_could_share_the_page_are_removed(monkeypatch):
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_TEMP_DIR": "folder",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MPLBACKEND": "agg",
+        "MPLCONFIGDIR": "folder",
         "NO_PROXY": "a.example,localhost,127.0.0.1,::1",
         "OTHER": "1",
     }
