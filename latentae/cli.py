@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from latentae.commands.conversions import ENCODE, EXPORT, RECONSTRUCT, STATS
+from latentae.commands.demo import DEMO
 from latentae.commands.reports import COMPARE, EVALUATE, INSPECT, PROBE
 from latentae.config import FAMILIES, ConfigError, RunConfig, load_config
 from latentae.console import CommandError, errors_as, is_first_process, output_pipe_is_closed, run
@@ -21,7 +22,7 @@ from latentae.training.summary import describe, finished_summary
 
 COMMANDS = {
     command.name: command
-    for command in (STATS, ENCODE, INSPECT, EVALUATE, COMPARE, PROBE, EXPORT, RECONSTRUCT)
+    for command in (STATS, ENCODE, INSPECT, EVALUATE, COMPARE, PROBE, EXPORT, RECONSTRUCT, DEMO)
 }
 _DRY_RUN = "--dry-run"
 _LESS_MEMORY = (
@@ -38,6 +39,7 @@ usage: latentae train FAMILY [--config NAME_OR_PATH] [--dry-run] [key=value ...]
        latentae probe MODEL [MODEL ...] --data NAME --out FOLDER ...
        latentae export RUN_OR_MODEL --format FORMAT --out PATH ...
        latentae reconstruct IMAGE_OR_FOLDER OUT --model MODEL ...
+       latentae demo MODEL [MODEL ...] ...
 
   FAMILY    {" | ".join(FAMILIES)}
 

@@ -163,10 +163,15 @@ class CommandParser(argparse.ArgumentParser):
 
 def add_decoding(group: argparse._ArgumentGroup) -> None:
     """Adds the options on decoding image files, as ``data.decode_image`` takes them."""
-    what, names = "values of black and white, for images of more than 8 bits", ("BLACK", "WHITE")
-    group.add_argument("--value-range", action=_StorePair, nargs=2, type=float, metavar=names, help=what)
+    add_value_range(group)
     what = "skip images of more than N pixels as unreadable; omitted: 200000000"
     group.add_argument("--max-pixels", type=_whole_number(1), metavar="N", help=what)
+
+
+def add_value_range(group: argparse._ArgumentGroup) -> None:
+    """Adds the option that says which numbers are black and white."""
+    what, names = "values of black and white, for images of more than 8 bits", ("BLACK", "WHITE")
+    group.add_argument("--value-range", action=_StorePair, nargs=2, type=float, metavar=names, help=what)
 
 
 class _StorePair(argparse.Action):

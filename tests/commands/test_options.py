@@ -34,6 +34,7 @@ REQUIRED = {
     "probe": "MODEL --data D --out O",
     "export": "MODEL --format ldm --out O",
     "reconstruct": "IMAGE OUT --model M",
+    "demo": "MODEL",
 }
 
 

@@ -1,32 +1,10 @@
 """The page in a real browser: no errors, no network, and everything that can be clicked or pressed works."""
 
-import shutil
-import warnings
 from dataclasses import replace
 
 import pytest
 
 from latentae.report.evaluation import render_page
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    missing = "chromium (apt-get install chromium)" if path is None else "playwright (pip install playwright)"
-    if path is None or sync_playwright is None:
-        reason = f"THE REPORT'S PAGE WAS NOT TESTED: there is no {missing}"
-        warnings.warn(reason, stacklevel=1)  # also in the summary of a run that does not show skips
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
