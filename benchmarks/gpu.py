@@ -257,6 +257,7 @@ def machine(device: torch.device) -> dict[str, str]:
     found = {"device": "cpu", "processor": hardware()}
     if device.type == "cuda" and torch.cuda.is_available():
         found["device"] = torch.cuda.get_device_name(device)
+        found["memory"] = f"{torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB"
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
             answer = subprocess.run(query, capture_output=True, text=True).stdout.split()
