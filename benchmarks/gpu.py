@@ -1,6 +1,6 @@
 """Measures training and inference on a GPU, and writes one Markdown page with the card, driver and versions.
 
-    python benchmarks/gpu.py --out measured --minutes 9
+    PYTHONPATH=. python benchmarks/gpu.py --out measured --minutes 9
 
 Nothing is downloaded: loss networks have random weights, and images are the built-in photographs. After each
 measurement the results are saved in the folder --out. A call that runs out of its minutes stops, and says how
