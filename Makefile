@@ -33,7 +33,7 @@ export LAUNCH_FLAGS
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart venv test test-slow lint format docs clean
+.PHONY: help quickstart venv test test-slow test-gpu lint format docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -46,10 +46,13 @@ venv: $(VENV)/.stamp-dev  ## install the package and the developers' tools into 
 
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.stamp-dev  ## run the fast tests, offline (ARGS="tests/models -k name")
-	$(OFFLINE) $(RUN) pytest $(PARALLEL) -m "not slow" $(ARGS)
+	$(OFFLINE) $(RUN) pytest $(PARALLEL) -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.stamp-dev  ## run the slow tests: the long proofs, offline
-	$(OFFLINE) $(RUN) pytest -m slow $(ARGS)
+	$(OFFLINE) $(RUN) pytest -m "slow and not gpu" $(ARGS)
+
+test-gpu: $(VENV)/.stamp-dev  ## run the tests that need a CUDA device, offline; without one they are skipped
+	$(OFFLINE) $(RUN) pytest -m gpu tests/gpu $(ARGS)
 
 lint: $(VENV)/.stamp-dev  ## check style, format and types
 	@failed=0; for tool in "ruff check ." "ruff format --check ." mypy; do \

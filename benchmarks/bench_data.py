@@ -44,7 +44,7 @@ def main() -> None:
         root = Path(work)
         os.environ["LATENTAE_CACHE"] = str(root / "cache")
         datasets.config.HF_DATASETS_CACHE = root / "datasets"
-        files = _collect(arguments.images, arguments.count, root / "images/all")
+        files = collect_images(arguments.images, arguments.count, root / "images/all")
         _write_tars(files, root / "tars")
         _write_parquet(files, root / "parquet")
         kilobytes = sum(path.stat().st_size for path in files) / len(files) / 1024
@@ -95,22 +95,24 @@ def _compare(root: Path, arguments: argparse.Namespace, workers: int) -> None:
     for _ in range(arguments.rounds):
         for name, make in makers.items():
             clock = time.perf_counter if workers else time.process_time
-            speeds[name].append(_images_per_second(iter(make()), arguments, clock))
+            speeds[name].append(
+                images_per_second(iter(make()), arguments.batch_size, arguments.seconds, clock)
+            )
     for name in ours:
         middle, own = (f"{statistics.median(speeds[each]):.0f}" for each in ("torchvision", name))
         print_row(workers, middle, name, own, show_ratio(speeds[name], speeds["torchvision"]))
 
 
-def _images_per_second(
-    batches: Iterator[Any], arguments: argparse.Namespace, clock: Callable[[], float]
+def images_per_second(
+    batches: Iterator[Any], batch_size: int, seconds: float, clock: Callable[[], float]
 ) -> float:
     """Returns the speed over some seconds, after a few batches that are not counted."""
     for _ in range(4):
         next(batches)
     started, count = clock(), 0
-    while clock() - started < arguments.seconds:
+    while clock() - started < seconds:
         next(batches)
-        count += arguments.batch_size
+        count += batch_size
     return count / (clock() - started)
 
 
@@ -147,7 +149,7 @@ def _peer(folder: Path, arguments: argparse.Namespace, workers: int) -> Iterator
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
-def _collect(given: str | None, count: int, folder: Path) -> list[Path]:
+def collect_images(given: str | None, count: int, folder: Path) -> list[Path]:
     """Links or draws up to `count` image files into a folder."""
     folder.mkdir(parents=True)
     if given is None:

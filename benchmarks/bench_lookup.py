@@ -2,7 +2,8 @@
 
 The methods take turns on the same latents and codes. Ratios are medians over the rounds of process time (wall
 time on a GPU), with their range. An answer is wrong if float64 finds a nearer code. The memory of a method is
-how far one call raises the peak of a process of its own. Methods that would take several GB are left out.
+how far one call raises the peak of a process of its own. Methods that would take several GB are left out, and
+so is a package that is not installed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from measuring import (
@@ -70,12 +72,12 @@ def _data(arguments: argparse.Namespace, dim: int, device: torch.device) -> list
     return [(arguments.mean + arguments.deviation * each).to(device) for each in values]
 
 
-def _methods(latents: Tensor, codebook: Tensor) -> dict[str, Lookup]:
+def lookup_methods(latents: Tensor, codebook: Tensor) -> dict[str, Lookup]:
     methods: dict[str, Lookup] = {OURS: nearest_code, "cdist, argmin": _cdist}
     matrix_bytes = len(latents) * len(codebook) * latents.element_size()
     if matrix_bytes * latents.shape[1] <= BROADCAST_BYTES:
         methods["broadcast"] = _broadcast
-    if matrix_bytes * 4 <= PACKAGE_BYTES:
+    if matrix_bytes * 4 <= PACKAGE_BYTES and find_spec("vector_quantize_pytorch"):
         methods["vector-quantize-pytorch"] = _package(codebook)
     return methods
 
@@ -101,7 +103,7 @@ def _package(codebook: Tensor) -> Lookup:
 
 @torch.no_grad()
 def _print_times(dim: int, data: list[Tensor], rounds: int) -> None:
-    methods = _methods(*data)
+    methods = lookup_methods(*data)
     calls = {name: lambda method=method: method(*data) for name, method in methods.items()}
     spent = in_turns(calls, rounds, data[0].device)
     nearest = nearest_code(*(values.double() for values in data))
@@ -119,7 +121,7 @@ def _farther(latents: Tensor, codebook: Tensor, indices: Tensor, others: Tensor)
 
 def _print_memory(dim: int, arguments: argparse.Namespace) -> None:
     problem = [f"--{name}={getattr(arguments, name)}" for name in ("rows", "codes", "threads")]
-    methods = _methods(*_data(arguments, dim, torch.device("cpu")))
+    methods = lookup_methods(*_data(arguments, dim, torch.device("cpu")))
     peaks = {
         name: in_fresh_process(__file__, *problem, f"--dims={dim}", f"--memory-of={name}") for name in methods
     }
@@ -129,7 +131,7 @@ def _print_memory(dim: int, arguments: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def _peak_bytes(name: str, data: list[Tensor], device: torch.device) -> float:
-    method = _methods(*data)[name]
+    method = lookup_methods(*data)[name]
     method(data[0][:64], data[1][:64])  # loads what only the first call of a process loads
     return 2**20 * peak_memory(lambda: method(*data), device)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import os
 import platform
 import statistics
@@ -162,13 +163,23 @@ class FlopCount(TorchDispatchMode):
         return result
 
 
-def convolution_rate(device: torch.device, rounds: int = 5) -> float:
-    """Returns the best rate, in operations per second, of some float32 convolutions of autoencoders."""
+def convolution_rate(
+    device: torch.device, rounds: int = 5, dtype: torch.dtype = torch.float32, batch: int = 4
+) -> float:
+    """Returns the best rate, in operations per second, of some convolutions of autoencoders.
+
+    Args:
+        dtype: of images and weights. Float32 may be rounded to TensorFloat-32, as torch is set.
+        batch: images at once. A GPU takes more of them to be busy.
+    """
     best = 0.0
-    for channels, size in ((64, 128), (128, 64), (256, 32)):
-        images = torch.randn(4, channels, size, size, device=device)
-        weight = torch.randn(channels, channels, 3, 3, device=device)
-        work = 2 * 9 * channels**2 * 4 * size**2
+    shapes = itertools.product(
+        ((64, 128), (128, 64), (256, 32)), (torch.contiguous_format, torch.channels_last)
+    )
+    for (channels, size), order in shapes:
+        images = torch.randn(batch, channels, size, size).to(device, dtype).contiguous(memory_format=order)
+        weight = torch.randn(channels, channels, 3, 3).to(device, dtype).contiguous(memory_format=order)
+        work = 2 * 9 * channels**2 * batch * size**2
         spent = [
             seconds(lambda x=images, w=weight: F.conv2d(x, w, padding=1), device) for _ in range(rounds + 1)
         ]

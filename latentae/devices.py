@@ -26,6 +26,13 @@ def to_float64(tensor: Tensor) -> Tensor:
     return tensor.double() if has_float64(tensor.device) else to_float64_on_cpu(tensor)
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor of the CPU to a device. The host does not wait for what a GPU is computing."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def to_float64_on_cpu(tensor: Tensor) -> Tensor:
     """A tensor in float64 on the CPU. It changes its type there: not every device knows float64."""
     return tensor.cpu().double()

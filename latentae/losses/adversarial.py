@@ -115,11 +115,14 @@ class AdversarialTerms:
         return self.weight * min(1.0, (step - self.start_step + 1) / max(1, self.ramp_steps))
 
 
-def last_layer_gradient(layer: nn.Conv2d, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+def last_layer_gradient(
+    layer: nn.Conv2d | nn.ConvTranspose2d, inputs: Tensor, output_gradient: Tensor
+) -> Tensor:
     """Returns the gradient of a loss with respect to a convolution's weight, without a backward pass.
 
     Args:
-        layer: the decoder's last convolution.
+        layer: the decoder's last convolution, which keeps height and width, or multiplies them by the stride
+            if it is a transposed one.
         inputs: [B, C, H, W], the layer's input.
         output_gradient: the loss's gradient at the layer's output. If the output was cropped at its right and
             bottom afterwards, the gradient at the crop.
@@ -127,7 +130,9 @@ def last_layer_gradient(layer: nn.Conv2d, inputs: Tensor, output_gradient: Tenso
     Returns:
         a tensor of the weight's shape, in the dtype of the output's gradient.
     """
-    height, width = inputs.shape[-2:]
+    is_transposed = isinstance(layer, nn.ConvTranspose2d)
+    enlarged = layer.stride if is_transposed else (1, 1)
+    height, width = (side * times for side, times in zip(inputs.shape[-2:], enlarged, strict=True))
     missing = (0, width - output_gradient.shape[-1], 0, height - output_gradient.shape[-2])
     if any(missing):
         output_gradient = F.pad(output_gradient, missing)
@@ -140,8 +145,8 @@ def last_layer_gradient(layer: nn.Conv2d, inputs: Tensor, output_gradient: Tenso
         layer.stride,
         layer.padding,
         layer.dilation,
-        False,
-        [0, 0],
+        is_transposed,
+        layer.output_padding,
         layer.groups,
         [False, True, False],
     )

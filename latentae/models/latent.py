@@ -306,9 +306,10 @@ class LatentAutoencoder(OptimizingMixin, TilingMixin, SavingMixin):
                 "the scale of this model's latents is not known: measure it with scripts/latent_stats.py "
                 "MODEL --data IMAGES, or name its family: load_autoencoder(path, family='sd1')"
             )
-        scale = latents.new_tensor(config.scaling_factor)
+        # Filled on the device: to copy a number from the host would wait for it.
+        scale = latents.new_full((), config.scaling_factor)
         if config.latents_mean is None or config.latents_std is None:
-            return latents.new_tensor(config.shift_factor or 0.0), scale
+            return latents.new_full((), config.shift_factor or 0.0), scale
         mean, std = (latents.new_tensor(x)[:, None, None] for x in (config.latents_mean, config.latents_std))
         return mean, scale / std
 

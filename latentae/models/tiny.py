@@ -224,7 +224,8 @@ class TinyAutoencoder(LatentAutoencoder, AutoencoderTiny):
         return self.decoder(latents)
 
     def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        return latents.new_tensor(self.config.shift_factor), latents.new_tensor(self.config.scaling_factor)
+        config = self.config
+        return latents.new_full((), config.shift_factor), latents.new_full((), config.scaling_factor)
 
 
 def _convs(half: nn.Module) -> list[nn.Conv2d]:

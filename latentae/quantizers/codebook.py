@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentae import distributed
-from latentae.devices import to_float64_on_cpu
+from latentae.devices import to_device, to_float64_on_cpu
 from latentae.quantizers.gradient import GRADIENTS, check_gradient
 from latentae.quantizers.lookup import nearest_code
 from latentae.quantizers.quantizer import (
@@ -190,7 +190,7 @@ class CodebookQuantizer(Quantizer):
         first, end = (part * total // self.num_codes for part in (parts, parts + 1))
         places = torch.rand(self.num_codes, generator=generator, dtype=torch.float64)
         drawn = first + (places * (end - first)).long()
-        picks = drawn.to(local.device) - len(local) * distributed.rank()
+        picks = to_device(drawn, local.device) - len(local) * distributed.rank()
         held = (picks >= 0) & (picks < len(local))
         rows = local[picks.clamp(0, len(local) - 1)] * held[:, None]
         return distributed.all_reduce_sum(rows)

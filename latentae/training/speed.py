@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import torch
 from diffusers.models.autoencoders.vae import DecoderTiny, EncoderTiny
 from torch import nn
+from torch._dynamo import config as dynamo_config
 from torch._functorch import config as functorch_config
 
 from latentae.losses.perceptual import LPIPS
@@ -31,6 +32,14 @@ _LPIPS_PIXELS = {"cpu": 2**15}
 _LPIPS_PIXELS_ELSEWHERE = 2**19
 # With and without gradients, LPIPS's last chunk, images resized for a loss: a few variants of a block.
 _MOST_VARIANTS = 32
+# More than the networks have. Torch before 2.14 counts the variants of all blocks of a class together.
+_MOST_BLOCKS = 64
+_LIMITS_BEFORE_2_14 = (
+    "recompile_limit",
+    "cache_size_limit",
+    "accumulated_recompile_limit",
+    "accumulated_cache_size_limit",
+)
 
 
 @dataclass(frozen=True)
@@ -159,23 +168,14 @@ def compile_networks(
 
     Returns:
         what was done, in a sentence.
-
-    Raises:
-        ValueError: this torch cannot keep the blocks' variants apart.
     """
-    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
-        raise ValueError(
-            f"compile is true, and torch {torch.__version__} counts the variants of all blocks together and "
-            "gives up after a few (it has no isolate_recompiles): install torch 2.15, or set compile=false"
-        )
     # The losses' gradients and the discriminator's go through one forward twice: its buffers must survive.
     functorch_config.donated_buffer = False
-    options = {
-        "backend": BACKEND,
-        "dynamic": False,
-        "isolate_recompiles": True,
-        "recompile_limit": _MOST_VARIANTS,
-    }
+    options: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
+    if _can_isolate_blocks():
+        options |= {"isolate_recompiles": True, "recompile_limit": _MOST_VARIANTS}
+    else:
+        _allow_variants(_MOST_VARIANTS * _MOST_BLOCKS)
     networks = {
         "encoder": autoencoder.encoder,
         "decoder": autoencoder.decoder,
@@ -193,6 +193,18 @@ def compile_networks(
         f"compile=true: {', '.join(compiled)} are compiled by {BACKEND} when first called, which takes "
         "minutes; not measured on a GPU here"
     )
+
+
+def _can_isolate_blocks() -> bool:
+    """Returns whether the compiler can count each block's variants on their own."""
+    return "isolate_recompiles" in inspect.signature(torch.compile).parameters
+
+
+def _allow_variants(count: int) -> None:
+    """Lets the compiler make this many variants of a piece of code before it gives up, in this process."""
+    for name in _LIMITS_BEFORE_2_14:
+        if hasattr(dynamo_config, name):
+            setattr(dynamo_config, name, max(count, getattr(dynamo_config, name)))
 
 
 def _compile_blocks(network: nn.Module, options: dict[str, Any]) -> int:

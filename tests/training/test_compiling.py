@@ -1,7 +1,10 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import counters
 
 from latentae.losses.adversarial import AdversarialTerms
@@ -105,10 +108,20 @@ def test_lpips_has_the_same_values_and_gradients(alexnet_trunk, chunk):
     assert counters["stats"]["unique_graphs"] == (1 if chunk is None else 2)  # of 2 images, and of the last
 
 
-def test_a_torch_without_separate_variants_is_refused(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda model=None, *, backend="inductor": model)
-    with pytest.raises(ValueError, match=r"install torch 2\.15, or set compile=false"):
-        compile_networks(make(), None, None)
+def test_a_torch_that_counts_variants_together_is_given_higher_limits(monkeypatch):
+    """As releases before 2.14 do. The blocks of a class then make more variants than torch allows."""
+    monkeypatch.setattr(speed, "_can_isolate_blocks", lambda: False)
+    blocks = nn.Sequential(
+        *(nn.Sequential(nn.Conv2d(channels, channels + 1, 1), nn.SiLU()) for channels in range(1, 6))
+    )
+    inputs = torch.ones(1, 1, 8, 8)
+    expected = blocks(inputs)
+    with dynamo_config.patch(recompile_limit=2, accumulated_recompile_limit=2):
+        assert "5 blocks of encoder" in compile_networks(
+            SimpleNamespace(encoder=blocks, decoder=None), None, None
+        )
+        torch.testing.assert_close(blocks(inputs), expected)
+    assert counters["stats"]["unique_graphs"] == 5
 
 
 @pytest.mark.parametrize("r1", ["null", "{weight: 1.0}"])

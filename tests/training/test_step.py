@@ -11,10 +11,11 @@ from benchmarks.peers import textbook_step
 from latentae.discriminators import DiffAugment
 from latentae.losses.adversarial import ADVERSARIAL_LOSSES, R1, AdversarialTerms, LeCAM
 from latentae.losses.kl import KLRegulariser
-from latentae.models import KLVAE
+from latentae.models import KLVAE, VQVAE
 from latentae.training.adversary import Adversary
 from latentae.training.randomness import StepRandomness
 from latentae.training.step import TrainingStep
+from tests.models.conftest import make
 from tests.training.small_networks import assert_same_gradients, gradients, small_networks
 
 
@@ -129,6 +130,18 @@ def test_a_size_that_the_factor_does_not_divide(networks):
     textbook_step(*expected, objective, terms, images, step=0)
     make_step(networks, terms)(images, StepRandomness(0, 0))
     assert_same_gradients(gradients(autoencoder), gradients(expected[0]))
+
+
+@pytest.mark.parametrize("sides", [(16, 16), (17, 15)])
+def test_a_decoder_that_ends_in_a_transposed_convolution(networks, sides):
+    _, discriminator, objective = networks
+    autoencoder = make(VQVAE, backbone="2017", block_out_channels=(8, 8, 8)).double().train()
+    terms = AdversarialTerms(weight=0.7)
+    images = torch.rand(2, 3, *sides, dtype=torch.float64) * 2 - 1
+    expected = copy.deepcopy((autoencoder, discriminator))
+    textbook_step(*expected, objective, terms, images, step=0)
+    make_step((autoencoder, discriminator, objective), terms)(images, StepRandomness(0, 0))
+    assert_same_gradients(gradients(autoencoder, discriminator), gradients(*expected))
 
 
 class LearnedScale(nn.Module):

@@ -184,7 +184,7 @@ class RunConfig(Section):
     `mixed_precision`. Not measured on a GPU yet; slows down training on a CPU."""
     compile: bool = False
     """Compile the blocks of encoder, decoder, LPIPS and (without `r1`) the discriminator with torch.compile,
-    for static shapes. Needs torch 2.15. The first steps take minutes. Not measured on a GPU yet."""
+    for static shapes. The first steps take minutes. Not measured on a GPU yet."""
     cpu_threads: Count | None = None
     """CPU threads per process; null: the machine's cores, divided among its processes."""
     process_group_timeout_hours: Annotated[float, Field(gt=0, le=8760)] = 24.0

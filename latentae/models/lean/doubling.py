@@ -82,7 +82,11 @@ def doubling_kernel(weight: Tensor) -> Tensor:
 
 def _doubling_matrix(like: Tensor) -> Tensor:
     """Returns the matrix [16, 9] that makes the 4×4 kernel of a 3×3 weight, which it turns by 180°."""
-    side = like.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    # The side is [[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]. It is computed on the device: to copy it from
+    # the host would wait for what a GPU is doing.
+    rows, columns = (torch.arange(count, device=like.device) for count in (4, 3))
+    places = rows[:, None] + columns
+    side = ((places == 2) | (places == 3)).to(like.dtype)
     return torch.kron(side, side)
 
 
