@@ -43,7 +43,7 @@ def networks():
                 yield pytest.param(member(3, base_channels=16, norm=norm), id=f"{name} {norm}")
 
 
-@pytest.mark.parametrize("discriminator", networks())
+@pytest.mark.parametrize("discriminator", [*networks()])
 def test_no_batch_statistics(discriminator):
     """Of any discriminator: they would mix real with fake images, and differ between ranks."""
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in discriminator.modules())
