@@ -53,9 +53,9 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["patchgan", "wavelet"])
-def test_two_ranks_equal_one(tiny, tmp_path, kind):
-    shared = [*EVERYTHING, f"discriminator.type={kind}", "gradient_accumulation_steps=2"]
+def test_two_ranks_equal_one(tiny, tmp_path, discriminator):
+    # With seed 0 one latent is so close to the middle between two codes that rounding decides for either.
+    shared = [*EVERYTHING, *discriminator, "seed=1", "gradient_accumulation_steps=2"]
     # Adam divides by the gradient's size, which turns the rounding of a tiny one into a whole step.
     shared += ["optimizer.epsilon=1.0e-3", "discriminator.optimizer.epsilon=1.0e-3"]
     Trainer(tiny(*shared, "batch_size=4", f"output_dir={tmp_path}/one")).fit()
