@@ -336,8 +336,8 @@ class Demo:
     def interpolate(self, name: str, first: str, second: str, share: float, *, spherical: bool) -> Picture:
         """Returns the decoded point between two images; the second is cropped to the size of the first."""
         model, size = self.models[name], self.load(first).size
-        ends = (self._latents(name, path, size) for path in (first, second))
-        latents = interpolate(*ends, share, spherical=spherical)
+        start, end = (self._latents(name, path, size) for path in (first, second))
+        latents = interpolate(start, end, share, spherical=spherical)
         return show(decode(model, latents, size), alpha=self.reading.alpha)
 
     def sample(self, name: str, count: int, seed: int) -> list[Picture]:
