@@ -312,10 +312,19 @@ class Demo:
         models: with the same number of channels.
         reading: how files are read.
         device: of the models.
+
+    Raises:
+        ValueError: images are RGBA, and the models take another number of channels.
     """
 
     def __init__(self, models: Sequence[NamedModel], reading: Reading, device: torch.device) -> None:
         self.models = {model.name: model for model in models}
+        self.channels = channels_of(models[0])
+        if reading.alpha and self.channels != 4:
+            raise ValueError(
+                f"alpha is set, but the models take images of {self.channels} channels, and images with "
+                "transparency have four: leave --alpha out, or name RGBA models"
+            )
         self.reading = reading
         self.device = device
         # Paths of uploads contain a hash of the content, so equal paths mean equal images.
@@ -327,8 +336,8 @@ class Demo:
     def interpolate(self, name: str, first: str, second: str, share: float, *, spherical: bool) -> Picture:
         """Returns the decoded point between two images; the second is cropped to the size of the first."""
         model, size = self.models[name], self.load(first).size
-        ends = (self._latents(name, path, size) for path in (first, second))
-        latents = interpolate(*ends, share, spherical=spherical)
+        start, end = (self._latents(name, path, size) for path in (first, second))
+        latents = interpolate(start, end, share, spherical=spherical)
         return show(decode(model, latents, size), alpha=self.reading.alpha)
 
     def sample(self, name: str, count: int, seed: int) -> list[Picture]:
@@ -342,8 +351,7 @@ class Demo:
         return [show(one, alpha=self.reading.alpha) for one in images.split(1)]
 
     def _load(self, path: str) -> LoadedImage:
-        first = next(iter(self.models.values()))
-        return read_image(Path(path), channels_of(first), self.reading)
+        return read_image(Path(path), self.channels, self.reading)
 
     def _reconstruct(self, name: str, path: str) -> Reconstruction:
         image = self.load(path)

@@ -29,12 +29,16 @@ TITLE = "latentae demo"
 CSS = """
 .gradio-container { max-width: 76rem !important; margin: 0 auto !important; }
 .gradio-container :is(p, li) { overflow-wrap: anywhere; }
+.wide .image-frame { width: 100% !important; }
 .wide .image-frame img {
   width: 100% !important; height: auto !important; max-height: 640px; object-fit: contain !important;
 }
 .pixels img { image-rendering: pixelated; }
-.grid-container { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) !important; }
-.grid-wrap { max-height: none !important; }
+.grid-container { grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)) !important; }
+.grid-wrap { min-height: 0 !important; max-height: none !important; }
+@media (max-width: 40rem) {
+  .grid-container { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) !important; }
+}
 .caption-label { max-width: 95% !important; }
 """
 _LARGEST_WITH_SQUARE_PIXELS = 512  # larger pictures may shrink on the page, which needs a filter

@@ -135,6 +135,11 @@ def test_grey_and_transparent_models(channels, tmp_path):
     assert len(demo.sample("model", 2, 0)) == 2
 
 
+def test_alpha_needs_four_channels():
+    with pytest.raises(ValueError, match=r"the models take images of 3 channels.*leave --alpha out"):
+        Demo([named(make_kl())], Reading(alpha=True), CPU)
+
+
 @pytest.mark.parametrize("scale", [0.5, None])
 @pytest.mark.parametrize("spherical", [False, True])
 def test_the_ends_of_an_interpolation_are_reconstructions(scale, spherical):
