@@ -76,7 +76,7 @@ def add_shares(rows: list[Row], rates: list[Row]) -> None:
         for peer in peers:
             other = speeds.get((row["model"], row["format"], row["batch"], peer))
             if other and row["step"] not in peers:
-                row[f"times {peer}'s images/s"] = f"{row['images/s'] / other:.2f}"
+                row[f"times those of {peer}"] = f"{row['images/s'] / other:.2f}"
         row.pop("GFLOP per image", None)
 
 

@@ -189,7 +189,7 @@ def _evaluate(plan: Plan, name: str, networks: tuple[str, ...]) -> list[Row]:
         torch.manual_seed(0)
         model = KLVAE(**_TINY) if plan.tiny else _MODELS["SD and SDXL"]()
         named = [NamedModel("kl", "random weights", model.eval().to(plan.device))]
-        source = open_sources(f"{folder}/images", max_validation=1).train
+        source = open_sources(f"{folder}/images").train
         blocks = ImageBlocks(source, PROTOCOLS["native"], 3, count)
         measures = open_measures(plan.device, features=bool(networks), networks=networks)
         workers = 0 if plan.tiny else 4
@@ -210,7 +210,7 @@ def _load(plan: Plan, workers: int) -> list[Row]:
     count, span, side = (20, 0.5, 128) if plan.tiny else (1200, 5.0, 256)
     with tempfile.TemporaryDirectory() as folder:
         collect_images(None, count, Path(folder, "images"))
-        source = open_sources(f"{folder}/images", max_validation=1).train
+        source = open_sources(f"{folder}/images").train
         loader = training_loader(
             ImageDataset(source, RandomCrop(side, flip=True), 3),
             batch_size=4 if plan.tiny else 12,

@@ -260,7 +260,8 @@ def _profile(plan: Plan, model: str) -> list[Row]:
     kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
     totals: dict[str, list[float]] = {}
     for event in profiler.events() or []:
-        if event.device_type == kind:
+        # An annotation, such as an optimizer's, spans kernels that are counted themselves.
+        if event.device_type == kind and not getattr(event, "is_user_annotation", False):
             own = event.device_time_total if on_gpu else event.self_cpu_time_total
             totals.setdefault(event.name, []).append(own / 1e3)
     busy, launches = sum(map(sum, totals.values())), sum(map(len, totals.values()))

@@ -73,7 +73,7 @@ def test_a_step_is_compared_with_its_peers_and_its_limit(gpu):
     ]
     gpu.add_shares(rows, [{"format": "bf16", "TFLOP/s of 3x3 convolutions": 400.0}])
     assert [row.get("of the convolutions' peak") for row in rows] == [None, "50.0%", "60.0%"]
-    faster = "times diffusers's images/s"
+    faster = "times those of diffusers"
     assert [row.get(faster) for row in rows] == [None, "2.50", None]
     assert not any("GFLOP per image" in row for row in rows)
 
