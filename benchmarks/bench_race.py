@@ -27,8 +27,10 @@ import torch
 from measuring import benchmark_parser, commit, describe_run, hardware, print_head, print_row
 from peers_training import PEERS
 from race_competitors import COMPETITORS, OURS, Setting, create, open_batches, open_validation
-from race_report import Jury, draw_curves, group, print_rows, read_runs
+from race_report import Jury, draw_curves, group, print_rows, read_runs, stack_pictures
+from torch import Tensor
 
+from latentae.evaluation.metrics import to_images, to_uint8
 from latentae.files import write_json
 from latentae.report.grids import picture_grid, save_png
 
@@ -49,6 +51,7 @@ class Race:
         measured = open_validation(config, arguments.validation)
         images = [measured[0, index]["images"] for index in range(len(measured))]
         self.jury = Jury(torch.stack(images))
+        self._save_pictures(to_uint8(self.jury.shown), self.out / "originals.png")
 
     def steps_of(self, name: str, seconds: float) -> int:
         """Returns how many steps a competitor makes in so many seconds."""
@@ -98,6 +101,7 @@ class Race:
                 "seed": seed,
                 "steps": steps,
                 "budget": budget,
+                "file": path.stem,
                 "hardware": hardware(),
                 "commit": commit(),
                 "seconds": time.process_time() - began,
@@ -120,7 +124,7 @@ class Race:
         run["final"] = run["curve"][-1]
         if final:
             run["final"], pictures = self.jury.measure(competitor)
-            save_png(picture_grid(pictures.float() / 127.5 - 1), path.with_suffix(".png"))
+            self._save_pictures(pictures, path.with_suffix(".png"))
         write_json(path, run)
         shutil.rmtree(state, ignore_errors=True)
         return run
@@ -132,6 +136,10 @@ class Race:
             run = self.run(name, steps, 0, rate, f"{seconds / 3:g} s", final=False)
             results[rate] = run["final"]["lpips_alex"]
         return min(results, key=lambda rate: (results[rate] != results[rate], results[rate]))
+
+    def _save_pictures(self, pictures: Tensor, path: Path) -> None:
+        """Writes 8-bit images [N, 3, H, W] as one row."""
+        save_png(picture_grid(to_images(pictures)[None]), path)
 
     def _start(self, name: str) -> Any:
         rounds = self.arguments.cost_rounds
@@ -159,7 +167,7 @@ def main() -> None:
     budget = f"{seconds:g} s" if arguments.steps is None else f"{arguments.steps} steps"
     if not arguments.report:
         race = Race(arguments)
-        if arguments.steps is None:
+        if arguments.steps is None or arguments.tune:
             race.measure_costs(names)
         for seed in arguments.seeds:
             for name in names:
@@ -177,7 +185,9 @@ def show(out: Path, names: list[str], budget: str) -> None:
         return
     print(f"{describe_run()} Budget of each run: {budget}.\n")
     print_rows(rows)
-    draw_curves(rows, out / f"race_{budget.replace(' ', '_')}.png")
+    word = budget.replace(" ", "_")
+    draw_curves(rows, out / f"race_{word}.png")
+    stack_pictures(out, rows, out / f"race_{word}_images.png")
     peers = [name for name in names if name in PEERS]
     if peers:
         print()

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from measuring import print_head, print_row
 from peers_training import PEERS
+from PIL import Image
 from race_competitors import Competitor
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from latentae.evaluation.features import VGG16Features
 from latentae.evaluation.metrics import psnr, ssim, to_images, to_uint8
 from latentae.quantizers import code_counts, codebook_health
 from latentae.report.figures import COLOURS, GRID, QUIET
+from latentae.report.grids import label_rows, save_png
 
 _BATCH = 16
 _METRICS = {
@@ -48,6 +51,7 @@ class Jury:
 
     def __init__(self, images: Tensor, few: int = 64) -> None:
         self.images, self.few = images, few
+        self.shown = images[:: max(1, len(images) // 8)][:8]
         self.alex = build.build_lpips("alex")
 
     def glance(self, competitor: Competitor) -> dict[str, float]:
@@ -56,7 +60,7 @@ class Jury:
         return self._measure(competitor, chosen)[0]
 
     def measure(self, competitor: Competitor) -> tuple[dict[str, float], Tensor]:
-        """Returns all metrics of all images, and the reconstructions of the first few as 8-bit images."""
+        """Returns all metrics of all images, and 8-bit reconstructions of those in ``shown``."""
         numbers, pixels, counts = self._measure(competitor, self.images)
         vgg, features = build.build_lpips("vgg"), VGG16Features()
         originals, others = GaussianStatistics(features.dimensions), GaussianStatistics(features.dimensions)
@@ -70,7 +74,7 @@ class Jury:
         numbers["fd_vgg16"] = frechet_distance(originals, others)
         if counts is not None:
             numbers["codes"] = codebook_health(counts).usage
-        return numbers, pixels[:8]
+        return numbers, to_uint8(competitor.reconstruct(self.shown)[0])
 
     def _measure(
         self, competitor: Competitor, images: Tensor
@@ -124,16 +128,20 @@ def group(runs: Sequence[dict[str, Any]], names: Sequence[str], budget: str) -> 
     """Returns a row for each competitor and learning rate, in the order of the names.
 
     Args:
-        budget: what the runs were made for, such as ``120 s``.
+        budget: what the runs were made for: ``120 s``, or ``80 steps``, which any run may have made.
     """
     rows = []
     for name in names:
-        own = [run for run in runs if run["competitor"] == name and run["budget"] == budget]
+        own = [run for run in runs if run["competitor"] == name and budget in _budgets(run)]
         for rate in sorted({run["rate"] for run in own}, key=lambda rate: (rate is not None, rate or 0)):
             same = [run for run in own if run["rate"] == rate]
             word = "published" if name in PEERS else "shipped"
             rows.append(Row(name, word if rate is None else f"tuned, {rate:g}", same))
     return rows
+
+
+def _budgets(run: dict[str, Any]) -> tuple[str, str]:
+    return run["budget"], f"{run['steps']} steps"
 
 
 def print_rows(rows: Sequence[Row]) -> None:
@@ -179,3 +187,13 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
         axes.grid(color=GRID)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     FigureCanvasAgg(figure).print_png(str(path))
+
+
+def stack_pictures(folder: Path, rows: Sequence[Row], path: Path) -> None:
+    """Writes the originals and the reconstructions of each row's first run below each other as a PNG."""
+    files = {"original": folder / "originals.png"}
+    for row in rows:
+        files[f"{row.name}, {row.setting}"] = folder / f"{row.runs[0]['file']}.png"
+    files = {name: file for name, file in files.items() if file.exists()}
+    pictures = [np.asarray(Image.open(file).convert("RGB")) for file in files.values()]
+    save_png(label_rows(np.concatenate(pictures), list(files)), path)

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from latentae.evaluation.metrics import to_uint8
 from latentae.losses.perceptual import LPIPS
 from tests.training.small_networks import FeatureDistance, small_networks
 
@@ -49,6 +50,7 @@ def test_a_race_of_a_few_steps_has_a_table_and_a_figure(race, tmp_path, capsys):
     assert len({line.count("|") for line in table[:4]}) == 1
     assert "4.5e-6 per image of the batch" in table[-1]
     assert (tmp_path / "race_4_steps.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "race_4_steps_images.png").read_bytes().startswith(b"\x89PNG")
     runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("run_*.json"))]
     assert [[point["step"] for point in run["curve"]] for run in runs] == [[2, 4], [2, 4]]
     assert all(5 < run["final"]["psnr"] < 30 and run["seconds"] > 0 for run in runs)
@@ -82,7 +84,9 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(race, name, tmp
         with pytest.raises(KeyboardInterrupt):
             race(tmp_path / "parts", "--steps", "4", names=[name])
     whole, parts = (next((tmp_path / folder).glob("run_*.json")) for folder in ("whole", "parts"))
-    monkeypatch.setattr(jury, "measure", lambda self, competitor: (self.glance(competitor), self.images[:1]))
+    monkeypatch.setattr(
+        jury, "measure", lambda self, competitor: (self.glance(competitor), to_uint8(self.shown))
+    )
     race(tmp_path / "parts", "--steps", "4", names=[name])
     expected, got = (json.loads(path.read_text())["curve"] for path in (whole, parts))
     assert [{**point, "seconds": 0} for point in got] == [{**point, "seconds": 0} for point in expected]
