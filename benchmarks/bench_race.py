@@ -7,7 +7,7 @@ decide the race, and so that schedules know their end. The clock is process time
 not counted.
 
 Every run is a JSON file in OUT, with its curve. A run that was interrupted continues from its last point of
-the curve, and a finished one is not repeated. With --tune each of --rates is tried for a third of the budget,
+the curve, and a finished one is not repeated. With --tune each of --rates is tried for a share of the budget,
 and the one with the best LPIPS (alex) on the validation images gets a full run. --report prints the table of
 the runs that are there and draws their curves.
 """
@@ -123,17 +123,18 @@ class Race:
             print(f"{word}: step {done}, {run['seconds']:.0f} s, {seen}", file=sys.stderr, flush=True)
         run["final"] = run["curve"][-1]
         if final:
-            run["final"], pictures = self.jury.measure(competitor)
+            run["final"], pictures = self.jury.measure(competitor, quick=self.arguments.quick)
             self._save_pictures(pictures, path.with_suffix(".png"))
         write_json(path, run)
         shutil.rmtree(state, ignore_errors=True)
         return run
 
     def tuned_rate(self, name: str, seconds: float) -> float:
-        """Returns the best of the learning rates, each tried for a third of the budget."""
-        steps, results = self.steps_of(name, seconds / 3), {}
+        """Returns the best of the learning rates, each tried for a share of the budget."""
+        seconds *= self.arguments.tuning_share
+        steps, results = self.steps_of(name, seconds), {}
         for rate in self.arguments.rates:
-            run = self.run(name, steps, 0, rate, f"{seconds / 3:g} s", final=False)
+            run = self.run(name, steps, 0, rate, f"{seconds:.3g} s", final=False)
             results[rate] = run["final"]["lpips_alex"]
         return min(results, key=lambda rate: (results[rate] != results[rate], results[rate]))
 
@@ -209,8 +210,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each")
     parser.add_argument("--tune", action="store_true", help="try --rates, and run the best")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3], help="learning rates")
+    parser.add_argument("--tuning-share", type=float, default=1 / 3, help="share of the budget to try a rate")
     parser.add_argument("--points", type=int, default=6, help="points of each curve")
     parser.add_argument("--cost-rounds", type=int, default=12, help="steps that each makes to be timed")
+    parser.add_argument("--quick", action="store_true", help="leave out the metrics that need VGG16")
     parser.add_argument("--report", action="store_true", help="only show what is there")
     parser.add_argument("--changes", nargs="+", default=[], help="key=value for all configs")
     return parser.parse_args()

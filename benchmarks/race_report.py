@@ -59,9 +59,20 @@ class Jury:
         chosen = self.images[:: max(1, len(self.images) // self.few)]
         return self._measure(competitor, chosen)[0]
 
-    def measure(self, competitor: Competitor) -> tuple[dict[str, float], Tensor]:
-        """Returns all metrics of all images, and 8-bit reconstructions of those in ``shown``."""
+    def measure(self, competitor: Competitor, *, quick: bool = False) -> tuple[dict[str, float], Tensor]:
+        """Returns the metrics of all images, and 8-bit reconstructions of those in ``shown``.
+
+        Args:
+            quick: leave out the metrics that need VGG16.
+        """
         numbers, pixels, counts = self._measure(competitor, self.images)
+        if counts is not None:
+            numbers["codes"] = codebook_health(counts).usage
+        if not quick:
+            numbers |= self._measure_with_vgg(pixels)
+        return numbers, to_uint8(competitor.reconstruct(self.shown)[0])
+
+    def _measure_with_vgg(self, pixels: Tensor) -> dict[str, float]:
         vgg, features = build.build_lpips("vgg"), VGG16Features()
         originals, others = GaussianStatistics(features.dimensions), GaussianStatistics(features.dimensions)
         distances: list[Tensor] = []
@@ -70,11 +81,10 @@ class Jury:
                 distances.append(vgg(to_images(one), to_images(other)))
                 others.add(features(one))
                 originals.add(features(other))
-        numbers["lpips_vgg"] = torch.cat(distances).mean().item()
-        numbers["fd_vgg16"] = frechet_distance(originals, others)
-        if counts is not None:
-            numbers["codes"] = codebook_health(counts).usage
-        return numbers, to_uint8(competitor.reconstruct(self.shown)[0])
+        return {
+            "lpips_vgg": torch.cat(distances).mean().item(),
+            "fd_vgg16": frechet_distance(originals, others),
+        }
 
     def _measure(
         self, competitor: Competitor, images: Tensor

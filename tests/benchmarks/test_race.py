@@ -59,18 +59,22 @@ def test_a_race_of_a_few_steps_has_a_table_and_a_figure(race, tmp_path, capsys):
 
 
 def test_equal_time_gives_more_steps_to_the_cheaper_and_tuning_keeps_the_best(race, tmp_path, capsys):
-    race(tmp_path, "--minutes", "0.01", "--tune", "--rates", "1e-9", "1e-3", names=["ldm-kl"])
-    assert "| ldm-kl | tuned, 0.001 |" in capsys.readouterr().out
+    race(tmp_path, "--minutes", "0.01", "--tune", "--rates", "1e-4", "1e-2", names=["ldm-kl"])
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("run_*.json")]
+    tried = {run["rate"]: run["final"]["lpips_alex"] for run in runs if run["budget"] == "0.2 s"}
+    (full,) = (run for run in runs if run["budget"] == "0.6 s")
+    assert sorted(tried) == [1e-4, 1e-2]
+    assert full["rate"] == full["learning_rate"] == min(tried, key=tried.get)
+    assert f"| ldm-kl | tuned, {full['rate']:g} |" in capsys.readouterr().out
     costs = json.loads((tmp_path / "costs.json").read_text())
-    run = json.loads((tmp_path / "run_ldm-kl-0.001-0.6-s-0.json").read_text())
-    assert run["steps"] == round(0.6 / costs["ldm-kl"])
+    assert full["steps"] == max(1, round(0.6 / costs["ldm-kl"]))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_interrupted_run_continues_as_if_nothing_had_happened(race, name, tmp_path, monkeypatch):
     race(tmp_path / "whole", "--steps", "4", names=[name])
     jury = race.module.Jury
-    monkeypatch.setattr(jury, "measure", lambda *_: pytest.fail("the last point is not reached"))
+    monkeypatch.setattr(jury, "measure", lambda *_, **__: pytest.fail("the last point is not reached"))
     seen, glance = [], jury.glance
 
     def interrupt(*arguments):
