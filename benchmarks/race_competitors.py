@@ -60,6 +60,9 @@ def _changed(base: str, *changes: str) -> Ours:
 
 
 ABLATIONS: dict[str, Ours] = {
+    "kl, posterior from -3": _changed("kl", "loss.kl.initial_log_variance=-3"),
+    "kl, posterior from -6": _changed("kl", "loss.kl.initial_log_variance=-6"),
+    "kl, posterior from -10": _changed("kl", "loss.kl.initial_log_variance=-10"),
     "kl, L2": _changed("kl", "loss.reconstruction.type=l2"),
     "kl, LPIPS-VGG": _changed("kl", "loss.perceptual.trunk=vgg"),
     "kl, LPIPS 0.25": _changed("kl", "loss.perceptual.weight=0.25"),
