@@ -8,7 +8,7 @@ not counted.
 
 Every run is a JSON file in OUT, with its curve. A run that was interrupted continues from its last point of
 the curve, and a finished one is not repeated. With --tune each of --rates is tried for a share of the budget,
-and the one with the best LPIPS (alex) on the validation images gets a full run. --report prints the table of
+and the one with the best PSNR on the validation images gets a full run. (LPIPS rises before it falls.) --report prints the table of
 the runs that are there and draws their curves.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 import sys
@@ -135,8 +136,8 @@ class Race:
         steps, results = self.steps_of(name, seconds), {}
         for rate in self.arguments.rates:
             run = self.run(name, steps, 0, rate, f"{seconds:.3g} s", final=False)
-            results[rate] = run["final"]["lpips_alex"]
-        return min(results, key=lambda rate: (results[rate] != results[rate], results[rate]))
+            results[rate] = run["final"]["psnr"]
+        return max(results, key=lambda rate: (math.isfinite(results[rate]), results[rate]))
 
     def _save_pictures(self, pictures: Tensor, path: Path) -> None:
         """Writes 8-bit images [N, 3, H, W] as one row."""
