@@ -8,8 +8,8 @@ not counted.
 
 Every run is a JSON file in OUT, with its curve. A run that was interrupted continues from its last point of
 the curve, and a finished one is not repeated. With --tune each of --rates is tried for a share of the budget,
-and the one with the best PSNR on the validation images gets a full run. (LPIPS rises before it falls.) --report prints the table of
-the runs that are there and draws their curves.
+and the one with the best PSNR on the validation images gets a full run (LPIPS rises before it falls).
+--report prints the table of the runs that are there and draws their curves.
 """
 
 from __future__ import annotations
