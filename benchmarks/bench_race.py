@@ -80,7 +80,7 @@ class Race:
     def run(
         self, name: str, steps: int, seed: int, rate: float | None, budget: str, *, final: bool = True
     ) -> dict[str, Any]:
-        """Makes a run, or continues it, or returns it if it is finished."""
+        """Makes a run, or continues it, or returns it if it is finished; ``final`` asks for all metrics."""
         word = re.sub(r"[^a-z0-9.]+", "-", f"{name} {rate or 'own'} {budget} {seed}".lower())
         path, state = self.out / f"run_{word}.json", self.out / f"state_{word}"
         run: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -132,10 +132,10 @@ class Race:
 
     def tuned_rate(self, name: str, seconds: float) -> float:
         """Returns the best of the learning rates, each tried for a share of the budget."""
-        seconds *= self.arguments.tuning_share
-        steps, results = self.steps_of(name, seconds), {}
+        share = self.arguments.tuning_share
+        steps, results = self.steps_of(name, share * seconds), {}
         for rate in self.arguments.rates:
-            run = self.run(name, steps, 0, rate, f"{seconds:.3g} s", final=False)
+            run = self.run(name, steps, 0, rate, f"{share * seconds:.3g} s", final=share == 1)
             results[rate] = run["final"]["psnr"]
         return max(results, key=lambda rate: (math.isfinite(results[rate]), results[rate]))
 
@@ -211,7 +211,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each")
     parser.add_argument("--tune", action="store_true", help="try --rates, and run the best")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3], help="learning rates")
-    parser.add_argument("--tuning-share", type=float, default=1 / 3, help="share of the budget to try a rate")
+    parser.add_argument(
+        "--tuning-share", type=float, default=1 / 3, help="share of the budget to try a rate; 1: full runs"
+    )
     parser.add_argument("--points", type=int, default=6, help="points of each curve")
     parser.add_argument("--cost-rounds", type=int, default=12, help="steps that each makes to be timed")
     parser.add_argument("--quick", action="store_true", help="leave out the metrics that need VGG16")
