@@ -70,6 +70,7 @@ BRANCH_FIXED_KEYS = frozenset(
         "decoder.layers_per_block",
         "decoder.upscale",
         "optimizer.type",
+        "loss.kl.initial_log_variance",  # as does `init`
         "loss.reconstruction.type",  # these four where a variance or scale is learned
         "loss.reconstruction.learned",
         "loss.reconstruction.log_variance",

@@ -197,16 +197,24 @@ class KLVAE(LatentAutoencoder, AutoencoderKL):
             sample=images, latents=latents, mean=posterior.mean, log_variance=posterior.logvar
         )
 
-    @torch.no_grad()
     def pin_posterior(self) -> None:
         """Sets the log-variance to its minimum for every image, for a plain autoencoder.
 
         Without a KL term nothing trains the log-variance. It would keep its random initial values, and
         samples would carry noise that the decoder never saw.
         """
+        self.set_log_variance(-30.0)
+
+    @torch.no_grad()
+    def set_log_variance(self, value: float) -> None:
+        """Sets the log-variance of the posterior, the same for every image and position, until it is trained.
+
+        Args:
+            value: in [−30, 20], in nats.
+        """
         moments = self.encoder.conv_out if self.quant_conv is None else self.quant_conv
         moments.weight[self.config.latent_channels :] = 0
-        moments.bias[self.config.latent_channels :] = -30.0
+        moments.bias[self.config.latent_channels :] = value
 
     def to_diffusers(self) -> AutoencoderKL:
         """Returns a stock AutoencoderKL with the same weights, in eval mode, which loads without latentae.

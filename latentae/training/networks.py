@@ -104,6 +104,10 @@ def build_networks(
     pinned = isinstance(autoencoder, KLVAE) and config.loss.kl is None and frozen is None
     if pinned:
         autoencoder.pin_posterior()
+    elif isinstance(autoencoder, KLVAE) and config.loss.kl is not None:
+        start = config.loss.kl.initial_log_variance
+        if start is not None:
+            autoencoder.set_log_variance(start)
     autoencoder.to(accelerator.device)
     # The discriminator, the average of the weights, and the frozen networks of the losses.
     with distributed.main_first():

@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = [ROOT, ROOT / "docs", ROOT / "benchmarks/results"]
 PAGES = [page for folder in FOLDERS for page in folder.glob("*.md")]
 COMMAND = re.compile(r"benchmarks/(\w+\.py)((?: +(?:[\w./=-]+|\"[^\"]*\"|[A-Z_]+))*)")
-SHARED = ("gpu_sections.py", "gpu_steps.py", "measuring.py", "peers.py", "random_weights.py", "stand_ins.py")
-SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if path.name not in SHARED)
+FILES = sorted((ROOT / "benchmarks").glob("*.py"))
+SCRIPTS = [path.name for path in FILES if 'if __name__ == "__main__":' in path.read_text()]
 
 
 def test_named_scripts_and_flags_exist():

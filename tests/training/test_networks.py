@@ -83,6 +83,22 @@ def test_the_losses_on_latents_get_their_arguments(tiny):
     assert (losses.spectral.weight, losses.spectral.factors) == (0.75, (2,))
 
 
+def test_a_posterior_starts_at_the_log_variance_of_the_config(tiny):
+    changes = ["model.class=KLVAE", "loss.adversarial=null", "discriminator=null", "loss.perceptual=null"]
+    arguments = ["--config", str(tiny.file), *changes, "loss.kl={initial_log_variance: -6.5}"]
+    networks = build(load_config("kl_vae", arguments))
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    for model in (networks.autoencoder, networks.ema.model):
+        posterior = model.encode(images).latent_dist
+        assert torch.equal(posterior.logvar, torch.full_like(posterior.mean, -6.5))
+        assert posterior.mean.std() > 0.01
+    # It learns from there: other images get another variance.
+    layer = networks.autoencoder.quant_conv or networks.autoencoder.encoder.conv_out
+    networks.autoencoder(images, sample_posterior=True).sample.square().sum().backward()
+    channels = len(layer.weight) // 2
+    assert layer.weight.grad[channels:].abs().amax(dim=(1, 2, 3)).min() > 0
+
+
 @pytest.mark.parametrize("kind", ["l1", "gaussian"])
 def test_the_elbo_is_reported_if_there_is_a_likelihood(tiny, kind):
     changes = ["model.class=KLVAE", "loss.adversarial=null", "discriminator=null", "loss.perceptual=null"]

@@ -180,6 +180,10 @@ class KLConfig(Section):
     divergence: Literal["forward", "reverse", "jeffreys"] = "forward"
     """forward: KL(q || p), as in the ELBO. reverse: KL(p || q), which penalises posteriors with a small
     variance. jeffreys: the sum of both."""
+    initial_log_variance: _LogScale | None = None
+    """Log-variance of the posterior at the first step of a model with fresh weights. null: about 0, as random
+    weights give it. Samples then are mostly noise, and the decoder learns little until the variance has
+    fallen. With `model.pretrained` that model's posterior is kept."""
     free_bits: FreeBitsConfig | None = None
     """Threshold below which the divergence is not penalised; null: all of it is."""
 

@@ -38,7 +38,7 @@ def test_keys_and_defaults_of_each_reconstruction_loss() -> None:
 
 def test_defaults_of_the_divergence() -> None:
     defaults = {"weight": 1e-6, "schedule": None, "divergence": "forward", "free_bits": None}
-    assert kl().model_dump() == defaults
+    assert kl().model_dump() == {**defaults, "initial_log_variance": None}
     schedule = kl(schedule={"type": "cyclical", "cycle_steps": 25}).schedule
     assert (schedule.cycle_steps, schedule.cycles, schedule.ratio) == (25, 4, 0.5)
     assert kl(free_bits={"nats": 2}).free_bits.per == "channel"
@@ -101,6 +101,7 @@ def test_the_adversarial_losses_are_those_that_exist() -> None:
         ("kl", {"schedule": {"type": "linear", "warmup_steps": 0}}, ">= 1"),
         ("kl", {"schedule": {"type": "cyclical", "cycle_steps": 5, "ratio": 0}}, r"in \(0, 1\]"),
         ("kl", {"free_bits": {"nats": 0}}, "> 0"),
+        ("kl", {"initial_log_variance": -31}, r"in \[-30.*, 20"),
         ("kl", {"divergence": "backward"}, "one of forward, reverse, jeffreys"),
         ("equivariance", {"probability": 0.0}, "loss.equivariance.probability"),
         ("equivariance", {"min_scale": 1.5}, "loss.equivariance.min_scale"),

@@ -1,0 +1,209 @@
+"""What bench_race.py measures, and how it shows it: quality of reconstructions, a table, and curves."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from measuring import print_head, print_row
+from peers_training import PEERS
+from PIL import Image
+from race_competitors import Competitor
+from torch import Tensor
+
+from latentae import build
+from latentae.evaluation.distances import GaussianStatistics, frechet_distance
+from latentae.evaluation.features import VGG16Features
+from latentae.evaluation.metrics import psnr, ssim, to_images, to_uint8
+from latentae.quantizers import code_counts, codebook_health
+from latentae.report.figures import COLOURS, GRID, QUIET
+from latentae.report.grids import label_rows, save_png
+
+_BATCH = 16
+_METRICS = {
+    "psnr": ("PSNR, dB", ".2f"),
+    "ssim": ("SSIM", ".3f"),
+    "lpips_alex": ("LPIPS alex", ".3f"),
+    "lpips_vgg": ("LPIPS vgg", ".3f"),
+    "fd_vgg16": ("FD-VGG16", ".1f"),
+    "codes": ("codes in use", ".1%"),
+}
+"""Key in the JSON -> column and number format."""
+HIGHER_IS_BETTER = {"psnr", "ssim", "codes"}
+
+
+class Jury:
+    """Measures reconstructions of the same validation images.
+
+    Args:
+        images: [N, 3, H, W] in [-1, 1].
+        few: how many of them ``glance`` measures.
+    """
+
+    def __init__(self, images: Tensor, few: int = 64) -> None:
+        self.images, self.few = images, few
+        self.shown = images[:: max(1, len(images) // 8)][:8]
+        self.alex = build.build_lpips("alex")
+
+    def glance(self, competitor: Competitor) -> dict[str, float]:
+        """Returns PSNR, SSIM and LPIPS on AlexNet of some images, evenly taken."""
+        chosen = self.images[:: max(1, len(self.images) // self.few)]
+        return self._measure(competitor, chosen)[0]
+
+    def measure(self, competitor: Competitor, *, quick: bool = False) -> tuple[dict[str, float], Tensor]:
+        """Returns the metrics of all images, and 8-bit reconstructions of those in ``shown``.
+
+        Args:
+            quick: leave out the metrics that need VGG16.
+        """
+        numbers, pixels, counts = self._measure(competitor, self.images)
+        if counts is not None:
+            numbers["codes"] = codebook_health(counts).usage
+        if not quick:
+            numbers |= self._measure_with_vgg(pixels)
+        return numbers, to_uint8(competitor.reconstruct(self.shown)[0])
+
+    def _measure_with_vgg(self, pixels: Tensor) -> dict[str, float]:
+        vgg, features = build.build_lpips("vgg"), VGG16Features()
+        originals, others = GaussianStatistics(features.dimensions), GaussianStatistics(features.dimensions)
+        distances: list[Tensor] = []
+        with torch.no_grad():
+            for one, other in zip(pixels.split(_BATCH), to_uint8(self.images).split(_BATCH), strict=True):
+                distances.append(vgg(to_images(one), to_images(other)))
+                others.add(features(one))
+                originals.add(features(other))
+        return {
+            "lpips_vgg": torch.cat(distances).mean().item(),
+            "fd_vgg16": frechet_distance(originals, others),
+        }
+
+    def _measure(
+        self, competitor: Competitor, images: Tensor
+    ) -> tuple[dict[str, float], Tensor, Tensor | None]:
+        values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips_alex": []}
+        pixels, counts = [], None
+        for batch in images.split(_BATCH):
+            reconstruction, indices = competitor.reconstruct(batch)
+            pixels.append(to_uint8(reconstruction))
+            one, other = to_images(pixels[-1]), to_images(to_uint8(batch))
+            values["psnr"].append(psnr(one, other))
+            values["ssim"].append(ssim(one, other))
+            with torch.no_grad():
+                values["lpips_alex"].append(self.alex(one, other))
+            if indices is not None:
+                seen = code_counts(indices, competitor.num_codes() or 0)
+                counts = seen if counts is None else counts + seen
+        means = {name: torch.cat(parts).double().mean().item() for name, parts in values.items()}
+        return means, torch.cat(pixels), counts
+
+
+@dataclass(frozen=True)
+class Row:
+    """The finished runs of one competitor with one learning rate and about one budget, over seeds."""
+
+    name: str
+    setting: str
+    runs: Sequence[dict[str, Any]]
+
+    def values(self, key: str) -> list[float]:
+        """Returns a metric of each run."""
+        return [run["final"][key] for run in self.runs if key in run["final"]]
+
+    def cell(self, key: str, form: str) -> str:
+        """Returns the mean over seeds, with the range if there are several."""
+        values = self.values(key)
+        if not values:
+            return "-"
+        if len(values) == 1:
+            return format(values[0], form)
+        return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """Returns the finished runs in a race's folder, by their names."""
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("run_*.json"))]
+    return [run for run in runs if run.get("final")]
+
+
+def group(runs: Sequence[dict[str, Any]], names: Sequence[str], budget: str) -> list[Row]:
+    """Returns a row for each competitor and learning rate, in the order of the names.
+
+    Args:
+        budget: what the runs were made for: ``120 s``, or ``80 steps``, which any run may have made.
+    """
+    rows = []
+    for name in names:
+        own = [run for run in runs if run["competitor"] == name and budget in _budgets(run)]
+        for rate in sorted({run["rate"] for run in own}, key=lambda rate: (rate is not None, rate or 0)):
+            same = [run for run in own if run["rate"] == rate]
+            word = "published" if name in PEERS else "shipped"
+            rows.append(Row(name, word if rate is None else f"tuned, {rate:g}", same))
+    return rows
+
+
+def _budgets(run: dict[str, Any]) -> tuple[str, str]:
+    return run["budget"], f"{run['steps']} steps"
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """Prints a Markdown table. The best mean of each metric is bold."""
+    keys = [key for key in _METRICS if any(row.values(key) for row in rows)]
+    best = {}
+    for key in keys:
+        means = [statistics.mean(row.values(key)) for row in rows if row.values(key)]
+        best[key] = max(means) if key in HIGHER_IS_BETTER else min(means)
+    print_head("competitor", "learning rate", "steps", "s", "seeds", *(_METRICS[key][0] for key in keys))
+    for row in rows:
+        cells = []
+        for key in keys:
+            cell = row.cell(key, _METRICS[key][1])
+            values = row.values(key)
+            is_best = bool(values) and math.isclose(statistics.mean(values), best[key])
+            cells.append(f"**{cell}**" if is_best else cell)
+        seconds = statistics.mean(run["seconds"] for run in row.runs)
+        setting = (
+            f"{row.setting}" if "tuned" in row.setting else f"{row.setting}, {row.runs[0]['learning_rate']:g}"
+        )
+        print_row(row.name, setting, row.runs[0]["steps"], f"{seconds:.0f}", len(row.runs), *cells)
+
+
+def draw_curves(rows: Sequence[Row], path: Path) -> None:
+    """Writes PSNR and LPIPS against processor seconds as a PNG: a line per row, ours solid."""
+    figure = Figure((10, 5.2), dpi=80, layout="constrained")
+    for axes, key, name in zip(
+        figure.subplots(1, 2), ("psnr", "lpips_alex"), ("PSNR, dB", "LPIPS (alex)"), strict=True
+    ):
+        for number, row in enumerate(rows):
+            curve = row.runs[0]["curve"]
+            axes.plot(
+                [point["seconds"] for point in curve],
+                [point[key] for point in curve],
+                color=COLOURS[number % len(COLOURS)],
+                linestyle="--" if row.name in PEERS else "-",
+                marker=".",
+                label=f"{row.name}, {row.setting}",
+            )
+        axes.set_xlabel("processor seconds of training", color=QUIET)
+        axes.set_title(name, loc="left")
+        axes.grid(color=GRID)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def stack_pictures(folder: Path, rows: Sequence[Row], path: Path) -> None:
+    """Writes the originals and the reconstructions of each row's first run below each other as a PNG."""
+    files = {"original": folder / "originals.png"}
+    for row in rows:
+        files[f"{row.name}, {row.setting}"] = folder / f"{row.runs[0]['file']}.png"
+    files = {name: file for name, file in files.items() if file.exists()}
+    pictures = [np.asarray(Image.open(file).convert("RGB")) for file in files.values()]
+    save_png(label_rows(np.concatenate(pictures), list(files)), path)
