@@ -1,3 +1,4 @@
+import copy
 import math
 
 import datasets
@@ -225,6 +226,22 @@ def test_datasets(quickstart):
     assert (len(train), len(validation)) == (9, 36)
     assert train[0, 0]["images"].shape == validation[0, 0]["images"].shape == (3, 64, 64)
     assert torch.equal(validation[0, 5]["images"], validation[3, 5]["images"])
+
+
+def test_colours_of_training_images_alone_are_changed(quickstart):
+    plain = quickstart.model_dump(mode="json", by_alias=True)
+    plain["data"]["color_jitter"] = None
+    jittered = copy.deepcopy(plain)
+    jittered["data"]["color_jitter"] = {"probability": 1.0, "hue": 0.5, "brightness": 0.1}
+    datasets = []
+    for mapping in (plain, jittered):
+        data = config_from_mapping(mapping).data
+        datasets.append(build.build_datasets(build.build_sources(data), data, channels=3, seed=0))
+    (plain_training, plain_validation), (training, validation) = datasets
+    for number in range(5):
+        same = torch.equal(plain_training[0, number]["images"], training[0, number]["images"])
+        assert not same
+        assert torch.equal(plain_validation[0, number]["images"], validation[0, number]["images"])
 
 
 def test_datasets_of_several_resolutions():

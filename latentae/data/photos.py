@@ -63,7 +63,7 @@ class WindowSource:
     """
 
     def __init__(self, source: ImageSource, window: int, stride: int) -> None:
-        self.source = source
+        self.source = self.whole = source
         self.window = window
         self._places: list[tuple[int, int, int]] = []  # image, top, left
         for index in range(len(source)):

@@ -144,6 +144,7 @@ _TAKES_EFFECT_IN_BRANCH = {
                 "resolutions",
                 "downscale",
                 "random_flip",
+                "color_jitter",
                 "latents",
                 "holdout",
                 "max_validation",
