@@ -223,7 +223,7 @@ def test_a_vq_vae_has_no_discriminator(quickstart):
 def test_datasets(quickstart):
     sources = build.build_sources(quickstart.data)
     train, validation = build.build_datasets(sources, quickstart.data, channels=3, seed=0)
-    assert (len(train), len(validation)) == (9, 36)
+    assert (len(train), len(validation)) == (11, 36)
     assert train[0, 0]["images"].shape == validation[0, 0]["images"].shape == (3, 64, 64)
     assert torch.equal(validation[0, 5]["images"], validation[3, 5]["images"])
 
