@@ -28,7 +28,7 @@ def test_the_quickstarts_model(quickstart):
     assert type(model) is VQGAN
     assert model.downsampling_factor == quickstart.model.downsampling_factor == 4
     assert model.config.block_out_channels == tuple(quickstart.model.block_out_channels)
-    assert model.quantize.num_codes == 1024
+    assert model.quantize.num_codes == 4096
     assert model.quantize.revive_after == quickstart.model.quantizer.revive_after
     assert model(torch.zeros(1, 3, 64, 64)).indices.shape == (1, 16, 16)
 

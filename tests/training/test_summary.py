@@ -44,8 +44,8 @@ def test_numbers_places_and_what_to_do_next(folder, tmp_path):
     assert "diffusers.VQModel.from_pretrained" in text
 
 
-def test_whole_images_are_named_where_there_are_some(folder):
-    assert "whole" not in describe(folder, SUMMARY)
+def test_pictures_of_whole_images_are_named_where_there_are_some(folder):
+    assert "whole images" not in describe(folder, SUMMARY)
     folder.samples.mkdir()
     folder.whole(200).touch()
     assert "samples/whole_000200.png" in describe(folder, SUMMARY)
