@@ -133,6 +133,10 @@ _TAKES_EFFECT_IN_BRANCH = {
             *("adversarial.lecam", "adversarial.lecam.weight", "adversarial.lecam.decay"),
         )
     ),
+    *(
+        f"data.color_jitter.{name}"
+        for name in ("probability", "permute", "hue", "saturation", "contrast", "brightness")
+    ),
     *("discriminator.update_every", "discriminator.augment"),
     *("discriminator.r1", "discriminator.r1.weight", "discriminator.r1.every"),
     *(

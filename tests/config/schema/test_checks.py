@@ -135,7 +135,7 @@ def test_color_jitter_needs_colours_and_something_to_change() -> None:
         changes = {**jitter, "model.in_channels": channels}
         one_problem(changes, "data.color_jitter", *(word.format(channels=channels) for word in words))
     for section in ({}, {"probability": 0.0, "hue": 0.5}):
-        one_problem({"data.color_jitter": section}, "changes nothing", "data.color_jitter=null")
+        one_problem({"data.color_jitter": section}, "data.color_jitter", "nothing", "data.color_jitter=null")
 
 
 # Model and quantizer
