@@ -31,6 +31,7 @@ from latentae.config import (
 from latentae.data import (
     CachedSource,
     CenterCrop,
+    ColorJitter,
     HeldOut,
     ImageDataset,
     ImageStream,
@@ -370,7 +371,8 @@ def build_datasets(
     sources: Sources | StreamSources, config: DataConfig, channels: int, seed: int
 ) -> tuple[ImageDataset | ImageStream, ImageDataset]:
     """Builds random crops of the training images and centre crops of the validation images."""
-    crop = partial(RandomCrop, downscale=config.downscale, flip=config.random_flip)
+    jitter = None if config.color_jitter is None else ColorJitter(**config.color_jitter.model_dump())
+    crop = partial(RandomCrop, downscale=config.downscale, flip=config.random_flip, color_jitter=jitter)
     options: dict[str, Any] = {
         "channels": channels,
         "seed": seed,

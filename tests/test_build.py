@@ -1,3 +1,4 @@
+import copy
 import math
 
 import datasets
@@ -28,7 +29,7 @@ def test_the_quickstarts_model(quickstart):
     assert type(model) is VQGAN
     assert model.downsampling_factor == quickstart.model.downsampling_factor == 4
     assert model.config.block_out_channels == tuple(quickstart.model.block_out_channels)
-    assert model.quantize.num_codes == 1024
+    assert model.quantize.num_codes == 4096
     assert model.quantize.revive_after == quickstart.model.quantizer.revive_after
     assert model(torch.zeros(1, 3, 64, 64)).indices.shape == (1, 16, 16)
 
@@ -259,9 +260,25 @@ def test_a_vq_vae_has_no_discriminator(quickstart):
 def test_datasets(quickstart):
     sources = build.build_sources(quickstart.data)
     train, validation = build.build_datasets(sources, quickstart.data, channels=3, seed=0)
-    assert (len(train), len(validation)) == (9, 36)
+    assert (len(train), len(validation)) == (11, 36)
     assert train[0, 0]["images"].shape == validation[0, 0]["images"].shape == (3, 64, 64)
     assert torch.equal(validation[0, 5]["images"], validation[3, 5]["images"])
+
+
+def test_colours_of_training_images_alone_are_changed(quickstart):
+    plain = quickstart.model_dump(mode="json", by_alias=True)
+    plain["data"]["color_jitter"] = None
+    jittered = copy.deepcopy(plain)
+    jittered["data"]["color_jitter"] = {"probability": 1.0, "hue": 0.5, "brightness": 0.1}
+    datasets = []
+    for mapping in (plain, jittered):
+        data = config_from_mapping(mapping).data
+        datasets.append(build.build_datasets(build.build_sources(data), data, channels=3, seed=0))
+    (plain_training, plain_validation), (training, validation) = datasets
+    for number in range(5):
+        same = torch.equal(plain_training[0, number]["images"], training[0, number]["images"])
+        assert not same
+        assert torch.equal(plain_validation[0, number]["images"], validation[0, number]["images"])
 
 
 def test_datasets_of_several_resolutions():

@@ -6,6 +6,7 @@ The path of an image from its file to a batch, one module per step:
    ``FolderSource`` (``folder``), ``TarSource`` (``tar``), ``TableSource`` (``table``), or ``photos``.
 2. ``ImageSource.load(index, channels)`` reads the bytes; ``decode.decode_image`` decodes them: [H, W, C].
 3. ``dataset``: ``ImageDataset[epoch, index]`` loads an image and crops it by ``transforms``: [C, h, w].
+   ``color_jitter`` may change its colours.
 4. ``loader``: ``training_loader`` chooses the indices per step and rank, and joins samples to a ``Batch``.
 5. Streams: ``stream.ImageStream`` reads ``TarShards`` or ``TableShards`` in order and makes the same samples.
 
@@ -13,6 +14,7 @@ Modules take plain arguments: they know neither the config nor the models.
 """
 
 from latentae.data.arrays import read_array, to_pixels
+from latentae.data.color_jitter import ColorJitter, with_true_colors
 from latentae.data.dataset import ImageDataset, Sample, check_images, without_broken
 from latentae.data.decode import IMAGE_SUFFIXES, BrokenImageError, decode_image
 from latentae.data.folder import FolderSource
@@ -27,7 +29,14 @@ from latentae.data.open import (
     open_streams,
 )
 from latentae.data.photos import training_photos, validation_photos
-from latentae.data.source import CachedSource, ImageSource, SubsetSource, describe_source, take_evenly
+from latentae.data.source import (
+    CachedSource,
+    ImageSource,
+    SubsetSource,
+    describe_source,
+    take_evenly,
+    whole_images,
+)
 from latentae.data.stream import (
     ImageStream,
     Shards,
@@ -47,6 +56,7 @@ __all__ = [
     "BrokenImageError",
     "CachedSource",
     "CenterCrop",
+    "ColorJitter",
     "DataSelection",
     "FolderSource",
     "HeldOut",
@@ -82,5 +92,7 @@ __all__ = [
     "training_photos",
     "validation_loader",
     "validation_photos",
+    "whole_images",
+    "with_true_colors",
     "without_broken",
 ]

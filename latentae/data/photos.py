@@ -1,8 +1,8 @@
-"""Built-in data without a download: the photographs in the wheels of scikit-image and scikit-learn.
+"""Built-in data without a download: photographs in the wheels of scikit-image, scikit-learn and matplotlib.
 
-Neither package is imported. 9 colour photographs are for training and windows of 2 others for validation:
-enough to see that a recipe works, far too few for a useful model. For other numbers of channels than 1, 3 and
-4, the colours are mixed to bands, as a stand-in for multispectral images.
+None of these packages is imported. 11 photographs are for training, two of them without colours, and windows
+of 2 others for validation: enough to see that a recipe works, far too few for a useful model. For other
+numbers of channels than 1, 3 and 4, the colours are mixed to bands, as a stand-in for multispectral images.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from latentae.data.decode import PICTURE_CHANNELS, Pixels, decode_image
 from latentae.data.source import CachedSource, ImageSource
 
 _SKIMAGE, _SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
+_MATPLOTLIB = ("matplotlib", "mpl-data/sample_data")
 _TRAINING = {
     "astronaut.png": _SKIMAGE,
     "coffee.png": _SKIMAGE,
     "motorcycle_left.png": _SKIMAGE,
     "motorcycle_right.png": _SKIMAGE,
     "rocket.jpg": _SKIMAGE,
-    "hubble_deep_field.jpg": _SKIMAGE,
     "retina.jpg": _SKIMAGE,
     "ihc.png": _SKIMAGE,
     "flower.jpg": _SKLEARN,
+    "grace_hopper.jpg": _MATPLOTLIB,
+    # Grey, for their textures:
+    "camera.png": _SKIMAGE,
+    "grass.png": _SKIMAGE,
 }
-_TRAINING_GREY = dict.fromkeys(
-    ("camera.png", "brick.png", "grass.png", "gravel.png", "coins.png", "moon.png"), _SKIMAGE
-)
 _VALIDATION = {"china.jpg": _SKLEARN, "chelsea.png": _SKIMAGE}
 _WINDOW, _STRIDE = 128, 86
 
@@ -63,7 +64,7 @@ class WindowSource:
     """
 
     def __init__(self, source: ImageSource, window: int, stride: int) -> None:
-        self.source = source
+        self.source = self.whole = source
         self.window = window
         self._places: list[tuple[int, int, int]] = []  # image, top, left
         for index in range(len(source)):
@@ -87,14 +88,12 @@ class WindowSource:
         return self.source.load(image, channels)[top : top + self.window, left : left + self.window]
 
 
-def training_photos(include_grey: bool = False) -> ImageSource:
-    """Returns the 9 colour photographs for training, kept in memory.
+def training_photos() -> ImageSource:
+    """Returns the 11 photographs for training, kept in memory.
 
-    An epoch is therefore nine crops: count steps, not epochs. `include_grey` adds 6 grey photographs.
-    Raises ValueError if a package is not installed.
+    An epoch is therefore 11 crops: count steps, not epochs. Raises ValueError if a package is not installed.
     """
-    wanted = _TRAINING | _TRAINING_GREY if include_grey else _TRAINING
-    return CachedSource(_photographs(wanted))
+    return CachedSource(_photographs(_TRAINING))
 
 
 def validation_photos() -> ImageSource:
@@ -117,7 +116,7 @@ def _locate(package: str, folder: str, name: str) -> Path:
             return path
     raise ValueError(
         f"name 'photos': the photograph {name} of {package} is not installed; "
-        "run `pip install scikit-image scikit-learn`, or give the path of a folder of images"
+        "run `pip install scikit-image scikit-learn matplotlib`, or give the path of a folder of images"
     )
 
 

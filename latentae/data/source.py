@@ -22,9 +22,9 @@ class ImageSource(Protocol):
     """A fixed sequence of images. Each has a name and is decoded on demand.
 
     For data of your own, write a class with these three methods. It is pickled to the loader's workers, and
-    ``check_images`` calls ``load`` from several threads. Two more methods are optional: ``key(index)``, which
-    ``hold_out`` uses in place of the name where a name depends on the other images, and ``describe()``, for
-    ``describe_source``.
+    ``check_images`` calls ``load`` from several threads. Three more members are optional: ``key(index)``,
+    which ``hold_out`` uses in place of the name where a name depends on the other images, ``describe()``, for
+    ``describe_source``, and ``whole``, for ``whole_images``.
     """
 
     def __len__(self) -> int:
@@ -115,6 +115,17 @@ def describe_source(source: ImageSource) -> str:
         return f"{len(source)} images"
     text = describe_source(inner)
     return text if len(source) == len(inner) else f"{len(source)} images of {text}"
+
+
+def whole_images(source: ImageSource) -> ImageSource:
+    """Returns the images that the images of ``source`` are windows of; if they are whole, ``source``."""
+    inner: ImageSource | None = source
+    while inner is not None:
+        whole: ImageSource | None = getattr(inner, "whole", None)
+        if whole is not None:
+            return whole
+        inner = getattr(inner, "source", None)  # of a wrapper
+    return source
 
 
 class CachedSource:

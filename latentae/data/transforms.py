@@ -26,6 +26,12 @@ class Transform(Protocol):
         """Returns the tensor [C, H, W] in [-1, 1]. All random numbers come from `rng`."""
 
 
+class ColorChange(Protocol):
+    """Changes the colours of a tensor [C, H, W] in [-1, 1], which keeps its shape and range."""
+
+    def __call__(self, image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True)
 class Window:
     """A rectangle in source pixels; top and left are measured from the upper left corner of the picture."""
@@ -37,7 +43,7 @@ class Window:
 
 
 class RandomCrop:
-    """Crops a random window of a picture, resizes it to `image_size`, and may mirror it.
+    """Crops a random window of a picture, resizes it to `image_size`; may mirror it and change its colours.
 
     Args:
         image_size: pixels of the output, one number for a square or (height, width).
@@ -46,6 +52,8 @@ class RandomCrop:
             window is the largest that fits, that is, the picture is resized until it just covers
             `image_size`, and then cropped.
         flip: mirror left and right with probability 1/2.
+        color_jitter: changes the colours of the crop, with random numbers drawn after those of crop and flip.
+            So the crops are the same with and without it.
 
     A drawn window that is larger than the picture shrinks to the largest that fits, with the same aspect; so
     a picture smaller than `image_size` is upscaled. Windows begin at whole source pixels. Resizing is bicubic
@@ -62,10 +70,12 @@ class RandomCrop:
         image_size: int | tuple[int, int],
         downscale: tuple[float, float] | None = None,
         flip: bool = False,
+        color_jitter: ColorChange | None = None,
     ) -> None:
         self.image_size = check_image_size(image_size)
         self.downscale = check_downscale(downscale)
         self.flip = flip
+        self.color_jitter = color_jitter
 
     @property
     def minimum_side(self) -> int | None:
@@ -87,7 +97,8 @@ class RandomCrop:
         cropped = resize_window(picture, Window(top, left, height, width), self.image_size)
         if self.flip and rng.random() < 0.5:
             cropped = cropped[:, ::-1]
-        return to_tensor(cropped)
+        tensor = to_tensor(cropped)
+        return tensor if self.color_jitter is None else self.color_jitter(tensor, rng)
 
 
 class CenterCrop:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from latentae import distributed
 from latentae.config import RunConfig
-from latentae.data import Batch, BrokenImageError, ImageDataset, validation_loader
+from latentae.data import Batch, BrokenImageError, ImageDataset, validation_loader, with_true_colors
 from latentae.devices import to_float64
 from latentae.evaluation.metrics import downscaled_psnr, psnr, ssim, to_images, to_uint8
 from latentae.evaluation.transparency import ALPHA_METRICS, over_black_and_white, transparent_psnr
@@ -181,7 +181,7 @@ def _calibrate(
     try:
         calibration = calibrate_on(
             model,
-            training_images,
+            with_true_colors(training_images),  # a denoiser sees images as they are
             batch_size=config.batch_size,
             seed=config.seed,
             num_workers=config.data.num_workers,

@@ -20,6 +20,7 @@ from latentae.config import ConfigError, DataConfig, RunConfig
 from latentae.data import (
     BrokenImageError,
     CachedSource,
+    CenterCrop,
     HeldOut,
     ImageDataset,
     ImageSource,
@@ -27,11 +28,13 @@ from latentae.data import (
     check_images,
     describe_size,
     sample_dataset,
+    whole_images,
 )
 from latentae.latents.cache import ImagesWithLatents
 from latentae.training.run_folder import RunFolder
 
 _PREVIEW_IMAGES = 8
+_WHOLE_IMAGES, _WHOLE_SIDE = 2, 512
 _NAMES_SHOWN = 5
 _LEAST_CHECKED = 16  # images that are opened to find transparency
 # For the record of the data:
@@ -168,6 +171,26 @@ def open_images(
     preview = torch.stack([validation[0, i]["images"] for i in spread])
     count_unreadable = int(distributed.all_reduce_sum(torch.tensor(len(unreadable_training))))
     return RunImages(training, validation, preview, broken, count_unreadable, places, sources.record)
+
+
+def load_whole_images(validation: ImageDataset) -> list[Tensor]:
+    """Loads two of the validation images as a whole, or one if there is only one; broken ones are left out.
+
+    Returns:
+        tensors [C, H, W] in [−1, 1]. The longer side has at most 512 pixels; larger images are resized.
+    """
+    source = whole_images(validation.source)
+    count = min(_WHOLE_IMAGES, len(source))
+    images = []
+    for index in (position * len(source) // count for position in range(count)):
+        try:
+            pixels = source.load(index, validation.channels)
+        except BrokenImageError:
+            continue
+        scale = min(1.0, _WHOLE_SIDE / max(pixels.shape[:2]))
+        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+        images.append(CenterCrop((height, width))(pixels))
+    return images
 
 
 def _with_latents(training: ImageDataset, data: DataConfig) -> ImagesWithLatents:

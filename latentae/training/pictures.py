@@ -1,12 +1,15 @@
-"""Sample pictures: fixed images in the top row, their reconstructions below."""
+"""Sample pictures: crops above their reconstructions during a run, whole images beside theirs at its end."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from latentae.models import KLVAE, Autoencoder
-from latentae.models.decoders import downscale, upscale_of
+from latentae.models.decoders import downscale, reconstruct, upscale_of
 from latentae.report.grids import Picture, label_rows, picture_grid
 
 _NOISE_SEED = 0
@@ -50,3 +53,24 @@ def preview(
         "prior": autoencoder.decode(prior, size=(height, width)).sample,
     }
     return label_rows(picture_grid(torch.stack(list(rows.values())), alpha=alpha), list(rows))
+
+
+@torch.no_grad()
+def whole_preview(autoencoder: Autoencoder, images: Sequence[Tensor], *, alpha: bool = False) -> Picture:
+    """Returns one picture with a row per image: the image at the left, its reconstruction at the right.
+
+    Args:
+        autoencoder: in eval mode.
+        images: one or more [C, H, W] in [−1, 1], on the model's device, of any sizes.
+        alpha: whether images are RGBA, which are shown on a checkerboard.
+
+    Returns:
+        [height, width, 3]; narrower rows end in white.
+    """
+    rows = []
+    for image in images:
+        sample = reconstruct(autoencoder, image[None]).sample
+        rows.append(picture_grid(torch.stack([image, sample[0]])[None], alpha=alpha))
+    width = max(row.shape[1] for row in rows)
+    white = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return np.concatenate(white)

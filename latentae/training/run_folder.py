@@ -57,6 +57,9 @@ class RunFolder:
     def sample(self, step: int) -> Path:
         return self.samples / f"step_{step:06d}.png"
 
+    def whole(self, step: int) -> Path:
+        return self.samples / f"whole_{step:06d}.png"
+
     def codes(self, step: int) -> Path:
         return self.samples / f"codes_{step:06d}.png"
 

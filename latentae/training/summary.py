@@ -54,6 +54,8 @@ def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
     # The call that opens the model: diffusers' own if a stock class can hold it.
     name = json.loads((folder.model / "config.json").read_text())["_class_name"]
     loader = f"diffusers.{name}.from_pretrained" if name in _STOCK_CLASSES else "latentae.load_autoencoder"
+    whole = folder.whole(summary["step"])
+    sides = [f"  whole images  {whole}  (images at the left, reconstructions at the right)"]
     return "\n".join(
         [
             f"Validation on {summary['images']} images after {summary['step']} steps "
@@ -61,6 +63,7 @@ def describe(folder: RunFolder, summary: dict[str, Any]) -> str:
             *rows,
             "",
             f"  pictures      {folder.sample(summary['step'])}  (images above, reconstructions below)",
+            *(sides if whole.exists() else []),  # earlier versions drew none
             f"  model         {folder.model}  (loads with {loader})",
             f"  log           {folder.metrics}",
             *_next_commands(folder, summary["step"]),

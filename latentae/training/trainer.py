@@ -34,12 +34,13 @@ from latentae.training.images import (
     TooManyBrokenImagesError,
     compare_data,
     held_out_before,
+    load_whole_images,
     open_images,
 )
 from latentae.training.launcher import apply_launcher_settings
 from latentae.training.log import Meter, Recorder
 from latentae.training.networks import build_networks
-from latentae.training.pictures import preview
+from latentae.training.pictures import preview, whole_preview
 from latentae.training.randomness import StepRandomness
 from latentae.training.run_folder import CONFIG, RankError, RunError, RunFolder
 from latentae.training.signals import RunStopped, StopSignals
@@ -378,6 +379,14 @@ class Trainer:
                 drawn = code_usage(to_float64_on_cpu(shares).numpy())
                 self._save_picture("codes", drawn.picture, self.folder.codes(self.step))
 
+    def _save_whole_images(self) -> None:
+        """Draws whole validation images beside their reconstructions by the averaged weights."""
+        model = self.networks.ema.model
+        images = [image.to(self.device) for image in load_whole_images(self.images.validation)]
+        if images:
+            picture = whole_preview(model, images, alpha=self.config.data.alpha)
+            self._save_picture("whole_images", picture, self.folder.whole(self.step))
+
     def _save_picture(self, name: str, picture: Picture, path: Path) -> None:
         with needing_disk(path):
             save_png(picture, path)
@@ -428,5 +437,6 @@ class Trainer:
             export_run(self.networks.ema.model, self.folder)
             with needing_disk(self.folder.summary):
                 write_json(self.folder.summary, summary)
+            self._save_whole_images()
         distributed.barrier()
         return summary

@@ -134,6 +134,10 @@ _TAKES_EFFECT_IN_BRANCH = {
             *("adversarial.lecam", "adversarial.lecam.weight", "adversarial.lecam.decay"),
         )
     ),
+    *(
+        f"data.color_jitter.{name}"
+        for name in ("probability", "permute", "hue", "saturation", "contrast", "brightness")
+    ),
     *("discriminator.update_every", "discriminator.augment"),
     *("discriminator.r1", "discriminator.r1.weight", "discriminator.r1.every"),
     *(
@@ -145,6 +149,7 @@ _TAKES_EFFECT_IN_BRANCH = {
                 "resolutions",
                 "downscale",
                 "random_flip",
+                "color_jitter",
                 "latents",
                 "holdout",
                 "max_validation",

@@ -29,6 +29,11 @@ VQ: dict[str, Any] = {
 }
 
 
+# These models do not have three channels, so the quickstarts' colour augmentation cannot be used.
+ANY_CHANNELS = "data: {color_jitter: null}\n"
+PRETRAINED = ["model.pretrained=some/model", "data.color_jitter=null"]
+
+
 class Describe:
     """Stands for the pretrained model; remembers what it was asked."""
 
@@ -43,7 +48,7 @@ class Describe:
 
 def test_a_class_and_a_place_are_a_whole_model_section(tmp_path: Path) -> None:
     file = tmp_path / "fine.yaml"
-    file.write_text("base: quickstart_kl\nmodel: {class: KLVAE, pretrained: some/model}\n")
+    file.write_text(f"base: quickstart_kl\nmodel: {{class: KLVAE, pretrained: some/model}}\n{ANY_CHANNELS}")
     describe = Describe(KL)
     run = load_config("kl_vae", ["--config", str(file)], describe)
     assert run.model.model_dump(mode="json", by_alias=True) == {**KL, "pretrained": "some/model"}
@@ -51,18 +56,19 @@ def test_a_class_and_a_place_are_a_whole_model_section(tmp_path: Path) -> None:
 
 
 def test_the_command_line_s_pretrained_model_goes_before_a_file_s_architecture() -> None:
-    run = load_config("kl_vae", ["model.pretrained=some/model", "model.latent_channels=16"], Describe(KL))
+    words = [*PRETRAINED, "model.latent_channels=16"]
+    run = load_config("kl_vae", words, Describe(KL))
     assert (run.model.block_out_channels, run.model.latent_channels) == ((8, 16), 16)
 
 
 def test_what_stands_beside_it_is_a_change_to_it(tmp_path: Path) -> None:
     file = tmp_path / "fine.yaml"
-    file.write_text("base: quickstart_kl\nmodel: {pretrained: some/model, in_channels: 4}\n")
+    file.write_text(f"base: quickstart_kl\nmodel: {{pretrained: some/model, in_channels: 4}}\n{ANY_CHANNELS}")
     assert load_config("kl_vae", ["--config", str(file)], Describe(KL)).model.in_channels == 4
 
 
 def test_how_codes_learn_is_the_config_s_and_how_many_there_are_the_model_s() -> None:
-    quantizer = load_config("vqgan", ["model.pretrained=some/model"], Describe(VQ)).model.quantizer
+    quantizer = load_config("vqgan", PRETRAINED, Describe(VQ)).model.quantizer
     default = load_config("vqgan", []).model.quantizer
     assert (quantizer.num_codes, quantizer.type, quantizer.revive_after) == (77, "ema", default.revive_after)
     assert (default.type, default.revive_after) == ("ema", 20)
@@ -78,7 +84,7 @@ def test_how_another_kind_of_quantizer_learns_is_not_asked_of_the_base() -> None
 
 
 def test_a_vq_vae_takes_a_vq_gan_s_weights() -> None:
-    run = load_config("vq_vae", ["model.pretrained=some/model"], Describe(VQ))
+    run = load_config("vq_vae", PRETRAINED, Describe(VQ))
     assert isinstance(run.model, VQVAEConfig)
     assert run.model.block_out_channels == (8, 16)
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from latentae.data import (
@@ -13,11 +14,13 @@ from latentae.data import (
     ImageStream,
     TarShards,
     take_evenly,
+    validation_photos,
 )
 from latentae.training.images import (
     BrokenImages,
     TooManyBrokenImagesError,
     data_difference,
+    load_whole_images,
     open_images,
     record_data,
 )
@@ -43,6 +46,29 @@ def test_broken_images_are_said(tiny):
     images = open_images(config, gather=lambda names: names, say=said.append)
     assert broken.name in said[0]
     assert images.broken.known
+
+
+def test_whole_images_are_the_photographs_that_windows_were_cut_from():
+    windows = ImageDataset(CachedSource(take_evenly(validation_photos(), 5)), CenterCrop(64), channels=3)
+    china, chelsea = load_whole_images(windows)
+    assert (china.shape, chelsea.shape) == ((3, 342, 512), (3, 300, 451))
+    unchanged = validation_photos().whole.load(1, 3)
+    assert torch.equal(((chelsea + 1) * 127.5).round().byte().permute(1, 2, 0), torch.tensor(unchanged))
+    assert china[:, :20].mean() > china[:, -20:].mean() + 0.5  # a bright sky above dark trees
+
+
+def test_two_whole_images_of_a_folder_and_none_that_is_broken(tmp_path):
+    draw_images(tmp_path, count=4, size=48)
+    dataset = ImageDataset(FolderSource(tmp_path), CenterCrop(32), channels=3)
+    shown = load_whole_images(dataset)
+    assert [image.shape for image in shown] == [(3, 48, 48)] * 2
+    for image, index in zip(shown, (0, 2), strict=True):
+        pixels = torch.tensor(dataset.source.load(index, 3))
+        assert torch.equal(((image + 1) * 127.5).round().byte().permute(1, 2, 0), pixels)
+    (tmp_path / "002.png").write_bytes(b"")
+    assert len(load_whole_images(dataset)) == 1
+    only = ImageDataset(take_evenly(dataset.source, 1), CenterCrop(32), channels=3)
+    assert len(load_whole_images(only)) == 1
 
 
 def test_what_the_start_line_says_of_them(tiny):

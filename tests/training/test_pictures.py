@@ -5,7 +5,7 @@ from torch import nn
 
 from latentae.models import KLVAE, AutoencoderOutput
 from latentae.report.grids import picture_grid
-from latentae.training.pictures import preview
+from latentae.training.pictures import preview, whole_preview
 
 
 class Negative(nn.Module):
@@ -60,3 +60,23 @@ def test_four_rows_of_a_posterior(kl):
 def test_names_do_not_crowd_small_pictures(kl):
     pixels = preview(kl, torch.zeros(1, 3, 8, 8), posterior=True)
     assert pixels.shape[0] == 4 * (8 + 4)
+
+
+def test_whole_images_stand_left_of_their_reconstructions():
+    large, small = torch.ones(3, 9, 20), torch.full((3, 6, 4), -1.0)
+    pixels = whole_preview(Negative(), [large, small])
+    assert pixels.shape == ((9 + 4) + (6 + 4), 2 * (20 + 4), 3)
+    assert (pixels[2:11, 2:22] == 255).all()
+    assert (pixels[2:11, 26:46] == 0).all()
+    assert (pixels[15:21, 2:6] == 0).all()
+    assert (pixels[15:21, 10:14] == 255).all()
+    assert (pixels[13:, 16:] == 255).all()  # the narrower row ends in white
+
+
+def test_whole_images_may_have_any_size(kl):
+    image = torch.rand(3, 33, 21) * 2 - 1
+    pixels = whole_preview(kl, [image])
+    assert pixels.shape == (33 + 4, 2 * (21 + 4), 3)
+    with torch.no_grad():
+        expected = kl(image[None]).sample[0]
+    assert np.array_equal(pixels, picture_grid(torch.stack([image, expected])[None]))

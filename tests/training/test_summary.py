@@ -44,6 +44,13 @@ def test_numbers_and_places(folder, tmp_path):
     assert "diffusers.VQModel.from_pretrained" in text
 
 
+def test_pictures_of_whole_images_are_named_where_there_are_some(folder):
+    assert "whole images" not in describe(folder, SUMMARY)
+    folder.samples.mkdir()
+    folder.whole(200).touch()
+    assert "samples/whole_000200.png" in describe(folder, SUMMARY)
+
+
 def test_a_model_that_no_stock_class_holds(folder):
     write_json(folder.model / "config.json", {"_class_name": "VQVAE"})
     assert "latentae.load_autoencoder" in describe(folder, SUMMARY)

@@ -39,9 +39,11 @@ def test_a_run_from_start_to_end(tiny, tmp_path, capsys):
     assert [line.get("epoch_codebook_images") for line in lines] == [None, None, 10]
     assert sum(lines[2]["epoch_codebook_deciles"]) == pytest.approx(1, abs=1e-4)
     pictures = ["codes_000003.png", "codes_000006.png", "step_000003.png", "step_000006.png"]
-    assert sorted(path.name for path in (run / "samples").iterdir()) == pictures
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [*pictures, "whole_000006.png"]
     with Image.open(run / "samples/step_000006.png") as grid:
         assert grid.height == 2 * (32 + 4)
+    with Image.open(run / "samples/whole_000006.png") as whole:  # one image is held out
+        assert whole.size == (2 * (48 + 4), 48 + 4)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_000003", "step_000006"]
     stock = VQModel.from_pretrained(run / "model")
     assert stock.config.scaling_factor == pytest.approx(summary["scaling_factor"])

@@ -44,6 +44,7 @@ def find_problems(config: RunConfig) -> list[str]:
         _image_sizes,
         _image_ranges,
         _alpha,
+        _color_jitter,
         _model,
         _kl,
         check_adversarial,
@@ -190,6 +191,24 @@ def _alpha(config: RunConfig) -> Iterator[str]:
         yield (
             f"`data.alpha` is true, but `loss.{name}` makes images smaller and would mix the colours of "
             f"transparent pixels into their neighbours; use loss.{name}=null or data.alpha=false"
+        )
+
+
+def _color_jitter(config: RunConfig) -> Iterator[str]:
+    """Colours can only be changed where channels are colours."""
+    jitter, channels = config.data.color_jitter, config.model.in_channels
+    if jitter is None:
+        return
+    if channels != (4 if config.data.alpha else 3):
+        rgba = ", or data.alpha=true for RGBA images" if channels == 4 else ""
+        yield (
+            f"`data.color_jitter` is set, but `model.in_channels` is {channels}, and it mixes red, green and "
+            f"blue; use data.color_jitter=null, or model.in_channels=3 for RGB images{rgba}"
+        )
+    if jitter.changes_nothing:
+        yield (
+            "`data.color_jitter` changes nothing: raise `data.color_jitter.hue`, `saturation`, `contrast` or "
+            "`brightness` with a `probability` above 0, set `permute: true`, or use data.color_jitter=null"
         )
 
 

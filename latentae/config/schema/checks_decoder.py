@@ -177,6 +177,11 @@ def _cached_latents(config: RunConfig) -> Iterator[str]:
                 f"{given}, but `data.{key}` draws crops at random, and latents are of one crop per image; "
                 f"use data.{key}=null or data.latents=null"
             )
+    if data.color_jitter is not None:
+        yield (
+            f"{given}, but `data.color_jitter` changes the colours at random, and latents are of the true "
+            "colours; use data.color_jitter=null or data.latents=null"
+        )
     if config.decoder is not None and config.decoder.upscale > 1:
         yield (
             f"{given}, but `decoder.upscale` is {config.decoder.upscale}: the encoder then sees means of "

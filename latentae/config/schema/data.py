@@ -4,7 +4,42 @@ from typing import Annotated
 
 from pydantic import Field
 
-from latentae.config.schema.base import Count, CountOrZero, Downscale, Range, Section, Size, Sizes, Text
+from latentae.config.schema.base import (
+    Count,
+    CountOrZero,
+    Downscale,
+    Range,
+    Section,
+    Share,
+    Size,
+    Sizes,
+    Text,
+)
+
+HalfTurn = Annotated[float, Field(ge=0, le=0.5)]
+
+
+class ColorJitterConfig(Section):
+    """Random changes to the colours of the training images. All of them keep the images in their range."""
+
+    probability: Share = 1.0
+    """Share of the crops whose colours are changed. The others stay as they are."""
+    permute: bool = False
+    """Put the three channels into a random order."""
+    hue: HalfTurn = 0.0
+    """Largest rotation of the hue in turns, either way. 0.5: every hue. Greys stay grey."""
+    saturation: Share = 0.0
+    """Largest relative change of the saturation, either way. 1: from grey to twice as saturated."""
+    contrast: Share = 0.0
+    """Largest relative change of the contrast, either way, around mid-grey."""
+    brightness: Share = 0.0
+    """Largest change of the brightness, either way, as a share of the range from black to white."""
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether every image stays as it is."""
+        strengths = (self.permute, self.hue, self.saturation, self.contrast, self.brightness)
+        return self.probability == 0 or not any(strengths)
 
 
 class DataConfig(Section):
@@ -47,6 +82,9 @@ class DataConfig(Section):
     scaled down by it. null: the largest crop that fits."""
     random_flip: bool = False
     """Mirror half of the images left to right, at random."""
+    color_jitter: ColorJitterConfig | None = None
+    """Random changes to the colours of RGB and RGBA training images (arXiv 2006.06676). It helps where few
+    images show few colours. Measurements use the true colours. null: none."""
     latents: Text | None = None
     """Folder of latents of these images that `latentae encode` wrote with the model that the run starts from.
     With `freeze_encoder`, training decodes them and the encoder does not run. Images are cropped as they were

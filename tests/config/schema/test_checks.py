@@ -127,6 +127,19 @@ def test_ranges_are_low_and_high() -> None:
     assert config({"data.value_range": [-1, 1]}).data.value_range == (-1.0, 1.0)
 
 
+def test_color_jitter_needs_colours_and_something_to_change() -> None:
+    jitter = {"data.color_jitter": {"hue": 0.1}}
+    assert config(jitter).data.color_jitter is not None
+    rgba = {**jitter, "model.in_channels": 4, "data.alpha": True}
+    assert config(rgba).data.color_jitter is not None
+    for channels in (1, 4, 13):
+        words = ("`model.in_channels` is {channels}", "data.color_jitter=null", "model.in_channels=3")
+        changes = {**jitter, "model.in_channels": channels}
+        one_problem(changes, "data.color_jitter", *(word.format(channels=channels) for word in words))
+    for section in ({}, {"probability": 0.0, "hue": 0.5}):
+        one_problem({"data.color_jitter": section}, "data.color_jitter", "nothing", "data.color_jitter=null")
+
+
 # Model and quantizer
 
 

@@ -112,6 +112,7 @@ CACHED = {
         ({"freeze_encoder": False}, "freeze_encoder=true"),
         ({"data.streaming": True}, "data.streaming=false"),
         ({"data.downscale": [1, 2]}, "data.downscale=null"),
+        ({"data.color_jitter": {"hue": 0.1}}, "data.color_jitter=null"),
         ({"data.resolutions": [[64, 64], [32, 64]]}, "data.resolutions=null"),
         ({"decoder": {"upscale": 2}}, "decoder.upscale=1"),
     ],

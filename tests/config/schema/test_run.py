@@ -14,6 +14,7 @@ from latentae.config import (
     RunConfig,
     WaveletConfig,
 )
+from latentae.config.schema.data import ColorJitterConfig
 from latentae.config.schema.run import GuardConfig
 from tests.config.example import config, mapping
 
@@ -32,6 +33,9 @@ def test_defaults_of_the_data() -> None:
     assert (data.max_broken, data.check_images, data.cache_megabytes) == (100, 256, 1024)
     assert (data.streaming, data.shuffle_block, data.max_validation) == (False, 512, 2000)
     assert (data.resolutions, data.value_range, data.downscale) == (None, None, None)
+    assert (data.random_flip, data.color_jitter) == (False, None)
+    assert ColorJitterConfig().changes_nothing
+    assert ColorJitterConfig().probability == 1
 
 
 def test_defaults_of_the_optimizer() -> None:
