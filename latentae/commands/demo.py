@@ -59,4 +59,5 @@ DEMO = Command(
     "sample. Nothing leaves the machine, and no other machine reaches the page unless --host says so. Runs\n"
     "in one process, until Ctrl-C. Needs Gradio: pip install 'latentae[demo]'.",
     interrupted="the page was not open yet",
+    less_memory="name fewer models",
 )
