@@ -182,7 +182,7 @@ def evaluation_cells(plan: Plan) -> Iterator[Cell]:
 
 
 def _evaluate(plan: Plan, name: str, networks: tuple[str, ...]) -> list[Row]:
-    count, side, batch = (4, 64, 2) if plan.tiny else (512, 256, 32)
+    count, batch = (4, 2) if plan.tiny else (512, 32)
     with _restored(plan.device), tempfile.TemporaryDirectory() as folder:
         os.environ["LATENTAE_CACHE"] = f"{folder}/cache"
         collect_images(None, count, Path(folder, "images"))
@@ -197,7 +197,7 @@ def _evaluate(plan: Plan, name: str, networks: tuple[str, ...]) -> list[Row]:
         evaluation = Evaluation(blocks, measures, settings, Path(folder, "work"), "", plan.device)
         spent = seconds(lambda: evaluation.measure(named), plan.device)
         images = len(blocks.indices)
-    return [{"measured": name, "px": side, "images": images, "images/s": round(images / spent, 2)}]
+    return [{"measured": name, "px": 256, "images": images, "images/s": round(images / spent, 2)}]
 
 
 def loader_cells(plan: Plan) -> Iterator[Cell]:
