@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="picture to write, .jpg or .png")
     parser.add_argument("models", nargs="+", metavar="NAME=MODEL", help="run, model folder or file")
     parser.add_argument("--photo", type=Path, help="photograph; default: scikit-image's cat")
-    parser.add_argument("--corner", nargs=2, type=int, default=(45, 120), metavar=("TOP", "LEFT"))
+    parser.add_argument("--corner", nargs=2, type=int, default=(14, 74), metavar=("TOP", "LEFT"))
     options = parser.parse_args(arguments)
     photo = chelsea() if options.photo is None else decode_image(options.photo, 3)
     models = dict(text.split("=", 1) for text in options.models)
