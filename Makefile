@@ -33,7 +33,7 @@ export LAUNCH_FLAGS
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart venv test test-slow lint format clean
+.PHONY: help quickstart venv test test-slow lint format figures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -59,6 +59,11 @@ lint: $(VENV)/.stamp-dev  ## check style, format and types
 format: $(VENV)/.stamp-dev  ## reformat, and mend what ruff can mend
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+# One thread, so that the numbers do not depend on the number of cores.
+FIGURES := latent_spaces kl_weight elbo divergences gradients latent_diffusion photographs failures
+figures: $(VENV)/.stamp-run  ## draw the figures of docs/guide.md; the models stay in run-guide
+	for name in $(FIGURES); do OMP_NUM_THREADS=1 $(VENV)/bin/python docs/figures/$$name.py || exit 1; done
 
 clean:  ## remove .venv, caches and build outputs; your runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist
