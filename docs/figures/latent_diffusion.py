@@ -35,7 +35,7 @@ TITLES = {
 _ROWS = 4
 _SAMPLER_STEPS = 20
 _TOKEN_SIDE, _BATCH = 4, 64
-_SIZE = DenoiserSize(width=96, depth=3)
+_SIZE = DenoiserSize(width=64, depth=3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +56,13 @@ class EncodedDigits:
 
 
 def train_autoencoder(images: Tensor, steps: int, batch_size: int = 32) -> KLVAE:
-    """Trains a KL-VAE that downsamples by 2, and gives it the scaling factor of its own latents."""
+    """Trains a KL-VAE that downsamples by 4, and gives it the scaling factor of its own latents."""
     model = KLVAE(
         in_channels=1,
         out_channels=1,
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
         norm_num_groups=8,
         latent_channels=4,
         sample_size=SIDE,
@@ -121,7 +121,7 @@ def generate(
 def make(
     seed: int = 0,
     autoencoder_steps: int = 300,
-    denoiser_steps: int = 500,
+    denoiser_steps: int = 700,
     size: DenoiserSize = _SIZE,
     samples: int = 200,
     count: int | None = None,
