@@ -33,7 +33,7 @@ export LAUNCH_FLAGS
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart venv test test-slow test-gpu lint format docs clean
+.PHONY: help quickstart venv test test-slow test-gpu lint format docs figures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -66,6 +66,11 @@ format: $(VENV)/.stamp-dev  ## reformat, and mend what ruff can mend
 docs: $(VENV)/.stamp-dev  ## build the documentation as a site in build/site, offline; broken links fail
 	$(VENV)/bin/python docs/tools/reference.py
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
+# One thread, so that the numbers do not depend on the number of cores.
+FIGURES := latent_spaces kl_weight elbo divergences gradients latent_diffusion photographs failures
+figures: $(VENV)/.stamp-run  ## draw the figures of docs/guide.md; the models stay in run-guide
+	for name in $(FIGURES); do OMP_NUM_THREADS=1 $(VENV)/bin/python docs/figures/$$name.py || exit 1; done
 
 clean:  ## remove .venv, caches and build outputs; your runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist

@@ -33,7 +33,7 @@ _DASHES = ("-", "--", ":", "-.")
 _DPI = 100
 # A page shows SVG in its own colours, light or dark: these are replaced by its variables.
 _PAGE_COLOURS = {INK: "currentColor", QUIET: "var(--quiet)", GRID: "var(--line)"}
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10.0,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -310,7 +310,7 @@ def svg(chart: Chart, label: str) -> str:
 
     text = io.StringIO()
     # The salt makes the names of clipping paths differ between the charts of a page, and repeatable.
-    with rc_context({**_STYLE, "svg.hashsalt": label}), warnings.catch_warnings():
+    with rc_context({**STYLE, "svg.hashsalt": label}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the reader's fonts write the text
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         chart.savefig(text, format="svg", transparent=True, metadata=nothing)
@@ -331,7 +331,7 @@ def _chart(width: float, height: float, title: str = "") -> Iterator[Chart]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Chart
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         chart = Chart((width, height), dpi=_DPI, layout="constrained" if title else None)
         if title:
             chart.suptitle(title, x=0.01, ha="left", fontsize=15)
