@@ -16,8 +16,9 @@ def test_the_first_steps_of_the_quickstart_learn(alexnet_trunk, tmp_path):
     short = ("max_steps=40", "optimizer.warmup_steps=10", "sample_every=40", "checkpoint_every=40")
     summary = train(tmp_path / "run", *short, "cpu_threads=1")
     assert summary["images"] == 36
-    assert summary["psnr"] > 0
-    assert summary["lpips"] < 1
+    # Measured with seed 0: 14.45 dB and 0.504.
+    assert summary["psnr"] > 13
+    assert summary["lpips"] < 0.56
     with Image.open(tmp_path / "run/samples/whole_000040.png") as picture:
         assert picture.size == (2 * (512 + 4), 342 + 4 + 300 + 4)
 
