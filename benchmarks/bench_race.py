@@ -195,7 +195,7 @@ def show(out: Path, names: list[str], budget: str) -> None:
         print()
         print_head("peer", "as published", "adapted", numbers=False)
         for name in peers:
-            print_row(name, PEERS[name].KEPT.replace("|", "\\|"), PEERS[name].ADAPTED)
+            print_row(name, PEERS[name].KEPT, PEERS[name].ADAPTED)
 
 
 def _parse() -> argparse.Namespace:

@@ -129,7 +129,7 @@ class Taming(Peer):
     OPTIMIZER, SETTINGS = torch.optim.Adam, {"betas": (0.5, 0.9)}
     ADVERSARIAL_WEIGHT, ADVERSARIAL_START = 0.8, 10_000
     KEPT = (
-        "mean(|x - y| + LPIPS-VGG), a codebook of U(-1/K, 1/K) trained by gradients with beta on the "
+        "mean(abs(x - y) + LPIPS-VGG), a codebook of U(-1/K, 1/K) trained by gradients with beta on the "
         "codebook term, Adam (0.5, 0.9) at 4.5e-6 per image of the batch, a forward pass and LPIPS in both "
         "turns, the discriminator off until step 10,000 (custom_vqgan.yaml)"
     )
@@ -167,9 +167,9 @@ class LatentDiffusion(Taming):
     KL = True
     ADVERSARIAL_WEIGHT, ADVERSARIAL_START = 0.5, 50_001
     KEPT = (
-        "sum(|x - y| + LPIPS-VGG) + 1e-6 KL per image, a sample of the posterior, Adam (0.5, 0.9) at 4.5e-6 "
-        "per image of the batch, a forward pass and LPIPS in both turns, the discriminator off until step "
-        "50,001"
+        "sum(abs(x - y) + LPIPS-VGG) + 1e-6 KL per image, a sample of the posterior, Adam (0.5, 0.9) at "
+        "4.5e-6 per image of the batch, a forward pass and LPIPS in both turns, the discriminator off until "
+        "step 50,001"
     )
     ADAPTED = (
         "the log-variance stays 0, as in the published optimizer. Sums grow with the image, but both terms "

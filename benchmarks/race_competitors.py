@@ -88,6 +88,7 @@ ABLATIONS: dict[str, Ours] = {
     "kl, bfloat16": _changed("kl", "mixed_precision=bf16"),
     "kl, no clipping": _changed("kl", "max_grad_norm=null"),
     "kl, stock blocks": _changed("kl", "performance=off"),
+    "vq-ema, LPIPS-VGG": _changed("vq-ema", "loss.perceptual.trunk=vgg"),
     "vq-ema, uniform codes": _changed("vq-ema", "model.quantizer.init=uniform"),
     "vq-ema, decay 0.95": _changed("vq-ema", "model.quantizer.decay=0.95"),
     "vq-ema, revive after 5": _changed("vq-ema", "model.quantizer.revive_after=5"),

@@ -145,9 +145,15 @@ def group(runs: Sequence[dict[str, Any]], names: Sequence[str], budget: str) -> 
         own = [run for run in runs if run["competitor"] == name and budget in _budgets(run)]
         for rate in sorted({run["rate"] for run in own}, key=lambda rate: (rate is not None, rate or 0)):
             same = [run for run in own if run["rate"] == rate]
-            word = "published" if name in PEERS else "shipped"
-            rows.append(Row(name, word if rate is None else f"tuned, {rate:g}", same))
+            rows.append(Row(name, _setting(name, rate), same))
     return rows
+
+
+def _setting(name: str, rate: float | None) -> str:
+    if name not in PEERS:
+        return "shipped" if rate is None else f"tuned, {rate:g}"
+    published = None if PEERS[name].SCALE_BY_BATCH else PEERS[name].LEARNING_RATE
+    return "published" if rate in (None, published) else f"tuned, {rate:g}"
 
 
 def _budgets(run: dict[str, Any]) -> tuple[str, str]:
