@@ -16,7 +16,7 @@ def test_the_first_steps_of_the_quickstart_learn(alexnet_trunk, tmp_path):
     short = ("max_steps=40", "optimizer.warmup_steps=10", "sample_every=40", "checkpoint_every=40")
     summary = train(tmp_path / "run", *short, "cpu_threads=1")
     assert summary["images"] == 36
-    # Measured with seed 0: 14.45 dB and 0.504.
+    # With weaker colour augmentation, the seeds 0 and 1 reached 14.45 and 15.75 dB, and 0.504 and 0.456.
     assert summary["psnr"] > 13
     assert summary["lpips"] < 0.56
     with Image.open(tmp_path / "run/samples/whole_000040.png") as picture:
