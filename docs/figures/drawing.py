@@ -131,6 +131,6 @@ def main(doc: str | None, drawings: Mapping[str, Callable[..., Drawing]], *, wit
             started = time.process_time()
             drawing = make(seed=arguments.seed, **options)
             save(drawing, arguments.out / f"{name}.png")
-            print(f"{name}: {time.process_time() - started:.0f} s of processor time")
+            print(f"{name}: {time.process_time() - started:.0f} s of processor time", flush=True)
             for key, value in drawing.numbers.items():
                 print(f"  {key} = {value:.4g}")

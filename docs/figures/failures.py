@@ -153,8 +153,8 @@ def make(
     *,
     runs: Path,
     steps: int = STEPS,
-    digit_steps: int = 2000,
-    decoder_steps: int = 150,
+    digit_steps: int = 1000,
+    decoder_steps: int = 100,
     scale: float = _SCALE,
     changes: Sequence[str] = (),
 ) -> Drawing:

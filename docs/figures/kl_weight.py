@@ -76,11 +76,11 @@ def measure(seed: int, steps: int, weight: float, learned: bool = False) -> Meas
         return Measured(
             variance=likelihood.log_dispersion.exp().item(),
             squared_error=_squared_error(model, held_out.images),
-            training_error=_squared_error(model, training.images),
             kl=kl[order],
             std=(0.5 * log_variance).exp().mean(dim=0).flatten()[order],
             reconstructions=model.decoder(mean[:_COLUMNS]),
             generated=model.decoder(torch.randn(_COLUMNS, LATENT_SIZE, 1, 1)),
+            training_error=_squared_error(model, training.images),
         )
 
 

@@ -56,13 +56,13 @@ class EncodedDigits:
 
 
 def train_autoencoder(images: Tensor, steps: int, batch_size: int = 32) -> KLVAE:
-    """Trains a KL-VAE that downsamples by 4, and gives it the scaling factor of its own latents."""
+    """Trains a KL-VAE that downsamples by 2, and gives it the scaling factor of its own latents."""
     model = KLVAE(
         in_channels=1,
         out_channels=1,
-        block_out_channels=(16, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=8,
         latent_channels=4,
         sample_size=SIDE,
@@ -120,10 +120,10 @@ def generate(
 @draw
 def make(
     seed: int = 0,
-    autoencoder_steps: int = 300,
-    denoiser_steps: int = 700,
+    autoencoder_steps: int = 200,
+    denoiser_steps: int = 250,
     size: DenoiserSize = _SIZE,
-    samples: int = 200,
+    samples: int = 100,
     count: int | None = None,
 ) -> Drawing:
     """Trains an autoencoder, and a denoiser per factor; draws their samples, a column per digit asked for.

@@ -47,7 +47,7 @@ def make(seed: int = 0, steps: int = 4000) -> Drawing:
             f"{name}_commonest_class": shares.max().item(),
             f"{name}_latents_inside": (means.flatten(1).norm(dim=1) < _RADIUS).float().mean().item(),
         }
-    axes[0, 0].legend(markerscale=3, ncols=2, loc="lower right", handletextpad=0, columnspacing=0.6)
+    axes[0, 0].legend(markerscale=3, ncols=2, loc="upper left", handletextpad=0, columnspacing=0.6)
     return Drawing(figure, numbers)
 
 
