@@ -1,6 +1,6 @@
-"""What the demo shows, computed: reconstructions, differences, channels, codes, interpolations and samples.
+"""Computes the demo's pictures: reconstructions, differences, channels, codes, interpolations and samples.
 
-Everything here turns images, models and numbers into pictures. Nothing here knows the page.
+Nothing here knows the page.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _DEFAULT_SIDE = 256
 
 @dataclass(frozen=True)
 class Reading:
-    """How the demo reads image files.
+    """Settings for reading image files.
 
     Attributes:
         alpha: whether images are RGBA, and are shown on a checkerboard.
