@@ -261,7 +261,11 @@ def evaluate(
 
 
 def check_fixed_sizes(models: Sequence[NamedModel], protocol: Protocol) -> None:
-    """Raises ValueError if a model takes images of one size alone, and the protocol gives another."""
+    """Raises ValueError if models take images of one size alone, and not all get that size."""
+    sizes = {model.name: model.fixed_size for model in models if model.fixed_size is not None}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {side}x{side}" for name, side in sizes.items())
+        raise ValueError(f"models take images of different sizes alone ({listed}): evaluate them apart")
     for model in models:
         side = model.fixed_size
         if side is not None and protocol.crop not in (None, side):
