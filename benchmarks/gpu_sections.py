@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measures besides training: inference, the look-up, evaluation, the loader."""
+"""The measurements of benchmarks/gpu.py besides training: inference, the look-up, evaluation, the loader."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from bench_data import collect_images, images_per_second
 from bench_lookup import lookup_methods
-from gpu_steps import Cell, Plan, Row, _peak, _restored
+from gpu_steps import Cell, Plan, Row, peak_with_weights, restored
 from measuring import in_turns, peak_memory, seconds
 from torch import Tensor
 
@@ -28,10 +29,10 @@ from latentae.evaluation.networks import open_measures
 from latentae.models.lean import fast
 
 _LEVELS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-_MODELS: dict[str, Callable[[], Any]] = {
+_MODELS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     # SDXL's VAE has the layers of Stable Diffusion's.
-    "SD and SDXL": lambda: KLVAE(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **_LEVELS),
-    "FLUX.2": Flux2VAE,
+    "SD and SDXL": (KLVAE, {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, **_LEVELS}),
+    "FLUX.2": (Flux2VAE, {}),
 }
 _TINY: dict[str, Any] = {
     "block_out_channels": (8, 8, 8, 8),
@@ -39,6 +40,12 @@ _TINY: dict[str, Any] = {
     "layers_per_block": 1,
     **_LEVELS,
 }
+
+
+def _build(plan: Plan, name: str) -> Any:
+    """Returns a model with random weights, in eval mode; a tiny one of its class for a rehearsal."""
+    make, arguments = _MODELS[name]
+    return make(**_TINY if plan.tiny else arguments).eval()
 
 
 # --- decoding and encoding
@@ -86,8 +93,8 @@ def _inference(
     plan: Plan, name: str, direction: str, size: int, variants_of: Callable[[Any, Plan, int], dict[str, Any]]
 ) -> list[Row]:
     torch.manual_seed(0)
-    with _restored(plan.device), _rewrites_everywhere():
-        model = (type(_MODELS[name]())(**_TINY) if plan.tiny else _MODELS[name]()).eval()
+    with restored(plan.device), _rewrites_everywhere():
+        model = _build(plan, name)
         # ModelMixin's own warns of modules to keep in float32; there are none.
         torch.nn.Module.to(model, plan.device, torch.bfloat16)
         model.requires_grad_(False)
@@ -102,7 +109,7 @@ def _inference(
             for which, variant in variants_of(model, plan, size).items()
         }
         spent = in_turns(calls, plan.rounds, plan.device)
-        peaks = {which: _peak(call, plan.device) for which, call in calls.items()}
+        peaks = {which: peak_with_weights(call, plan.device) for which, call in calls.items()}
     exact = outputs["stock"].float()
     rows: list[Row] = []
     for which, times in spent.items():
@@ -183,12 +190,14 @@ def evaluation_cells(plan: Plan) -> Iterator[Cell]:
 
 def _evaluate(plan: Plan, name: str, networks: tuple[str, ...]) -> list[Row]:
     count, batch = (4, 2) if plan.tiny else (512, 32)
-    with _restored(plan.device), tempfile.TemporaryDirectory() as folder:
-        os.environ["LATENTAE_CACHE"] = f"{folder}/cache"
+    with (
+        restored(plan.device),
+        tempfile.TemporaryDirectory() as folder,
+        patch.dict(os.environ, {"LATENTAE_CACHE": f"{folder}/cache"}),
+    ):
         collect_images(None, count, Path(folder, "images"))
         torch.manual_seed(0)
-        model = KLVAE(**_TINY) if plan.tiny else _MODELS["SD and SDXL"]()
-        named = [NamedModel("kl", "random weights", model.eval().to(plan.device))]
+        named = [NamedModel("kl", "random weights", _build(plan, "SD and SDXL").to(plan.device))]
         source = open_sources(f"{folder}/images").train
         blocks = ImageBlocks(source, PROTOCOLS["native"], 3, count)
         measures = open_measures(plan.device, features=bool(networks), networks=networks)

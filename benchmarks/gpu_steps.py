@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measures of the training step: its speed and memory, other programs', a profile.
+"""The measurements of benchmarks/gpu.py on the training step: speed, memory, other programs', a profile.
 
 A step of ours is the trainer's whole optimizer step: forward, losses, backward, clipping, fused AdamW, the
 moving average of the weights, and the counts for the log. A peer's is its step of peers.py and two fused
@@ -36,7 +36,7 @@ Cell = tuple[str, Callable[[], list[Row]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Where and how large everything is measured.
+    """The device of the measurements, and their size.
 
     Attributes:
         device: where.
@@ -109,7 +109,7 @@ def rate_cells(plan: Plan) -> Iterator[Cell]:
     for name, (dtype, precision) in formats.items():
 
         def measure(name: str = name, dtype: torch.dtype = dtype, precision: Any = precision) -> list[Row]:
-            with _restored(plan.device):
+            with restored(plan.device):
                 set_float32_precision(precision, plan.device)
                 batch = 1 if plan.tiny else 64
                 rate = convolution_rate(plan.device, plan.rounds, dtype, batch)
@@ -162,14 +162,14 @@ def _largest_cell(plan: Plan, model: str, name: str) -> Callable[[], list[Row]]:
 
 
 def _measure(plan: Plan, model: str, precision: str, name: str, batch: int) -> Row:
-    with _restored(plan.device), tempfile.TemporaryDirectory() as folder:
+    with restored(plan.device), tempfile.TemporaryDirectory() as folder:
         config = _config(plan, model, precision, batch, _VARIANTS.get(name, []), folder)
         make = peer_step if name in _PEERS[model] else own_step
         run = make(plan, config, name)
         run()
         run()  # with the optimizer's state, and compiled
         spent = statistics.median(seconds(run, plan.device) for _ in range(plan.rounds))
-        peak = _peak(run, plan.device)
+        peak = peak_with_weights(run, plan.device)
         with FlopCount() as count:
             # A compiler's code cannot be counted, and lean blocks do some of the work twice.
             if name == "performance=off":
@@ -249,7 +249,7 @@ def _profile(plan: Plan, model: str) -> list[Row]:
     on_gpu = plan.device.type == "cuda"
     if on_gpu:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with _restored(plan.device), tempfile.TemporaryDirectory() as folder:
+    with restored(plan.device), tempfile.TemporaryDirectory() as folder:
         config = _config(plan, model, "bf16", 2 if plan.tiny else 12, ["performance=auto"], folder)
         run = own_step(plan, config, "performance=auto")
         for _ in range(3):
@@ -280,7 +280,7 @@ def _profile(plan: Plan, model: str) -> list[Row]:
 # --- helpers
 
 
-def _peak(run: Callable[[], None], device: torch.device) -> float:
+def peak_with_weights(run: Callable[[], None], device: torch.device) -> float:
     """Returns the MiB that are allocated at once during a call, weights included; on a CPU, without these."""
     if device.type != "cuda":
         return peak_memory(run, device)
@@ -290,7 +290,7 @@ def _peak(run: Callable[[], None], device: torch.device) -> float:
 
 
 @contextmanager
-def _restored(device: torch.device) -> Iterator[None]:
+def restored(device: torch.device) -> Iterator[None]:
     """Frees what the body leaves, and restores torch's settings and accelerate's state."""
     settings = TorchSettings.read()
     precision, allows = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32

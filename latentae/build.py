@@ -296,7 +296,7 @@ def _build_classifier(name: str, file: str | None) -> nn.Module:
             f"`loss.perceptual.classifier_weights` is {file}, which does not hold torchvision's {name}: give "
             "a file with all its tensors, named as there, or null for torchvision's own"
         ) from error
-    return classifier
+    return classifier.float()  # a file may hold them in half precision
 
 
 def build_discriminator(config: RunConfig) -> nn.Module | None:

@@ -165,6 +165,11 @@ def test_a_classifier_s_logits_join_lpips(loss_config, alexnet_trunk, tmp_path):
     network = build.build_objective(own, bfloat16=True).perceptual
     assert (network.logits_weight, network.precision, network.logits.precision) == (0.5, *["bfloat16"] * 2)
     assert network(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)).shape == (1,)
+    half = {name: value.half() for name, value in resnet50(weights=None).state_dict().items()}
+    torch.save(half, tmp_path / "half.pth")
+    halved = loss_config(perceptual={**perceptual, "classifier_weights": str(tmp_path / "half.pth")})
+    network = build.build_objective(halved).perceptual
+    assert network(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)).dtype == torch.float32
     other = loss_config(perceptual={**perceptual, "classifier_weights": str(tmp_path / "other.pth")})
     with pytest.raises(
         WeightsNotFoundError, match=r"classifier_weights` is .*other\.pth.*hold torchvision's"

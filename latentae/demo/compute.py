@@ -1,6 +1,6 @@
-"""What the demo shows, computed: reconstructions, differences, channels, codes, interpolations and samples.
+"""Computes the demo's pictures: reconstructions, differences, channels, codes, interpolations and samples.
 
-Everything here turns images, models and numbers into pictures. Nothing here knows the page.
+Nothing here knows the page.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from latentae.data.transforms import to_tensor
 from latentae.evaluation.metrics import psnr
 from latentae.evaluation.models import NamedModel, channels_of, factor_of
 from latentae.evaluation.reconstruct import shrink
-from latentae.evaluation.transparency import composite_psnr
+from latentae.evaluation.transparency import check_alpha, composite_psnr
 from latentae.latents.inspection.channels import normal_noise
 from latentae.latents.inspection.codes import count_codes
 from latentae.latents.inspection.decoding import slerp
@@ -47,7 +47,7 @@ _DEFAULT_SIDE = 256
 
 @dataclass(frozen=True)
 class Reading:
-    """How the demo reads image files.
+    """Settings for reading image files.
 
     Attributes:
         alpha: whether images are RGBA, and are shown on a checkerboard.
@@ -320,11 +320,8 @@ class Demo:
     def __init__(self, models: Sequence[NamedModel], reading: Reading, device: torch.device) -> None:
         self.models = {model.name: model for model in models}
         self.channels = channels_of(models[0])
-        if reading.alpha and self.channels != 4:
-            raise ValueError(
-                f"alpha is set, but the models take images of {self.channels} channels, and images with "
-                "transparency have four: leave --alpha out, or name RGBA models"
-            )
+        if reading.alpha:
+            check_alpha(self.channels, several=True)
         self.reading = reading
         self.device = device
         # Paths of uploads contain a hash of the content, so equal paths mean equal images.

@@ -28,7 +28,7 @@ _MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class Server:
-    """Where and how the page is served.
+    """Settings of the page's server.
 
     Attributes:
         host: the address to listen on.
@@ -52,8 +52,7 @@ class Server:
             raise ValueError(
                 "latentae demo needs Gradio, which is not installed: pip install 'latentae[demo]'"
             )
-        if self.port is not None:
-            _check_port(self.host, self.port)
+        _check_address(self.host, self.port)
         if self.out is not None and self.out.exists() and not self.out.is_dir():
             raise ValueError(f"{self.out} is a file: choose a folder for --out")
 
@@ -127,7 +126,9 @@ def set_environment(folder: str) -> None:
     """
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
-    bypassed = [*filter(None, [os.environ.get("NO_PROXY")]), *_LOOPBACK_NAMES]
+    # Of both spellings Python would read the lower case alone.
+    given = [os.environ.get("NO_PROXY"), os.environ.pop("no_proxy", None)]
+    bypassed = [*filter(None, given), *_LOOPBACK_NAMES]
     os.environ |= {
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_TEMP_DIR": folder,
@@ -175,18 +176,20 @@ def _launch(demo: Any, server: Server) -> Any:
     return page
 
 
-def _check_port(host: str, port: int) -> None:
-    if not 0 < port < 2**16:
+def _check_address(host: str, port: int | None) -> None:
+    """Raises ValueError if this machine cannot listen there; without a port it tries one that is free."""
+    if port is not None and not 0 < port < 2**16:
         raise ValueError(f"port is {port}, but must be from 1 to {2**16 - 1}")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
-    except socket.gaierror as error:
-        raise ValueError(f"--host {host} is not an address of this machine: {error.strerror}") from error
     except OSError as error:
-        raise ValueError(f"{_no_port(host, port)} ({error.strerror})") from error
+        if port is not None and not isinstance(error, socket.gaierror):
+            raise ValueError(f"{_no_port(host, port)} ({error.strerror})") from error
+        raise ValueError(f"--host {host} is not an address of this machine: {error.strerror}") from error
 
 
 def _no_port(host: str, port: int | None) -> str:
@@ -203,10 +206,14 @@ def _has_screen() -> bool:
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Yields an event that SIGINT, SIGTERM and SIGHUP set, so that the folder is removed in any case."""
+    """Yields an event that SIGINT, SIGTERM and SIGHUP set, so that the folder is removed in any case.
+
+    A signal that this process was told to ignore, such as SIGHUP by ``nohup``, stays ignored.
+    """
     stop = threading.Event()
     numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in heard}
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""What the convolutional discriminators share: one block, its normalisations, and the first weights."""
+"""Layers of the convolutional discriminators: a block, its normalisation, and its initial weights."""
 
 from __future__ import annotations
 

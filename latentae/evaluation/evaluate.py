@@ -35,6 +35,7 @@ from latentae.evaluation.models import (
 from latentae.evaluation.networks import METRICS_OF, choose_weights, open_measures
 from latentae.evaluation.pictures import choose_pictures, save_crops, save_pictures
 from latentae.evaluation.single_block import IFID_NETWORK
+from latentae.evaluation.transparency import check_alpha
 from latentae.files import check_output_folder
 from latentae.lock import FolderLock
 from latentae.models import load_autoencoder
@@ -196,11 +197,8 @@ def evaluate(
         if teacher is not None:
             check_teacher(models, teacher)
         channels = channels_of(models[0])
-        if request.alpha and channels != 4:
-            raise ValueError(
-                f"alpha is set, but the models take images of {channels} channels, and images with "
-                "transparency have four: leave --alpha out, or name RGBA models"
-            )
+        if request.alpha:
+            check_alpha(channels, several=True)
         wanted: Any = {"inception": request.inception, "features": request.features}
         measures = open_measures(
             device, channels=channels, networks=list(METRICS_OF), weights=request.weights, **wanted
@@ -261,7 +259,11 @@ def evaluate(
 
 
 def check_fixed_sizes(models: Sequence[NamedModel], protocol: Protocol) -> None:
-    """Raises ValueError if a model takes images of one size alone, and the protocol gives another."""
+    """Raises ValueError if models take images of one size alone, and not all get that size."""
+    sizes = {model.name: model.fixed_size for model in models if model.fixed_size is not None}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {side}x{side}" for name, side in sizes.items())
+        raise ValueError(f"models take images of different sizes alone ({listed}): evaluate them apart")
     for model in models:
         side = model.fixed_size
         if side is not None and protocol.crop not in (None, side):

@@ -49,7 +49,7 @@ class LatentTable:
         """Returns the position of the nearest other image of each, [n], by cosine."""
         rows = self.normalised.flatten(1)
         products = rows[positions.start : positions.stop] @ rows.T
-        cosines = products / self._lengths.clamp(min=1e-12)  # but for a factor per row
+        cosines = products / self._lengths.clamp(min=1e-12)  # times a factor per row, which keeps their order
         own = torch.arange(len(positions))
         cosines[own, own + positions.start] = -float("inf")
         return cosines.argmax(dim=1)

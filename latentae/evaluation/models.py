@@ -127,7 +127,7 @@ class NamedModel:
 
     @property
     def upscale(self) -> int:
-        """Returns how many times as long as what its encoder sees the sides of its images are."""
+        """Ratio of the side of a reconstruction to the side of the image that the encoder sees."""
         return upscale_of(self.autoencoder)
 
     @property

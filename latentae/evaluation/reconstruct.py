@@ -18,7 +18,7 @@ from latentae.data.arrays import ValueRange
 from latentae.data.decode import Pixels, stated_size
 from latentae.data.transforms import Window, resize_window, to_tensor
 from latentae.evaluation.metrics import psnr
-from latentae.evaluation.transparency import transparent_psnr
+from latentae.evaluation.transparency import check_alpha, transparent_psnr
 from latentae.models.decoders import downscale, upscale_of
 from latentae.report.grids import picture_grid, save_png
 
@@ -143,11 +143,8 @@ def run_jobs(
     taken, made = model.config.in_channels, model.config.out_channels
     if taken != made:
         raise ValueError(f"the model makes images of {made} channels from {taken}: they cannot be compared")
-    if alpha and taken != 4:
-        raise ValueError(
-            f"alpha is set, but the model takes images of {taken} channels, and images with transparency "
-            "have four: leave --alpha out, or name an RGBA model"
-        )
+    if alpha:
+        check_alpha(taken)
     _check_fixed_size(model, jobs, max_side)
     for job in jobs:
         yield _compare(model, job, max_side, alpha=alpha, value_range=value_range, max_pixels=max_pixels)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentae.losses.feature_maps import FrozenNetwork, patches_of
+from latentae.losses.feature_maps import FrozenNetwork, any_size_option, patches_of
 from latentae.losses.resizing import resize
 
 # Of each classifier, the ReLUs that end the last four of the five stages that LPIPS compares.
@@ -100,7 +100,11 @@ class TransformerLayers(FrozenNetwork):
         self.channels = (width,) * len(self.blocks)
         self.windows: tuple[tuple[tuple[int, int], ...], ...] = ((),) * len(self.blocks)
         model.set_attn_implementation("eager")
+        if getattr(model, "pooler", None) is not None:
+            # No feature needs it. DINO's files lack its weights, which transformers then draws at random.
+            model.pooler = None
         self.model = model
+        self.any_size = any_size_option(model)
         self.freeze()
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -109,7 +113,8 @@ class TransformerLayers(FrozenNetwork):
         shrink = min(1.0, self.longest_side / max(grid))
         height, width = (max(1, round(side * shrink)) for side in grid)
         resized = resize(images, (height * self.patch, width * self.patch))
-        output = self.model(pixel_values=self.normalised(resized), output_hidden_states=True)
+        pixels = self.normalised(resized)
+        output = self.model(pixel_values=pixels, output_hidden_states=True, **self.any_size)
         return [
             output.hidden_states[block][:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
             for block in self.blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Self
 
 import torch
@@ -134,6 +135,7 @@ class ViTMaps(FeatureMaps):
         super().__init__(precision)
         self.patch, self.channels = patches_of(model)
         self.model = model
+        self.any_size = any_size_option(model)
         self.freeze()
 
     def features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -141,7 +143,7 @@ class ViTMaps(FeatureMaps):
         shrink = min(1.0, self.longest_side / max(size))
         height, width = (max(1, round(side * shrink)) for side in size)
         resized = resize(images, (height * self.patch, width * self.patch))
-        tokens = self.model(pixel_values=self.normalised(resized)).last_hidden_state
+        tokens = self.model(pixel_values=self.normalised(resized), **self.any_size).last_hidden_state
         # Class and register tokens come first.
         patches = tokens[:, -height * width :]
         return patches.transpose(1, 2).unflatten(2, (height, width))
@@ -159,3 +161,13 @@ def patches_of(model: Any) -> tuple[int, int]:
             f"{type(model).__name__} has no square patches: give a vision transformer such as DINOv2"
         )
     return patch, channels
+
+
+def any_size_option(model: Any) -> dict[str, bool]:
+    """Returns the argument that lets a vision transformer take images of any size.
+
+    A ViT, such as the first DINO, refuses other sizes than it was trained on unless it is told to interpolate
+    its position embeddings. DINOv2 always does so, and has no such argument: then the result is empty.
+    """
+    option = "interpolate_pos_encoding"
+    return {option: True} if option in inspect.signature(model.forward).parameters else {}

@@ -10,6 +10,7 @@ from typing import Any
 
 from latentae import build, distributed
 from latentae.config import RunConfig, config_warnings, dump_config
+from latentae.console import describe_lack_of_memory, is_out_of_memory
 from latentae.data import Batch, BrokenImageError, WorkerDiedError, sample_dataset, training_loader
 from latentae.devices import to_float64_on_cpu
 from latentae.files import write_json, write_text
@@ -380,12 +381,26 @@ class Trainer:
                 self._save_picture("codes", drawn.picture, self.folder.codes(self.step))
 
     def _save_whole_images(self) -> None:
-        """Draws whole validation images beside their reconstructions by the averaged weights."""
-        model = self.networks.ema.model
-        images = [image.to(self.device) for image in load_whole_images(self.images.validation)]
-        if images:
-            picture = whole_preview(model, images, alpha=self.config.data.alpha)
-            self._save_picture("whole_images", picture, self.folder.whole(self.step))
+        """Draws whole validation images beside their reconstructions by the averaged weights.
+
+        The run is complete by then. So it does not fail if the model cannot take these images.
+        """
+        images = load_whole_images(self.images.validation)
+        if not images:
+            return
+        try:
+            on_device = [image.to(self.device) for image in images]
+            picture = whole_preview(self.networks.ema.model, on_device, alpha=self.config.data.alpha)
+        except Exception as error:
+            if is_out_of_memory(error):
+                reason = describe_lack_of_memory(error)
+            elif isinstance(error, ValueError):  # such as an image that is smaller than one latent
+                reason = str(error)
+            else:
+                raise
+            self.accelerator.print(f"no picture of whole images: {reason}")
+            return
+        self._save_picture("whole_images", picture, self.folder.whole(self.step))
 
     def _save_picture(self, name: str, picture: Picture, path: Path) -> None:
         with needing_disk(path):

@@ -1,9 +1,13 @@
 """A model that takes images of one size alone refuses others before the work, with the option to change."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from benchmarks.stand_ins import make_stock
 from latentae import cli
+from latentae.evaluation.blocks import protocol_called
+from latentae.evaluation.evaluate import check_fixed_sizes
 from latentae.latents.cache import encode_dataset
 from tests.training.conftest import draw_images
 
@@ -40,3 +44,10 @@ def test_another_size_is_refused_with_the_remedy(command, says, places, capsys):
 def test_sizes_that_are_not_changed_must_be_the_models(places):
     with pytest.raises(ValueError, match="48x48 pixels and image_size is 32x32"):
         encode_dataset(str(places["rae"]), str(places["images"]), places["out"], sizes="refuse")
+
+
+def test_models_of_two_sizes_are_evaluated_apart():
+    models = [SimpleNamespace(name=f"rae{side}", fixed_size=side) for side in (32, 64)]
+    check_fixed_sizes(models[:1], protocol_called("native"))
+    with pytest.raises(ValueError, match=r"rae32 32x32, rae64 64x64\): evaluate them apart"):
+        check_fixed_sizes(models, protocol_called("native"))

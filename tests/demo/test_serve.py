@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from latentae import cli
-from latentae.demo.serve import Server, set_environment
+from latentae.demo.serve import Server, _stop_signals, set_environment
 from tests.processes import ROOT, environment
 
 
@@ -37,6 +38,8 @@ def test_an_address_that_cannot_be_used(tmp_path):
         Server(port=70000).check()
     with pytest.raises(ValueError, match=r"--host no\.such\.host\.invalid is not an address of this machine"):
         Server(host="no.such.host.invalid", port=port).check()
+    with pytest.raises(ValueError, match=r"--host 192\.0\.2\.1 is not an address of this machine"):
+        Server(host="192.0.2.1").check()
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is a file: choose a folder for --out"):
         Server(out=tmp_path / "file").check()
@@ -66,8 +69,24 @@ def test_other_machines_reach_all_others(host):
     assert not Server(host=host).is_local
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_signal_that_is_ignored_stays_ignored():
+    """So that a page that nohup started outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _stop_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.is_set()
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.is_set()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_settings_that_could_share_the_page_are_removed(monkeypatch):
     before = {"GRADIO_SHARE": "True", "GRADIO_ALLOWED_PATHS": "/", "NO_PROXY": "a.example", "OTHER": "1"}
+    before["no_proxy"] = "b.example"  # Python would read this one
     monkeypatch.setattr(os, "environ", dict(before))
     set_environment("folder")
     assert os.environ == {
@@ -76,6 +95,6 @@ def test_settings_that_could_share_the_page_are_removed(monkeypatch):
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "MPLBACKEND": "agg",
         "MPLCONFIGDIR": "folder",
-        "NO_PROXY": "a.example,localhost,127.0.0.1,::1",
+        "NO_PROXY": "a.example,b.example,localhost,127.0.0.1,::1",
         "OTHER": "1",
     }

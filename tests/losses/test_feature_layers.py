@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from latentae.losses.feature_layers import ConvolutionalLayers, TransformerLayers
 from tests.losses.test_perceptual import image_pair, package_lpips
@@ -71,6 +71,14 @@ def test_the_blocks_of_a_transformer(transformer):
 def test_images_are_resized_to_whole_patches(transformer, sides, grid):
     (features, *_) = TransformerLayers(transformer)(torch.zeros(1, 3, *sides))
     assert tuple(features.shape[-2:]) == grid
+
+
+def test_the_first_dino_takes_images_of_any_size():
+    """It refuses them unless it is told to interpolate, and its files hold no pooler."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+    network = TransformerLayers(ViTModel(ViTConfig(**sizes, image_size=8, patch_size=2)))
+    assert [tuple(each.shape) for each in network(torch.zeros(1, 3, 12, 16))] == [(1, 16, 6, 8)] * 4
+    assert not any("pooler" in name for name in network.state_dict())
 
 
 def test_a_transformer_can_be_differentiated_twice(transformer):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import vgg16
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from latentae.losses.feature_maps import VGG16Maps, ViTMaps
 from latentae.losses.resizing import resize
@@ -107,6 +107,12 @@ def test_bfloat16_is_what_autocast_comes_to(images):
         type(layer).__name__: layer.weight.dtype for layer in network.modules() if hasattr(layer, "weight")
     }
     assert dtypes == {"Conv2d": torch.bfloat16, "Linear": torch.bfloat16, "LayerNorm": torch.float32}
+
+
+def test_the_first_dino_takes_images_of_any_size(images):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    network = ViTMaps(ViTModel(ViTConfig(**sizes, image_size=8, patch_size=2)))
+    assert tuple(network(images, (8, 12)).shape[1:]) == (16, 8, 12)
 
 
 def test_float32_is_float32_under_autocast(images):

@@ -11,6 +11,7 @@ from latentae.data import BrokenImageError, CenterCrop, FolderSource, ImageDatas
 from latentae.evaluation.metrics import psnr, ssim
 from latentae.models import KLVAE, VQVAE, AutoencoderOutput
 from latentae.training import finish
+from latentae.training import trainer as trainer_module
 from latentae.training.finish import NoMeasurementError, evaluate_reconstruction, evaluating, validate
 from latentae.training.run_folder import RunError, RunFolder
 from latentae.training.trainer import Trainer
@@ -200,6 +201,20 @@ def test_averaged_weights_that_diverged_end_the_run_with_a_sentence(tiny, tmp_pa
     assert (tmp_path / "run/checkpoints/step_000002").is_dir()
     printed = capsys.readouterr()
     assert "no sample picture of step 1" in printed.out + printed.err
+
+
+@pytest.mark.parametrize("reason", ["smaller than one latent", "the computer is out of memory"])
+def test_whole_images_that_a_model_cannot_take_do_not_fail_the_run(reason, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(trainer_module, "load_whole_images", lambda dataset: [torch.zeros(3, 1, 40)])
+    if "memory" in reason:
+        monkeypatch.setattr(trainer_module, "whole_preview", lambda *_, **__: bytearray(2**62))
+    trainer = Trainer(tiny("max_steps=1"))
+    assert trainer.fit()["step"] == 1
+    assert trainer.folder.summary.exists()
+    assert not trainer.folder.whole(1).exists()
+    (sentence,) = [line for line in capsys.readouterr().out.splitlines() if "whole images" in line]
+    assert sentence.startswith("no picture of whole images: ")
+    assert reason in sentence
 
 
 def test_measured_on_the_way_without_a_trace_in_the_training(tiny, tmp_path):

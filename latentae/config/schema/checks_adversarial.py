@@ -36,10 +36,8 @@ def discriminator_side(config: RunConfig) -> int:
         return 3 * 2**discriminator.num_layers
     if discriminator.type == "wavelet":
         return int(2**discriminator.num_layers)
-    if discriminator.type == "frozen_features":
-        trunk = "vgg" if discriminator.network == "vgg16" else discriminator.network
-        return SMALLEST_IMAGE.get(trunk, 1)  # a transformer's images are resized
-    return 1
+    trunk = "vgg" if discriminator.network == "vgg16" else discriminator.network
+    return SMALLEST_IMAGE.get(trunk, 1)  # a transformer's images are resized
 
 
 def _adversarial(config: RunConfig) -> Iterator[str]:
@@ -105,10 +103,10 @@ def _discriminator_images(config: RunConfig) -> Iterator[str]:
             )
     shortest, needed = shortest_side(config), discriminator_side(config)
     if shortest < needed:
-        key = (
-            "discriminator.network" if discriminator.type == "frozen_features" else "discriminator.num_layers"
-        )
+        key, remedy = "num_layers", "lower it"
+        if discriminator.type == "frozen_features":
+            key, remedy = "network", "choose another one"
         yield (
-            f"`{key}` makes a discriminator of images with {needed} pixels per side or more, but the images "
-            f"have {shortest}; change it, or raise `data.image_size`"
+            f"`discriminator.{key}` is {getattr(discriminator, key)}, which needs images of {needed} pixels "
+            f"or more per side, but they have {shortest}; {remedy}, or raise `data.image_size`"
         )

@@ -25,6 +25,7 @@ from latentae.data.decode import check_channels
 from latentae.data.seeding import check_seed
 from latentae.evaluation.blocks import open_images
 from latentae.evaluation.models import weights_sha256
+from latentae.evaluation.transparency import check_alpha
 from latentae.files import check_output_folder, write_together
 from latentae.latents.inspection.channels import check_memory
 from latentae.latents.inspection.decoding import Autoencoder
@@ -86,11 +87,8 @@ def inspect(
     check_seed(seed)
     _check(out, overwrite, max_images)
     autoencoder = _open_model(model, family, device or torch.device("cpu"))
-    if alpha and autoencoder.config.in_channels != 4:
-        raise ValueError(
-            f"alpha is set, but the model takes images of {autoencoder.config.in_channels} channels, and "
-            "images with transparency have four: leave --alpha out, or name an RGBA model"
-        )
+    if alpha:
+        check_alpha(autoencoder.config.in_channels)
     size = _image_size(autoencoder, image_size)
     selection = DataSelection(data, split or "", image_column, dataset_config, value_range, max_pixels)
     chosen, source = open_images(selection)
