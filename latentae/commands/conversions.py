@@ -68,7 +68,10 @@ def _encode_options(parser: CommandParser) -> None:
     parser.add_out("the latents")
     parser.add_number("--limit", "encode N images, evenly spread; omitted: all")
     parser.add_number("--image-size", "side of the images in pixels; omitted: the model's sample_size")
-    sizes, what = ("crop", "bucket", "refuse"), "images of several sizes; bucket keeps the aspect ratio"
+    sizes, what = (
+        ("crop", "bucket", "refuse"),
+        "images of several sizes: take central squares, keep the aspect ratio, or refuse them",
+    )
     parser.add_argument("--sizes", default="crop", choices=sizes, help=what)
     parser.add_switch("--flips", "also store the latents of the mirrored images")
     codes = parser.add_mutually_exclusive_group()
@@ -87,7 +90,7 @@ def _encode_options(parser: CommandParser) -> None:
     reading.add_argument("--label-column", metavar="NAME", help=what)
     what = "column that holds the captions, also in metadata.csv; omitted: caption or text, .txt"
     reading.add_argument("--caption-column", metavar="NAME", help=what)
-    what = "store no labels and captions"
+    what = "do not store labels and captions"
     reading.add_argument("--no-annotations", dest="annotations", action="store_false", help=what)
 
 

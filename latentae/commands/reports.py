@@ -49,7 +49,7 @@ INSPECT = Command(
 
 def _evaluate_options(parser: CommandParser) -> None:
     parser.add_models()
-    what = "tell whether a denoiser of this model fits the others, which are measured beside it"
+    what = "model that a denoiser was trained on: tell whether the denoiser still fits the other models"
     parser.add_argument("--teacher", metavar="[NAME=]MODEL", help=what)
     parser.add_families()
     parser.add_data(split=None)
@@ -65,7 +65,7 @@ def _evaluate_options(parser: CommandParser) -> None:
     parser.add_weights()
     what = "leave out all distances between distributions: rFID, FD-VGG16, CLIP-MMD and so on"
     parser.add_switch("--no-features", what, dest="features", action="store_false")
-    parser.add_switch("--ifid", "decode between latents as well, and measure the FID of that")
+    parser.add_switch("--ifid", "also decode points between latents, and measure their FID")
     what = "show these models together and compare them with each other; can be repeated"
     group = "NAME=MODEL,MODEL"
     parser.add_argument("--group", dest="groups", action="append", default=[], metavar=group, help=what)
@@ -154,7 +154,9 @@ def _probe_options(parser: CommandParser) -> None:
     parser.add_number("--width", "channels per token, a multiple of 32", default=192)
     parser.add_number("--depth", "transformer blocks", default=6)
     parser.add_number(
-        "--largest-side", "most tokens along a side; 8 is several times faster than 16", default=16
+        "--largest-side",
+        "largest number of tokens along a side; 8 is several times faster than 16",
+        default=16,
     )
     what = "compare generated images with at most N training images"
     parser.add_number("--reference-images", what, default=10_000, least=4)
