@@ -134,6 +134,8 @@ def _command(command: Command) -> Iterator[str]:
     yield f"`{' '.join(['latentae', command.name, *needed, *more])}`"
     yield ""
     yield from _prose(command.description)
+    yield f"Example: `{command.example}`"
+    yield ""
     rows = [
         (f"`{_spelling(action)}`", _default_of(action), _escape(_help(action)))
         for action in actions

@@ -42,6 +42,7 @@ INSPECT = Command(
     "Shows the structure of a model's latents: histograms and correlations of the channels, power spectra\n"
     "of latents and images, interpolations, decoded noise, changes of one channel at a time, and the codes\n"
     "of a VQ model. Writes inspect.html, inspect.json, and one PNG per figure. Runs in one process.",
+    example="latentae inspect run --data path/to/images --out latent_space",
     interrupted="nothing is written",
     less_memory="choose a smaller --batch-size, --image-size or --max-images",
 )
@@ -97,6 +98,7 @@ EVALUATE = Command(
     "Measures how well models reconstruct the same images, and writes results.json, results.md and\n"
     "report.html. An interrupted evaluation continues where it stopped.\n"
     f"{SEVERAL_DEVICES};\nthe numbers do not depend on the number of processes.",
+    example="latentae evaluate run sdxl=stabilityai/sdxl-vae --data path/to/images --out report",
     epilog="protocols:\n"
     "  imagenet-256  shorter side 256 pixels, central square; most published numbers use it\n"
     "  imagenet-512  shorter side 512 pixels, central square\n"
@@ -129,6 +131,7 @@ COMPARE = Command(
     _compare_options,
     "Shows how the protocols of two reports of `latentae evaluate` differ (images, their preparation,\n"
     "weights, code), and lists the metrics of the models that are in both, side by side.",
+    example="latentae compare report_old report_new",
     less_memory="close other programs",
 )
 
@@ -191,6 +194,7 @@ PROBE = Command(
     "results.json: samples, distances to the data, nearest training images, interpolations, losses,\n"
     "reconstruction. DiffusionPipeline.from_pretrained loads FOLDER/MODEL/pipeline. An interrupted probe\n"
     "continues where it stopped. Runs in one process.",
+    example="latentae probe run_a run_b --data path/to/images --out probe",
     interrupted="the same command continues from a state that is at most a minute old",
     less_memory="choose a smaller --batch-size, --image-size, --width or --largest-side, and another --out",
 )
