@@ -225,8 +225,9 @@ def help_text(family: str, width: int | None = None) -> str:
     chosen = FAMILIES[family]
     keys = list(walk(classes=chosen.classes))
     indent = max(len(key.path) for key in keys) + 4
+    usage = f"usage: {chosen.script} "
     lines = [
-        f"usage: {chosen.script} [--config NAME_OR_PATH] [--dry-run] [key=value ...]",
+        *_hanging(usage, "[--config NAME_OR_PATH] [--dry-run] [key=value ...]", len(usage), columns),
         "",
         *_wrap(_INTRODUCTION.strip(), columns),
         f"Without --config: {chosen.default_config}.",
