@@ -41,8 +41,18 @@ usage: latentae train FAMILY [--config NAME_OR_PATH] [--dry-run] [key=value ...]
        latentae reconstruct IMAGE_OR_FOLDER OUT --model MODEL ...
        latentae demo MODEL [MODEL ...] ...
 
-  FAMILY    {" | ".join(FAMILIES)}
+  train        train an autoencoder of a FAMILY: {" | ".join(FAMILIES)}
+  stats        measure the scale of a model's latents, and write a model that records it
+  encode       store the latents of images, for the training of a denoiser
+  inspect      draw the latent space of a model
+  evaluate     compare models on the same images
+  compare      explain how two reports of evaluate differ
+  probe        train the same small denoiser on the latents of each model
+  export       write a model for other programs
+  reconstruct  write images beside their reconstructions
+  demo         serve a page on this machine to try models
 
+First try: latentae train vqgan --config quickstart
 `latentae train FAMILY --help` lists every key, `latentae COMMAND --help` every option of another command.
 To train on several devices: `accelerate launch -m latentae.cli train ...`
 """
@@ -59,6 +69,9 @@ def _dispatch(arguments: list[str]) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     if name == "train":
+        if rest in (["-h"], ["--help"]):
+            print(_USAGE)
+            return 0
         family = rest[0].replace("-", "_") if rest else ""
         if family not in FAMILIES:
             choices = ", ".join(FAMILIES)

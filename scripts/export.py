@@ -1,6 +1,6 @@
 """Writes a model in a format that other programs read; the same as `latentae export`.
 
-scripts/export.py RUN_OR_MODEL --format diffusers|ldm|comfyui --out PATH; `--help` lists the options.
+scripts/export.py RUN_OR_MODEL --format FORMAT --out PATH; `--help` lists the options.
 """
 
 import sys

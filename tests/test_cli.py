@@ -63,6 +63,7 @@ def test_help_lists_keys_with_their_meaning():
     [
         ([], 2, "usage: latentae"),
         (["--help"], 0, "usage: latentae"),
+        (["train", "--help"], 0, "kl_vae | vq_vae | vqgan"),
         (["paint"], 2, "unknown command 'paint'"),
         (["train"], 2, "needs a family"),
         (["train", "gan"], 2, "got gan"),

@@ -107,7 +107,8 @@ def _training() -> Iterator[str]:
     yield "### latentae train"
     yield ""
     families = " or ".join(f"`{name}`" for name in FAMILIES)
-    yield f"`latentae train FAMILY [--config NAME_OR_PATH] [key=value ...]`, with FAMILY {families}."
+    usage = "latentae train FAMILY [--config NAME_OR_PATH] [--dry-run] [key=value ...]"
+    yield f"`{usage}`, with FAMILY {families}."
     yield ""
     scripts = ", ".join(f"`scripts/{family.script}`" for family in FAMILIES.values())
     yield f"In a checkout, {scripts} are the same commands, for launchers such as `accelerate launch`."
@@ -133,6 +134,8 @@ def _command(command: Command) -> Iterator[str]:
     yield f"`{' '.join(['latentae', command.name, *needed, *more])}`"
     yield ""
     yield from _prose(command.description)
+    yield f"Example: `{command.example}`"
+    yield ""
     rows = [
         (f"`{_spelling(action)}`", _default_of(action), _escape(_help(action)))
         for action in actions

@@ -58,6 +58,7 @@ STATS = Command(
     "Measures the mean and standard deviation of a model's latents over images. With --out it also\n"
     "writes a calibrated model: its to_latents() gives zero mean and unit variance under the scaling that\n"
     f"every pipeline applies, and its pixels stay the same.\n{SEVERAL_DEVICES}.",
+    example="latentae stats path/to/model --data path/to/images --out calibrated",
 )
 
 
@@ -68,7 +69,10 @@ def _encode_options(parser: CommandParser) -> None:
     parser.add_out("the latents")
     parser.add_number("--limit", "encode N images, evenly spread; omitted: all")
     parser.add_number("--image-size", "side of the images in pixels; omitted: the model's sample_size")
-    sizes, what = ("crop", "bucket", "refuse"), "images of several sizes; bucket keeps the aspect ratio"
+    sizes, what = (
+        ("crop", "bucket", "refuse"),
+        "images of several sizes: take central squares, keep the aspect ratio, or refuse them",
+    )
     parser.add_argument("--sizes", default="crop", choices=sizes, help=what)
     parser.add_switch("--flips", "also store the latents of the mirrored images")
     codes = parser.add_mutually_exclusive_group()
@@ -87,7 +91,7 @@ def _encode_options(parser: CommandParser) -> None:
     reading.add_argument("--label-column", metavar="NAME", help=what)
     what = "column that holds the captions, also in metadata.csv; omitted: caption or text, .txt"
     reading.add_argument("--caption-column", metavar="NAME", help=what)
-    what = "store no labels and captions"
+    what = "do not store labels and captions"
     reading.add_argument("--no-annotations", dest="annotations", action="store_false", help=what)
 
 
@@ -122,6 +126,7 @@ ENCODE = Command(
     "Encodes images once, and stores the mean and standard deviation of each posterior (VQ models: the\n"
     "continuous latents) with labels and captions. latentae.LatentDataset reads them. An interrupted job\n"
     f"continues where it stopped.\n{SEVERAL_DEVICES};\nthe files do not depend on the number of processes.",
+    example="latentae encode run --data path/to/images --image-size 256 --flips --out latents",
     interrupted="the same command continues from here",
     less_memory="choose a smaller --batch-size or --image-size; what is encoded is kept",
 )
@@ -226,6 +231,7 @@ EXPORT = Command(
     "activations exceed float16's range on the images of --data, which would give NaN; images stay the\n"
     "same, and the export is also tried in float16. The formats:\n"
     + "".join(f"\n{_wrapped(name, what)}" for name, what in FORMATS.items()),
+    example="latentae export run_kl_f8 --format comfyui --family sd1 --dtype fp16 --out vae.safetensors",
     less_memory="close other programs, or choose a smaller --image-size or --max-images of --half-safe",
 )
 
@@ -283,6 +289,7 @@ RECONSTRUCT = Command(
     "PSNR of each and the mean. Images are converted to the model's channels (one channel: grey); .npy\n"
     "arrays must have as many channels as the model. Of more than three channels the first three are\n"
     "shown, unless --alpha is given. Images that cannot be read or are too small are named and skipped.",
+    example="latentae reconstruct photo.jpg side_by_side.png --model run",
     interrupted="the images written so far are complete",
     less_memory="add --tile, or shrink the images by --max-side",
 )

@@ -58,6 +58,7 @@ DEMO = Command(
     "the latent channels and the codes; compare models with a slider; interpolate between two images;\n"
     "sample. Nothing leaves the machine, and no other machine reaches the page unless --host says so. Runs\n"
     "in one process, until Ctrl-C. Needs Gradio: pip install 'latentae[demo]'.",
+    example="latentae demo mine=run other=path/to/model",
     interrupted="the page was not open yet",
     less_memory="name fewer models",
 )

@@ -27,6 +27,7 @@ class Command:
         execute: carries the command out; it takes the options by name, and raises errors.
         add_options: adds the options to the parser.
         description, epilog: the text above and below the options in `--help`.
+        example: a command line, shown below the options.
         interrupted: what the message after Ctrl-C adds, such as how to continue.
         less_memory: what the message about too little memory advises.
     """
@@ -35,6 +36,7 @@ class Command:
     execute: Callable[..., None]
     add_options: Callable[[CommandParser], None]
     description: str
+    example: str
     epilog: str = ""
     interrupted: str = ""
     less_memory: str = "choose a smaller --batch-size or --image-size"
@@ -51,7 +53,7 @@ class Command:
         parser = CommandParser(
             f"latentae {self.name}",
             description=self.description,
-            epilog=self.epilog,
+            epilog="\n\n".join(filter(None, (f"example:\n  {self.example}", self.epilog))),
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )

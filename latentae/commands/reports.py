@@ -42,6 +42,7 @@ INSPECT = Command(
     "Shows the structure of a model's latents: histograms and correlations of the channels, power spectra\n"
     "of latents and images, interpolations, decoded noise, changes of one channel at a time, and the codes\n"
     "of a VQ model. Writes inspect.html, inspect.json, and one PNG per figure. Runs in one process.",
+    example="latentae inspect run --data path/to/images --out latent_space",
     interrupted="nothing is written",
     less_memory="choose a smaller --batch-size, --image-size or --max-images",
 )
@@ -49,7 +50,7 @@ INSPECT = Command(
 
 def _evaluate_options(parser: CommandParser) -> None:
     parser.add_models()
-    what = "tell whether a denoiser of this model fits the others, which are measured beside it"
+    what = "model that a denoiser was trained on: tell whether the denoiser still fits the other models"
     parser.add_argument("--teacher", metavar="[NAME=]MODEL", help=what)
     parser.add_families()
     parser.add_data(split=None)
@@ -65,7 +66,7 @@ def _evaluate_options(parser: CommandParser) -> None:
     parser.add_weights()
     what = "leave out all distances between distributions: rFID, FD-VGG16, CLIP-MMD and so on"
     parser.add_switch("--no-features", what, dest="features", action="store_false")
-    parser.add_switch("--ifid", "decode between latents as well, and measure the FID of that")
+    parser.add_switch("--ifid", "also decode points between latents, and measure their FID")
     what = "show these models together and compare them with each other; can be repeated"
     group = "NAME=MODEL,MODEL"
     parser.add_argument("--group", dest="groups", action="append", default=[], metavar=group, help=what)
@@ -97,6 +98,7 @@ EVALUATE = Command(
     "Measures how well models reconstruct the same images, and writes results.json, results.md and\n"
     "report.html. An interrupted evaluation continues where it stopped.\n"
     f"{SEVERAL_DEVICES};\nthe numbers do not depend on the number of processes.",
+    example="latentae evaluate run sdxl=stabilityai/sdxl-vae --data path/to/images --out report",
     epilog="protocols:\n"
     "  imagenet-256  shorter side 256 pixels, central square; most published numbers use it\n"
     "  imagenet-512  shorter side 512 pixels, central square\n"
@@ -129,6 +131,7 @@ COMPARE = Command(
     _compare_options,
     "Shows how the protocols of two reports of `latentae evaluate` differ (images, their preparation,\n"
     "weights, code), and lists the metrics of the models that are in both, side by side.",
+    example="latentae compare report_old report_new",
     less_memory="close other programs",
 )
 
@@ -154,7 +157,9 @@ def _probe_options(parser: CommandParser) -> None:
     parser.add_number("--width", "channels per token, a multiple of 32", default=192)
     parser.add_number("--depth", "transformer blocks", default=6)
     parser.add_number(
-        "--largest-side", "most tokens along a side; 8 is several times faster than 16", default=16
+        "--largest-side",
+        "largest number of tokens along a side; 8 is several times faster than 16",
+        default=16,
     )
     what = "compare generated images with at most N training images"
     parser.add_number("--reference-images", what, default=10_000, least=4)
@@ -189,6 +194,7 @@ PROBE = Command(
     "results.json: samples, distances to the data, nearest training images, interpolations, losses,\n"
     "reconstruction. DiffusionPipeline.from_pretrained loads FOLDER/MODEL/pipeline. An interrupted probe\n"
     "continues where it stopped. Runs in one process.",
+    example="latentae probe run_a run_b --data path/to/images --out probe",
     interrupted="the same command continues from a state that is at most a minute old",
     less_memory="choose a smaller --batch-size, --image-size, --width or --largest-side, and another --out",
 )

@@ -225,14 +225,15 @@ def help_text(family: str, width: int | None = None) -> str:
     chosen = FAMILIES[family]
     keys = list(walk(classes=chosen.classes))
     indent = max(len(key.path) for key in keys) + 4
+    usage = f"usage: {chosen.script} "
     lines = [
-        f"usage: {chosen.script} [--config NAME_OR_PATH] [key=value ...]",
+        *_hanging(usage, "[--config NAME_OR_PATH] [--dry-run] [key=value ...]", len(usage), columns),
         "",
         *_wrap(_INTRODUCTION.strip(), columns),
         f"Without --config: {chosen.default_config}.",
         "",
         "Shipped configs:",
-        *_configs(columns),
+        *_configs(chosen, columns),
         "",
         "Keys:",
         *(line for key in keys for line in _entry(key, indent, columns)),
@@ -240,8 +241,13 @@ def help_text(family: str, width: int | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _configs(columns: int) -> Iterator[str]:
-    configs = shipped_configs()
+def _configs(family: Family, columns: int) -> Iterator[str]:
+    """Yields the lines of the shipped configs that the family trains."""
+    configs = {
+        name: path
+        for name, path in shipped_configs().items()
+        if read_layers(name).get("model", {}).get("class") in family.classes
+    }
     indent = max(map(len, configs), default=0) + 4
     for name, path in configs.items():
         yield from _hanging(f"  {name}", summary(path), indent, columns)

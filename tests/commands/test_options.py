@@ -62,6 +62,15 @@ assert not {{"torch", "diffusers", "numpy"}} & set(sys.modules)
     assert "--batch-size: '0' is not a whole number of 1 or more" in result.stderr
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_example_of_a_command_can_be_parsed(name):
+    parser = cli.COMMANDS[name].parser()
+    program, command, *arguments = cli.COMMANDS[name].example.split()
+    assert (program, command) == ("latentae", name)
+    assert vars(parser.parse_args(arguments))
+    assert f"\n  {cli.COMMANDS[name].example}\n" in parser.format_help()
+
+
 def defaults_of(target):
     """Returns the defaults of a function's or a dataclass's arguments, by name."""
     if inspect.isclass(target):
@@ -166,7 +175,7 @@ def test_the_command_runs_what_was_parsed(capsys):
         parser.add_argument("word")
         parser.add_number("--count", "a number", default=1)
 
-    command = Command("try", fail, add_options, "Tries it.", interrupted="nothing is lost")
+    command = Command("try", fail, add_options, "Tries it.", "latentae try", interrupted="nothing is lost")
     assert command.run(["it"]) == 2
     assert command.run(["it", "--count", "2"]) == 130
     assert capsys.readouterr().err == "error: it is wrong\ninterrupted; nothing is lost\n"

@@ -1,6 +1,14 @@
 import pytest
 
-from latentae.config import FAMILIES, ConfigError, VQGANConfig, VQVAEConfig, help_text, load_config
+from latentae.config import (
+    FAMILIES,
+    ConfigError,
+    VQGANConfig,
+    VQVAEConfig,
+    help_text,
+    load_config,
+    shipped_configs,
+)
 from latentae.config.command_line import Arguments, parse_arguments
 from latentae.config.describe import known_keys, takes_text, walk
 from latentae.config.schema.run import AdamWConfig
@@ -201,6 +209,17 @@ def test_shipped_configs_come_with_their_first_comment() -> None:
         line for line in help_text("vqgan", width=200).splitlines() if line.startswith("  quickstart ")
     ]
     assert len(line.split()) > 6
+
+
+def test_help_of_a_family_lists_the_configs_that_it_trains() -> None:
+    listed = {
+        family: [name for name in shipped_configs() if f"\n  {name} " in help_text(family, width=200)]
+        for family in FAMILIES
+    }
+    assert listed["vq_vae"] == ["quickstart_vq", "vqvae_2017"]
+    assert "kl_f8" in listed["kl_vae"]
+    assert "kl_f8" not in listed["vqgan"]
+    assert sorted(name for names in listed.values() for name in names) == list(shipped_configs())
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

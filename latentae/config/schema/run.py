@@ -145,9 +145,10 @@ class GuardConfig(Section):
     max_consecutive: Count = 10
     """Number of skipped updates in a row after which the run stops and saves its state."""
     min_codebook_usage: Share | None = 0.5
-    """Warn once if less than this share of the codes is used over an epoch, and name remedies. Below 0.5 a
-    codebook of half the size would do. For a codebook too large to be used fully within an epoch, the share
-    is relative to what even use would reach. null: no warning."""
+    """Warn once if the share of the codes that are used stays below this at five log lines in a row, and name
+    remedies. Use is counted over an epoch. Below 0.5 a codebook of half the size would do. For a codebook too
+    large to be used fully within an epoch, the share is relative to what even use would reach. null: no
+    warning."""
 
 
 class RunConfig(Section):
