@@ -32,8 +32,10 @@ from race_report import Jury, draw_curves, group, print_rows, read_runs, stack_p
 from torch import Tensor
 
 from latentae.evaluation.metrics import to_images, to_uint8
-from latentae.files import write_json
+from latentae.files import write_json, written_aside
 from latentae.report.grids import picture_grid, save_png
+
+_WARM_UP = 2  # steps that are not timed
 
 
 class Race:
@@ -70,7 +72,7 @@ class Race:
                 batch = next(batches)
                 began = time.process_time()
                 competitor.step(batch)
-                if number >= 2:
+                if number >= _WARM_UP:
                     spent[name].append(time.process_time() - began)
         means = {name: sum(times) / len(times) for name, times in spent.items()}
         scale = costs["kl"] / means["kl"] if "kl" in costs and means else 1.0
@@ -88,7 +90,8 @@ class Race:
             return run
         competitor, config = create(name, self.setting, steps=steps, seed=seed, rate=rate)
         done = 0
-        if run and state.is_dir():
+        # Killed between the state and the JSON file, a run starts again.
+        if run and state.is_dir() and int((state / "step").read_text()) == run["curve"][-1]["step"]:
             competitor.load(state)
             done = run["curve"][-1]["step"]
         batches = open_batches(config, done)
@@ -154,10 +157,10 @@ class Race:
         return costs
 
     def _save(self, competitor: Any, run: dict[str, Any], path: Path, state: Path) -> None:
-        shutil.rmtree(state, ignore_errors=True)
-        state.mkdir()
-        competitor.save(state)
-        (state / "step").write_text(str(run["curve"][-1]["step"]))
+        with written_aside(state) as folder:
+            folder.mkdir()
+            competitor.save(folder)
+            (folder / "step").write_text(str(run["curve"][-1]["step"]))
         write_json(path, run)
 
 
@@ -219,7 +222,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="leave out the metrics that need VGG16")
     parser.add_argument("--report", action="store_true", help="only show what is there")
     parser.add_argument("--changes", nargs="+", default=[], help="key=value for all configs")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.cost_rounds <= _WARM_UP:
+        parser.error(f"--cost-rounds is {arguments.cost_rounds}: give {_WARM_UP + 1} or more")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Who takes part in bench_race.py: our configs under our Trainer, and the programs of peers_training.py.
+"""The competitors of bench_race.py: our configs under our Trainer, and the programs of peers_training.py.
 
 All have the backbone, the discriminator, the batch size and the images of ``configs/quickstart.yaml``, and
 draw their first weights from the same seed in the same order.
@@ -7,6 +7,7 @@ draw their first weights from the same seed in the same order.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +45,17 @@ class Ours:
     changes: tuple[str, ...] = ()
 
 
+_NUM_CODES = 1024
+_CODES = f"model.quantizer.num_codes={_NUM_CODES}"
+
 OURS: dict[str, Ours] = {
     "kl": Ours("kl_vae", "quickstart_kl"),
-    "vq-ema": Ours("vq_vae", "quickstart_vq"),
-    "vq-simvq": Ours("vq_vae", "quickstart_vq", ("model.quantizer.type=simvq",)),
+    "vq-ema": Ours("vq_vae", "quickstart_vq", (_CODES,)),
+    "vq-simvq": Ours("vq_vae", "quickstart_vq", ("model.quantizer.type=simvq", _CODES)),
     "vq-fsq": Ours("vq_vae", "quickstart_vq", ("model.quantizer={type: fsq, levels: [8, 5, 5, 5]}",)),
-    "vqgan": Ours("vqgan", "quickstart"),
+    "vqgan": Ours("vqgan", "quickstart", (_CODES,)),
 }
-"""Name -> config as shipped."""
+"""Name -> config as shipped, with as many codes as the peers."""
 
 
 def _changed(base: str, *changes: str) -> Ours:
@@ -60,8 +64,8 @@ def _changed(base: str, *changes: str) -> Ours:
 
 
 ABLATIONS: dict[str, Ours] = {
+    "kl, posterior from 0": _changed("kl", "loss.kl.initial_log_variance=null"),
     "kl, posterior from -3": _changed("kl", "loss.kl.initial_log_variance=-3"),
-    "kl, posterior from -6": _changed("kl", "loss.kl.initial_log_variance=-6"),
     "kl, posterior from -10": _changed("kl", "loss.kl.initial_log_variance=-10"),
     "kl, L2": _changed("kl", "loss.reconstruction.type=l2"),
     "kl, LPIPS-VGG": _changed("kl", "loss.perceptual.trunk=vgg"),
@@ -108,7 +112,7 @@ COMPETITORS = [*PEERS, *OURS, *ABLATIONS]
 
 
 class Competitor(Protocol):
-    """What takes part in the race."""
+    """A model that learns in the race."""
 
     learning_rate: float
 
@@ -196,12 +200,12 @@ class PeerCompetitor:
         torch.save(self.program.state_dict(), folder / "state.pt")
 
     def load(self, folder: Path) -> None:
-        self.program.load_state_dict(torch.load(folder / "state.pt", weights_only=False))
+        self.program.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all competitors of a race share.
+    """The data of a race, and changes to all of its configs.
 
     Attributes:
         data: folder of the training images, or ``photos``.
@@ -216,6 +220,7 @@ class Setting:
         shared = [
             f"data.name={self.data}",
             "data.downscale=null",
+            "data.color_jitter=null",
             "data.holdout=0.001",
             "cpu_threads=1",
             "trackers=[]",
@@ -235,16 +240,8 @@ class Setting:
 
 
 def _insert_steps(change: str, steps: int) -> str:
-    """Replaces ``{share}`` by this share of the steps. Other braces are YAML's."""
-    key, _, value = change.partition("=")
-    try:
-        return (
-            f"{key}={int(float(value.removeprefix('{').removesuffix('}')) * steps)}"
-            if "{" in value
-            else change
-        )
-    except ValueError:
-        return change
+    """Replaces ``{0.5}`` by this share of the steps. Other braces are YAML's."""
+    return re.sub(r"\{([\d.]+)\}", lambda share: str(int(float(share[1]) * steps)), change)
 
 
 def create(
@@ -260,7 +257,9 @@ def create(
         config = setting.config(OURS.get(name) or ABLATIONS[name], steps, seed, rate)
         return OurCompetitor(config), config
     program = PEERS[name]
-    quantizer = yaml.safe_dump({**program.QUANTIZER, "revive_after": None}, default_flow_style=True)
+    quantizer = yaml.safe_dump(
+        {**program.QUANTIZER, "num_codes": _NUM_CODES, "revive_after": None}, default_flow_style=True
+    )
     changes = () if program.KL else (f"model.quantizer={quantizer.strip()}",)
     base = OURS["kl" if program.KL else "vq-ema"]
     config = setting.config(Ours(base.family, base.config, changes), steps, seed)

@@ -1,4 +1,4 @@
-"""What bench_race.py measures, and how it shows it: quality of reconstructions, a table, and curves."""
+"""Measures the reconstructions of bench_race.py's competitors, and draws its table, curves and pictures."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def generate(
 def make(
     seed: int = 0,
     autoencoder_steps: int = 200,
-    denoiser_steps: int = 250,
+    denoiser_steps: int = 1200,
     size: DenoiserSize = _SIZE,
     samples: int = 100,
     count: int | None = None,
