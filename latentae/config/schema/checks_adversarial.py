@@ -36,8 +36,10 @@ def discriminator_side(config: RunConfig) -> int:
         return 3 * 2**discriminator.num_layers
     if discriminator.type == "wavelet":
         return int(2**discriminator.num_layers)
-    trunk = "vgg" if discriminator.network == "vgg16" else discriminator.network
-    return SMALLEST_IMAGE.get(trunk, 1)  # a transformer's images are resized
+    if discriminator.type == "frozen_features":
+        trunk = "vgg" if discriminator.network == "vgg16" else discriminator.network
+        return SMALLEST_IMAGE.get(trunk, 1)  # a transformer's images are resized
+    return 1
 
 
 def _adversarial(config: RunConfig) -> Iterator[str]:
