@@ -344,6 +344,7 @@ def test_the_memory_for_decoded_images_is_for_a_machine(tmp_path, monkeypatch):
 def test_the_value_range_reaches_the_images(tmp_path):
     for number in range(4):
         np.save(tmp_path / f"{number}.npy", np.full((64, 64, 3), 30, np.int16))
-    config = load_config("vqgan", [f"data.name={tmp_path}", "data.value_range=[20, 30]"])
+    changes = ["data.value_range=[20, 30]", "data.color_jitter=null"]
+    config = load_config("vqgan", [f"data.name={tmp_path}", *changes])
     for dataset in build.build_datasets(build.build_sources(config.data), config.data, channels=3, seed=0):
         assert torch.equal(dataset[0, 0]["images"], torch.ones(3, 64, 64))

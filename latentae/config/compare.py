@@ -70,7 +70,7 @@ BRANCH_FIXED_KEYS = frozenset(
         "decoder.layers_per_block",
         "decoder.upscale",
         "optimizer.type",
-        "loss.kl.initial_log_variance",  # as does `init`
+        "loss.kl.initial_log_variance",  # as does `init`, while there is a KL term
         "loss.reconstruction.type",  # these four where a variance or scale is learned
         "loss.reconstruction.learned",
         "loss.reconstruction.log_variance",
@@ -139,6 +139,8 @@ def refused_in_branch(old: RunConfig, new: RunConfig) -> list[str]:
         fixed -= {"mixed_precision"}
     if not (_learns_scale(old) or _learns_scale(new)):
         fixed -= {key for key in fixed if key.startswith("loss.reconstruction.")}
+    if old.loss.kl is None or new.loss.kl is None:
+        fixed -= {"loss.kl.initial_log_variance"}
     if _wraps(old) == _wraps(new):
         fixed -= {"loss.spectral"}
     if _matches_features(old) == _matches_features(new):

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from latentae.data.arrays import ValueRange, deep_to_fractions
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK, _YCBCR = 0, 1, 2, 5, 6
-_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3}  # photometric interpretation -> samples
+_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _YCBCR: 3}  # photometric interpretation -> samples
 _PHOTOMETRIC_NAMES = {
     0: "grey (WhiteIsZero)", 1: "grey (BlackIsZero)", 2: "RGB", 3: "palette", 4: "transparency mask",
     5: "CMYK", 6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "colour filter array",
@@ -133,8 +134,11 @@ class Layout:
 
         Pillow drops unspecified extra samples, does not invert WhiteIsZero of more than 8 bits, takes planes
         of 16 bits for stripes and signed bytes for unsigned ones, and reverses the bytes of compressed
-        big-endian numbers with a sign or a fraction.
+        big-endian numbers with a sign or a fraction. Before release 13 it finds no data in uncompressed
+        YCbCr.
         """
+        if self.photometric == _YCBCR and self.compression == 1:
+            return False
         if self.photometric not in _PILLOW_READS or self.has_bands(channels):
             return False
         if self.is_planar and (self.extras or self.is_rgba):
@@ -201,6 +205,7 @@ def read_page(
         page: Any = file.pages[number]
         layout = Layout.of(page.tags.valueof)
         check_size(*layout.size)
+        layout.check()
         _check_readable(page, layout, channels)
         try:
             samples = page.asarray(maxworkers=1)
@@ -220,6 +225,8 @@ def read_page(
             raise ValueError(
                 f"a TIFF, {layout.describe()}, whose data are {list(samples.shape)}: it is damaged"
             )
+        if layout.photometric == _YCBCR:
+            samples = _to_rgb(samples)
         return _turn(_to_channels(samples, layout, channels, value_range), page.tags.valueof(274))
 
 
@@ -302,6 +309,13 @@ def _to_channels(
     elif (count, channels) == (1, 3):
         colours = np.repeat(colours, 3, axis=2)
     return _to_bytes(colours) if is_eight_bit else colours
+
+
+def _to_rgb(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    """Converts YCbCr [H, W, 3] of 8 bits as JPEG files have it, which is what TIFF's default tags say."""
+    height, width, _ = samples.shape
+    picture = Image.frombytes("YCbCr", (width, height), np.ascontiguousarray(samples).tobytes())
+    return np.asarray(picture.convert("RGB"))
 
 
 def _alpha(samples: NDArray[Any], layout: Layout, first: int) -> NDArray[np.float32] | None:

@@ -27,9 +27,9 @@ from tests.data.pictures import (
 
 
 def test_photos():
-    assert len(open_source("photos")) == 9
+    assert len(open_source("photos")) == 11
     opened = open_sources("photos")
-    assert (len(opened.train), len(opened.validation)) == (9, 36)
+    assert (len(opened.train), len(opened.validation)) == (11, 36)
     assert names(open_source("photos", split="val")) == names(opened.validation)
     with pytest.raises(ValueError, match="split 'test' is not in 'photos'; there are: train, validation"):
         open_source("photos", split="test")
@@ -263,7 +263,7 @@ def test_what_is_trained_and_measured_on_is_described(tmp_path):
         write_png(tmp_path / f"flat/{value}.png", value)
     opened = open_sources(f"{tmp_path}/flat", holdout=0.2)
     assert f"{len(opened.validation)} of these 19 images, held out" in opened.description
-    assert "9 built-in photographs" in open_sources("builtin:photos").description
+    assert "11 built-in photographs" in open_sources("builtin:photos").description
 
 
 def shard_values(shards, shard: int) -> list[int]:
