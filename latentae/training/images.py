@@ -20,7 +20,6 @@ from latentae.config import ConfigError, DataConfig, RunConfig
 from latentae.data import (
     BrokenImageError,
     CachedSource,
-    CenterCrop,
     HeldOut,
     ImageDataset,
     ImageSource,
@@ -30,6 +29,8 @@ from latentae.data import (
     sample_dataset,
     whole_images,
 )
+from latentae.data.transforms import to_tensor
+from latentae.evaluation.reconstruct import shrink
 from latentae.latents.cache import ImagesWithLatents
 from latentae.training.run_folder import RunFolder
 
@@ -187,9 +188,7 @@ def load_whole_images(validation: ImageDataset) -> list[Tensor]:
             pixels = source.load(index, validation.channels)
         except BrokenImageError:
             continue
-        scale = min(1.0, _WHOLE_SIDE / max(pixels.shape[:2]))
-        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-        images.append(CenterCrop((height, width))(pixels))
+        images.append(to_tensor(shrink(pixels, _WHOLE_SIDE)))
     return images
 
 
