@@ -248,7 +248,8 @@ def _open(data: bytes | Path) -> Iterator[Any]:
 
 def _check_readable(page: Any, layout: Layout, channels: int) -> None:
     colours = _COLOURS.get(layout.photometric)
-    if colours is None:
+    is_plain = layout.samples == 3 and set(layout.bits) == {8} and layout.compression == 1
+    if colours is None or (layout.photometric == _YCBCR and not is_plain):
         raise ValueError(
             f"a TIFF, {layout.describe()}, which is not read: convert it to RGB or grey, or to a .npy array"
         )

@@ -179,6 +179,10 @@ def test_cmyk_ycbcr_and_lab():
         (tiff((1, 1), 16, LAB, bytes(6), samples=3), "CIELab.*16 bits"),
         (tiff((1, 1), 16, PALETTE, bytes(2), colour_map=[0] * 3), "palette.*16 bits"),
         (tiff((2, 2), 8, YCBCR, bytes(12), samples=3, subsampling=[2, 2]), r"subsampling \[2, 2\]"),
+        (
+            tiff((1, 1), 16, YCBCR, bytes(6), samples=3, subsampling=[1, 1]),
+            "YCbCr.*16 bits, which is not read",
+        ),
         (tiff((1, 1), 8, YCBCR, bytes(3), samples=3, reference=[15, 1, 235, 1] * 3), "ReferenceBlackWhite"),
         (tiff((4, 1), 16, WHITE_IS_ZERO, bytes(3)), "read 8 bytes, got 3"),
     ],
