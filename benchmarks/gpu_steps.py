@@ -26,9 +26,9 @@ from peers import diffusers_kl_steps, diffusers_vqgan_steps, packaged_lpips, tam
 from latentae import build
 from latentae.config import RunConfig, load_config
 from latentae.training.log import Meter
+from latentae.training.optimizers import adamw
 from latentae.training.speed import TorchSettings, set_float32_precision
 from latentae.training.trainer import Trainer
-from latentae.training.update import adamw
 
 Row = dict[str, Any]
 Cell = tuple[str, Callable[[], list[Row]]]
@@ -227,7 +227,7 @@ def peer_step(plan: Plan, config: RunConfig, name: str) -> Callable[[], None]:
             trunk.zero_grad(),
         )
     settings = {"lr": 1e-5, "betas": (0.5, 0.9), "weight_decay": 0.0, "eps": 1e-8}
-    optimizers = [adamw(network.parameters(), **settings) for network in (autoencoder, discriminator)]
+    optimizers = [adamw(network, **settings) for network in (autoencoder, discriminator)]
     is_half = config.mixed_precision == "bf16"
 
     def run() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from latentae import build, distributed
-from latentae.config import DiscriminatorConfig, LikelihoodConfig, OptimizerConfig, RunConfig
+from latentae.config import DiscriminatorConfig, LikelihoodConfig, MuonConfig, OptimizerConfig, RunConfig
 from latentae.discriminators import DiffAugment
 from latentae.losses.adversarial import R1, LeCAM
 from latentae.losses.feature_maps import FeatureMaps
@@ -27,11 +27,12 @@ from latentae.training.accelerator import Accelerator
 from latentae.training.adversary import Adversary
 from latentae.training.ema import EMA
 from latentae.training.latent_losses import AlignedFeatures, LatentLosses, TrainableAutoencoder
+from latentae.training.optimizers import OPTIMIZERS
 from latentae.training.pretrained import Pretrained
 from latentae.training.speed import compile_networks, set_float32_precision, tune, use_channels_last
 from latentae.training.step import TrainingStep
 from latentae.training.teacher import create_teacher, match_levels
-from latentae.training.update import OPTIMIZERS, Learner, LearningRate
+from latentae.training.update import Learner, LearningRate
 from latentae.weights import hash_tensors
 
 Part = TypeVar("Part")
@@ -312,13 +313,15 @@ def _learner(
     accelerator: Accelerator,
     first_step: int = 0,
 ) -> Learner:
-    optimizer = OPTIMIZERS[section.type](
-        module.to(accelerator.device).parameters(),
-        lr=section.learning_rate,
-        betas=section.betas,
-        weight_decay=section.weight_decay,
-        eps=section.epsilon,
-    )
+    settings: dict[str, Any] = {
+        "lr": section.learning_rate,
+        "betas": section.betas,
+        "weight_decay": section.weight_decay,
+        "eps": section.epsilon,
+    }
+    if isinstance(section, MuonConfig):
+        settings |= {"momentum": section.momentum, "update_rms": section.update_rms}
+    optimizer = OPTIMIZERS[section.type](module.to(accelerator.device), **settings)
     if isinstance(module, TrainableAutoencoder):
         module.set_apart(optimizer)
     rate = LearningRate(

@@ -41,13 +41,14 @@ from latentae.training.images import (
 from latentae.training.launcher import apply_launcher_settings
 from latentae.training.log import Meter, Recorder
 from latentae.training.networks import build_networks
+from latentae.training.optimizers import keep_settings
 from latentae.training.pictures import preview, whole_preview
 from latentae.training.randomness import StepRandomness
 from latentae.training.run_folder import CONFIG, RankError, RunError, RunFolder
 from latentae.training.signals import RunStopped, StopSignals
 from latentae.training.speed import TorchSettings
 from latentae.training.summary import describe
-from latentae.training.update import keep_settings, update
+from latentae.training.update import update
 
 _VALIDATION_TRUNK = "alex"
 _SKIPPED_SHOWN = 5

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -148,63 +146,3 @@ class LearningRate:
         falling = max(0, steps - self.warmup_steps) * (self.decay_share if self.schedule == "wsd" else 1.0)
         progress = min(1.0, max(0.0, 1 - (steps - since) / max(1.0, falling)))
         return self.peak * (self.final_scale + (1 - self.final_scale) * SCHEDULES[self.schedule](progress))
-
-
-# Optimizers
-
-
-def adamw(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
-    """Returns AdamW over the parameters that take a gradient (arXiv 1711.05101).
-
-    It uses torch's fused kernel where there is one, which is faster and can skip a step on the device
-    (``found_inf``).
-
-    Args:
-        settings: ``lr``, ``betas``, ``weight_decay`` and ``eps``.
-    """
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trainable)
-    return torch.optim.AdamW(trainable, fused=fused, **settings)
-
-
-def adamw8bit(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
-    """Returns bitsandbytes' AdamW: 8-bit averages for tensors of 4096 numbers or more (arXiv 2110.02861).
-
-    Args:
-        settings: as of ``adamw``.
-
-    Raises:
-        ValueError: bitsandbytes is not installed.
-    """
-    try:
-        library = import_module("bitsandbytes")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "optimizer.type is adamw8bit, which needs a package that is not installed: "
-            "pip install bitsandbytes, or use adamw"
-        ) from error
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer: torch.optim.Optimizer = library.optim.AdamW8bit(trainable, **settings)
-    return optimizer
-
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "adamw8bit": adamw8bit}
-
-
-@contextmanager
-def keep_settings(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
-    """Keeps the settings of optimizers that are loaded in its body: only averages and counts are taken over.
-
-    A state dict also holds the settings of the run that saved it (betas, epsilon, weight decay, a group's
-    share of the learning rate, the kernel). The config decides about these.
-    """
-    settings = [
-        [{name: value for name, value in group.items() if name != "params"} for group in one.param_groups]
-        for one in optimizers
-    ]
-    yield
-    for optimizer, groups in zip(optimizers, settings, strict=True):
-        for group, own in zip(optimizer.param_groups, groups, strict=True):
-            group.update(own)
-        # Load once more under these settings: they decide on which device the fused kernel finds its counts.
-        optimizer.load_state_dict(optimizer.state_dict())

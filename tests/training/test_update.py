@@ -1,14 +1,9 @@
-import sys
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
 from latentae.training.guard import Guard
-from latentae.training.update import Learner, LearningRate, adamw, adamw8bit, keep_settings, update
-
-ADAM = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.0, "eps": 1e-8}
+from latentae.training.update import Learner, LearningRate, update
 
 
 def accept(norms, loss_scale):
@@ -128,73 +123,3 @@ def test_a_schedule_that_begins_late():
     assert rate.at(12) == 1.0
     assert rate.at(17) == pytest.approx(0.5)
     assert rate.at(22) == pytest.approx(0.0)
-
-
-def test_adamw_leaves_frozen_parameters_out():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
-    optimizer = adamw(model.parameters(), **ADAM)
-    (group,) = optimizer.param_groups
-    assert len(group["params"]) == 2
-    assert group["betas"] == (0.5, 0.9)
-    model(torch.ones(1, 2)).sum().backward()
-    before = model[0].bias.clone()
-    optimizer.step()
-    # Adam's first step is the learning rate in the direction of the gradient's sign.
-    torch.testing.assert_close((before - model[0].bias).abs(), torch.full((2,), 0.1))
-
-
-def test_adamw_skips_a_step_under_a_flag():
-    """What the guard builds on: torch's fused kernel leaves weights and averages alone, NaN or not."""
-    model = nn.Linear(2, 1)
-    optimizer = adamw(model.parameters(), **ADAM)
-    for value, flag in ((1.0, 0.0), (float("nan"), 1.0)):
-        model.weight.grad = torch.full_like(model.weight, value)
-        before = model.weight.clone(), *(x.clone() for x in optimizer.state.get(model.weight, {}).values())
-        optimizer.found_inf, optimizer.grad_scale = torch.tensor(flag), None
-        optimizer.step()
-    after = model.weight, *optimizer.state[model.weight].values()
-    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
-    assert optimizer.state[model.weight]["step"] == 1
-
-
-class FakeAdamW8bit(torch.optim.SGD):
-    def __init__(self, params, lr, betas, eps, weight_decay):
-        super().__init__(params, lr=lr)
-        self.given = (lr, betas, eps, weight_decay)
-
-
-def test_adamw8bit_is_that_of_bitsandbytes(monkeypatch):
-    library = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=FakeAdamW8bit))
-    monkeypatch.setitem(sys.modules, "bitsandbytes", library)
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
-    optimizer = adamw8bit(model.parameters(), **ADAM)
-    assert isinstance(optimizer, FakeAdamW8bit)
-    assert optimizer.given == (0.1, (0.5, 0.9), 1e-8, 0.0)
-    assert len(optimizer.param_groups[0]["params"]) == 2
-
-
-def test_adamw8bit_without_its_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # which makes an import fail
-    with pytest.raises(ValueError, match=r"optimizer\.type is adamw8bit.*pip install bitsandbytes"):
-        adamw8bit(nn.Linear(1, 1).parameters(), **ADAM)
-
-
-def test_loading_keeps_the_settings_of_the_config():
-    """Averages and counts come from the state, the rest from the config, the kernel's device too."""
-    models = [nn.Linear(2, 2), nn.Linear(2, 2)]
-    old = adamw(models[0].parameters(), **ADAM)
-    models[0](torch.ones(1, 2)).sum().backward()
-    old.step()
-    new = adamw(models[1].parameters(), lr=0.3, betas=(0.1, 0.2), weight_decay=0.5, eps=1e-3)
-    new.add_param_group({"params": [nn.Parameter(torch.ones(1))], "weight_decay": 0.0, "lr_scale": 7.0})
-    state = old.state_dict()
-    state["param_groups"].append({**state["param_groups"][0], "params": [2], "fused": False, "lr_scale": 9.0})
-    before = [{key: value for key, value in group.items() if key != "params"} for group in new.param_groups]
-    with keep_settings([new]):
-        new.load_state_dict(state)
-        assert new.param_groups[0]["betas"] == (0.5, 0.9)
-    after = [{key: value for key, value in group.items() if key != "params"} for group in new.param_groups]
-    assert after == before
-    own, theirs = new.state[models[1].weight], old.state[models[0].weight]
-    assert own.keys() == theirs.keys()
-    assert all(torch.equal(own[name], theirs[name]) for name in own)
