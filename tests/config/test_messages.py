@@ -29,7 +29,7 @@ QUANTIZERS = "vector, ema, cosine, simvq, ibq, fsq, lfq, bsq, residual, grouped"
         (
             "optimizer.type",
             "adam",
-            '`optimizer.type` is "adam"; it must be one of adamw, adamw8bit; did you mean adamw?',
+            '`optimizer.type` is "adam"; it must be one of adamw, adamw8bit, muon; did you mean adamw?',
         ),
         ("optimizer.betas", [0.5, 1.5], "`optimizer.betas[1]` is 1.5; it must be a number in [0, 1)"),
         ("data.downscale", [1], "`data.downscale` is [1]; it must be a list of two numbers >= 1 or null"),
