@@ -1,6 +1,8 @@
-"""Prints what models, checkpoints, ranks, losses of the latents and an encoder cost, as Markdown tables.
+"""Prints what models, optimizers, checkpoints, ranks and other parts cost, as Markdown tables.
 
 models: parameters of every shipped model, and FLOPs for one image of 256x256, a multiply-add counted as two.
+optimizers: time of one update of the autoencoder's weights by each optimizer, in turns and in process time on
+    the CPU, and the memory of its averages.
 latent-losses: time and memory of a quickstart_kl step with each loss of the latents, against a step without.
     Takes key=value overrides. Steps take turns and are measured in process time on the CPU. The time of an
     equivariant step depends on what it draws, so these are means: use --rounds 20 or more.
@@ -36,6 +38,7 @@ from latentae.config import RunConfig, load_config, read_config, shipped_configs
 from latentae.latents.cache import encode_dataset
 from latentae.training.dry_run import measure_memory
 from latentae.training.log import Meter
+from latentae.training.optimizers import Muon, adamw
 from latentae.training.run_folder import describe_pretrained
 from latentae.training.trainer import Trainer
 
@@ -61,6 +64,7 @@ def main() -> None:
     parser = benchmark_parser(__doc__, rounds=5)
     tables = {
         "models": models,
+        "optimizers": optimizers,
         "latent-losses": latent_losses,
         "cached-latents": cached_latents,
         "checkpoints": checkpoints,
@@ -68,7 +72,7 @@ def main() -> None:
     }
     parser.add_argument("table", choices=list(tables))
     parser.add_argument(
-        "--configs", nargs="+", default=["quickstart", "kl_f8"], help="models whose checkpoints are measured"
+        "--configs", nargs="+", default=["quickstart", "kl_f8"], help="models of the tables optimizers and checkpoints"
     )
     parser.add_argument("overrides", nargs="*", help="key=value, as in training, for two tables")
     arguments = parser.parse_intermixed_args()
@@ -108,6 +112,30 @@ def _gflop(module: torch.nn.Module, argument: torch.Tensor) -> float:
     with counter:
         module(argument)
     return counter.get_total_flops() / 1e9
+
+
+def optimizers(arguments: argparse.Namespace) -> None:
+    print_head("config", "parameters", "AdamW, s", "Muon, s", "ratio (range)", "AdamW's memory", "Muon's")
+    for name in arguments.configs:
+        config = read_config(shipped_configs()[name])
+        network = build_autoencoder(config.model, sample_size=_SIDE)
+        for weight in network.parameters():
+            weight.grad = torch.randn_like(weight)
+        shared = {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "eps": 1e-8}
+        rivals = {
+            "adamw": adamw(network, **shared),
+            "muon": Muon(network, momentum=0.95, update_rms=0.2, **shared),
+        }
+        steps = {kind: optimizer.step for kind, optimizer in rivals.items()}
+        usual, other = in_turns(steps, arguments.rounds, torch.device("cpu")).values()
+        memory = (f"{_state_bytes(optimizer) / 1e6:.0f} MB" for optimizer in rivals.values())
+        medians = (f"{statistics.median(spent):.3f}" for spent in (usual, other))
+        parameters = sum(weight.numel() for weight in network.parameters())
+        print_row(f"`{name}`", f"{parameters / 1e6:.2f} M", *medians, show_ratio(other, usual), *memory)
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    return sum(value.nbytes for state in optimizer.state.values() for value in state.values())
 
 
 def latent_losses(arguments: argparse.Namespace) -> None:

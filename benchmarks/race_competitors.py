@@ -72,6 +72,10 @@ ABLATIONS: dict[str, Ours] = {
     "kl, LPIPS 0.25": _changed("kl", "loss.perceptual.weight=0.25"),
     "kl, LPIPS 1": _changed("kl", "loss.perceptual.weight=1.0"),
     "kl, LPIPS 2": _changed("kl", "loss.perceptual.weight=2.0"),
+    "kl, AdamW": _changed("kl", "optimizer.type=adamw"),
+    "kl, update 0.2": _changed("kl", "optimizer.update_rms=0.2"),
+    "kl, update 1.5": _changed("kl", "optimizer.update_rms=1.5"),
+    "kl, momentum 0.9": _changed("kl", "optimizer.momentum=0.9"),
     "kl, rate 2e-3": _changed("kl", "optimizer.learning_rate=2.0e-3"),
     "kl, rate 5e-4": _changed("kl", "optimizer.learning_rate=5.0e-4"),
     "kl, constant rate": _changed("kl", "optimizer.schedule=constant"),
@@ -92,6 +96,7 @@ ABLATIONS: dict[str, Ours] = {
     "kl, bfloat16": _changed("kl", "mixed_precision=bf16"),
     "kl, no clipping": _changed("kl", "max_grad_norm=null"),
     "kl, stock blocks": _changed("kl", "performance=off"),
+    "vq-ema, AdamW": _changed("vq-ema", "optimizer.type=adamw"),
     "vq-ema, LPIPS-VGG": _changed("vq-ema", "loss.perceptual.trunk=vgg"),
     "vq-ema, uniform codes": _changed("vq-ema", "model.quantizer.init=uniform"),
     "vq-ema, decay 0.95": _changed("vq-ema", "model.quantizer.decay=0.95"),
@@ -105,6 +110,15 @@ ABLATIONS: dict[str, Ours] = {
     ),
     "vqgan, start at 0.85": _changed("vqgan", "loss.adversarial.start_step={0.85}"),
     "vqgan, LPIPS-VGG": _changed("vqgan", "loss.perceptual.trunk=vgg"),
+    "vqgan, AdamW": _changed("vqgan", "optimizer.type=adamw"),
+    "vqgan, Muon discriminator": _changed("vqgan", "discriminator.optimizer.type=muon"),
+    "vqgan, wavelet": _changed("vqgan", "discriminator.type=wavelet"),
+    "vqgan, frozen AlexNet": _changed(
+        "vqgan", "discriminator.type=frozen_features", "discriminator.network=alex"
+    ),
+    "vqgan, frozen VGG16": _changed(
+        "vqgan", "discriminator.type=frozen_features", "discriminator.network=vgg16"
+    ),
 }
 """Name -> config with one change."""
 

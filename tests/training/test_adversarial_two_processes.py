@@ -30,8 +30,10 @@ ALEX = ["discriminator.type=frozen_features", "discriminator.network=alex"]
 
 @pytest.fixture(params=["patchgan", "wavelet", "frozen_features"])
 def discriminator(request, tmp_path):
-    """The overrides of each type, the last one on a small random transformer."""
+    """The overrides of each type: the second under Muon, the last one on a small random transformer."""
     words = [f"discriminator.type={request.param}"]
+    if request.param == "wavelet":
+        words += ["optimizer.type=muon", "discriminator.optimizer.type=muon"]
     if request.param != "frozen_features":
         return words
     torch.manual_seed(0)

@@ -40,6 +40,7 @@ MODELS = {
     "VQ by gradient": ("vq_vae", ["model.class=VQVAE", *PLAIN]),
     "VQ by moving averages": ("vq_vae", ["model.class=VQVAE", "model.quantizer.type=ema", *PLAIN]),
     "VQGAN": ("vqgan", []),
+    "VQGAN under Muon": ("vqgan", ["optimizer.type=muon", "discriminator.optimizer.type=muon"]),
     "VQGAN by moving averages": ("vqgan", ["model.quantizer.type=ema"]),
     "VQGAN with all its helpers": ("vqgan", [*HELPERS, "discriminator.augment=[color, translation]"]),
     # With as many codes as that, some stay without a latent and restart after step 4.
