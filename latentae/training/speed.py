@@ -110,7 +110,7 @@ def tune(
         chosen.append(f"LPIPS {perceptual.chunk} images at a time{how}")
     if device.type == "cuda":
         # What cuDNN's and torch's documentation promise for any model; the rest waits for a measurement.
-        chosen.append("fused AdamW, batches copied from pinned memory while the GPU computes")
+        chosen.append("batches copied from pinned memory while the GPU computes")
         # cuDNN benchmarks for each new size, which pays only if sizes repeat. The setting holds for the whole
         # process, so it is also switched off.
         torch.backends.cudnn.benchmark = not (sizes_differ or torch.are_deterministic_algorithms_enabled())
