@@ -27,10 +27,10 @@ from latentae.evaluation.reconstruct import shrink
 from latentae.evaluation.transparency import check_alpha, composite_psnr
 from latentae.latents.inspection.channels import normal_noise
 from latentae.latents.inspection.codes import count_codes
-from latentae.latents.inspection.decoding import slerp
 from latentae.latents.statistics import noise_generators
 from latentae.models import VQVAE
 from latentae.models.decoders import downscale
+from latentae.models.interpolation import slerp
 from latentae.report.grids import Picture, picture_grid
 
 MOST_CHANNELS = 32

@@ -17,7 +17,7 @@ from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.features import FeatureExtractor
 from latentae.evaluation.metrics import to_images, to_uint8
 from latentae.evaluation.models import NamedModel
-from latentae.latents.inspection.decoding import OppositeEndsError, slerp
+from latentae.models.interpolation import slerp_or_lerp
 from latentae.probe.features import (
     Features,
     Nearest,
@@ -110,11 +110,7 @@ def noise_between(first: Tensor, second: Tensor, count: int) -> Tensor:
     They lie on the arc between the two: normal noise stays as likely a draw there, which it does not on a
     straight line. Between ends in opposite directions there is no shortest arc, and the line is straight.
     """
-    shares = torch.linspace(0, 1, count, dtype=torch.float64)
-    try:
-        return slerp(first, second, shares).to(first)
-    except OppositeEndsError:
-        return torch.stack([torch.lerp(first, second, share) for share in shares.tolist()])
+    return slerp_or_lerp(first, second, torch.linspace(0, 1, count, dtype=torch.float64)).to(first)
 
 
 def interpolate_samples(
