@@ -159,7 +159,7 @@ class GenerationEvaluator:
         extractors: network → its features.
         real: the features of ``images.reference``.
         indices: the positions of these among the training images.
-        request: the number of images, and the options of the sampler.
+        request: the number of images, the options of the sampler, and whether images are RGBA.
         device: of the networks.
     """
 
@@ -183,10 +183,11 @@ class GenerationEvaluator:
         batches = sample_images(pipeline, labels, guidance_scale=scale, batch_size=_BATCH, **sampling)
         images = torch.cat(list(batches))
         seconds = (time.monotonic() - started) / len(images)
-        _save_grid(images[: _GRID_ROWS * _GRID_COLUMNS], folder / "samples.png")
+        alpha = self.request.alpha
+        _save_grid(images[: _GRID_ROWS * _GRID_COLUMNS], folder / "samples.png", alpha=alpha)
         rows = list(labels[: min(4, len(images) // 2)])
         between = interpolate_samples(pipeline, rows, columns=_GRID_COLUMNS, **sampling)
-        _save_grid(between.flatten(0, 1), folder / "interpolations.png")
+        _save_grid(between.flatten(0, 1), folder / "interpolations.png", alpha=alpha)
         return Generated(self._measure(pipeline, subject, images, folder), seconds)
 
     def _measure(
@@ -228,7 +229,7 @@ class GenerationEvaluator:
         }
 
     def _features(self, batches: Sequence[Tensor] | Iterator[Tensor]) -> Features:
-        return extract_features(batches, self.extractors, self.device)
+        return extract_features(batches, self.extractors, self.device, alpha=self.request.alpha)
 
     def _decoded_noise(self, pipeline: DiTPipeline, count: int) -> Iterator[Tensor]:
         """Yields batches of decoded noise: the images of a denoiser that has learned nothing."""
@@ -242,13 +243,16 @@ class GenerationEvaluator:
         chosen = near.distances.argsort()[:_NEIGHBOURS].tolist()
         originals = [self.images.reference.prepare(self.indices[int(near.positions[i])]) for i in chosen]
         grid = torch.stack([to_images(images[chosen]), torch.stack(originals)])
-        save_png(picture_grid(grid), folder / "neighbours.png")
+        save_png(picture_grid(grid, alpha=self.request.alpha), folder / "neighbours.png")
 
 
-def _save_grid(images: Tensor, path: Path) -> None:
-    """Writes images [N, C, H, W] uint8 in rows of eight; the last row is filled with white."""
+def _save_grid(images: Tensor, path: Path, *, alpha: bool) -> None:
+    """Writes images [N, C, H, W] uint8 in rows of eight; the last row is filled with white.
+
+    With ``alpha`` RGBA images are shown on a checkerboard.
+    """
     rows = -(-len(images) // _GRID_COLUMNS)
     tiles = to_images(images)
     missing = rows * _GRID_COLUMNS - len(tiles)
     tiles = torch.cat([tiles, torch.ones(missing, *tiles.shape[1:])])
-    save_png(picture_grid(tiles.unflatten(0, (rows, _GRID_COLUMNS))), path)
+    save_png(picture_grid(tiles.unflatten(0, (rows, _GRID_COLUMNS)), alpha=alpha), path)
