@@ -170,7 +170,7 @@ def _check_fixed_size(model: Any, jobs: Sequence[Job], max_side: int | None) -> 
 def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **reading: Any) -> Comparison:
     try:
         picture = decode_image(job.image, model.config.in_channels, name=job.name, **reading)
-        images = to_tensor(shrink(picture, max_side))[None].to(model.device)
+        images = to_tensor(shrink(picture, max_side, alpha=alpha))[None].to(model.device)
         size = images.shape[2], images.shape[3]
         with torch.no_grad():
             reconstruction = model(images).sample
@@ -190,11 +190,13 @@ def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **readi
     return Comparison(job, size=size, psnr=ratio)
 
 
-def shrink(picture: Pixels, max_side: int | None) -> Pixels:
-    """Returns [H, W, C] with at most ``max_side`` pixels along each side, bicubic and antialiased."""
+def shrink(picture: Pixels, max_side: int | None, *, alpha: bool = False) -> Pixels:
+    """Returns [H, W, C] with at most ``max_side`` pixels along each side; see ``resize_window``."""
     height, width = picture.shape[:2]
     size = _shrunk(height, width, max_side)
-    return picture if size == (height, width) else resize_window(picture, Window(0, 0, height, width), size)
+    if size == (height, width):
+        return picture
+    return resize_window(picture, Window(0, 0, height, width), size, alpha=alpha)
 
 
 def _shrunk(height: int, width: int, max_side: int | None) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from PIL import Image
 from latentae import cli
 from latentae.evaluation.reconstruct import Job, plan_jobs, run_jobs
 from latentae.models import KLVAE
+from tests.data.pictures import shows_green, write_cutout
 from tests.models.conftest import make
 
 
@@ -90,6 +91,12 @@ def test_max_side_shrinks_longer_images_only(tmp_path):
     comparisons = run(Dimmer(), tmp_path / "in", tmp_path / "out", max_side=10)
     assert [comparison.size for comparison in comparisons] == [(4, 10), (10, 4), (8, 10)]
     assert pixels(tmp_path / "out/a.png").shape == (8, 28, 3)
+
+
+def test_arrays_shrink_by_their_alpha(tmp_path):
+    model = Dimmer(4)
+    run(model, write_cutout(tmp_path / "a.npy", side=30), tmp_path / "out.png", max_side=16, alpha=True)
+    assert not shows_green(model.seen[0])
 
 
 def test_the_reading_of_pictures_is_passed_on(tmp_path):
