@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from latentae.console import is_out_of_memory
+from latentae.console import describe_lack_of_memory, is_out_of_memory
 from latentae.data import FolderSource, decode_image
 from latentae.data.arrays import ValueRange
 from latentae.data.decode import Pixels, stated_size
@@ -21,9 +21,6 @@ from latentae.evaluation.metrics import psnr
 from latentae.evaluation.transparency import check_alpha, transparent_psnr
 from latentae.models.decoders import downscale, upscale_of
 from latentae.report.grids import picture_grid, save_png
-
-TOO_LITTLE_MEMORY = "it needs more memory than there is: try --tile, or --max-side"
-"""The reason of a job that was skipped for lack of memory."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,14 @@ class Comparison:
         psnr: dB, of 8-bit images, over all channels, or with alpha the mean over black and over white; of a
             reconstruction that is larger than the image, once it is downscaled.
         skipped: empty if the picture is written.
+        lack_of_memory: the error, without its traceback, if the job was skipped for it.
     """
 
     job: Job
     size: tuple[int, int] = (0, 0)
     psnr: float = 0.0
     skipped: str = ""
+    lack_of_memory: Exception | None = None
 
 
 def plan_jobs(images: Path, out: Path, overwrite: bool = False) -> list[Job]:
@@ -184,7 +183,9 @@ def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **readi
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return Comparison(job, skipped=TOO_LITTLE_MEMORY)
+        reason = f"{describe_lack_of_memory(error)}: try --tile, or --max-side"
+        # A traceback would keep the tensors of the failed attempt.
+        return Comparison(job, skipped=reason, lack_of_memory=error.with_traceback(None))
     job.picture.parent.mkdir(parents=True, exist_ok=True)
     save_png(picture_grid(torch.stack([images, reconstruction], dim=1), alpha=alpha), job.picture)
     return Comparison(job, size=size, psnr=ratio)

@@ -125,20 +125,22 @@ def test_what_cannot_be_reconstructed_is_skipped_with_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "place"),
     [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("can't allocate memory: 9 bytes"),
-        MemoryError(),
+        (torch.OutOfMemoryError("CUDA out of memory"), "the GPU"),
+        (RuntimeError("can't allocate memory: 9 bytes"), "the computer"),
+        (MemoryError(), "the computer"),
     ],
 )
-def test_too_little_memory_is_a_reason(tmp_path, error):
+def test_too_little_memory_is_a_reason(tmp_path, error, place):
     class Greedy(Dimmer):
         def __call__(self, images):
             raise error
 
     (comparison,) = run(Greedy(), write(tmp_path / "a.png", 5, 5), tmp_path / "out.png")
-    assert comparison.skipped == "it needs more memory than there is: try --tile, or --max-side"
+    assert comparison.skipped == f"{place} is out of memory: try --tile, or --max-side"
+    assert comparison.lack_of_memory is error
+    assert error.__traceback__ is None
     assert not (tmp_path / "out.png").exists()
 
 
