@@ -372,7 +372,13 @@ def build_datasets(
 ) -> tuple[ImageDataset | ImageStream, ImageDataset]:
     """Builds random crops of the training images and centre crops of the validation images."""
     jitter = None if config.color_jitter is None else ColorJitter(**config.color_jitter.model_dump())
-    crop = partial(RandomCrop, downscale=config.downscale, flip=config.random_flip, color_jitter=jitter)
+    crop = partial(
+        RandomCrop,
+        downscale=config.downscale,
+        flip=config.random_flip,
+        color_jitter=jitter,
+        alpha=config.alpha,
+    )
     options: dict[str, Any] = {
         "channels": channels,
         "seed": seed,
@@ -389,5 +395,5 @@ def build_datasets(
         )
     else:
         train = ImageDataset(sources.train, crop(config.image_size), **options)
-    centre = CenterCrop(config.image_size, downscale=None)
+    centre = CenterCrop(config.image_size, downscale=None, alpha=config.alpha)
     return train, ImageDataset(sources.validation, centre, channels=channels, seed=seed)

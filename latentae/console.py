@@ -117,7 +117,9 @@ def is_out_of_memory(error: Exception) -> bool:
 def describe_lack_of_memory(error: Exception) -> str:
     """Returns where there was too little memory, and how much was asked for if the error tells."""
     text = str(error)
-    on_gpu = type(error).__name__ == "OutOfMemoryError" or "out of memory" in text
+    on_gpu = type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "out of memory" in text
+    )
     place = "the GPU is out of memory" if on_gpu else "the computer is out of memory"
     found = re.search(r"allocate (\d[\d.]*) (bytes|[KMGT]iB)", text)
     if found is None:

@@ -31,7 +31,7 @@ from latentae.files import file_sha256, first_line
 
 logger = logging.getLogger(__name__)
 
-_HASH = re.compile("[0-9a-f]{8}")
+_HASH = re.compile("-([0-9a-f]{8,64})")
 
 
 class WeightsNotFoundError(RuntimeError):
@@ -49,7 +49,7 @@ class _Trunk:
     layers: tuple[int, ...]  # torchvision's indices of the convolutions
     archive_member: str
     archive_network: str
-    torchvision_file: str  # ends in the first eight digits of its SHA-256
+    torchvision_file: str  # ends in the first digits of its SHA-256
     torchvision_weights: str
 
 
@@ -140,7 +140,8 @@ def load_classifier(name: str, file: str | None = None) -> dict[str, Tensor]:
     Args:
         name: ``convnext_small`` (200 MB) or ``resnet50`` (98 MB), which torchvision trained (IMAGENET1K_V1).
         file: another file with such weights under torchvision's names, .safetensors or .pth; None:
-            torchvision's. If its name ends in a hash, as torchvision's do, it must have that hash.
+            torchvision's. If its name ends in a hash, as torchvision's do, it must have that hash. A number,
+            such as a date, is no hash.
 
     Returns:
         tensors by torchvision's names, on the CPU.
@@ -254,9 +255,17 @@ def _torchvision_path(network: _Trunk | _Classifier) -> Path:
 
 
 def _hash_in_name(file: str) -> str:
-    """Returns the eight digits that torchvision's names end in, or nothing."""
-    last = Path(file).stem.rpartition("-")[2]
-    return last if _HASH.fullmatch(last) else ""
+    """Returns the hash that a name ends in, as torch.hub writes it: `-` and eight or more digits; or nothing.
+
+    Decimal digits alone are taken for a number, such as a date, unless the name is one of torchvision's.
+    """
+    stem = Path(file).stem
+    found = _HASH.fullmatch(stem, max(stem.rfind("-"), 0))
+    if found is None:
+        return ""
+    networks: tuple[_Trunk | _Classifier, ...] = (*_TRUNKS.values(), *_CLASSIFIERS.values())
+    published = [network.torchvision_file for network in networks]
+    return "" if found[1].isdecimal() and file not in published else found[1]
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from latentae.losses.kl import FreeBits, forward_kl, jeffreys
 from latentae.losses.perceptual import LPIPS
 from latentae.quantizers import QUANTIZERS, EMAQuantizer, VectorQuantizer
 from latentae.weights import WeightsNotFoundError
-from tests.data.pictures import png_bytes, write_shards, write_tar
+from tests.data.pictures import png_bytes, shows_green, write_cutout, write_shards, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +284,16 @@ def test_colours_of_training_images_alone_are_changed(quickstart):
         same = torch.equal(plain_training[0, number]["images"], training[0, number]["images"])
         assert not same
         assert torch.equal(plain_validation[0, number]["images"], validation[0, number]["images"])
+
+
+def test_arrays_are_resized_by_their_alpha(tmp_path):
+    for split in ("train", "val"):
+        write_cutout(tmp_path / split / "a.npy", side=100)
+    changes = ["model.in_channels=4", "data.alpha=true", f"data.name={tmp_path}", "data.image_size=48"]
+    config = load_config("kl_vae", [*changes, "data.downscale=null"])
+    sources = build.build_sources(config.data)
+    for dataset in build.build_datasets(sources, config.data, channels=4, seed=0):
+        assert not shows_green(dataset[0, 0]["images"])
 
 
 def test_datasets_of_several_resolutions():

@@ -101,6 +101,7 @@ ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't al
             "the computer is out of memory (7.45 GiB more",
         ),
         (MemoryError(), "the computer is out of memory"),
+        (MemoryError("malloc: out of memory"), "the computer is out of memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "the computer is out of memory"),
         (OutOfMemoryError("Tried to allocate 9.00 GiB. GPU 0"), "the GPU is out of memory (9.00 GiB more"),
         (RuntimeError("MPS backend out of memory"), "the GPU is out of memory"),

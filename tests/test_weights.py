@@ -298,6 +298,31 @@ def test_a_classifier_in_a_file_of_one_s_own(monkeypatch: pytest.MonkeyPatch, tm
             load_classifier("resnet50", str(file))
 
 
+@pytest.mark.parametrize(
+    "name", ["own-20240101.pth", "own-v2-1234567890.pth", "deadbeef.pth", "own-bead.pth"]
+)
+def test_a_date_in_the_name_of_a_file_is_no_hash(name: str, tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.ones(2)}, tmp_path / name)
+    assert load_classifier("resnet50", str(tmp_path / name))["fc.weight"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("end", ["0000000a", "00000000a0b1"])
+def test_digits_with_letters_in_the_name_of_a_file_are_a_hash(end: str, tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.ones(2)}, tmp_path / f"own-{end}.pth")
+    with pytest.raises(WeightsNotFoundError, match="does not begin as its name ends"):
+        load_classifier("resnet50", str(tmp_path / f"own-{end}.pth"))
+
+
+def test_a_hash_of_decimal_digits_in_a_name_of_torchvision_s_is_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pinned = dataclasses.replace(weights._CLASSIFIERS["resnet50"], torchvision_file="resnet50-00000000.pth")
+    monkeypatch.setitem(weights._CLASSIFIERS, "resnet50", pinned)
+    torch.save({"fc.weight": torch.ones(2)}, tmp_path / "resnet50-00000000.pth")
+    with pytest.raises(WeightsNotFoundError, match="does not begin as its name ends"):
+        load_classifier("resnet50", str(tmp_path / "resnet50-00000000.pth"))
+
+
 def test_the_classifiers_are_torchvision_s() -> None:
     import torchvision.models
 

@@ -252,7 +252,7 @@ def _reconstruct(*, images: Path, out: Path, model: str, overwrite: bool, tile: 
     import torch
 
     from latentae.data.arrays import check_value_range
-    from latentae.evaluation.reconstruct import TOO_LITTLE_MEMORY, plan_jobs, run_jobs
+    from latentae.evaluation.reconstruct import plan_jobs, run_jobs
     from latentae.models import load_autoencoder
 
     jobs = plan_jobs(images, out, overwrite)
@@ -263,18 +263,19 @@ def _reconstruct(*, images: Path, out: Path, model: str, overwrite: bool, tile: 
     autoencoder.to("cuda" if torch.cuda.is_available() else "cpu")
 
     # Print each image's result as soon as it is known, and the mean at the end.
-    ratios, lacks_memory = [], False
+    ratios: list[float] = []
+    lack_of_memory = None
     for comparison in run_jobs(autoencoder, jobs, **options):
         if comparison.skipped:
             say(f"skipped {comparison.job.name}: {comparison.skipped}")
-            lacks_memory = lacks_memory or comparison.skipped == TOO_LITTLE_MEMORY
+            lack_of_memory = lack_of_memory or comparison.lack_of_memory
             continue
         ratios.append(comparison.psnr)
         height, width = comparison.size
         numbers = f"{width}x{height} pixels, PSNR {comparison.psnr:.2f} dB"
         write(f"{comparison.job.name}: {numbers}, {comparison.job.picture}")
-    if not ratios and lacks_memory:
-        raise MemoryError
+    if not ratios and lack_of_memory is not None:
+        raise lack_of_memory
     if not ratios:
         raise ValueError(f"none of {len(jobs)} image(s) could be reconstructed")
     skipped = f", {len(jobs) - len(ratios)} skipped" if len(ratios) < len(jobs) else ""

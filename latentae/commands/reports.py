@@ -151,6 +151,8 @@ def _probe_options(parser: CommandParser) -> None:
     parser.add_argument("--guidance-scale", type=float, default=1.0, metavar="W", help=what)
     parser.add_switch("--unconditional", "ignore the labels of the data")
     parser.add_switch("--no-flips", "do not mirror images in training", dest="flips", action="store_false")
+    what = "images are RGBA: show them on a checkerboard, and measure composites"
+    parser.add_switch("--alpha", what)
     parser.add_argument(
         "--learning-rate", type=float, default=1e-3, metavar="R", help="highest learning rate"
     )

@@ -88,6 +88,19 @@ def to_fractions(values: NDArray[Any], value_range: ValueRange | None) -> NDArra
     return fractions.clip(0, 1, out=fractions).astype(np.float32, copy=False)
 
 
+def to_bytes(fractions: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Rounds numbers in [0, 1] to the 256 levels of 8 bits."""
+    return np.rint(fractions * 255).astype(np.uint8)
+
+
+def unpremultiply(colours: NDArray[np.float32], alpha: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Divides colours [H, W, C] that are multiplied by alpha [H, W, 1] by it; all are in [0, 1].
+
+    Pixels of which nothing is visible become black.
+    """
+    return np.divide(colours, alpha, out=np.zeros_like(colours), where=alpha > 0).clip(0, 1)
+
+
 def deep_to_fractions(values: NDArray[Any], value_range: ValueRange | None) -> NDArray[np.float32]:
     """Does ``to_fractions`` for decoded pictures, which decoders often return in more bits than stored.
 
@@ -178,7 +191,7 @@ def to_pixels(
     Returns:
         uint8 unchanged, perhaps sharing the array's memory; other dtypes as float32 in [0, 1]. uint8 with
         four channels also becomes float32: to ``RandomCrop`` and ``CenterCrop``, four channels of uint8 mean
-        RGBA, and they would weight the first three bands by the fourth.
+        RGBA, and without being told ``alpha`` they would weight the first three bands by the fourth.
 
     Raises:
         ValueError: another dtype, shape or range of values, or both ends have the length ``channels``.

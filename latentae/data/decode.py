@@ -23,6 +23,7 @@ from latentae.data.arrays import (
     ValueRange,
     deep_to_fractions,
     read_array,
+    to_bytes,
     to_pixels,
 )
 from latentae.data.names import picture_suffixes, printable, printable_name
@@ -125,11 +126,12 @@ def decode_image(
 
     Returns:
         [height, width, channels], uint8 in [0, 255]; float32 in [0, 1] for grey images of more than 8 bits
-        and for floats. Pillow reduces colour files with 16 bits per channel to 8. The orientation (EXIF) is
-        applied. Transparency (an alpha channel, a transparent palette entry or colour) is composited over
-        white if channels is 1 or 3, and kept if it is 4. If channels is 1, 3 or 4, the first page or frame is
-        decoded. Arrays (.npy) are read by `to_pixels`: they must have exactly these channels, and a large
-        uint8 array is memory-mapped and read-only.
+        and for floats. Pillow reduces colour files with 16 bits per channel to 8, and deep grey ones become
+        8 bits too where their transparency is kept. The orientation (EXIF) is applied. Transparency (an alpha
+        channel, a transparent palette entry or colour) is composited over white if channels is 1 or 3, and
+        kept if it is 4. If channels is 1, 3 or 4, the first page or frame is decoded. Arrays (.npy) are read
+        by `to_pixels`: they must have exactly these channels, and a large uint8 array is memory-mapped and
+        read-only.
 
     Raises:
         ValueError: channels is less than 1.
@@ -371,15 +373,15 @@ def _to_array(image: Image.Image, request: _Request) -> Pixels:
     return np.array(image.convert(mode)).reshape(image.height, image.width, channels)
 
 
-def _deep_grey_to_array(
-    image: Image.Image, channels: int, value_range: ValueRange | None
-) -> NDArray[np.float32]:
+def _deep_grey_to_array(image: Image.Image, channels: int, value_range: ValueRange | None) -> Pixels:
     values = np.asarray(image)
     grey = deep_to_fractions(values, value_range)[..., np.newaxis]
     key = image.info.get("transparency")  # of a PNG: the value of its transparent pixels
     alpha = np.ones_like(grey) if key is None else (values != key)[..., np.newaxis].astype(np.float32)
     if channels == 4:
-        return np.concatenate([grey, grey, grey, alpha], axis=2)
+        picture = np.concatenate([grey, grey, grey, alpha], axis=2)
+        # Four channels of uint8 mean RGBA, whose colours a resize weights by alpha.
+        return picture if key is None else to_bytes(picture)
     grey = np.where(alpha > 0, grey, np.float32(1))
     return np.repeat(grey, channels, axis=2)
 

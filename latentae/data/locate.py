@@ -24,7 +24,7 @@ from latentae.data.folder import (
     walk_files,
 )
 from latentae.data.metadata import METADATA_NAMES
-from latentae.data.names import count_by_suffix, expand_pattern, is_pattern, suffix_of
+from latentae.data.names import count_by_suffix, expand_pattern, is_pattern, similar_paths, suffix_of
 from latentae.data.table_files import TABLE_SUFFIXES, count_table_images, saved_splits
 from latentae.data.tar import TAR_SUFFIXES, open_tar
 from latentae.files import exists
@@ -129,10 +129,12 @@ def check_hub_id(name: str) -> None:
     first = name.partition("/")[0]
     is_id = bool(_HUB_ID.fullmatch(name)) and first not in (".", "..")
     if not is_id or ("/" in name and Path(first).exists()):
+        near = [repr(str(path)) for path in similar_paths(Path(name).expanduser())]
+        meant = f": did you mean {' or '.join(near)}?" if near else ""
         instead = f"; for the dataset of the hub write 'hf://datasets/{name}'" if is_id else ""
         raise ValueError(
             f"name {name!r} looks like a path and does not exist (the working folder is {Path.cwd()})"
-            f"{instead}"
+            f"{meant}{instead}"
         )
 
 

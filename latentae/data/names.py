@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import itertools
 import os
@@ -95,6 +96,24 @@ def shard_labels(paths: Sequence[Path]) -> list[str]:
         Path(os.path.relpath(parent, common), path.name).as_posix()
         for parent, path in zip(parents, paths, strict=True)
     ]
+
+
+_MOST_COMPARED = 10_000  # names of a folder, which may hold millions
+
+
+def similar_paths(path: Path) -> list[Path]:
+    """Returns up to three existing paths that a misspelt one may stand for, the most similar first.
+
+    They differ from it in its first part that does not exist, and end there.
+    """
+    while not exists(path.parent):
+        path = path.parent
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in itertools.islice(entries, _MOST_COMPARED)]
+    except OSError:
+        return []
+    return [path.with_name(name) for name in difflib.get_close_matches(path.name, names)]
 
 
 _BRACES = re.compile(r"\{([^{}]*)\}")

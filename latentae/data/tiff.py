@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from latentae.data.arrays import ValueRange, deep_to_fractions
+from latentae.data.arrays import ValueRange, deep_to_fractions, to_bytes, unpremultiply
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 
@@ -292,16 +292,16 @@ def _to_channels(
         colours = 1 - colours
     if has_bands:
         # Four channels of uint8 would mean RGBA, whose colours a resize weights by the fourth.
-        return _to_bytes(colours) if is_eight_bit and channels != 4 else colours
+        return to_bytes(colours) if is_eight_bit and channels != 4 else colours
 
     alpha = _alpha(samples, layout, count)
     if alpha is not None and layout.extras and _ASSOCIATED in layout.extras:
-        colours = np.divide(colours, alpha, out=np.zeros_like(colours), where=alpha > 0).clip(0, 1)
+        colours = unpremultiply(colours, alpha)
     if channels == 4:
         colour = np.repeat(colours, 3, axis=2) if count == 1 else colours
         opaque = np.ones_like(colour[..., :1])
         picture = np.concatenate([colour, opaque if alpha is None else alpha], axis=2)
-        return _to_bytes(picture) if is_eight_bit or alpha is not None else picture
+        return to_bytes(picture) if is_eight_bit or alpha is not None else picture
 
     if alpha is not None:
         colours = colours * alpha + (1 - alpha)  # over white
@@ -309,7 +309,7 @@ def _to_channels(
         colours = (colours @ _LUMA)[..., np.newaxis]
     elif (count, channels) == (1, 3):
         colours = np.repeat(colours, 3, axis=2)
-    return _to_bytes(colours) if is_eight_bit else colours
+    return to_bytes(colours) if is_eight_bit else colours
 
 
 def _to_rgb(samples: NDArray[Any]) -> NDArray[np.uint8]:
@@ -326,10 +326,6 @@ def _alpha(samples: NDArray[Any], layout: Layout, first: int) -> NDArray[np.floa
     kinds = layout.extras or (_UNASSOCIATED,)
     place = first + next(i for i, kind in enumerate(kinds) if kind in (_ASSOCIATED, _UNASSOCIATED))
     return deep_to_fractions(samples[..., place : place + 1], layout.default_range())
-
-
-def _to_bytes(fractions: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.rint(fractions * 255).astype(np.uint8)
 
 
 def _turn(picture: NDArray[Any], orientation: int | None) -> NDArray[Any]:

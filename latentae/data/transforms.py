@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from latentae.data.arrays import unpremultiply
+
 Picture = NDArray[np.uint8] | NDArray[np.float32]
 
 
@@ -54,6 +56,7 @@ class RandomCrop:
         flip: mirror left and right with probability 1/2.
         color_jitter: changes the colours of the crop, with random numbers drawn after those of crop and flip.
             So the crops are the same with and without it.
+        alpha: whether four channels are RGBA: see ``resize_window``.
 
     A drawn window that is larger than the picture shrinks to the largest that fits, with the same aspect; so
     a picture smaller than `image_size` is upscaled. Windows begin at whole source pixels. Resizing is bicubic
@@ -61,8 +64,7 @@ class RandomCrop:
     unchanged.
 
     Called with a PIL image (modes L, RGB, RGBA) or an array [H, W] or [H, W, C], uint8 or float32 in [0, 1],
-    and a numpy Generator. Returns a contiguous float32 tensor [C, *image_size] in [-1, 1]. Four channels of
-    uint8 mean RGBA: colours are averaged in proportion to their alpha.
+    and a numpy Generator. Returns a contiguous float32 tensor [C, *image_size] in [-1, 1].
     """
 
     def __init__(
@@ -71,11 +73,14 @@ class RandomCrop:
         downscale: tuple[float, float] | None = None,
         flip: bool = False,
         color_jitter: ColorChange | None = None,
+        *,
+        alpha: bool = False,
     ) -> None:
         self.image_size = check_image_size(image_size)
         self.downscale = check_downscale(downscale)
         self.flip = flip
         self.color_jitter = color_jitter
+        self.alpha = alpha
 
     @property
     def minimum_side(self) -> int | None:
@@ -94,7 +99,8 @@ class RandomCrop:
         height, width = _window_size(picture, self.image_size, scale)
         top = int(rng.integers(_free_pixels(picture.shape[0], height) + 1))
         left = int(rng.integers(_free_pixels(picture.shape[1], width) + 1))
-        cropped = resize_window(picture, Window(top, left, height, width), self.image_size)
+        window = Window(top, left, height, width)
+        cropped = resize_window(picture, window, self.image_size, alpha=self.alpha)
         if self.flip and rng.random() < 0.5:
             cropped = cropped[:, ::-1]
         tensor = to_tensor(cropped)
@@ -112,10 +118,15 @@ class CenterCrop:
     minimum_side: int | None = None
 
     def __init__(
-        self, image_size: int | tuple[int, int], downscale: tuple[float, float] | None = None
+        self,
+        image_size: int | tuple[int, int],
+        downscale: tuple[float, float] | None = None,
+        *,
+        alpha: bool = False,
     ) -> None:
         self.image_size = check_image_size(image_size)
         self.downscale = check_downscale(downscale)
+        self.alpha = alpha
 
     def __call__(
         self, image: Image.Image | NDArray[Any], rng: np.random.Generator | None = None
@@ -125,7 +136,8 @@ class CenterCrop:
         height, width = _window_size(picture, self.image_size, scale)
         top = _free_pixels(picture.shape[0], height) // 2
         left = _free_pixels(picture.shape[1], width) // 2
-        return to_tensor(resize_window(picture, Window(top, left, height, width), self.image_size))
+        window = Window(top, left, height, width)
+        return to_tensor(resize_window(picture, window, self.image_size, alpha=self.alpha))
 
 
 def common_minimum_side(transforms: Sequence[Transform]) -> int | None:
@@ -180,10 +192,14 @@ def to_tensor(picture: Picture) -> torch.Tensor:
     return planes.mul_(2).sub_(1)
 
 
-def resize_window(picture: Picture, window: Window, image_size: tuple[int, int]) -> Picture:
+def resize_window(
+    picture: Picture, window: Window, image_size: tuple[int, int], *, alpha: bool = False
+) -> Picture:
     """Resizes one window of [H, W, C] to `image_size`: bicubic, antialiased, values clipped to their range.
 
     The result equals that part of the whole picture resized by the same factor, at the cost of the window.
+    Colours of RGBA pictures are averaged in proportion to their alpha. Four channels of uint8 always mean
+    RGBA, and four of float32, as arrays have them, do so with `alpha`.
     """
     height, width = image_size
     bottom = min(window.top + window.height, picture.shape[0])
@@ -198,6 +214,9 @@ def resize_window(picture: Picture, window: Window, image_size: tuple[int, int])
     if picture.dtype == np.uint8 and picture.shape[2] in (3, 4):
         image = Image.fromarray(around)
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    is_weighted = alpha and picture.shape[2] == 4
+    if is_weighted:
+        around = np.concatenate([around[..., :3] * around[..., 3:], around[..., 3:]], axis=2)
     planes = [
         np.asarray(
             Image.fromarray(around[..., channel]).resize((width, height), Image.Resampling.BICUBIC, box=box)
@@ -205,7 +224,12 @@ def resize_window(picture: Picture, window: Window, image_size: tuple[int, int])
         for channel in range(picture.shape[2])
     ]
     resized = np.stack(planes, axis=2)
-    return resized if resized.dtype == np.uint8 else resized.clip(0, 1)  # bicubic overshoots at edges
+    if resized.dtype == np.uint8:
+        return resized
+    resized = resized.clip(0, 1)  # bicubic overshoots at edges
+    if is_weighted:
+        resized[..., :3] = unpremultiply(resized[..., :3], resized[..., 3:])
+    return resized
 
 
 def _window_size(

@@ -27,10 +27,10 @@ from latentae.evaluation.reconstruct import shrink
 from latentae.evaluation.transparency import check_alpha, composite_psnr
 from latentae.latents.inspection.channels import normal_noise
 from latentae.latents.inspection.codes import count_codes
-from latentae.latents.inspection.decoding import slerp
 from latentae.latents.statistics import noise_generators
 from latentae.models import VQVAE
 from latentae.models.decoders import downscale
+from latentae.models.interpolation import slerp
 from latentae.report.grids import Picture, picture_grid
 
 MOST_CHANNELS = 32
@@ -64,10 +64,11 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class LoadedImage:
-    """A decoded image [H, W, C], perhaps shrunk, and the size (H, W) of its file."""
+    """A decoded image [H, W, C], perhaps shrunk, the size (H, W) of its file, and whether it is RGBA."""
 
     picture: Pixels
     file_size: tuple[int, int]
+    alpha: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -76,7 +77,7 @@ class LoadedImage:
 
     def fit(self, size: tuple[int, int]) -> Tensor:
         """Returns the central window, resized to a size (H, W): [1, C, H, W] in [−1, 1]."""
-        return CenterCrop(size)(self.picture)[None]
+        return CenterCrop(size, alpha=self.alpha)(self.picture)[None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,8 @@ def read_image(path: Path, channels: int, reading: Reading) -> LoadedImage:
         path, channels, max_pixels=reading.max_pixels, name=path.name, value_range=reading.value_range
     )
     height, width = decoded.shape[:2]
-    return LoadedImage(shrink(decoded, reading.max_side), (height, width))
+    picture = shrink(decoded, reading.max_side, alpha=reading.alpha)
+    return LoadedImage(picture, (height, width), reading.alpha)
 
 
 def reconstruct_image(model: NamedModel, images: Tensor, *, alpha: bool = False) -> Reconstruction:

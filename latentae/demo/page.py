@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from latentae.console import is_out_of_memory
+from latentae.console import describe_lack_of_memory, is_out_of_memory
 from latentae.demo.compute import (
     MOST_CHANNELS,
     Demo,
@@ -254,7 +254,7 @@ def _told(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*arguments)
         except Exception as error:
             if is_out_of_memory(error):
-                message = "there is too little memory: start the demo with a smaller --max-side"
+                message = f"{describe_lack_of_memory(error)}: start the demo with a smaller --max-side"
             elif isinstance(error, ValueError | OSError):
                 message = str(error)
             else:

@@ -45,8 +45,12 @@ class Protocol:
     resize: int | None
     crop: int | None
 
-    def __call__(self, picture: NDArray[Any]) -> Tensor:
+    def __call__(self, picture: NDArray[Any], *, alpha: bool = False) -> Tensor:
         """Prepares a picture [H, W, C], uint8 or float32 in [0, 1].
+
+        Args:
+            picture: as ``decode_image`` returns it.
+            alpha: whether four channels are RGBA: see ``resize_window``.
 
         Returns:
             [C, H, W] float32 in [−1, 1], on the 8-bit grid.
@@ -56,7 +60,7 @@ class Protocol:
         """
         pixels = to_picture(picture)
         if self.resize is not None:
-            pixels = _resized(pixels, self.resize)
+            pixels = _resized(pixels, self.resize, alpha=alpha)
         if self.crop is not None:
             pixels = _cropped(pixels, self.crop)
         return ((to_tensor(pixels) + 1) * 127.5).round_() / 127.5 - 1
@@ -96,11 +100,11 @@ def protocol_called(name: str) -> Protocol:
     )
 
 
-def _resized(picture: Picture, shorter: int) -> Picture:
+def _resized(picture: Picture, shorter: int, *, alpha: bool) -> Picture:
     """Resizes like torchvision's `Resize`: the longer side is rounded down."""
     height, width = picture.shape[:2]
     size = (shorter, shorter * width // height) if height <= width else (shorter * height // width, shorter)
-    return resize_window(picture, Window(0, 0, height, width), size)
+    return resize_window(picture, Window(0, 0, height, width), size, alpha=alpha)
 
 
 def _cropped(picture: Picture, side: int) -> Picture:
@@ -167,6 +171,7 @@ class ImageBlocks(Dataset[Block]):
         smallest_side: pixels that the shorter side of a prepared image must have; smaller images count as
             unreadable.
         fixed_side: pixels that both sides must have; images of other sizes count as unreadable. None: any.
+        alpha: whether the images are RGBA.
 
     Raises:
         ValueError: the limit is below 1.
@@ -180,6 +185,8 @@ class ImageBlocks(Dataset[Block]):
         limit: int | None = None,
         smallest_side: int = 1,
         fixed_side: int | None = None,
+        *,
+        alpha: bool = False,
     ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}, but at least one image must be measured")
@@ -189,6 +196,7 @@ class ImageBlocks(Dataset[Block]):
         self.channels = channels
         self.smallest_side = smallest_side
         self.fixed_side = fixed_side
+        self.alpha = alpha
         self.indices = spread_evenly(count, len(source))
 
     def __len__(self) -> int:
@@ -210,7 +218,7 @@ class ImageBlocks(Dataset[Block]):
 
     def prepare(self, index: int) -> Tensor:
         """Returns image ``index`` of the source, prepared; raises ValueError where it cannot be used."""
-        image = self.protocol(self.source.load(index, self.channels))
+        image = self.protocol(self.source.load(index, self.channels), alpha=self.alpha)
         height, width = image.shape[1:]
         if min(height, width) < self.smallest_side:
             raise ValueError(

@@ -211,7 +211,9 @@ def evaluate(
     # An image that is too small for one model is left out for all.
     smallest_side = max(factor_of(model) * model.upscale for model in models)
     fixed_side = next((model.fixed_size for model in models if model.fixed_size is not None), None)
-    blocks = ImageBlocks(source, protocol, channels, request.limit, smallest_side, fixed_side)
+    blocks = ImageBlocks(
+        source, protocol, channels, request.limit, smallest_side, fixed_side, alpha=request.alpha
+    )
     blocks.check()
 
     # Measure.

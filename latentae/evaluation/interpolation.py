@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from latentae.evaluation.rate import LatentMoments
+from latentae.models.interpolation import slerp_or_lerp
 
 SETTINGS = "halfway to the nearest of the images by cosine, spherical, latents normalised per channel"
 """What iFID depends on beside the images, for a report."""
 
-_HALFWAY = 0.5
+_HALFWAY = torch.tensor([0.5])
 _ROWS = 256  # images whose moments and lengths are computed together
 
 
@@ -58,25 +59,8 @@ class LatentTable:
         """Returns unscaled latents [n, c, ...] halfway between images and their neighbours."""
         own = self.normalised[positions.start : positions.stop]
         other = self.normalised[self.neighbours(positions)]
-        return slerp(own, other, _HALFWAY) * self.std + self.mean
-
-
-def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """Spherical interpolation (Shoemake 1985) of each of two [n, ...]: the angle turns evenly.
-
-    sin((1 − t) θ) / sin θ · first + sin(t θ) / sin θ · second. Parallel vectors are interpolated linearly.
-    """
-    x, y = first.flatten(1).double(), second.flatten(1).double()
-    cosine = torch.nn.functional.cosine_similarity(x, y, dim=1).clamp(-1, 1)
-    angle = cosine.acos()[:, None]
-    sine = angle.sin()
-    parallel = sine < 1e-6
-    safe = torch.where(parallel, torch.ones_like(sine), sine)
-    weights = [
-        torch.where(parallel, torch.full_like(sine, part), (part * angle).sin() / safe)
-        for part in (1 - share, share)
-    ]
-    return (weights[0] * x + weights[1] * y).to(first.dtype).view_as(first)
+        halfway = [slerp_or_lerp(a, b, _HALFWAY)[0] for a, b in zip(own, other, strict=True)]
+        return torch.stack(halfway).to(own) * self.std + self.mean
 
 
 def join_latents(shards: Iterable[Mapping[str, Tensor]], count: int) -> LatentTable | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from latentae.console import is_out_of_memory
+from latentae.console import describe_lack_of_memory, is_out_of_memory
 from latentae.data import FolderSource, decode_image
 from latentae.data.arrays import ValueRange
 from latentae.data.decode import Pixels, stated_size
@@ -21,9 +21,6 @@ from latentae.evaluation.metrics import psnr
 from latentae.evaluation.transparency import check_alpha, transparent_psnr
 from latentae.models.decoders import downscale, upscale_of
 from latentae.report.grids import picture_grid, save_png
-
-TOO_LITTLE_MEMORY = "it needs more memory than there is: try --tile, or --max-side"
-"""The reason of a job that was skipped for lack of memory."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,14 @@ class Comparison:
         psnr: dB, of 8-bit images, over all channels, or with alpha the mean over black and over white; of a
             reconstruction that is larger than the image, once it is downscaled.
         skipped: empty if the picture is written.
+        lack_of_memory: the error, without its traceback, if the job was skipped for it.
     """
 
     job: Job
     size: tuple[int, int] = (0, 0)
     psnr: float = 0.0
     skipped: str = ""
+    lack_of_memory: Exception | None = None
 
 
 def plan_jobs(images: Path, out: Path, overwrite: bool = False) -> list[Job]:
@@ -170,7 +169,7 @@ def _check_fixed_size(model: Any, jobs: Sequence[Job], max_side: int | None) -> 
 def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **reading: Any) -> Comparison:
     try:
         picture = decode_image(job.image, model.config.in_channels, name=job.name, **reading)
-        images = to_tensor(shrink(picture, max_side))[None].to(model.device)
+        images = to_tensor(shrink(picture, max_side, alpha=alpha))[None].to(model.device)
         size = images.shape[2], images.shape[3]
         with torch.no_grad():
             reconstruction = model(images).sample
@@ -184,17 +183,21 @@ def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **readi
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return Comparison(job, skipped=TOO_LITTLE_MEMORY)
+        reason = f"{describe_lack_of_memory(error)}: try --tile, or --max-side"
+        # A traceback would keep the tensors of the failed attempt.
+        return Comparison(job, skipped=reason, lack_of_memory=error.with_traceback(None))
     job.picture.parent.mkdir(parents=True, exist_ok=True)
     save_png(picture_grid(torch.stack([images, reconstruction], dim=1), alpha=alpha), job.picture)
     return Comparison(job, size=size, psnr=ratio)
 
 
-def shrink(picture: Pixels, max_side: int | None) -> Pixels:
-    """Returns [H, W, C] with at most ``max_side`` pixels along each side, bicubic and antialiased."""
+def shrink(picture: Pixels, max_side: int | None, *, alpha: bool = False) -> Pixels:
+    """Returns [H, W, C] with at most ``max_side`` pixels along each side; see ``resize_window``."""
     height, width = picture.shape[:2]
     size = _shrunk(height, width, max_side)
-    return picture if size == (height, width) else resize_window(picture, Window(0, 0, height, width), size)
+    if size == (height, width):
+        return picture
+    return resize_window(picture, Window(0, 0, height, width), size, alpha=alpha)
 
 
 def _shrunk(height: int, width: int, max_side: int | None) -> tuple[int, int]:

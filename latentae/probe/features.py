@@ -17,7 +17,9 @@ from latentae.evaluation.blocks import ImageBlocks, block_loader
 from latentae.evaluation.distances import GaussianStatistics, frechet_distance
 from latentae.evaluation.features import FeatureExtractor, to_rgb
 from latentae.evaluation.metrics import to_images, to_uint8
+from latentae.evaluation.transparency import composite_8_bit
 from latentae.files import write_aside
+from latentae.losses.compositing import WHITE
 
 Features = dict[str, Tensor]
 """Network → [N, d] float32 on the CPU."""
@@ -28,12 +30,20 @@ _ROWS = 512  # queries at a time
 
 @torch.no_grad()
 def extract_features(
-    batches: Iterable[Tensor], extractors: dict[str, FeatureExtractor], device: torch.device
+    batches: Iterable[Tensor],
+    extractors: dict[str, FeatureExtractor],
+    device: torch.device,
+    *,
+    alpha: bool = False,
 ) -> Features:
-    """Extracts the features of images [B, C, H, W] uint8; raises ValueError if a network cannot."""
+    """Extracts the features of images [B, C, H, W] uint8; raises ValueError if a network cannot.
+
+    With ``alpha`` they are those of RGBA images over white: on one background for all, near images stay near.
+    """
     found: dict[str, list[Tensor]] = {name: [torch.zeros(0, e.dimensions)] for name, e in extractors.items()}
     for batch in batches:
-        images = to_rgb(batch.to(device))
+        pixels = batch.to(device)
+        images = to_uint8(composite_8_bit(to_images(pixels), WHITE)) if alpha else to_rgb(pixels)
         for name, extractor in extractors.items():
             found[name].append(extractor(images).float().cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
@@ -90,17 +100,21 @@ def reference_features(
     file: Path,
     device: torch.device,
     num_workers: int = 0,
+    *,
+    alpha: bool = False,
 ) -> tuple[Features, list[int]]:
     """Returns the features of all readable images, and the indices of these images.
 
     Args:
+        alpha: whether images are RGBA; see ``extract_features``.
         file: keeps the features; if it exists, it is read. It must be of the same images and networks.
     """
     try:
         kept = load_file(file)
     except (OSError, SafetensorError):
         indices: list[int] = []
-        features = extract_features(real_images(blocks, num_workers, indices), extractors, device)
+        images = real_images(blocks, num_workers, indices)
+        features = extract_features(images, extractors, device, alpha=alpha)
         write_aside(file, save({**features, _INDICES: torch.tensor(indices)}))
         return features, indices
     return kept, kept.pop(_INDICES).tolist()

@@ -17,7 +17,7 @@ from latentae.evaluation.blocks import ImageBlocks
 from latentae.evaluation.features import FeatureExtractor
 from latentae.evaluation.metrics import to_images, to_uint8
 from latentae.evaluation.models import NamedModel
-from latentae.latents.inspection.decoding import OppositeEndsError, slerp
+from latentae.models.interpolation import slerp_or_lerp
 from latentae.probe.features import (
     Features,
     Nearest,
@@ -110,11 +110,7 @@ def noise_between(first: Tensor, second: Tensor, count: int) -> Tensor:
     They lie on the arc between the two: normal noise stays as likely a draw there, which it does not on a
     straight line. Between ends in opposite directions there is no shortest arc, and the line is straight.
     """
-    shares = torch.linspace(0, 1, count, dtype=torch.float64)
-    try:
-        return slerp(first, second, shares).to(first)
-    except OppositeEndsError:
-        return torch.stack([torch.lerp(first, second, share) for share in shares.tolist()])
+    return slerp_or_lerp(first, second, torch.linspace(0, 1, count, dtype=torch.float64)).to(first)
 
 
 def interpolate_samples(
@@ -163,7 +159,7 @@ class GenerationEvaluator:
         extractors: network → its features.
         real: the features of ``images.reference``.
         indices: the positions of these among the training images.
-        request: the number of images, and the options of the sampler.
+        request: the number of images, the options of the sampler, and whether images are RGBA.
         device: of the networks.
     """
 
@@ -187,10 +183,11 @@ class GenerationEvaluator:
         batches = sample_images(pipeline, labels, guidance_scale=scale, batch_size=_BATCH, **sampling)
         images = torch.cat(list(batches))
         seconds = (time.monotonic() - started) / len(images)
-        _save_grid(images[: _GRID_ROWS * _GRID_COLUMNS], folder / "samples.png")
+        alpha = self.request.alpha
+        _save_grid(images[: _GRID_ROWS * _GRID_COLUMNS], folder / "samples.png", alpha=alpha)
         rows = list(labels[: min(4, len(images) // 2)])
         between = interpolate_samples(pipeline, rows, columns=_GRID_COLUMNS, **sampling)
-        _save_grid(between.flatten(0, 1), folder / "interpolations.png")
+        _save_grid(between.flatten(0, 1), folder / "interpolations.png", alpha=alpha)
         return Generated(self._measure(pipeline, subject, images, folder), seconds)
 
     def _measure(
@@ -232,7 +229,7 @@ class GenerationEvaluator:
         }
 
     def _features(self, batches: Sequence[Tensor] | Iterator[Tensor]) -> Features:
-        return extract_features(batches, self.extractors, self.device)
+        return extract_features(batches, self.extractors, self.device, alpha=self.request.alpha)
 
     def _decoded_noise(self, pipeline: DiTPipeline, count: int) -> Iterator[Tensor]:
         """Yields batches of decoded noise: the images of a denoiser that has learned nothing."""
@@ -246,13 +243,16 @@ class GenerationEvaluator:
         chosen = near.distances.argsort()[:_NEIGHBOURS].tolist()
         originals = [self.images.reference.prepare(self.indices[int(near.positions[i])]) for i in chosen]
         grid = torch.stack([to_images(images[chosen]), torch.stack(originals)])
-        save_png(picture_grid(grid), folder / "neighbours.png")
+        save_png(picture_grid(grid, alpha=self.request.alpha), folder / "neighbours.png")
 
 
-def _save_grid(images: Tensor, path: Path) -> None:
-    """Writes images [N, C, H, W] uint8 in rows of eight; the last row is filled with white."""
+def _save_grid(images: Tensor, path: Path, *, alpha: bool) -> None:
+    """Writes images [N, C, H, W] uint8 in rows of eight; the last row is filled with white.
+
+    With ``alpha`` RGBA images are shown on a checkerboard.
+    """
     rows = -(-len(images) // _GRID_COLUMNS)
     tiles = to_images(images)
     missing = rows * _GRID_COLUMNS - len(tiles)
     tiles = torch.cat([tiles, torch.ones(missing, *tiles.shape[1:])])
-    save_png(picture_grid(tiles.unflatten(0, (rows, _GRID_COLUMNS))), path)
+    save_png(picture_grid(tiles.unflatten(0, (rows, _GRID_COLUMNS)), alpha=alpha), path)

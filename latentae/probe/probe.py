@@ -18,6 +18,7 @@ from latentae.evaluation.features import Measures
 from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.models import NamedModel, channels_of, factor_of, open_models
 from latentae.evaluation.networks import open_measures
+from latentae.evaluation.transparency import check_alpha
 from latentae.latents.cache import LatentDataset, encode_dataset
 from latentae.lock import FolderLock
 from latentae.models import load_autoencoder
@@ -74,6 +75,8 @@ def probe(
     decoders = [_decoder(model) for model in models]
     token_side = common_token_side(sides, request.size.largest_side)
     channels = channels_of(models[0])
+    if request.alpha:
+        check_alpha(channels, several=True)
     images = open_images(request, channels)
     if measures is None:
         measures = open_measures(device, channels=channels, inception=request.inception)
@@ -92,7 +95,8 @@ def probe(
 
         # Probe one model after the other.
         networks, kept = measures.features, request.out / "reference.safetensors"
-        real, indices = reference_features(images.reference, networks, kept, device, request.num_workers)
+        reading: Any = {"num_workers": request.num_workers, "alpha": request.alpha}
+        real, indices = reference_features(images.reference, networks, kept, device, **reading)
         evaluator = GenerationEvaluator(images, networks, real, indices, request, device)
         job = ModelProbe(request, folder, images, evaluator, token_side, device, say)
         probed = {
@@ -108,6 +112,7 @@ def probe(
             request.data,
             device,
             say,
+            alpha=request.alpha,
         )
         evaluation.measure(models)
         reconstruction: dict[str, dict[str, Value]] = {m.name: evaluation.result(m).metrics for m in models}

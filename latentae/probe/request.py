@@ -37,6 +37,8 @@ class ProbeRequest:
         guidance_scale: of classifier-free guidance for labelled data; 1 turns it off.
         unconditional: ignore the labels of the data.
         flips: mirror half of the images in training, left and right.
+        alpha: whether images are RGBA. Pictures then show a checkerboard, features are those of composites
+            over white, and reconstructions are measured as ``Evaluation`` measures RGBA images.
         learning_rate: the highest one.
         size: of the denoiser.
         reference_images: the largest number of training images to measure against, evenly spread.
@@ -63,6 +65,7 @@ class ProbeRequest:
     guidance_scale: float = 1.0
     unconditional: bool = False
     flips: bool = True
+    alpha: bool = False
     learning_rate: float = 1e-3
     size: DenoiserSize = field(default_factory=DenoiserSize)
     reference_images: int = 10_000
@@ -109,6 +112,8 @@ class ProbeRequest:
         settings = asdict(self)
         for name in ("models", "families", "out", "num_workers", "inception"):
             del settings[name]
+        if not self.alpha:  # it appears only if given, so that older probes open
+            del settings["alpha"]
         return settings
 
 

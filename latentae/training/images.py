@@ -174,8 +174,12 @@ def open_images(
     return RunImages(training, validation, preview, broken, count_unreadable, places, sources.record)
 
 
-def load_whole_images(validation: ImageDataset) -> list[Tensor]:
+def load_whole_images(validation: ImageDataset, *, alpha: bool = False) -> list[Tensor]:
     """Loads two of the validation images as a whole, or one if there is only one; broken ones are left out.
+
+    Args:
+        validation: the images.
+        alpha: whether they are RGBA.
 
     Returns:
         tensors [C, H, W] in [−1, 1]. The longer side has at most 512 pixels; larger images are resized.
@@ -188,7 +192,7 @@ def load_whole_images(validation: ImageDataset) -> list[Tensor]:
             pixels = source.load(index, validation.channels)
         except BrokenImageError:
             continue
-        images.append(to_tensor(shrink(pixels, _WHOLE_SIDE)))
+        images.append(to_tensor(shrink(pixels, _WHOLE_SIDE, alpha=alpha)))
     return images
 
 

@@ -386,7 +386,7 @@ class Trainer:
 
         The run is complete by then. So it does not fail if the model cannot take these images.
         """
-        images = load_whole_images(self.images.validation)
+        images = load_whole_images(self.images.validation, alpha=self.config.data.alpha)
         if not images:
             return
         try:

@@ -1,6 +1,7 @@
 """Too little memory ends every command in one sentence: where it was, and how to use less."""
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 
@@ -52,9 +53,16 @@ def test_every_command_is_here():
     assert {name.split()[0] for name in COMMANDS} == {"train", *cli.COMMANDS} - shown_on_its_page
 
 
+def gpu_error():
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("error", [torch_error, MemoryError])
-def test_one_sentence_and_exit_code_1(name, error, places, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [(torch_error, "the computer"), (MemoryError, "the computer"), (gpu_error, "the GPU")],
+)
+def test_one_sentence_and_exit_code_1(name, error, place, places, monkeypatch, capsys):
     def refuse(*arguments, **options):
         raise error()
 
@@ -62,5 +70,5 @@ def test_one_sentence_and_exit_code_1(name, error, places, monkeypatch, capsys):
         monkeypatch.setattr(owner, method, refuse)
     assert cli.main([*name.split(), *COMMANDS[name].format(**places).split()]) == 1
     (sentence,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert sentence.startswith("error: the computer is out of memory")
+    assert sentence.startswith(f"error: {place} is out of memory")
     assert REMEDY.get(name, "choose a smaller --batch-size") in sentence

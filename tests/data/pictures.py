@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from latentae.data import BrokenImageError
 from latentae.data.source import EncodedImage
@@ -24,6 +25,20 @@ def write_png(path: Path, value: int, side: int = 8) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png_bytes(value, side))
     return path
+
+
+def write_cutout(path: Path, side: int) -> Path:
+    """An array of RGBA [side, side, 4]: opaque red columns, and green ones that alpha hides."""
+    columns = np.where(np.arange(side)[:, np.newaxis] % 3 == 0, (1, 0, 0, 1), (0, 1, 0, 0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.broadcast_to(columns, (side, side, 4)).astype(np.float32))
+    return path
+
+
+def shows_green(images: Tensor) -> bool:
+    """Whether green is visible in images [..., 4, H, W] in [-1, 1] of the file above."""
+    alpha, green = images[..., 3, :, :], images[..., 1, :, :]
+    return bool((green[alpha > -0.9] > -0.9).any())
 
 
 class ListSource:

@@ -10,6 +10,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from latentae.data import BrokenImageError, decode_image
 from latentae.data.decode import FORMATS, MAX_PIXELS, PNG_MAGIC
+from latentae.data.transforms import Window, resize_window
 from tests.data.tiffs import pack_bits
 
 
@@ -100,6 +101,15 @@ def test_a_transparent_grey_of_any_depth(bits):
         assert alpha.tolist() == [transparent != 0, transparent != largest]
         white = decode_image(data, 1)
         assert white[0, :, 0].tolist() == [white.max() if transparent == 0 else 0, white.max()]
+
+
+def test_a_transparent_deep_grey_is_resized_by_its_alpha():
+    values = [0] * 4 + [65535] * 4
+    data = png_of_grey(values, 16, chunk(b"tRNS", struct.pack(">H", 0)))
+    picture = decode_image(data, 4)
+    assert picture.dtype == np.uint8
+    halved = resize_window(picture, Window(0, 0, 1, 8), (1, 3))
+    assert halved[halved[..., 3] > 0][:, 0].min() == 255  # no black of transparent pixels
 
 
 def test_texts_and_profiles_beyond_pillows_limits(tmp_path):

@@ -89,6 +89,23 @@ def test_addresses_are_answered_truthfully(tmp_path, monkeypatch):
         locate("owner/data")
 
 
+def test_a_misspelt_path_in_a_folder_that_exists_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_png(tmp_path / "my/images/train/a.png", 1)
+    (tmp_path / "my/notes").mkdir()
+    for name, meant in (
+        ("my/imagez", r"'my/images'\?; for the dataset of the hub write 'hf://datasets/my/imagez'"),
+        ("./my/imagez/train", r"'my/images'\?"),
+        ("my/images/trian", r"'my/images/train'\?"),
+        (f"{tmp_path}/myy/images", rf"'{tmp_path}/my'\?"),
+    ):
+        with pytest.raises(ValueError, match=rf"does not exist .*: did you mean {meant}$"):
+            locate(name)
+    with pytest.raises(ValueError, match=r"does not exist \(the working folder is \S+\); for the dataset"):
+        locate("my/dataset")
+    assert locate("mine/imagez").kind == "hub"
+
+
 @pytest.mark.parametrize(("suffix", "program"), [("tar.gz", "gunzip"), ("tgz", "gunzip"), ("tar.xz", "unxz")])
 def test_compressed_tar_files_name_what_unpacks_them(tmp_path, suffix, program):
     make_files(tmp_path, f"a.{suffix}")

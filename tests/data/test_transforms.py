@@ -135,13 +135,31 @@ def test_downscaling_is_antialiased():
     assert CenterCrop(16)(stripes).abs().max() < 0.15  # the mean, 127.5, and not black or white
 
 
-def test_colours_under_transparent_pixels_do_not_bleed():
-    picture = np.zeros((8, 8, 4), np.uint8)
-    picture[:, :4] = (255, 0, 0, 255)
-    picture[:, 4:] = (0, 255, 0, 0)
-    levels = to_levels(CenterCrop(4)(picture))
-    visible = levels[levels[..., 3] > 8]
-    assert visible[:, 1].max() <= 2
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_colours_under_transparent_pixels_do_not_bleed(dtype):
+    picture = np.zeros((8, 8, 4), dtype)
+    white = 255 if dtype == np.uint8 else 1
+    picture[:, :3] = (white, 0, 0, white)
+    picture[:, 3:] = (0, white, 0, 0)
+    rng = np.random.default_rng(0)
+    for crop in (CenterCrop(4, alpha=True), RandomCrop(4, alpha=True)):
+        levels = to_levels(crop(picture, rng))
+        visible = levels[levels[..., 3] > 8]
+        assert visible[:, 1].max() <= 2
+        assert visible[:, 0].min() >= 253
+
+
+def test_colours_of_arrays_are_weighted_as_those_of_pictures_are():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (24, 20, 4), dtype=np.uint8)
+    floats = picture.astype(np.float32) / 255
+    weighted = to_levels(CenterCrop(9, alpha=True)(floats))
+    levels = to_levels(CenterCrop(9)(picture))
+    assert np.abs(weighted - levels)[levels[..., 3] > 64].max() <= 4  # Pillow rounds to 8 bits on its way
+    # Without alpha, the four channels are bands.
+    bands = to_levels(CenterCrop(9)(floats))
+    assert np.abs(bands[..., 3] - levels[..., 3]).max() <= 1
+    assert np.abs(bands - levels)[..., :3].max() > 20
 
 
 def test_every_shape_gives_its_size():

@@ -27,6 +27,7 @@ from latentae.demo.compute import (
 )
 from latentae.evaluation.metrics import psnr
 from latentae.evaluation.models import NamedModel
+from tests.data.pictures import shows_green, write_cutout
 from tests.latents.conftest import draw_tensors, make_kl, make_vq
 
 CPU = torch.device("cpu")
@@ -86,6 +87,12 @@ def test_reading_shrinks_and_refuses(tmp_path):
     (tmp_path / "notes.png").write_text("notes")
     with pytest.raises(BrokenImageError, match=r"notes\.png: not an image"):
         read_image(tmp_path / "notes.png", 3, Reading())
+
+
+def test_arrays_shrink_by_their_alpha(tmp_path):
+    loaded = read_image(write_cutout(tmp_path / "a.npy", side=30), 4, Reading(alpha=True, max_side=16))
+    for size in ((16, 16), (8, 8)):
+        assert not shows_green(loaded.fit(size))
 
 
 def test_any_image_becomes_the_model_channels(tmp_path):

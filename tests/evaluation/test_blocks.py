@@ -18,6 +18,7 @@ from latentae.evaluation.blocks import (
     protocol_called,
 )
 from latentae.evaluation.metrics import to_uint8
+from tests.data.pictures import shows_green, write_cutout
 
 
 @pytest.fixture
@@ -123,6 +124,13 @@ def test_blocks_hold_every_image_once_in_order(source):
     assert found == list(range(70))
     assert [len(blocks[number].images) for number in range(len(blocks))] == [BLOCK_SIZE, BLOCK_SIZE, 6]
     assert blocks[2].names[-1] == "069.png"
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+def test_arrays_are_resized_by_their_alpha(tmp_path, alpha):
+    write_cutout(tmp_path / "a.npy", side=30)
+    blocks = ImageBlocks(FolderSource(tmp_path), protocol_called("resize-16"), 4, alpha=alpha)
+    assert shows_green(blocks.prepare(0)) != alpha
 
 
 def test_workers_change_nothing(source):

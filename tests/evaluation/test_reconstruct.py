@@ -10,6 +10,7 @@ from PIL import Image
 from latentae import cli
 from latentae.evaluation.reconstruct import Job, plan_jobs, run_jobs
 from latentae.models import KLVAE
+from tests.data.pictures import shows_green, write_cutout
 from tests.models.conftest import make
 
 
@@ -92,6 +93,12 @@ def test_max_side_shrinks_longer_images_only(tmp_path):
     assert pixels(tmp_path / "out/a.png").shape == (8, 28, 3)
 
 
+def test_arrays_shrink_by_their_alpha(tmp_path):
+    model = Dimmer(4)
+    run(model, write_cutout(tmp_path / "a.npy", side=30), tmp_path / "out.png", max_side=16, alpha=True)
+    assert not shows_green(model.seen[0])
+
+
 def test_the_reading_of_pictures_is_passed_on(tmp_path):
     np.save(tmp_path / "a.npy", np.full((8, 8), 30.0))
     write(tmp_path / "b.png", 20, 30, mode="L")
@@ -118,20 +125,22 @@ def test_what_cannot_be_reconstructed_is_skipped_with_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "place"),
     [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("can't allocate memory: 9 bytes"),
-        MemoryError(),
+        (torch.OutOfMemoryError("CUDA out of memory"), "the GPU"),
+        (RuntimeError("can't allocate memory: 9 bytes"), "the computer"),
+        (MemoryError(), "the computer"),
     ],
 )
-def test_too_little_memory_is_a_reason(tmp_path, error):
+def test_too_little_memory_is_a_reason(tmp_path, error, place):
     class Greedy(Dimmer):
         def __call__(self, images):
             raise error
 
     (comparison,) = run(Greedy(), write(tmp_path / "a.png", 5, 5), tmp_path / "out.png")
-    assert comparison.skipped == "it needs more memory than there is: try --tile, or --max-side"
+    assert comparison.skipped == f"{place} is out of memory: try --tile, or --max-side"
+    assert comparison.lack_of_memory is error
+    assert error.__traceback__ is None
     assert not (tmp_path / "out.png").exists()
 
 

@@ -33,6 +33,14 @@ def test_of_all_images_in_order(blocks, measures):
     assert found[40, 0].item() == pytest.approx(image[0, :16, :16].mean().item(), abs=1e-3)
 
 
+def test_of_transparent_images_over_white(measures):
+    image = torch.full((1, 4, 4, 4), 100, dtype=torch.uint8)
+    image[:, 3, :, :2] = 0
+    found = extract_features([image], measures.features, torch.device("cpu"), alpha=True)["vgg16"]
+    seen = 100 * 100 / 255 + 155  # at the right, where alpha is 100
+    assert found[0, :4].tolist() == pytest.approx([255, seen, 255, seen], abs=0.6)
+
+
 def test_unreadable_images_are_left_out(blocks, image_folder):
     (image_folder / "train" / "disc" / "004.png").write_bytes(b"no picture")
     indices: list[int] = []

@@ -20,6 +20,7 @@ from latentae.probe.generation import (
 )
 from latentae.probe.pipeline import build_pipeline, pipeline_autoencoder
 from latentae.probe.request import ProbeRequest, open_images
+from latentae.report.grids import checkerboard
 from tests.probe.conftest import tiny_model
 
 
@@ -119,6 +120,32 @@ def test_what_is_measured_and_shown(evaluator, tmp_path):
     shown = grid[38:70, 2:34]
     real = [((evaluator.images.reference.prepare(index) + 1) * 127.5).round() for index in evaluator.indices]
     assert any(np.array_equal(shown, image.permute(1, 2, 0).numpy().astype(np.uint8)) for image in real)
+
+
+def test_transparent_images_are_shown_on_a_checkerboard(measures, tmp_path):
+    for number in range(8):
+        transparent = Image.new("RGBA", (32, 32), (10 * number, 0, 0, 0))
+        (tmp_path / "images").mkdir(exist_ok=True)
+        transparent.save(tmp_path / f"images/{number}.png")
+    given = {"image_size": 32, "batch_size": 4, "samples": 4, "sampling_steps": 1, "alpha": True}
+    request = ProbeRequest(["a"], str(tmp_path / "images"), tmp_path, **given)
+    images, indices = open_images(request, 4), []
+    real = extract_features(
+        real_images(images.reference, indices=indices), measures.features, CPU, alpha=True
+    )
+    model = tiny_model(in_channels=4, out_channels=4)
+    with torch.no_grad():  # it decodes images whose alpha is -1
+        model.decoder.conv_out.weight.zero_()
+        model.decoder.conv_out.bias.copy_(torch.tensor([1.0, 0.5, -0.5, -1.0]))
+    pipeline = build_pipeline(
+        build_denoiser((4, 8, 8), 8, DenoiserSize(32, 1), 0), pipeline_autoencoder(model).vae
+    )
+    evaluator = GenerationEvaluator(images, measures.features, real, indices, request, CPU)
+    evaluator.evaluate(pipeline, NamedModel("a", "somewhere", model), [0] * 4, tmp_path)
+    for kind in ("samples", "interpolations", "neighbours"):
+        shown = np.array(Image.open(tmp_path / f"{kind}.png"))
+        assert np.array_equal(shown[2:34, 2:34], checkerboard(32, 32))
+    assert np.array_equal(shown[38:70, 2:34], checkerboard(32, 32))  # the real images, too
 
 
 def test_without_networks(evaluator, tmp_path):

@@ -3,10 +3,12 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from latentae.evaluation.models import NamedModel
 from latentae.probe.denoiser import NULL_LABEL, DenoiserSize
@@ -114,6 +116,7 @@ def test_other_settings_overwrite_nothing(request_of, measures):
         ({"models": ["a=grey", "b=kl"]}, r"different numbers of channels \(a 1, b 3\)"),
         ({"models": ["a=unscaled"]}, "a: the scale of its latents is not known: measure it"),
         ({"data": "nowhere/at/all"}, "nowhere/at/all"),
+        ({"alpha": True}, "alpha is set, but the models take images of 3 channels"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_written(request_of, measures, changes, message):
@@ -146,6 +149,17 @@ def test_constant_latents_are_named(request_of, measures):
 
     with pytest.raises(ValueError, match=r"a: its latent channel\(s\) \[0\] do not vary"):
         run(replace(request_of, models=["a=kl"]), measures, open_model=constant)
+
+
+def test_reconstructions_of_transparent_images_are_measured_as_composites(request_of, measures):
+    for path in Path(request_of.data).rglob("*.png"):
+        image = Image.open(path)
+        image.putalpha(128)
+        image.save(path)
+    rgba = tiny_model(in_channels=4, out_channels=4)
+    request = replace(request_of, models=["a=kl"], alpha=True)
+    results, _ = run(request, measures, open_model=lambda path: rgba)
+    assert {"psnr_black", "psnr_white", "alpha_psnr"} <= set(results.reconstruction["a"])
 
 
 def test_images_of_several_sizes_are_cropped(request_of, measures, image_folder):

@@ -42,6 +42,11 @@ def test_settings_are_what_results_depend_on(request_of):
     assert json.loads(json.dumps(settings)) == settings
 
 
+def test_alpha_is_a_setting_only_where_it_is_given(request_of):
+    assert "alpha" not in request_of.settings()
+    assert replace(request_of, alpha=True).settings() == {**request_of.settings(), "alpha": True}
+
+
 def test_families_are_told_by_the_models(request_of):
     assert replace(request_of, families=["sd1"]).settings() == request_of.settings()
 

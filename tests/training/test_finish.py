@@ -205,7 +205,9 @@ def test_averaged_weights_that_diverged_end_the_run_with_a_sentence(tiny, tmp_pa
 
 @pytest.mark.parametrize("reason", ["smaller than one latent", "the computer is out of memory"])
 def test_whole_images_that_a_model_cannot_take_do_not_fail_the_run(reason, tiny, monkeypatch, capsys):
-    monkeypatch.setattr(trainer_module, "load_whole_images", lambda dataset: [torch.zeros(3, 1, 40)])
+    monkeypatch.setattr(
+        trainer_module, "load_whole_images", lambda dataset, **options: [torch.zeros(3, 1, 40)]
+    )
     if "memory" in reason:
         monkeypatch.setattr(trainer_module, "whole_preview", lambda *_, **__: bytearray(2**62))
     trainer = Trainer(tiny("max_steps=1"))

@@ -25,7 +25,7 @@ from latentae.training.images import (
     record_data,
 )
 from latentae.training.run_folder import RunFolder
-from tests.data.pictures import write_shards, write_tar
+from tests.data.pictures import shows_green, write_cutout, write_shards, write_tar
 from tests.training.conftest import draw_images
 
 
@@ -69,6 +69,14 @@ def test_two_whole_images_of_a_folder_and_none_that_is_broken(tmp_path):
     assert len(load_whole_images(dataset)) == 1
     only = ImageDataset(take_evenly(dataset.source, 1), CenterCrop(32), channels=3)
     assert len(load_whole_images(only)) == 1
+
+
+def test_whole_arrays_shrink_by_their_alpha(tmp_path):
+    write_cutout(tmp_path / "a.npy", side=700)
+    dataset = ImageDataset(FolderSource(tmp_path), CenterCrop(32), channels=4)
+    (image,) = load_whole_images(dataset, alpha=True)
+    assert image.shape == (4, 512, 512)
+    assert not shows_green(image)
 
 
 def test_what_the_start_line_says_of_them(tiny):

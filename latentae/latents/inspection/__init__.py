@@ -16,11 +16,11 @@ from latentae.latents.inspection.decoding import (
     interpolate,
     sample_gaussian,
     sample_prior,
-    slerp,
     traverse,
 )
 from latentae.latents.inspection.sections import encoded_latents
 from latentae.latents.inspection.spectrum import RadialSpectrum, compare_spectra, radial_power_spectrum
+from latentae.models.interpolation import slerp
 from latentae.report.grids import Figure
 
 __all__ = [

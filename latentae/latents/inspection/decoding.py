@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentae.devices import to_float64, to_float64_on_cpu
+from latentae.devices import to_float64_on_cpu
 from latentae.latents.inspection.channels import LatentGaussian, normal_noise
 from latentae.models import KLVAE, VQVAE, ForeignAutoencoder, TinyAutoencoder
+from latentae.models.interpolation import angle_between, slerp
 from latentae.report.grids import Figure, image_grid
 
 Autoencoder = KLVAE | VQVAE | TinyAutoencoder | ForeignAutoencoder
-
-# Within this of 0 or π the formula divides by next to nothing.
-_SMALLEST_ANGLE = 1e-4
 
 ABOUT_INTERPOLATION = (
     "Decoded points on the arc between two latents, around the latents' mean: spherical interpolation keeps "
@@ -112,49 +109,6 @@ class Interpolation:
             torch.cat([getattr(part, name) for part in parts]) for name in ("images", "norms", "angles")
         )
         return cls(parts[0].weights, images, norms, angles)
-
-
-class OppositeEndsError(ValueError):
-    """The two ends point in opposite directions, so that no arc between them is the shortest."""
-
-
-def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-    """Returns points [n, *shape] on the arc from one tensor to another of the same shape, in float64.
-
-    sin((1−t)Ω)/sin Ω · a + sin(tΩ)/sin Ω · b with Ω the angle between a and b as vectors (Shoemake 1985,
-    section 3.3). Where the norms differ, the norm changes smoothly. Where there is no angle, because the two
-    are parallel or one is zero, the points lie on the straight line, which is the formula's limit.
-
-    Args:
-        weights: [n] t; 0 gives ``first`` and 1 ``second``.
-
-    Raises:
-        ValueError: different shapes.
-        OppositeEndsError: opposite directions.
-    """
-    if first.shape != second.shape:
-        raise ValueError(
-            f"one end is {list(first.shape)}, the other {list(second.shape)}, but they must be alike"
-        )
-    a, b = to_float64(first), to_float64(second)
-    t = weights.to(a).view(-1, *[1] * a.ndim)
-    omega = math.radians(angle_between(a, b))
-    if math.pi - omega < _SMALLEST_ANGLE:
-        raise OppositeEndsError(
-            "the two ends point in opposite directions, so that no arc between them is shortest"
-        )
-    if omega < _SMALLEST_ANGLE:
-        return (1 - t) * a + t * b
-    return (((1 - t) * omega).sin() * a + (t * omega).sin() * b) / math.sin(omega)
-
-
-def angle_between(first: Tensor, second: Tensor) -> float:
-    """Returns the angle between two tensors as vectors, in degrees; 0 where one is zero."""
-    a, b = to_float64(first).flatten(), to_float64(second).flatten()
-    lengths = a.norm() * b.norm()
-    if not lengths > 0:
-        return 0.0
-    return math.degrees(math.acos(max(-1.0, min(1.0, (a @ b / lengths).item()))))
 
 
 def interpolate(

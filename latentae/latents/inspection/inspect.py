@@ -93,7 +93,9 @@ def inspect(
     selection = DataSelection(data, split or "", image_column, dataset_config, value_range, max_pixels)
     chosen, source = open_images(selection)
     say(f"the images: split {chosen!r}, {describe_source(source)}")
-    dataset, broken = _dataset(autoencoder, take_evenly(source, max_images), size, data)
+    dataset, broken = _dataset(
+        autoencoder, take_evenly(source, max_images), CenterCrop(size, alpha=alpha), data
+    )
     for reason in broken:
         say(f"note: left out, because it cannot be decoded: {reason}")
     check_memory(len(dataset) * math.prod(autoencoder.latents_shape(torch.empty(1, 1, size, size))))
@@ -141,7 +143,7 @@ def _image_size(model: Autoencoder, image_size: int | None) -> int:
     return int(size)
 
 
-def _dataset(model: Autoencoder, source: Any, size: int, data: str) -> tuple[ImageDataset, list[str]]:
+def _dataset(model: Autoencoder, source: Any, crop: CenterCrop, data: str) -> tuple[ImageDataset, list[str]]:
     """Returns the images that can be decoded, and the reasons why others cannot."""
     channels = model.config.in_channels
     check_channels(channels)
@@ -151,7 +153,7 @@ def _dataset(model: Autoencoder, source: Any, size: int, data: str) -> tuple[Ima
             f"{data} has {len(sound)} image(s) that can be used, but an inspection compares "
             f"{_FEWEST_IMAGES} or more"
         )
-    return ImageDataset(sound, CenterCrop(size), channels), broken
+    return ImageDataset(sound, crop, channels), broken
 
 
 def _facts(

@@ -26,7 +26,6 @@ from latentae.latents.inspection.decoding import (
     ABOUT_TRAVERSAL,
     Autoencoder,
     Interpolation,
-    OppositeEndsError,
     interpolate,
     sample_gaussian,
     sample_prior,
@@ -43,6 +42,7 @@ from latentae.latents.inspection.spectrum import (
 )
 from latentae.latents.statistics import noise_generators
 from latentae.models import KLVAE, VQVAE
+from latentae.models.interpolation import OppositeEndsError
 from latentae.report.grids import Figure
 
 NAMES = ("histograms", "spectrum", "correlations", "interpolation", "samples", "traversal", "codebook")
