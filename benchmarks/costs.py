@@ -72,7 +72,10 @@ def main() -> None:
     }
     parser.add_argument("table", choices=list(tables))
     parser.add_argument(
-        "--configs", nargs="+", default=["quickstart", "kl_f8"], help="models of the tables optimizers and checkpoints"
+        "--configs",
+        nargs="+",
+        default=["quickstart", "kl_f8"],
+        help="models of the tables optimizers and checkpoints",
     )
     parser.add_argument("overrides", nargs="*", help="key=value, as in training, for two tables")
     arguments = parser.parse_intermixed_args()
