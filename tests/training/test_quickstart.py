@@ -16,9 +16,9 @@ def test_the_first_steps_of_the_quickstart_learn(alexnet_trunk, tmp_path):
     short = ("max_steps=40", "optimizer.warmup_steps=10", "sample_every=40", "checkpoint_every=40")
     summary = train(tmp_path / "run", *short, "cpu_threads=1")
     assert summary["images"] == 36
-    # The seeds 0 and 1 reached 15.87 and 16.58 dB, and 0.436 and 0.388.
+    # The seeds 0 and 1 reached 15.92 and 16.10 dB, and 0.453 and 0.400.
     assert summary["psnr"] > 14.5
-    assert summary["lpips"] < 0.48
+    assert summary["lpips"] < 0.5
     with Image.open(tmp_path / "run/samples/whole_000040.png") as picture:
         assert picture.size == (2 * (512 + 4), 342 + 4 + 300 + 4)
 
