@@ -46,6 +46,7 @@ class Ours:
 
 
 _NUM_CODES = 1024
+_COLOURS = "{probability: 0.5, hue: 0.5, saturation: 0.4, contrast: 0.2, brightness: 0.1}"  # the quickstart's
 _CODES = f"model.quantizer.num_codes={_NUM_CODES}"
 
 OURS: dict[str, Ours] = {
@@ -93,6 +94,7 @@ ABLATIONS: dict[str, Ours] = {
     "kl, batch 4": _changed("kl", "batch_size=4"),
     "kl, batch 16": _changed("kl", "batch_size=16"),
     "kl, crops 1 to 4": _changed("kl", "data.downscale=[1.0, 4.0]"),
+    "kl, other colours": _changed("kl", f"data.color_jitter={_COLOURS}"),
     "kl, bfloat16": _changed("kl", "mixed_precision=bf16"),
     "kl, no clipping": _changed("kl", "max_grad_norm=null"),
     "kl, stock blocks": _changed("kl", "performance=off"),
