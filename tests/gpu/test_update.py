@@ -1,6 +1,7 @@
 """Updates on a device: a refused one changes nothing to the bit, and one scaler serves two optimizers."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,15 +10,17 @@ from torch import nn
 from latentae.devices import to_device
 from latentae.training.ema import EMA
 from latentae.training.guard import Guard
-from latentae.training.update import Learner, LearningRate, adamw, update
+from latentae.training.optimizers import Muon, adamw
+from latentae.training.update import Learner, LearningRate, update
 
 ADAM = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.01, "eps": 1e-8}
+OPTIMIZERS = {"adamw": partial(adamw, **ADAM), "muon": partial(Muon, **ADAM, momentum=0.9, update_rms=0.2)}
 
 
-def learner(name, device):
+def learner(name, device, optimizer="adamw"):
     torch.manual_seed(len(name))
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 3)).to(device)
-    return Learner(name, module, adamw(module.parameters(), **ADAM), LearningRate(0.1, last_step=100))
+    return Learner(name, module, OPTIMIZERS[optimizer](module), LearningRate(0.1, last_step=100))
 
 
 def backward(one, device, factor=1.0, scaler=None):
@@ -36,8 +39,9 @@ def is_equal(first, second):
     return all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
-def test_a_refused_update_changes_no_bit(device):
-    one, guard = learner("net", device), Guard(lambda own: own)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_refused_update_changes_no_bit(device, optimizer):
+    one, guard = learner("net", device, optimizer), Guard(lambda own: own)
     average = EMA(one.module, 0.9)
     for step, factor, is_made in ((0, 1.0, True), (1, float("nan"), False), (2, float("inf"), False)):
         backward(one, device, factor)
@@ -50,7 +54,7 @@ def test_a_refused_update_changes_no_bit(device):
         if step:
             assert is_equal([*state(one), *average.state_dict().values()], before)
     # The step after is the one that would have followed the first.
-    twin = learner("net", device)
+    twin = learner("net", device, optimizer)
     for _ in range(2):
         backward(twin, device)
         update([twin], 0, None, 1.0, lambda norms, scale: torch.ones((), dtype=torch.bool, device=device))
