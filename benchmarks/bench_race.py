@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from measuring import benchmark_parser, commit, describe_run, hardware, print_head, print_row
 from peers_training import PEERS
-from race_competitors import COMPETITORS, OURS, Setting, create, open_batches, open_validation
-from race_report import Jury, draw_curves, group, print_rows, read_runs, stack_pictures
+from race_competitors import ABLATIONS, COMPETITORS, OURS, Setting, create, open_batches, open_validation
+from race_report import Jury, draw_curves, group, print_changes, print_rows, read_runs, stack_pictures
 from torch import Tensor
 
 from latentae.evaluation.metrics import to_images, to_uint8
@@ -184,12 +184,19 @@ def main() -> None:
 
 def show(out: Path, names: list[str], budget: str) -> None:
     """Prints the table of a budget's finished runs, draws their curves, and lists what each peer is."""
-    rows = group(read_runs(out), names, budget)
-    if not rows:
+    runs = read_runs(out)
+    rows = group(runs, [name for name in names if name not in ABLATIONS], budget)
+    changed = group(runs, [name for name in names if name in ABLATIONS], budget)
+    if not rows and not changed:
         print(f"no finished run of {budget} in {out}")
         return
     print(f"{describe_run()} Budget of each run: {budget}.\n")
-    print_rows(rows)
+    if rows:
+        print_rows(rows)
+    if changed:
+        print()
+        print_changes(changed, group(runs, list(OURS), budget))
+        rows = [*rows, *changed]
     word = budget.replace(" ", "_")
     draw_curves(rows, out / f"race_{word}.png")
     stack_pictures(out, rows, out / f"race_{word}_images.png")

@@ -182,6 +182,34 @@ def print_rows(rows: Sequence[Row]) -> None:
         print_row(row.name, setting, row.runs[0]["steps"], f"{seconds:.0f}", len(row.runs), *cells)
 
 
+def print_changes(rows: Sequence[Row], bases: Sequence[Row]) -> None:
+    """Prints a Markdown table of configs with one change: metrics, and differences to the unchanged config.
+
+    Args:
+        rows: of changed configs, named ``base, change``.
+        bases: the unchanged ones, with runs of the same seeds.
+    """
+    keys = [key for key in _METRICS if any(row.values(key) for row in rows)]
+    print_head("change", "steps", "seeds", *(_METRICS[key][0] for key in keys))
+    for row in rows:
+        name = row.name.partition(",")[0]
+        unchanged = {run["seed"]: run["final"] for base in bases if base.name == name for run in base.runs}
+        pairs = [(run["final"], unchanged.get(run["seed"], {})) for run in row.runs]
+        cells = [_with_difference([pair for pair in pairs if key in pair[0]], key) for key in keys]
+        print_row(row.name, row.runs[0]["steps"], len(pairs), *cells)
+
+
+def _with_difference(pairs: Sequence[tuple[dict[str, float], dict[str, float]]], key: str) -> str:
+    form = _METRICS[key][1]
+    if not pairs:
+        return "-"
+    changed = statistics.mean(final[key] for final, _ in pairs)
+    if not all(key in other for _, other in pairs):
+        return format(changed, form)
+    unchanged = statistics.mean(other[key] for _, other in pairs)
+    return f"{changed:{form}} ({changed - unchanged:+{form}})"
+
+
 def draw_curves(rows: Sequence[Row], path: Path) -> None:
     """Writes PSNR and LPIPS against processor seconds as a PNG: a line per row, ours solid."""
     figure = Figure((10, 5.2), dpi=80, layout="constrained")

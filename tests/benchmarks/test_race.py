@@ -57,6 +57,17 @@ def test_a_race_of_a_few_steps_has_a_table_and_a_figure(race, tmp_path, capsys):
     assert "codes" not in runs[0]["final"]
 
 
+def test_a_changed_config_is_compared_with_the_unchanged_one(race, tmp_path, capsys):
+    race(tmp_path, "--steps", "2", "--quick", names=["kl", "kl, AdamW"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    first_cells = [line.split(" | ")[0] for line in lines if "---" not in line]
+    assert first_cells == ["| competitor", "| kl", "| change", "| kl, AdamW"]
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("run_*.json")]
+    psnr = {run["competitor"]: run["final"]["psnr"] for run in runs}
+    difference = psnr["kl, AdamW"] - psnr["kl"]
+    assert f"| {psnr['kl, AdamW']:.2f} ({difference:+.2f}) |" in lines[-1]
+
+
 def test_equal_time_gives_more_steps_to_the_cheaper_and_tuning_keeps_the_best(race, tmp_path, capsys):
     race(tmp_path, "--minutes", "0.01", "--tune", "--rates", "1e-4", "1e-2", names=["ldm-kl"])
     runs = [json.loads(path.read_text()) for path in tmp_path.glob("run_*.json")]
