@@ -174,15 +174,22 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     wide = wide / matrices.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None]
-    gram, product = wide @ wide.mT, None
-    first, second, third = _NEWTON_SCHULZ
-    for _ in range(_ROUNDS):
-        factor = torch.baddbmm(gram, gram, gram, beta=second, alpha=third)
-        factor.diagonal(dim1=1, dim2=2).add_(first)
-        product = factor if product is None else factor @ product
+    gram = wide @ wide.mT
+    product = factor = _newton_schulz_factor(gram)
+    for _ in range(_ROUNDS - 1):
         gram = factor @ gram @ factor
+        factor = _newton_schulz_factor(gram)
+        product = factor @ product
     result = product @ wide
     return result if wide.shape == matrices.shape else result.mT
+
+
+def _newton_schulz_factor(gram: Tensor) -> Tensor:
+    """Returns a I + b G + c G² of matrices [N, rows, rows]."""
+    first, second, third = _NEWTON_SCHULZ
+    factor = torch.baddbmm(gram, gram, gram, beta=second, alpha=third)
+    factor.diagonal(dim1=1, dim2=2).add_(first)
+    return factor
 
 
 def _gradients(weights: Sequence[Tensor]) -> list[Tensor]:
