@@ -105,7 +105,17 @@ _TAKES_EFFECT_IN_BRANCH = {
         f"{section}.{name}"
         for section in ("optimizer", "discriminator.optimizer")
         for name in (
-            *("learning_rate", "betas", "weight_decay", "epsilon", "schedule", "warmup_steps", "decay_share"),
+            *(
+                "learning_rate",
+                "betas",
+                "weight_decay",
+                "epsilon",
+                "momentum",
+                "update_rms",
+                "schedule",
+                "warmup_steps",
+                "decay_share",
+            ),
             "final_scale",
         )
     ),
