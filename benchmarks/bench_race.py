@@ -28,7 +28,16 @@ import torch
 from measuring import benchmark_parser, commit, describe_run, hardware, print_head, print_row
 from peers_training import PEERS
 from race_competitors import ABLATIONS, COMPETITORS, OURS, Setting, create, open_batches, open_validation
-from race_report import Jury, draw_curves, group, print_changes, print_rows, read_runs, stack_pictures
+from race_report import (
+    Jury,
+    best_of_each,
+    draw_curves,
+    group,
+    print_changes,
+    print_rows,
+    read_runs,
+    stack_pictures,
+)
 from torch import Tensor
 
 from latentae.evaluation.metrics import to_images, to_uint8
@@ -198,8 +207,9 @@ def show(out: Path, names: list[str], budget: str) -> None:
         print_changes(changed, group(runs, list(OURS), budget))
         rows = [*rows, *changed]
     word = budget.replace(" ", "_")
-    draw_curves(rows, out / f"race_{word}.png")
-    stack_pictures(out, rows, out / f"race_{word}_images.png")
+    drawn = best_of_each(rows)
+    draw_curves(drawn, out / f"race_{word}.png")
+    stack_pictures(out, drawn, out / f"race_{word}_images.png")
     peers = [name for name in names if name in PEERS]
     if peers:
         print()

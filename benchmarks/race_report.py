@@ -160,6 +160,16 @@ def _budgets(run: dict[str, Any]) -> tuple[str, str]:
     return run["budget"], f"{run['steps']} steps"
 
 
+def best_of_each(rows: Sequence[Row]) -> list[Row]:
+    """Returns one row per competitor: that of the learning rate with the best mean PSNR."""
+    best: dict[str, Row] = {}
+    for row in rows:
+        kept = best.setdefault(row.name, row)
+        if statistics.mean(row.values("psnr")) > statistics.mean(kept.values("psnr")):
+            best[row.name] = row
+    return list(best.values())
+
+
 def print_rows(rows: Sequence[Row]) -> None:
     """Prints a Markdown table. The best mean of each metric is bold."""
     keys = [key for key in _METRICS if any(row.values(key) for row in rows)]
