@@ -15,6 +15,8 @@ from torch.optim.adamw import adamw as adamw_step
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Muon's: five rounds take [0.01, 1] to about [0.7, 1.2]
 _ROUNDS = 5
+_LEAST_NORM = 1e-7  # as in torch: below it updates shrink, so weights rest once their gradients have ended
+_MOST_STACKED = 2**23  # numbers in matrices that are made orthogonal at once, with five times their memory
 
 
 def adamw(network: nn.Module, **settings: Any) -> torch.optim.Optimizer:
@@ -54,12 +56,14 @@ def adamw8bit(network: nn.Module, **settings: Any) -> torch.optim.Optimizer:
 class Muon(torch.optim.Optimizer):
     """Momentum with an orthogonalised update for matrices, AdamW for all other weights.
 
-    Matrices are the weights of convolutions, one row per output channel, and of linear layers. The singular
-    values of their updates are all near 1, so directions with small gradients, such as colours, are learned
-    as fast as those with large ones. Norms, biases, codebooks and single numbers have no such directions.
+    Matrices are the weights of linear layers and convolutions, these with all dimensions but the first taken
+    together. The singular values of their updates are all near 1, so directions with small gradients, such as
+    colours, are learned as fast as those with large ones. Norms, biases, codebooks and single numbers have no
+    such directions.
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", with the update's
-    size of arXiv 2502.16982. torch.optim.Muon takes matrices only, and one after another.
+    size of arXiv 2502.16982. Unlike there, the first and last layers count as matrices. torch.optim.Muon
+    takes matrices only, and one after another.
 
     Args:
         network: whose weights learn.
@@ -120,8 +124,17 @@ class Muon(torch.optim.Optimizer):
             for weight in weights:
                 by_shape[weight.shape, weight.device].append(weight)
             for alike in by_shape.values():
-                self._step_matrices(alike, group)
+                count = max(1, _MOST_STACKED // alike[0].numel())
+                for start in range(0, len(alike), count):
+                    self._step_matrices(alike[start : start + count], group)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads averages and counts. A count stays on the CPU, where a step reads it without waiting."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            if "step" in state:
+                state["step"] = state["step"].cpu()
 
     def _step_matrices(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         """Changes weights of one shape."""
@@ -173,7 +186,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     products for a 3×3 convolution.
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    wide = wide / matrices.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None]
+    wide = wide / matrices.flatten(1).norm(dim=1).clamp(min=_LEAST_NORM)[:, None, None]
     gram = wide @ wide.mT
     product = factor = _newton_schulz_factor(gram)
     for _ in range(_ROUNDS - 1):

@@ -128,7 +128,8 @@ class RunFolder:
             lines = "\n  ".join(changes)
             raise ConfigError(
                 f"output_dir is {self.root}, which holds a run with other settings:\n  {lines}\n"
-                f"go back to that run's settings to continue it, or {self.how_to_branch(config)}"
+                f"go back to that run's settings to continue it (--config {self.config}), "
+                f"or {self.how_to_branch(config)}"
             )
 
     def other_data(self, config: RunConfig, difference: str) -> str | None:

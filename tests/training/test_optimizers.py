@@ -1,4 +1,4 @@
-import math
+import copy
 import sys
 from types import SimpleNamespace
 
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from latentae.training import optimizers
 from latentae.training.optimizers import Muon, adamw, adamw8bit, keep_settings, orthogonalise
 
 ADAM = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.0, "eps": 1e-8}
@@ -206,21 +207,68 @@ def test_muon_continues_from_its_state():
         assert torch.equal(weight, stopped.state_dict()[name]), name
 
 
-def test_muon_learns_a_faded_direction():
-    """A linear map whose second input is faint: the reason to orthogonalise."""
-    inputs = torch.randn(256, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.05])
+def test_small_gradients_stay_finite_and_a_weight_rests_after_its_last_gradient():
+    """As for a discriminator that has won under the hinge loss: its gradients are exactly zero from then on."""
+    network = nn.Conv2d(8, 8, 3)
+    optimizer = Muon(network, **MUON)
+    descend(network, optimizer)
+    assert orthogonalise(torch.full((1, 4, 4), 1e-30)).isfinite().all()
+    for step in range(1200):
+        if step == 600:
+            before = network.weight.clone()
+        network.zero_grad(set_to_none=False)
+        optimizer.step()
+    torch.testing.assert_close(network.weight, before, rtol=0, atol=1e-6)
+
+
+def test_large_weights_are_not_all_stacked_at_once(monkeypatch):
+    layers = nn.ModuleList([nn.Linear(4, 4, bias=False) for _ in range(5)])
+    alike = copy.deepcopy(layers)
+    descend(layers, Muon(layers, **MUON))
+    monkeypatch.setattr(optimizers, "_MOST_STACKED", 40)
+    seen = []
+    monkeypatch.setattr(
+        optimizers, "orthogonalise", lambda matrices: seen.append(len(matrices)) or orthogonalise(matrices)
+    )
+    descend(alike, Muon(alike, **MUON), steps=3)
+    assert seen == [2, 2, 1] * 3
+    for one, other in zip(layers.parameters(), alike.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_parameters_that_are_added_later_move_as_under_adamw():
+    """Learned scales of the losses are set apart in a group of their own."""
+    network, ours, theirs = nn.Linear(2, 2), *(nn.Parameter(torch.tensor(2.0)) for _ in range(2))
+    optimizer = Muon(network, **MUON)
+    optimizer.add_param_group({"params": [ours], "lr_scale": 3.0})
+    peer = torch.optim.AdamW([theirs], **ADAM)
+    for _ in range(3):
+        ours.grad = theirs.grad = torch.tensor(0.7)
+        optimizer.step()
+        peer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_muon_learns_a_faint_direction_sooner_than_adamw():
+    """Inputs of which one direction, not along an axis, is faint: the reason to orthogonalise."""
+    turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
+    inputs = (
+        torch.randn(256, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.05]) @ turn.T
+    )
+    faint = turn[:, 1]
 
     def error(make):
         network = nn.Linear(2, 2, bias=False)
         nn.init.zeros_(network.weight)
         optimizer = make(network)
-        for _ in range(20):
+        for _ in range(30):
             optimizer.zero_grad()
             (network(inputs) - inputs).square().mean().backward()
             optimizer.step()
-        return abs(network.weight[1, 1].item() - 1)
+        return abs(faint @ network.weight @ faint - 1).item()
 
-    with_muon = error(lambda network: Muon(network, **{**MUON, "lr": 0.3, "eps": 1e-8}))
-    with_sgd = error(lambda network: torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9))
-    assert with_muon < 0.5 * with_sgd
-    assert math.isfinite(with_muon)
+    settings = {**ADAM, "lr": 0.3, "betas": (0.9, 0.99)}
+    with_muon = error(lambda network: Muon(network, **{**MUON, **settings}))
+    with_adamw = error(lambda network: torch.optim.AdamW(network.parameters(), **settings))
+    print(with_muon, with_adamw)
+    assert with_muon < 0.5 * with_adamw
