@@ -203,8 +203,9 @@ def print_changes(rows: Sequence[Row], bases: Sequence[Row]) -> None:
     print_head("change", "steps", "seeds", *(_METRICS[key][0] for key in keys))
     for row in rows:
         name = row.name.partition(",")[0]
-        unchanged = {run["seed"]: run["final"] for base in bases if base.name == name for run in base.runs}
-        pairs = [(run["final"], unchanged.get(run["seed"], {})) for run in row.runs]
+        runs = [run for base in bases if base.name == name for run in base.runs]
+        unchanged = {(run["seed"], run["rate"]): run["final"] for run in runs}
+        pairs = [(run["final"], unchanged.get((run["seed"], run["rate"]), {})) for run in row.runs]
         cells = [_with_difference([pair for pair in pairs if key in pair[0]], key) for key in keys]
         print_row(row.name, row.runs[0]["steps"], len(pairs), *cells)
 

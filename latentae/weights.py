@@ -257,15 +257,11 @@ def _torchvision_path(network: _Trunk | _Classifier) -> Path:
 def _hash_in_name(file: str) -> str:
     """Returns the hash that a name ends in, as torch.hub writes it: `-` and eight or more digits; or nothing.
 
-    Decimal digits alone are taken for a number, such as a date, unless the name is one of torchvision's.
+    Decimal digits alone are taken for a number, such as a date.
     """
     stem = Path(file).stem
     found = _HASH.fullmatch(stem, max(stem.rfind("-"), 0))
-    if found is None:
-        return ""
-    networks: tuple[_Trunk | _Classifier, ...] = (*_TRUNKS.values(), *_CLASSIFIERS.values())
-    published = [network.torchvision_file for network in networks]
-    return "" if found[1].isdecimal() and file not in published else found[1]
+    return "" if found is None or found[1].isdecimal() else found[1]
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

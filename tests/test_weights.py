@@ -313,16 +313,6 @@ def test_digits_with_letters_in_the_name_of_a_file_are_a_hash(end: str, tmp_path
         load_classifier("resnet50", str(tmp_path / f"own-{end}.pth"))
 
 
-def test_a_hash_of_decimal_digits_in_a_name_of_torchvision_s_is_checked(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    pinned = dataclasses.replace(weights._CLASSIFIERS["resnet50"], torchvision_file="resnet50-00000000.pth")
-    monkeypatch.setitem(weights._CLASSIFIERS, "resnet50", pinned)
-    torch.save({"fc.weight": torch.ones(2)}, tmp_path / "resnet50-00000000.pth")
-    with pytest.raises(WeightsNotFoundError, match="does not begin as its name ends"):
-        load_classifier("resnet50", str(tmp_path / "resnet50-00000000.pth"))
-
-
 def test_the_classifiers_are_torchvision_s() -> None:
     import torchvision.models
 

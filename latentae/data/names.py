@@ -106,11 +106,13 @@ def similar_paths(path: Path) -> list[Path]:
 
     They differ from it in its first part that does not exist, and end there.
     """
+    must_be_folder = not exists(path.parent)
     while not exists(path.parent):
         path = path.parent
     try:
         with os.scandir(path.parent) as entries:
-            names = [entry.name for entry in itertools.islice(entries, _MOST_COMPARED)]
+            compared = itertools.islice(entries, _MOST_COMPARED)
+            names = [entry.name for entry in compared if entry.is_dir() or not must_be_folder]
     except OSError:
         return []
     return [path.with_name(name) for name in difflib.get_close_matches(path.name, names)]

@@ -340,9 +340,9 @@ class Evaluation:
             "smallest_side": self.blocks.smallest_side,
             "protocol": self.blocks.protocol.describe(),
             "measures": self.measures.identities,
-            # These appear only if given, so that older measurements stay valid.
+            # These appear only if given, so that older measurements without them stay valid.
             **({"alpha": True} if self.alpha else {}),
-            **({"resized_by_alpha": True} if self.blocks.alpha else {}),
+            **({"resized_by_alpha": True} if self.blocks.alpha else {}),  # older ones with alpha are not
             **({"fixed_side": self.blocks.fixed_side} if self.blocks.fixed_side else {}),
             **({"ifid": True} if self.ifid else {}),
         }

@@ -208,7 +208,7 @@ def test_muon_continues_from_its_state():
 
 
 def test_small_gradients_stay_finite_and_a_weight_rests_after_its_last_gradient():
-    """As for a discriminator that has won under the hinge loss: its gradients are exactly zero from then on."""
+    """As for a discriminator that has won under the hinge loss: its gradients are zero from then on."""
     network = nn.Conv2d(8, 8, 3)
     optimizer = Muon(network, **MUON)
     descend(network, optimizer)
@@ -270,5 +270,4 @@ def test_muon_learns_a_faint_direction_sooner_than_adamw():
     settings = {**ADAM, "lr": 0.3, "betas": (0.9, 0.99)}
     with_muon = error(lambda network: Muon(network, **{**MUON, **settings}))
     with_adamw = error(lambda network: torch.optim.AdamW(network.parameters(), **settings))
-    print(with_muon, with_adamw)
     assert with_muon < 0.5 * with_adamw
