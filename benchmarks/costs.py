@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from latentae.build import build_autoencoder
 from latentae.config import RunConfig, load_config, read_config, shipped_configs
 from latentae.latents.cache import encode_dataset
-from latentae.training.dry_run import measure_memory
+from latentae.training.dry_run import measure_memory, tensor_bytes
 from latentae.training.log import Meter
 from latentae.training.optimizers import Muon, adamw
 from latentae.training.run_folder import describe_pretrained
@@ -131,14 +131,10 @@ def optimizers(arguments: argparse.Namespace) -> None:
         }
         steps = {kind: optimizer.step for kind, optimizer in rivals.items()}
         usual, other = in_turns(steps, arguments.rounds, torch.device("cpu")).values()
-        memory = (f"{_state_bytes(optimizer) / 1e6:.0f} MB" for optimizer in rivals.values())
+        memory = (f"{tensor_bytes(dict(optimizer.state)) / 1e6:.0f} MB" for optimizer in rivals.values())
         medians = (f"{statistics.median(spent):.3f}" for spent in (usual, other))
         parameters = sum(weight.numel() for weight in network.parameters())
         print_row(f"`{name}`", f"{parameters / 1e6:.2f} M", *medians, show_ratio(other, usual), *memory)
-
-
-def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    return sum(value.nbytes for state in optimizer.state.values() for value in state.values())
 
 
 def latent_losses(arguments: argparse.Namespace) -> None:
