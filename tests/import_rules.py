@@ -23,9 +23,7 @@ class Rule:
 
 
 COMPONENTS = ("quantizers", "discriminators", "losses", "data")
-COMPONENT = Rule(
-    ("devices", "distributed", "files", "tracing", "winograd"), forbidden=("diffusers", "pydantic", "yaml")
-)
+COMPONENT = Rule(("devices", "distributed", "files", "winograd"), forbidden=("diffusers", "pydantic", "yaml"))
 MEASURES = ("evaluation", "latents", "probe", "export")
 MEASURE = Rule(
     ("console", "devices", "distributed", "files", "lock", *COMPONENTS, "weights", "models", "report"),
@@ -40,7 +38,6 @@ RULES: dict[str, Rule] = {
     "distributed": Rule((), only=("torch",)),
     "files": Rule((), only=()),
     "lock": Rule(("distributed",), only=("torch",)),
-    "tracing": Rule((), only=("torch",)),
     "winograd": Rule((), only=("torch",)),
     "config": Rule((), only=("pydantic", "pydantic_core", "yaml")),
     "weights": Rule(("files", "weights_archive"), forbidden=("diffusers", "pydantic")),
@@ -50,9 +47,7 @@ RULES: dict[str, Rule] = {
     "losses": COMPONENT,
     "data": COMPONENT,
     "report": Rule(("files",), forbidden=("diffusers", "pydantic", "yaml")),
-    "models": Rule(
-        ("devices", "distributed", "files", "quantizers", "tracing", "winograd"), forbidden=("pydantic",)
-    ),
+    "models": Rule(("devices", "distributed", "files", "quantizers", "winograd"), forbidden=("pydantic",)),
     "build": Rule(("distributed", "config", *COMPONENTS, "weights", "models")),
     "evaluation": MEASURE,
     "latents": Rule((*MEASURE.internal, "evaluation", "export"), MEASURE.forbidden),

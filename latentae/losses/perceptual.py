@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-from latentae.tracing import is_traced
+from latentae.devices import is_traced
 from latentae.winograd import suits_winograd, winograd_conv, winograd_input_gradient, winograd_weight
 
 # The smallest images that the trunk's strides and poolings leave something of.

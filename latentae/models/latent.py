@@ -16,12 +16,12 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from latentae.devices import is_exporting, values_are_readable
 from latentae.models.checkpoints.configs import stock_meaning
 from latentae.models.half_safe import HalfSafeReport, make_half_safe
 from latentae.models.optimizing import OptimizingMixin
 from latentae.models.saving import SavingMixin
 from latentae.models.tiling import TilingMixin
-from latentae.tracing import is_exporting, values_are_readable
 
 # Images in [-1, 1] stay below this; bicubic resizing overshoots by up to a fifth of the contrast.
 _LARGEST_VALUE = 1.5

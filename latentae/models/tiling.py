@@ -11,8 +11,8 @@ import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from latentae.devices import is_exporting
 from latentae.models.exact_tiling import ExactTiling, program_of
-from latentae.tracing import is_exporting
 
 Function = Callable[[Tensor], Tensor]
 Pair = tuple[int, int]

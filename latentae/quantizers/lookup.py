@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._decomp import register_decomposition
 
-from latentae.tracing import is_traced
+from latentae.devices import is_traced
 
 # Scores held at a time, for each thread: 2^18 float32 values are 1 MiB, half of a usual second-level cache.
 _TILE_ELEMENTS = 1 << 18

@@ -13,9 +13,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentae import distributed
+from latentae.devices import values_are_readable
 from latentae.quantizers.health import CodebookHealth, code_counts, codebook_health
 from latentae.quantizers.start import LatentMap, whitening
-from latentae.tracing import values_are_readable
 
 
 class FlatOutput(NamedTuple):

@@ -22,10 +22,10 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from latentae.devices import values_are_readable
 from latentae.models.exact_tiling.maps import Layer
 from latentae.models.exact_tiling.programs import program_of, steps
 from latentae.models.exact_tiling.walk import Execution, Norm, Plan, Program, Residual, Whole
-from latentae.tracing import values_are_readable
 
 __all__ = ["ExactTiling", "Layer", "Norm", "Program", "Residual", "Whole", "program_of", "steps"]
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentae.devices import is_exporting, values_are_readable
 from latentae.models.lean.doubling import doubled_by_products, doubling_kernel, doubling_products
-from latentae.tracing import is_exporting, values_are_readable
 from latentae.winograd import suits_winograd, winograd_conv, winograd_weight
 
 # Other devices keep the stock blocks: nothing was measured there.

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from latentae.tracing import is_exporting
+from latentae.devices import is_exporting
 from latentae.winograd import (
     suits_winograd,
     winograd_conv,

@@ -3,8 +3,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from latentae.devices import is_exporting, is_traced, values_are_readable
 from latentae.quantizers import create_quantizer
-from latentae.tracing import is_exporting, is_traced, values_are_readable
 
 
 def test_values_are_readable_where_code_computes():
