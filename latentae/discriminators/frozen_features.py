@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from latentae.discriminators.layers import GROUPS
+from latentae.discriminators.patchgan import GROUPS
 
 
 class Trunk(Protocol):

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from latentae.discriminators.layers import (
+from latentae.discriminators.patchgan import (
     check_normalisation,
     convolution_block,
     doubling_widths,
