@@ -45,8 +45,13 @@ from latentae.data import (
 from latentae.discriminators import FrozenFeatures, PatchGAN, WaveletDiscriminator
 from latentae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialTerms
 from latentae.losses.classifier import LogitDistance, LPIPSWithLogits
-from latentae.losses.feature_layers import ConvolutionalLayers, TransformerLayers
-from latentae.losses.feature_maps import FeatureMaps, VGG16Maps, ViTMaps
+from latentae.losses.feature_maps import (
+    ConvolutionalLayers,
+    FeatureMaps,
+    TransformerLayers,
+    VGG16Maps,
+    ViTMaps,
+)
 from latentae.losses.kl import (
     DIVERGENCES,
     KL_SCHEDULES,

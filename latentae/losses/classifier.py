@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from latentae.losses.feature_maps import FrozenNetwork
+from latentae.losses.feature_maps import FrozenNetwork, resize
 from latentae.losses.perceptual import LPIPS, as_rgb
-from latentae.losses.resizing import resize
 
 
 class LogitDistance(FrozenNetwork):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from latentae import distributed
-from latentae.losses.resizing import resize
+from latentae.losses.feature_maps import resize
 
 
 @dataclass(frozen=True)

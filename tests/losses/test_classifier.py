@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from latentae.losses.classifier import LogitDistance, LPIPSWithLogits
+from latentae.losses.feature_maps import resize
 from latentae.losses.perceptual import LPIPS
-from latentae.losses.resizing import resize
 from tests.losses.test_perceptual import image_pair
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-from latentae.losses.feature_layers import ConvolutionalLayers, TransformerLayers
+from latentae.losses.feature_maps import ConvolutionalLayers, TransformerLayers
 from tests.losses.test_perceptual import image_pair, package_lpips
 
 

@@ -6,8 +6,7 @@ from torch import nn
 from torchvision.models import vgg16
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-from latentae.losses.feature_maps import VGG16Maps, ViTMaps
-from latentae.losses.resizing import resize
+from latentae.losses.feature_maps import VGG16Maps, ViTMaps, resize
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from latentae.losses import latents as latents_module
+from latentae.losses.feature_maps import resize
 from latentae.losses.latents import (
     Alignment,
     Equivariance,
@@ -14,7 +15,6 @@ from latentae.losses.latents import (
     deviation,
     low_pass,
 )
-from latentae.losses.resizing import resize
 from latentae.training.dry_run import WorkingSpace
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latentae.losses.resizing import resize
+from latentae.losses.feature_maps import resize
 
 RANDOM = torch.Generator().manual_seed(0)
 
