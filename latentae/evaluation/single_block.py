@@ -28,10 +28,10 @@ from latentae.evaluation.metrics import (
 from latentae.evaluation.models import NamedModel
 from latentae.evaluation.rate import CodeMeter, LatentMoments, kl_bits_per_pixel
 from latentae.evaluation.transparency import composite_psnr, composites, over_backgrounds, transparent_psnr
+from latentae.losses.perceptual import MINIMUM_SIZE
 
 # Pixels per side that a metric needs.
 _SSIM_MINIMUM, _MS_SSIM_MINIMUM = 11, 176
-_LPIPS_MINIMUM = {"alex": 31, "vgg": 16}
 IFID_NETWORK = "inception"
 """The network whose features are compared for iFID."""
 
@@ -176,7 +176,7 @@ def pixel_values(reconstructions: Tensor, images: Tensor, measures: Measures) ->
         rows["ssim"] = ssim(reconstructions, images) if large_enough else _missing(len(images))
         rows["ms_ssim"] = _missing(len(images))
     for name, distance in measures.lpips.items():
-        large_enough = side >= _LPIPS_MINIMUM[distance.net]
+        large_enough = side >= MINIMUM_SIZE[distance.net]
         with torch.no_grad():
             rows[name] = distance(reconstructions, images) if large_enough else _missing(len(images))
     return rows

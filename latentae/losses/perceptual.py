@@ -17,8 +17,9 @@ from torch.nn.grad import conv2d_input
 from latentae.devices import is_traced
 from latentae.winograd import suits_winograd, winograd_conv, winograd_input_gradient, winograd_weight
 
-# The smallest images that the trunk's strides and poolings leave something of.
-_MINIMUM_SIZE = {"alex": 31, "vgg": 16}
+MINIMUM_SIZE = {"alex": 31, "vgg": 16}
+"""Pixels per side of the smallest images that the trunk's strides and poolings leave something of."""
+
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -58,8 +59,8 @@ class LPIPS(nn.Module):
         precision: str = "float32",
     ) -> None:
         super().__init__()
-        if net not in _MINIMUM_SIZE:
-            raise ValueError(f"net is {net!r}: choose one of {', '.join(_MINIMUM_SIZE)}")
+        if net not in MINIMUM_SIZE:
+            raise ValueError(f"net is {net!r}: choose one of {', '.join(MINIMUM_SIZE)}")
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk is {chunk}: give a positive number of images, or None for all at once")
         if precision not in _PRECISIONS:
@@ -142,7 +143,7 @@ class LPIPS(nn.Module):
                 f"reconstruction and target have shapes {shape} and {tuple(target.shape)}: "
                 "give two non-empty batches of the same shape [B, C, H, W]"
             )
-        minimum = _MINIMUM_SIZE[self.net]
+        minimum = MINIMUM_SIZE[self.net]
         if min(shape[2:]) < minimum:
             raise ValueError(
                 f"images are {shape[2]} x {shape[3]}: "

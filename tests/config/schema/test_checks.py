@@ -115,7 +115,7 @@ def test_smallest_images_are_those_the_trunks_can_be_computed_on() -> None:
 
 
 def test_the_smallest_image_is_what_the_measures_ask_for() -> None:
-    needed = metrics._WINDOW_SIZE, perceptual._MINIMUM_SIZE[trainer._VALIDATION_TRUNK]
+    needed = metrics._WINDOW_SIZE, perceptual.MINIMUM_SIZE[trainer._VALIDATION_TRUNK]
     assert (needed, max(needed)) == ((11, 31), SMALLEST_MEASURED)
 
 
