@@ -26,7 +26,7 @@ from latentae.evaluation.blocks import PROTOCOLS, ImageBlocks
 from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.models import NamedModel
 from latentae.evaluation.networks import open_measures
-from latentae.models.lean import fast
+from latentae.models.lean import blocks as lean_blocks
 
 _LEVELS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
 _MODELS: dict[str, tuple[type[Any], dict[str, Any]]] = {
@@ -144,11 +144,11 @@ def _call(
 @contextmanager
 def _rewrites_everywhere() -> Iterator[None]:
     """In its body `optimize()` rewrites blocks on CUDA, too."""
-    before, fast._DEVICES = fast._DEVICES, (*fast._DEVICES, "cuda")
+    before, lean_blocks._DEVICES = lean_blocks._DEVICES, (*lean_blocks._DEVICES, "cuda")
     try:
         yield
     finally:
-        fast._DEVICES = before
+        lean_blocks._DEVICES = before
 
 
 # --- the look-up

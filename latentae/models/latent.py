@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from latentae.devices import is_exporting, values_are_readable
 from latentae.models.checkpoints.configs import stock_meaning
 from latentae.models.half_safe import HalfSafeReport, make_half_safe
-from latentae.models.optimizing import OptimizingMixin
+from latentae.models.lean import OptimizingMixin
 from latentae.models.saving import SavingMixin
 from latentae.models.tiling import TilingMixin
 

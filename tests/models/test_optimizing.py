@@ -9,7 +9,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from latentae import KLVAE, VQGAN, Flux2VAE, TinyAutoencoder, load_autoencoder, winograd
-from latentae.models.lean import fast, make_lean
+from latentae.models.lean import blocks as lean_blocks
+from latentae.models.lean import make_lean
 
 KINDS = {
     "KL": (KLVAE, {"latent_channels": 4}),
@@ -84,8 +85,10 @@ def test_the_blocks_do_compute_otherwise(images, monkeypatch):
     stock, optimised = make_pair()
     calls = []
     for name in ("winograd_conv", "doubled_by_products"):
-        function = getattr(fast, name)
-        monkeypatch.setattr(fast, name, lambda *a, n=name, f=function, **b: calls.append(n) or f(*a, **b))
+        function = getattr(lean_blocks, name)
+        monkeypatch.setattr(
+            lean_blocks, name, lambda *a, n=name, f=function, **b: calls.append(n) or f(*a, **b)
+        )
     with torch.no_grad():
         stock(images)
         assert not calls

@@ -7,19 +7,34 @@ the model is optimised for inference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from latentae.models.lean.doubling import doubled_conv
-from latentae.models.lean.fast import can_rewrite, fast_doubled_conv, fast_residual
+from latentae.devices import is_exporting, values_are_readable
+from latentae.models.lean.doubling import (
+    doubled_by_products,
+    doubled_conv,
+    doubling_kernel,
+    doubling_products,
+)
 from latentae.models.lean.functions import activate, activated_conv, is_plain, residual
+from latentae.winograd import suits_winograd, winograd_conv, winograd_weight
+
+# Other devices keep the stock blocks without gradients: nothing was measured there.
+_DEVICES = ("cpu",)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+# With fewer channels a transposed convolution is faster than nine products. In bfloat16 it always serves:
+# the products would be faster from 256 channels on, but round more often than a convolution does.
+_LEAST_PRODUCT_CHANNELS = {torch.float32: 256, torch.float64: 1}
 
 
 class LeanResnetBlock2D(ResnetBlock2D):
@@ -55,9 +70,9 @@ class LeanResnetBlock2D(ResnetBlock2D):
         if temb is not None or not is_plain(layers, nn.GroupNorm, nn.Conv2d):
             return super().forward(input_tensor, temb, *args, **kwargs)
         if not torch.is_grad_enabled():
-            if not self.is_fast or not can_rewrite(input_tensor, self.conv1):
+            if not self.is_fast or not _can_rewrite(input_tensor, self.conv1):
                 return super().forward(input_tensor, temb, *args, **kwargs)
-            hidden = fast_residual(input_tensor, layers, shortcut)
+            hidden = _fast_residual(input_tensor, layers, shortcut)
             return hidden if self.output_scale_factor == 1 else hidden.div_(self.output_scale_factor)
         keeps_hidden = self.conv1.in_channels > self.recomputed_channels
         hidden = residual(input_tensor, layers, adds=shortcut is None, keeps_hidden=keeps_hidden)
@@ -97,9 +112,9 @@ class LeanUpsample2D(Upsample2D):
         if output_size is not None or not is_plain([self.conv], nn.Conv2d):
             return super().forward(hidden_states, output_size, *args, **kwargs)
         if not torch.is_grad_enabled():
-            if not self.is_fast or not can_rewrite(hidden_states, self.conv):
+            if not self.is_fast or not _can_rewrite(hidden_states, self.conv):
                 return super().forward(hidden_states, output_size, *args, **kwargs)
-            return fast_doubled_conv(hidden_states, self.conv)
+            return _fast_doubled_conv(hidden_states, self.conv)
         return doubled_conv(hidden_states, self.conv.weight, self.conv.bias)
 
 
@@ -128,8 +143,8 @@ class LeanSequential(nn.Sequential):
         for layer, conv in pairwise(layers):
             if is_done:
                 is_done = False
-            elif _is_doubling(layer) and _is_usual_conv(conv) and can_rewrite(inputs, conv):
-                inputs, is_done = fast_doubled_conv(inputs, conv), True
+            elif _is_doubling(layer) and _is_usual_conv(conv) and _can_rewrite(inputs, conv):
+                inputs, is_done = _fast_doubled_conv(inputs, conv), True
             else:
                 inputs = layer(inputs)
         return inputs
@@ -214,3 +229,65 @@ class LeanLastConv(nn.Conv2d):
             return inputs.detach()
         with torch.no_grad():
             return activate(inputs, self.before[0])[0]
+
+
+def _can_rewrite(inputs: Tensor, conv: nn.Conv2d) -> bool:
+    """Returns whether inputs [B, C, H, W] take the two functions below instead of a block's stock code.
+
+    Under autocast, while a compiler or an export follows the code, and on other devices it does not.
+    """
+    weight = conv.weight
+    return (
+        inputs.device.type in _DEVICES
+        and inputs.device == weight.device
+        and inputs.dtype == weight.dtype
+        and inputs.dtype in _DTYPES
+        and inputs.numel() > 0
+        and not torch.is_autocast_enabled(inputs.device.type)
+        and values_are_readable(inputs)
+        and values_are_readable(weight)
+        and not is_exporting()
+    )
+
+
+def _fast_residual(
+    inputs: Tensor,
+    layers: tuple[nn.GroupNorm, nn.Conv2d, nn.GroupNorm, nn.Conv2d],
+    shortcut: nn.Module | None,
+) -> Tensor:
+    """Returns shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x)))))) in channels last, without gradients.
+
+    Args:
+        inputs: [B, C, H, W].
+        layers: norm1, conv1, norm2, conv2.
+        shortcut: None adds x itself.
+    """
+    norm1, conv1, norm2, conv2 = layers
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    hidden = _fast_activated_conv(inputs, norm1, conv1)
+    hidden = _fast_activated_conv(hidden, norm2, conv2)
+    return hidden.add_(inputs if shortcut is None else shortcut(inputs))
+
+
+def _fast_activated_conv(inputs: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
+    normalised = norm(inputs)
+    if suits_winograd(conv, inputs):
+        return winograd_conv(normalised, winograd_weight(conv.weight), conv.bias, activates=True)
+    return conv(F.silu(normalised, inplace=True))
+
+
+def _fast_doubled_conv(inputs: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Returns conv(nearest-neighbour doubling of x) in channels last, without gradients.
+
+    Args:
+        inputs: [B, C, H, W].
+        conv: 3×3 with padding 1.
+
+    Returns:
+        [B, C', 2H, 2W].
+    """
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    channels = min(conv.in_channels, conv.out_channels)
+    if channels >= _LEAST_PRODUCT_CHANNELS.get(inputs.dtype, math.inf):
+        return doubled_by_products(inputs, doubling_products(conv.weight), conv.bias)
+    return F.conv_transpose2d(inputs, doubling_kernel(conv.weight), conv.bias, stride=2, padding=1)
