@@ -77,8 +77,7 @@ def _evaluate_options(parser: CommandParser) -> None:
 def _evaluate(*, batch_size: int, num_workers: int, cycle_images: int, **options: Any) -> None:
     from latentae.evaluation.evaluate import Request, evaluate
     from latentae.evaluation.measuring import Settings
-    from latentae.report.fit import render_fit_terminal
-    from latentae.report.tables import caveats, render_terminal
+    from latentae.report.tables import caveats, render_fit_terminal, render_terminal
 
     request = Request(settings=Settings(batch_size, num_workers, cycle_images), **options)
     request.check()  # before the processes join, which takes seconds

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from latentae.report.fit import flat_values
 from latentae.report.results import Results, Value, info, number
-from latentae.report.tables import aligned, shortened
+from latentae.report.tables import aligned, flat_values, shortened
 
 # Entry of the protocol, or the beginning of its name → the effect of a difference on the numbers.
 _MEANINGS = {

@@ -9,12 +9,14 @@ from typing import Any
 from PIL import Image
 
 from latentae.report import figures
-from latentae.report.fit import advice, channels_table, decoding_table
 from latentae.report.page import LARGEST_SIDE, PageChart, data_uri, render, write_page
 from latentae.report.results import Picture, Results, info, number
 from latentae.report.tables import (
+    advice,
     best_models,
     caveats,
+    channels_table,
+    decoding_table,
     drift_table,
     latents_table,
     metric_rows,

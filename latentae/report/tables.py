@@ -6,11 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from latentae.report.results import METRICS, MetricInfo, Results, Value, info, number
+from latentae.report.results import METRICS, MetricInfo, Results, TeacherFit, Value, info, number
 
 _PARAMETERS = MetricInfo(
     "parameters", "M", 2, None, "Weights of the encoder, the decoder and all else, in millions"
 )
+# Of how well models fit a denoiser of their teacher.
+_FIT_METRICS = ("psnr", "psnr_loss", "ssim", "lpips_alex")
+_FIT_CHANNELS = {
+    "mean_shift": "mean shift",
+    "std_ratio": "ratio of deviations",
+    "correlation": "correlation",
+    "relative_mse": "relative MSE",
+}
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,60 @@ def latents_table(results: Results) -> Table | None:
     return Table("channel", [str(channel) for channel in range(widest)], rows) if rows else None
 
 
+def decoding_table(results: Results) -> Table | None:
+    """Returns the decoders on each other's latents, below each on its own; None where there is no teacher."""
+    if results.teacher is None:
+        return None
+    teacher = results.teacher
+    rows = [_fit_row(f"{teacher} decodes its own latents", results.models[teacher])]
+    for model, fit in results.fit.items():
+        rows += [
+            _fit_row(f"{model} decodes its own latents", results.models[model]),
+            _fit_row(f"{model} decodes latents of {teacher}", fit.new_decoder_on_old_latents),
+            _fit_row(f"{teacher} decodes latents of {model}", fit.old_decoder_on_new_latents),
+        ]
+    head = [f"{info(name).label}{f', {info(name).unit}' if info(name).unit else ''}" for name in _FIT_METRICS]
+    return Table("", head, rows)
+
+
+def channels_table(results: Results) -> Table | None:
+    """Returns how far each channel of the latents moved; None where there is no teacher."""
+    rows = [
+        [f"{model}, {label}", *(_fit_number(value) for value in fit.channels[name])]
+        for model, fit in results.fit.items()
+        for name, label in _FIT_CHANNELS.items()
+    ]
+    if not rows:
+        return None
+    return Table("channel", [str(channel) for channel in range(len(rows[0]) - 1)], rows)
+
+
+def advice(results: Results) -> list[str]:
+    """Returns the advice on each model."""
+    return [fit.advice for fit in results.fit.values()]
+
+
+def render_fit_terminal(results: Results) -> str:
+    """Returns the decoders on each other's latents as columns of text, and the advice at the end."""
+    table = decoding_table(results)
+    if table is None:
+        return ""
+    return "\n\n".join([aligned([[table.title, *table.head], *table.rows]), *advice(results)])
+
+
+def flat_values(fit: TeacherFit) -> dict[str, tuple[str, Value]]:
+    """Returns label → metric and value of all means over images, to compare two reports."""
+    directions = {
+        "new decoder, old latents": fit.new_decoder_on_old_latents,
+        "old decoder, new latents": fit.old_decoder_on_new_latents,
+    }
+    return {
+        f"{direction}: {info(name).label}": (name, value)
+        for direction, values in directions.items()
+        for name, value in values.items()
+    }
+
+
 def caveats(results: Results) -> list[str]:
     """Returns the models' remarks, each once; a remark that not all models share names its models."""
     found: dict[str, list[str]] = {}
@@ -203,3 +265,11 @@ def _cell(value: Value | None, name: str, best: bool) -> Cell:
     if value.low is not None and value.high is not None:
         interval = f"[{number(value.low, name)}, {number(value.high, name)}]"
     return Cell(number(value.value, name), interval, best)
+
+
+def _fit_row(label: str, values: dict[str, Value]) -> list[str]:
+    return [label, *(number(values[name].value, name) if name in values else "-" for name in _FIT_METRICS)]
+
+
+def _fit_number(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}"  # NaN of a constant channel

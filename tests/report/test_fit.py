@@ -6,9 +6,8 @@ import math
 import pytest
 
 from latentae.report.evaluation import render_page, render_report_markdown
-from latentae.report.fit import channels_table, decoding_table, render_fit_terminal
 from latentae.report.results import Results, TeacherFit, Value
-from latentae.report.tables import render_terminal
+from latentae.report.tables import channels_table, decoding_table, render_fit_terminal, render_terminal
 from tests.report.test_evaluation import Tags, cells
 
 HEADING = "Does a denoiser of kl fit?"
