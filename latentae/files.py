@@ -260,6 +260,12 @@ def flush_names(folder: Path) -> None:
         os.close(descriptor)
 
 
+def cache_folder() -> Path:
+    """Returns latentae's own cache: ``$LATENTAE_CACHE``, or ``latentae`` in the user's folder of caches."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("LATENTAE_CACHE") or f"{base}/latentae").expanduser()
+
+
 def exists(path: Path) -> bool:
     """Whether a path exists; False if its name is too long for the file system."""
     try:

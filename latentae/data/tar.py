@@ -20,7 +20,7 @@ from latentae.data.arrays import ARRAY_SUFFIXES, ValueRange
 from latentae.data.decode import IMAGE_SUFFIXES, BrokenImageError, Pixels, decode_image
 from latentae.data.names import describe_files, shard_labels
 from latentae.data.source import EncodedImage, broken_image
-from latentae.files import written_aside
+from latentae.files import cache_folder, written_aside
 
 TAR_SUFFIXES = (".tar",)
 
@@ -340,11 +340,10 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _cache_file(path: Path) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(os.environ.get("LATENTAE_CACHE") or f"{base}/latentae").expanduser()
     facts = path.stat()
     key = f"{_VERSION}:{' '.join(IMAGE_SUFFIXES)}:{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}"
-    return folder / "shards" / f"{hashlib.blake2b(key.encode(errors='surrogateescape')).hexdigest()[:32]}.npz"
+    digest = hashlib.blake2b(key.encode(errors="surrogateescape")).hexdigest()[:32]
+    return cache_folder() / "shards" / f"{digest}.npz"
 
 
 def _from_cache(path: Path, kind: str) -> TarIndex | None:

@@ -6,7 +6,6 @@ An interrupted evaluation continues from the shards that are on disk.
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from latentae.evaluation.blocks import Block
 from latentae.evaluation.distances import FeatureFile, feature_distances, frechet_distance_of
 from latentae.evaluation.rate import CodeMeter, LatentMoments
 from latentae.evaluation.single_block import IFID_NETWORK
-from latentae.files import write_aside
+from latentae.files import cache_folder, write_aside
 from latentae.report.results import METRICS, Value
 
 _CONFIDENCE, _RESAMPLES, _DRAWS_AT_A_TIME = 0.95, 1000, 1 << 22
@@ -95,10 +94,7 @@ def to_text(tensor: Tensor) -> str:
 
 def reference_cache() -> Path:
     """Returns the folder in which all evaluations keep the features of originals."""
-    root = (
-        os.environ.get("LATENTAE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "latentae"
-    )
-    return Path(root).expanduser() / "reference_features"
+    return cache_folder() / "reference_features"
 
 
 @dataclass
