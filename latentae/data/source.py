@@ -98,6 +98,12 @@ class SubsetSource:
         return self.source.load(int(self.indices[index]), channels, minimum_side)
 
 
+def spread_evenly(count: int, total: int) -> list[int]:
+    """Returns ``count`` positions, evenly spread over ``total``, or all of them if there are no more."""
+    count = min(count, total)
+    return [position * total // count for position in range(count)]
+
+
 def take_evenly(source: ImageSource, count: int) -> ImageSource:
     """Returns ``count`` images spread evenly over ``source``, in its order, or all if it has no more."""
     if len(source) <= count:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from latentae.data import DataSelection, ImageSource
 from latentae.data.locate import locate, validation_split
 from latentae.data.names import printable_name
+from latentae.data.source import spread_evenly
 from latentae.data.table_files import prepare_hub_dataset
 from latentae.data.transforms import Picture, Window, resize_window, to_picture, to_tensor
 from latentae.evaluation.metrics import to_uint8
@@ -190,14 +191,13 @@ class ImageBlocks(Dataset[Block]):
     ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}, but at least one image must be measured")
-        count = len(source) if limit is None else min(limit, len(source))
         self.source = source
         self.protocol = protocol
         self.channels = channels
         self.smallest_side = smallest_side
         self.fixed_side = fixed_side
         self.alpha = alpha
-        self.indices = spread_evenly(count, len(source))
+        self.indices = spread_evenly(len(source) if limit is None else limit, len(source))
 
     def __len__(self) -> int:
         return -(-len(self.indices) // BLOCK_SIZE)
@@ -235,7 +235,7 @@ class ImageBlocks(Dataset[Block]):
     def check(self, samples: int = 8) -> None:
         """Reads some evenly spread images; raises ValueError, with the last reason, if none can be read."""
         reason = ""
-        for position in spread_evenly(min(samples, len(self.indices)), len(self.indices)):
+        for position in spread_evenly(samples, len(self.indices)):
             index = self.indices[position]
             try:
                 self.prepare(index)
@@ -250,11 +250,6 @@ class ImageBlocks(Dataset[Block]):
         """A hash of the images' names in order, not of their pixels."""
         names = "\n".join(self.source.name(index) for index in self.indices)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
-
-
-def spread_evenly(count: int, total: int) -> list[int]:
-    """Returns ``count`` positions, evenly spread over ``total``."""
-    return [position * total // count for position in range(count)]
 
 
 def _reason(name: str, error: Exception) -> str:

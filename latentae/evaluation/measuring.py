@@ -18,6 +18,7 @@ from torch import Tensor
 
 from latentae import distributed
 from latentae.console import describe_lack_of_memory, is_out_of_memory, progress_bar
+from latentae.data.source import spread_evenly
 from latentae.evaluation.assembly import (
     Assembled,
     Shards,
@@ -27,7 +28,7 @@ from latentae.evaluation.assembly import (
     reference_cache,
     to_text,
 )
-from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader, spread_evenly
+from latentae.evaluation.blocks import BLOCK_SIZE, Block, ImageBlocks, block_loader
 from latentae.evaluation.features import Measures
 from latentae.evaluation.fit import FIT_METRICS, FitMeasured, assemble_fit, measure_fit
 from latentae.evaluation.interpolation import SETTINGS, join_latents
@@ -306,7 +307,7 @@ class Evaluation:
 
     def _drift(self) -> Drift | None:
         indices = self.blocks.indices
-        chosen = spread_evenly(min(self.settings.cycle_images, len(indices)), len(indices))
+        chosen = spread_evenly(self.settings.cycle_images, len(indices))
         if not chosen or not self.settings.cycle_rounds:
             return None
         return Drift(self.settings.cycle_rounds, frozenset(indices[position] for position in chosen))

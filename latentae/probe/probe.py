@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentae import distributed
-from latentae.evaluation.blocks import spread_evenly
+from latentae.data.source import spread_evenly
 from latentae.evaluation.features import Measures
 from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.models import NamedModel, channels_of, factor_of, open_models
@@ -307,7 +307,7 @@ class ModelProbe:
         training, held_out = opened
 
         # The variance of the channels, which the loss is compared with.
-        measured = spread_evenly(min(len(training), _MOST_MEASURED), len(training))
+        measured = spread_evenly(_MOST_MEASURED, len(training))
         variance = collect(training, measured).latents.var(dim=(0, 2, 3))
         constant = (~(variance > _NO_VARIANCE)).nonzero().flatten().tolist()
         if constant:

@@ -29,6 +29,7 @@ from latentae.data import (
     sample_dataset,
     whole_images,
 )
+from latentae.data.source import spread_evenly
 from latentae.data.transforms import to_tensor
 from latentae.evaluation.reconstruct import shrink
 from latentae.latents.cache import ImagesWithLatents
@@ -167,8 +168,7 @@ def open_images(
             say(f"{remark} ({share} of data.cache_megabytes={data.cache_megabytes})")
     if data.alpha:
         _check_transparency(config, training, validation)
-    count = min(_PREVIEW_IMAGES, len(validation))
-    spread = [i * len(validation) // count for i in range(count)]
+    spread = spread_evenly(_PREVIEW_IMAGES, len(validation))
     preview = torch.stack([validation[0, i]["images"] for i in spread])
     count_unreadable = int(distributed.all_reduce_sum(torch.tensor(len(unreadable_training))))
     return RunImages(training, validation, preview, broken, count_unreadable, places, sources.record)
@@ -185,9 +185,8 @@ def load_whole_images(validation: ImageDataset, *, alpha: bool = False) -> list[
         tensors [C, H, W] in [−1, 1]. The longer side has at most 512 pixels; larger images are resized.
     """
     source = whole_images(validation.source)
-    count = min(_WHOLE_IMAGES, len(source))
     images = []
-    for index in (position * len(source) // count for position in range(count)):
+    for index in spread_evenly(_WHOLE_IMAGES, len(source)):
         try:
             pixels = source.load(index, validation.channels)
         except BrokenImageError:
@@ -232,9 +231,8 @@ def _check_transparency(
     for dataset in (validation, training):
         if isinstance(dataset, ImageStream):
             continue
-        count = min(max(config.data.check_images, _LEAST_CHECKED), len(dataset.source))
-        for position in range(count):
-            index = position * len(dataset.source) // count
+        count = max(config.data.check_images, _LEAST_CHECKED)
+        for index in spread_evenly(count, len(dataset.source)):
             try:
                 alpha = dataset.source.load(index, dataset.channels, dataset.minimum_side)[..., 3]
             except BrokenImageError:
@@ -363,8 +361,7 @@ def _describe(source: ImageSource, channels: int) -> dict[str, Any]:
     names = hashlib.sha256()
     for index in range(0, len(source), 1 + len(source) // _MOST_NAMES):
         names.update(os.fsencode(source.name(index)) + b"\0")
-    count = min(_SAMPLES, len(source))
-    samples = [_sample(source, position * len(source) // count, channels) for position in range(count)]
+    samples = [_sample(source, index, channels) for index in spread_evenly(_SAMPLES, len(source))]
     return {"images": len(source), "names": names.hexdigest(), "samples": samples}
 
 

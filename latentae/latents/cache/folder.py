@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latentae.data import BrokenImageError, ImageSource
 from latentae.data.annotations import Annotations
+from latentae.data.source import spread_evenly
 from latentae.files import has_keys, write_aside
 from latentae.models import Flux2VAE, LatentAutoencoder, load_autoencoder
 from latentae.models.flux2 import PATCH
@@ -342,10 +343,9 @@ def data_hash(source: ImageSource, annotations: Annotations, channels: int) -> s
     if annotations.labels is not None:
         digest.update(annotations.labels.tobytes())
     digest.update(json.dumps(annotations.label_names).encode())
-    count = min(_IMAGES_LOOKED_AT, len(source))
-    for position in range(count):
+    for index in spread_evenly(_IMAGES_LOOKED_AT, len(source)):
         try:
-            pixels: Any = source.load(position * len(source) // count, channels)
+            pixels: Any = source.load(index, channels)
         except BrokenImageError:
             digest.update(b"broken")
         else:

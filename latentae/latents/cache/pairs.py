@@ -14,7 +14,7 @@ from torch import Tensor
 from latentae.data import CenterCrop, ImageDataset, ImageSource
 from latentae.data.dataset import Sample
 from latentae.data.seeding import SAMPLE, generator
-from latentae.data.source import EncodedImage, broken_image
+from latentae.data.source import EncodedImage, broken_image, spread_evenly
 from latentae.evaluation.models import PRECISIONS
 from latentae.latents.cache.dataset import LatentDataset
 from latentae.latents.cache.folder import model_hash
@@ -111,8 +111,7 @@ class ImagesWithLatents(ImageDataset):
                 "that `model.pretrained` names into another folder, or use data.latents=null"
             )
         # Encode some of the images again, mirrored as they are drawn.
-        count = min(_ENCODED_AGAIN, len(self))
-        samples = [self[0, position * len(self) // count] for position in range(count)]
+        samples = [self[0, index] for index in spread_evenly(_ENCODED_AGAIN, len(self))]
         network: Any = model
         shape = model.latents_shape(samples[0]["images"][None])
         if (stored := tuple(samples[0]["latents"].shape[1:])) != shape:
