@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from latentae.evaluation.features import check_rgb, resize_bicubic
 from latentae.files import file_sha256
+from latentae.losses.feature_maps import IMAGENET_MEAN, IMAGENET_STD
 from latentae.models.checkpoints.reading import read_checkpoint
 from latentae.weights import WeightsNotFoundError
 
@@ -26,7 +27,6 @@ _SIDE = 224
 _HEAD_WIDTH = 64
 # Meta's models add it to the number of patches when they stretch the position embedding.
 _POSITION_OFFSET = 0.1
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # transformers' names → Meta's, as patterns.
 _RENAMED = {
@@ -95,8 +95,8 @@ class DINOv2Features:
         self.dimensions = network.width
         self.identity = f"dinov2-{self.dimensions}-bicubic-{file_sha256(file)[:16]}"
         self.network = network.to(device).eval().requires_grad_(False)
-        self.mean = torch.tensor(_MEAN, device=device)[:, None, None]
-        self.std = torch.tensor(_STD, device=device)[:, None, None]
+        self.mean = torch.tensor(IMAGENET_MEAN, device=device)[:, None, None]
+        self.std = torch.tensor(IMAGENET_STD, device=device)[:, None, None]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

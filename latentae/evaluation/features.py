@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from latentae.evaluation.models import weights_sha256
 from latentae.files import file_sha256, first_line
+from latentae.losses.feature_maps import IMAGENET_MEAN, IMAGENET_STD
 from latentae.losses.perceptual import LPIPS
 from latentae.weights import WeightsNotFoundError, load_trunk
 
@@ -95,8 +96,8 @@ class VGG16Features:
             )
             layers += [convolution, nn.ReLU(inplace=True)]
         self.network = nn.Sequential(*layers).to(device).to(memory_format=torch.channels_last)
-        self.mean = torch.tensor([0.485, 0.456, 0.406], device=device)[:, None, None]
-        self.std = torch.tensor([0.229, 0.224, 0.225], device=device)[:, None, None]
+        self.mean = torch.tensor(IMAGENET_MEAN, device=device)[:, None, None]
+        self.std = torch.tensor(IMAGENET_STD, device=device)[:, None, None]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

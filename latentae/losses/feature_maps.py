@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in [0, 1]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of RGB images in [0, 1]."""
+
 # Widths of VGG16's convolutions, in stages with a pooling that halves before all but the first.
 _VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # Of each classifier, the ReLUs that end the last four of the five stages that LPIPS compares.
@@ -38,8 +40,8 @@ class FrozenNetwork(nn.Module):
         if precision not in _PRECISIONS:
             raise ValueError(f"precision is {precision!r}: choose one of {', '.join(_PRECISIONS)}")
         self.precision = precision
-        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def autocast(self, device_type: str) -> torch.autocast:
         """Returns a context in which the network computes in its precision, whatever surrounds it."""
