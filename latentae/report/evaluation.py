@@ -54,20 +54,14 @@ def render_page(results: Results, folder: Path) -> str:
     found = {why for picture in results.pictures for why in picture.why}
     return render(
         "evaluation.html",
-        results=results,
+        **_tables(results),
         labels=model_labels(results),
-        rows=metric_rows(results),
-        fit=decoding_table(results),
-        fit_channels=channels_table(results),
-        advice=advice(results),
-        caveats=caveats(results),
         kinds={kind: label for kind, label in _KINDS.items() if any(why.startswith(kind) for why in found)},
         amplification=AMPLIFICATION,
         crops=crop_strips(results, folder),
         bars=bar_charts(results),
         rate_distortion=rate_distortion_charts(results),
         drift=drift_table(results),
-        percentiles=percentile_tables(results),
         latents=latents_table(results),
         pictures=picture_data(results, folder),
     )
@@ -75,17 +69,20 @@ def render_page(results: Results, folder: Path) -> str:
 
 def render_report_markdown(results: Results) -> str:
     """Returns ``results.md``: the table, what it means, and what it depends on."""
-    return render(
-        "evaluation.md",
-        results=results,
-        table=render_markdown(results),
-        rows=metric_rows(results),
-        fit=decoding_table(results),
-        fit_channels=channels_table(results),
-        advice=advice(results),
-        caveats=caveats(results),
-        percentiles=percentile_tables(results),
-    )
+    return render("evaluation.md", **_tables(results), table=render_markdown(results))
+
+
+def _tables(results: Results) -> dict[str, Any]:
+    """Returns what both templates show."""
+    return {
+        "results": results,
+        "rows": metric_rows(results),
+        "fit": decoding_table(results),
+        "fit_channels": channels_table(results),
+        "advice": advice(results),
+        "caveats": caveats(results),
+        "percentiles": percentile_tables(results),
+    }
 
 
 def bar_charts(results: Results) -> list[PageChart]:
