@@ -1,8 +1,8 @@
 """Sums over ranks, by torch.distributed alone; without a process group each is its one-process case.
 
-None of these is differentiable: results carry no gradient. All but `rank`, `world_size` and `is_main` are
-collective: every rank calls them, in the same order. Results are new tensors on the argument's device, equal
-on all ranks.
+None of these is differentiable: results carry no gradient. All but `rank`, `world_size`, `is_main` and
+`own_part` are collective: every rank calls them, in the same order. Results are new tensors on the argument's
+device, equal on all ranks.
 """
 
 import os
@@ -35,6 +35,11 @@ def local_world_size() -> int:
 def is_main() -> bool:
     """Whether this is rank 0."""
     return rank() == 0
+
+
+def own_part(count: int) -> range:
+    """Returns this rank's part of ``range(count)``. Parts are contiguous: joined, they are in order."""
+    return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def check_images(
     if limit < 0:
         raise ValueError(f"check_images={limit} must be 0 or more: how many images to decode at the start")
     count = min(limit, len(source))
-    indices = [position * len(source) // count for position in _own_part(count)]
+    indices = [position * len(source) // count for position in distributed.own_part(count)]
     return [reason for reason in _decode_all(source, channels, indices, minimum_side) if reason]
 
 
@@ -172,7 +172,7 @@ def without_broken(
     that of ``ImageSource.load``. Raises BrokenImageError if all images are broken.
     """
     check_channels(channels)
-    reasons = _decode_all(source, channels, _own_part(len(source)), minimum_side)
+    reasons = _decode_all(source, channels, distributed.own_part(len(source)), minimum_side)
     broken = [reason for reason in reasons if reason]
     own = torch.tensor([not reason for reason in reasons], dtype=torch.uint8)
     sound = distributed.all_gather_concat(own).bool().numpy()
@@ -182,12 +182,6 @@ def without_broken(
         first = f", the first being {broken[0]}" if broken else ""
         raise BrokenImageError(f"all {len(source)} images are broken{first}")
     return SubsetSource(source, np.flatnonzero(sound)), broken
-
-
-def _own_part(count: int) -> range:
-    """Returns this rank's part of ``range(count)``. Parts are contiguous: joined, they are in order."""
-    rank, world_size = distributed.rank(), distributed.world_size()
-    return range(count * rank // world_size, count * (rank + 1) // world_size)
 
 
 def _decode_all(

@@ -272,8 +272,7 @@ def measure_sizes(source: ImageSource, channels: int, *, workers: int, folder: P
     if known is not None and agreed == distributed.world_size():
         return known
     # Each rank measures one consecutive part.
-    rank, world_size = distributed.rank(), distributed.world_size()
-    own = range(len(source) * rank // world_size, len(source) * (rank + 1) // world_size)
+    own = distributed.own_part(len(source))
     loader = WatchedLoader(
         _Sizes(source, channels),
         num_workers=workers,
