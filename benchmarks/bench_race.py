@@ -2,14 +2,14 @@
 
 Backbone, discriminator, images, their order, crops and batch size are the same for all, and a function of the
 seed and the step. First all competitors take turns for some steps, which gives the seconds of a step of each.
-The budget divided by these seconds is the number of steps, so that other programs on the machine do not
-decide the race, and so that schedules know their end. The clock is process time of the steps; validation is
-not counted.
+The budget divided by these seconds is the number of steps. So other programs on the machine do not decide the
+race, and a schedule can end with its run. The clock is process time of the steps; validation is not counted.
 
 Every run is a JSON file in OUT, with its curve. A run that was interrupted continues from its last point of
 the curve, and a finished one is not repeated. With --tune each of --rates is tried for a share of the budget,
 and the one with the best PSNR on the validation images gets a full run (LPIPS rises before it falls).
---report prints the table of the runs that are there and draws their curves.
+--report prints the tables of the runs that are there and draws their curves. One table shows what needs no
+training: mean colours, and images made small and enlarged again.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ from measuring import benchmark_parser, commit, describe_run, hardware, print_he
 from peers_training import PEERS
 from race_competitors import ABLATIONS, COMPETITORS, OURS, Setting, create, open_batches, open_validation
 from race_report import (
-    Jury,
+    FLOORS,
+    Evaluator,
+    Floor,
     best_of_each,
     draw_curves,
     group,
     print_changes,
+    print_floors,
     print_rows,
     read_runs,
     stack_pictures,
@@ -62,8 +65,9 @@ class Race:
         config = self.setting.config(OURS["kl"], 1, 0)
         measured = open_validation(config, arguments.validation)
         images = [measured[0, index]["images"] for index in range(len(measured))]
-        self.jury = Jury(torch.stack(images))
-        self._save_pictures(to_uint8(self.jury.shown), self.out / "originals.png")
+        self.evaluator = Evaluator(torch.stack(images))
+        self._save_pictures(to_uint8(self.evaluator.shown), self.out / "originals.png")
+        self._measure_floors()
 
     def steps_of(self, name: str, seconds: float) -> int:
         """Returns how many steps a competitor makes in so many seconds."""
@@ -130,13 +134,14 @@ class Race:
                 competitor.step(batch)
                 run["seconds"] += time.process_time() - began
                 done += 1
-            seen = self.jury.glance(competitor)
+            competitor.choose_weights(self.evaluator.images)
+            seen = self.evaluator.measure_few(competitor)
             run["curve"].append({"step": done, "seconds": run["seconds"], **seen})
             self._save(competitor, run, path, state)
             print(f"{word}: step {done}, {run['seconds']:.0f} s, {seen}", file=sys.stderr, flush=True)
-        run["final"] = run["curve"][-1]
+        run["final"], run["averaged"] = run["curve"][-1], competitor.averaged
         if final:
-            run["final"], pictures = self.jury.measure(competitor, quick=self.arguments.quick)
+            run["final"], pictures = self.evaluator.measure(competitor, quick=self.arguments.quick)
             self._save_pictures(pictures, path.with_suffix(".png"))
         write_json(path, run)
         shutil.rmtree(state, ignore_errors=True)
@@ -150,6 +155,12 @@ class Race:
             run = self.run(name, steps, 0, rate, f"{share * seconds:.3g} s", final=share == 1)
             results[rate] = run["final"]["psnr"]
         return max(results, key=lambda rate: (math.isfinite(results[rate]), results[rate]))
+
+    def _measure_floors(self) -> None:
+        path = self.out / "floors.json"
+        if not path.exists():
+            quick = self.arguments.quick
+            write_json(path, {name: self.evaluator.measure(Floor(name), quick=quick)[0] for name in FLOORS})
 
     def _save_pictures(self, pictures: Tensor, path: Path) -> None:
         """Writes 8-bit images [N, 3, H, W] as one row."""
@@ -202,6 +213,8 @@ def show(out: Path, names: list[str], budget: str) -> None:
     print(f"{describe_run()} Budget of each run: {budget}.\n")
     if rows:
         print_rows(rows)
+        print()
+        print_floors(json.loads((out / "floors.json").read_text()))
     if changed:
         print()
         print_changes(changed, group(runs, list(OURS), budget))

@@ -1,7 +1,11 @@
 """The competitors of bench_race.py: our configs under our Trainer, and the programs of peers_training.py.
 
-All have the backbone, the discriminator, the batch size and the images of ``configs/quickstart.yaml``, and
-draw their first weights from the same seed in the same order.
+All have the backbone, the batch size and the images of ``configs/quickstart.yaml``, and draw their first
+weights from the same seed in the same order.
+
+What our configs have and the peers' programs do not all have, peers get too. Their weights are averaged as
+ours, and raw or averaged ones are measured, whichever reconstruct better. With a learning rate that is not
+the published one, they have a warm-up and a cosine that ends with the run.
 """
 
 from __future__ import annotations
@@ -22,13 +26,19 @@ from torch import Tensor, nn
 from latentae import build
 from latentae.config import RunConfig, load_config
 from latentae.data import Batch, ImageDataset, open_source, training_loader
+from latentae.evaluation.metrics import psnr
 from latentae.training.codebook import MOST_BATCHES, start_codebook
+from latentae.training.ema import EMA
 from latentae.training.log import Meter
 from latentae.training.networks import seed_everything
 from latentae.training.trainer import Trainer
+from latentae.training.update import LearningRate
 
 # In configs/quickstart.yaml the discriminator counts after this share of the run; before it learns by itself.
 ADVERSARIAL_SHARE, WARMUP_SHARE = 0.65, 0.05
+_AVERAGE_DECAY = 0.999  # as in configs/quickstart.yaml, for the peers
+_PEERS_SCHEDULE: dict[str, Any] = {"schedule": "cosine", "final_scale": 0.05}
+_PEERS_WARMUP = 0.1  # share of the steps
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,23 @@ def _changed(base: str, *changes: str) -> Ours:
     return Ours(ours.family, ours.config, (*ours.changes, *changes))
 
 
+# Settings of the peers' programs, without which the rungs of a ladder lead to our KL-VAE under AdamW.
+_RUNGS = {
+    "posterior from -6": "loss.kl.initial_log_variance=null",
+    "average": "ema_decay=null",
+    "cosine": "optimizer={schedule: constant, warmup_steps: 0}",
+    "AlexNet": "loss.perceptual.trunk=vgg",
+}
+_LADDER = {
+    f"kl, plain {' + '.join(['AdamW', *list(_RUNGS)[:rung]])}": _changed(
+        "kl", "optimizer.type=adamw", *list(_RUNGS.values())[rung:]
+    )
+    for rung in range(len(_RUNGS))
+}
+"""Each rung has one setting more of ours than the one before. `kl, AdamW` is the last."""
+
 ABLATIONS: dict[str, Ours] = {
+    **_LADDER,
     "kl, posterior from 0": _changed("kl", "loss.kl.initial_log_variance=null"),
     "kl, posterior from -3": _changed("kl", "loss.kl.initial_log_variance=-3"),
     "kl, posterior from -10": _changed("kl", "loss.kl.initial_log_variance=-10"),
@@ -74,6 +100,8 @@ ABLATIONS: dict[str, Ours] = {
     "kl, LPIPS 1": _changed("kl", "loss.perceptual.weight=1.0"),
     "kl, LPIPS 2": _changed("kl", "loss.perceptual.weight=2.0"),
     "kl, AdamW": _changed("kl", "optimizer.type=adamw"),
+    "kl, AdamW 3e-4": _changed("kl", "optimizer.type=adamw", "optimizer.learning_rate=3.0e-4"),
+    "kl, AdamW 3e-3": _changed("kl", "optimizer.type=adamw", "optimizer.learning_rate=3.0e-3"),
     "kl, update 0.2": _changed("kl", "optimizer.update_rms=0.2"),
     "kl, update 1.5": _changed("kl", "optimizer.update_rms=1.5"),
     "kl, momentum 0.9": _changed("kl", "optimizer.momentum=0.9"),
@@ -127,10 +155,25 @@ ABLATIONS: dict[str, Ours] = {
 COMPETITORS = [*PEERS, *OURS, *ABLATIONS]
 
 
-class Competitor(Protocol):
-    """A model that learns in the race."""
+class Reconstructor(Protocol):
+    """Anything that can be measured."""
+
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns reconstructions of images [B, 3, H, W] in [-1, 1], and the codes [B, h, w] or None."""
+
+    def num_codes(self) -> int | None:
+        """Returns the size of the codebook, or None."""
+
+
+class Competitor(Reconstructor, Protocol):
+    """A model that learns in the race.
+
+    Attributes:
+        averaged: whether it reconstructs by the averaged weights.
+    """
 
     learning_rate: float
+    averaged: bool
 
     def begin(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Prepares for the first step, perhaps with some of the images; yields all batches again."""
@@ -138,11 +181,8 @@ class Competitor(Protocol):
     def step(self, batch: Batch) -> None:
         """Learns from a batch."""
 
-    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns reconstructions of images [B, 3, H, W] in [-1, 1], and the codes [B, h, w] or None."""
-
-    def num_codes(self) -> int | None:
-        """Returns the size of the codebook, or None."""
+    def choose_weights(self, images: Tensor) -> None:
+        """Decides by the mean PSNR of images whether raw or averaged weights reconstruct, if both exist."""
 
     def save(self, folder: Path) -> None:
         """Writes all that a continued run needs."""
@@ -161,6 +201,7 @@ class OurCompetitor:
     def __init__(self, config: RunConfig) -> None:
         self.trainer = Trainer(config, rehearsal=True)
         self.learning_rate = config.optimizer.learning_rate
+        self.averaged = config.ema_decay is not None
 
     def begin(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         networks = self.trainer.networks
@@ -177,6 +218,9 @@ class OurCompetitor:
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         output = self.trainer.networks.ema.model(images)
         return output.sample, output.indices
+
+    def choose_weights(self, images: Tensor) -> None:
+        """Keeps what the config says."""
 
     def num_codes(self) -> int | None:
         return getattr(self.trainer.networks.quantizer, "num_codes", None)
@@ -199,24 +243,42 @@ class PeerCompetitor:
     def __init__(self, program: Peer) -> None:
         self.program = program
         self.learning_rate = program.learning_rate
+        self.average = EMA(program.autoencoder, _AVERAGE_DECAY)
+        self.averaged = False
 
     def begin(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         return batches
 
     def step(self, batch: Batch) -> None:
         self.program.step(batch["images"])
+        self.average.update(self.program.autoencoder)
 
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.program.reconstruct(images)
+        if self.averaged:
+            return self.program.reconstruct(self.average.model, images)
+        self.program.autoencoder.eval()
+        result = self.program.reconstruct(self.program.autoencoder, images)
+        self.program.autoencoder.train()
+        return result
+
+    def choose_weights(self, images: Tensor) -> None:
+        means = {}
+        for self.averaged in (False, True):
+            reconstruction, _ = self.reconstruct(images)
+            means[self.averaged] = psnr(reconstruction, images).mean()
+        self.averaged = bool(means[True] > means[False])
 
     def num_codes(self) -> int | None:
         return getattr(getattr(self.program.autoencoder, "quantize", None), "num_codes", None)
 
     def save(self, folder: Path) -> None:
-        torch.save(self.program.state_dict(), folder / "state.pt")
+        state = {"program": self.program.state_dict(), "average": self.average.state_dict()}
+        torch.save(state, folder / "state.pt")
 
     def load(self, folder: Path) -> None:
-        self.program.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+        state = torch.load(folder / "state.pt", weights_only=True)
+        self.program.load_state_dict(state["program"])
+        self.average.load_state_dict(state["average"])
 
 
 @dataclass(frozen=True)
@@ -267,7 +329,7 @@ def create(
 
     Args:
         name: one of ``COMPETITORS``.
-        rate: learning rate; None: the published or shipped one.
+        rate: learning rate, with a peer's also its schedule; None: the published or shipped ones.
     """
     if name not in PEERS:
         config = setting.config(OURS.get(name) or ABLATIONS[name], steps, seed, rate)
@@ -276,7 +338,8 @@ def create(
     quantizer = yaml.safe_dump(
         {**program.QUANTIZER, "num_codes": _NUM_CODES, "revive_after": None}, default_flow_style=True
     )
-    changes = () if program.KL else (f"model.quantizer={quantizer.strip()}",)
+    codes = () if program.KL else (f"model.quantizer={quantizer.strip()}",)
+    changes = (f"model.latent_channels={program.LATENT_CHANNELS}", *codes)
     base = OURS["kl" if program.KL else "vq-ema"]
     config = setting.config(Ours(base.family, base.config, changes), steps, seed)
     seed_everything(seed)
@@ -284,7 +347,15 @@ def create(
     discriminator = build.build_discriminator(setting.config(OURS["vqgan"], steps, seed))
     assert isinstance(discriminator, nn.Module)
     lpips = packaged_lpips(build.build_lpips("vgg"))
-    peer = program(autoencoder, discriminator, lpips, batch_size=config.batch_size, learning_rate=rate)
+    falling = LearningRate(1.0, last_step=steps, warmup_steps=int(_PEERS_WARMUP * steps), **_PEERS_SCHEDULE)
+    peer = program(
+        autoencoder,
+        discriminator,
+        lpips,
+        batch_size=config.batch_size,
+        learning_rate=rate,
+        schedule=None if rate is None else falling.at,
+    )
     return PeerCompetitor(peer), config
 
 

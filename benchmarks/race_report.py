@@ -1,23 +1,24 @@
-"""Measures the reconstructions of bench_race.py's competitors, and draws its table, curves and pictures."""
+"""Measures the reconstructions of bench_race.py's competitors, and draws its tables, curves and pictures."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from measuring import print_head, print_row
 from peers_training import PEERS
 from PIL import Image
-from race_competitors import Competitor
+from race_competitors import Reconstructor
 from torch import Tensor
 
 from latentae import build
@@ -31,6 +32,8 @@ from latentae.report.grids import label_rows, save_png
 _BATCH = 16
 _METRICS = {
     "psnr": ("PSNR, dB", ".2f"),
+    "luma": ("of luma", ".2f"),
+    "chroma": ("of chroma", ".2f"),
     "ssim": ("SSIM", ".3f"),
     "lpips_alex": ("LPIPS alex", ".3f"),
     "lpips_vgg": ("LPIPS vgg", ".3f"),
@@ -38,15 +41,17 @@ _METRICS = {
     "codes": ("codes in use", ".1%"),
 }
 """Key in the JSON -> column and number format."""
-HIGHER_IS_BETTER = {"psnr", "ssim", "codes"}
+HIGHER_IS_BETTER = {"psnr", "luma", "chroma", "ssim", "codes"}
+_BT601 = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+"""Rows: Y', Cb and Cr of R', G' and B' (ITU-R BT.601)."""
 
 
-class Jury:
+class Evaluator:
     """Measures reconstructions of the same validation images.
 
     Args:
         images: [N, 3, H, W] in [-1, 1].
-        few: how many of them ``glance`` measures.
+        few: about how many of them ``measure_few`` measures.
     """
 
     def __init__(self, images: Tensor, few: int = 64) -> None:
@@ -54,12 +59,12 @@ class Jury:
         self.shown = images[:: max(1, len(images) // 8)][:8]
         self.alex = build.build_lpips("alex")
 
-    def glance(self, competitor: Competitor) -> dict[str, float]:
+    def measure_few(self, competitor: Reconstructor) -> dict[str, float]:
         """Returns PSNR, SSIM and LPIPS on AlexNet of some images, evenly taken."""
         chosen = self.images[:: max(1, len(self.images) // self.few)]
         return self._measure(competitor, chosen)[0]
 
-    def measure(self, competitor: Competitor, *, quick: bool = False) -> tuple[dict[str, float], Tensor]:
+    def measure(self, competitor: Reconstructor, *, quick: bool = False) -> tuple[dict[str, float], Tensor]:
         """Returns the metrics of all images, and 8-bit reconstructions of those in ``shown``.
 
         Args:
@@ -87,15 +92,19 @@ class Jury:
         }
 
     def _measure(
-        self, competitor: Competitor, images: Tensor
+        self, competitor: Reconstructor, images: Tensor
     ) -> tuple[dict[str, float], Tensor, Tensor | None]:
-        values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips_alex": []}
+        values: dict[str, list[Tensor]] = {
+            key: [] for key in ("psnr", "luma", "chroma", "ssim", "lpips_alex")
+        }
         pixels, counts = [], None
         for batch in images.split(_BATCH):
             reconstruction, indices = competitor.reconstruct(batch)
             pixels.append(to_uint8(reconstruction))
             one, other = to_images(pixels[-1]), to_images(to_uint8(batch))
             values["psnr"].append(psnr(one, other))
+            for key, ratio in zip(("luma", "chroma"), _psnr_of_luma_and_chroma(one, other), strict=True):
+                values[key].append(ratio)
             values["ssim"].append(ssim(one, other))
             with torch.no_grad():
                 values["lpips_alex"].append(self.alex(one, other))
@@ -104,6 +113,53 @@ class Jury:
                 counts = seen if counts is None else counts + seen
         means = {name: torch.cat(parts).double().mean().item() for name, parts in values.items()}
         return means, torch.cat(pixels), counts
+
+
+def _psnr_of_luma_and_chroma(one: Tensor, other: Tensor) -> list[Tensor]:
+    """Returns the PSNR [B] in dB of Y', and of Cb and Cr together, for images [B, 3, H, W] in [-1, 1].
+
+    A mean squared error below 1e-6 of the squared range counts as 1e-6, so that equal channels have 60 dB.
+    """
+    difference = torch.einsum("kc,bchw->bkhw", torch.tensor(_BT601), (one - other) / 2)
+    errors = [difference[:, :1], difference[:, 1:]]
+    return [-10 * error.square().mean(dim=(1, 2, 3)).clamp(min=1e-6).log10() for error in errors]
+
+
+class Floor:
+    """A reconstruction that needs no training. Whatever has learned something is above it.
+
+    Args:
+        name: one of ``FLOORS``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, None]:
+        """Returns the reconstruction of images [B, 3, H, W] in [-1, 1], and no codes."""
+        return FLOORS[self.name](images).clamp(-1, 1), None
+
+    def num_codes(self) -> None:
+        """It has no codes."""
+
+
+def _shrink(side: int) -> Callable[[Tensor], Tensor]:
+    def shrink(images: Tensor) -> Tensor:
+        small = F.interpolate(images, (side, side), mode="area")
+        return F.interpolate(small, images.shape[-2:], mode="bicubic")
+
+    return shrink
+
+
+FLOORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "the mean colour of each image": lambda images: images.mean(dim=(2, 3), keepdim=True).expand_as(images),
+    "the images without colour": lambda images: torch.einsum("c,bchw->bhw", torch.tensor(_BT601[0]), images)[
+        :, None
+    ].expand_as(images),
+    "8x8 pixels, enlarged": _shrink(8),
+    "16x16 pixels, enlarged": _shrink(16),
+}
+"""Name -> reconstruction of images in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +194,11 @@ def group(runs: Sequence[dict[str, Any]], names: Sequence[str], budget: str) -> 
     """Returns a row for each competitor and learning rate, in the order of the names.
 
     Args:
-        budget: what the runs were made for: ``120 s``, or ``80 steps``, which any run may have made.
+        budget: what the runs were made for: ``120 s`` or ``80 steps``.
     """
     rows = []
     for name in names:
-        own = [run for run in runs if run["competitor"] == name and budget in _budgets(run)]
+        own = [run for run in runs if run["competitor"] == name and run["budget"] == budget]
         for rate in sorted({run["rate"] for run in own}, key=lambda rate: (rate is not None, rate or 0)):
             same = [run for run in own if run["rate"] == rate]
             rows.append(Row(name, _setting(name, rate), same))
@@ -150,24 +206,23 @@ def group(runs: Sequence[dict[str, Any]], names: Sequence[str], budget: str) -> 
 
 
 def _setting(name: str, rate: float | None) -> str:
-    if name not in PEERS:
-        return "shipped" if rate is None else f"tuned, {rate:g}"
-    published = None if PEERS[name].SCALE_BY_BATCH else PEERS[name].LEARNING_RATE
-    return "published" if rate in (None, published) else f"tuned, {rate:g}"
-
-
-def _budgets(run: dict[str, Any]) -> tuple[str, str]:
-    return run["budget"], f"{run['steps']} steps"
+    if rate is None:
+        return "published" if name in PEERS else "shipped"
+    return f"{rate:g}, cosine"
 
 
 def best_of_each(rows: Sequence[Row]) -> list[Row]:
-    """Returns one row per competitor: that of the learning rate with the best mean PSNR."""
+    """Returns one row per competitor: of those with most seeds that with the best mean PSNR."""
     best: dict[str, Row] = {}
     for row in rows:
         kept = best.setdefault(row.name, row)
-        if statistics.mean(row.values("psnr")) > statistics.mean(kept.values("psnr")):
+        if _rank(row) > _rank(kept):
             best[row.name] = row
     return list(best.values())
+
+
+def _rank(row: Row) -> tuple[int, float]:
+    return len(row.runs), statistics.mean(row.values("psnr"))
 
 
 def print_rows(rows: Sequence[Row]) -> None:
@@ -177,7 +232,7 @@ def print_rows(rows: Sequence[Row]) -> None:
     for key in keys:
         means = [statistics.mean(row.values(key)) for row in rows if row.values(key)]
         best[key] = max(means) if key in HIGHER_IS_BETTER else min(means)
-    print_head("competitor", "learning rate", "steps", "s", "seeds", *(_METRICS[key][0] for key in keys))
+    print_head("competitor", "settings", "steps", "seeds", *(_METRICS[key][0] for key in keys))
     for row in rows:
         cells = []
         for key in keys:
@@ -185,11 +240,19 @@ def print_rows(rows: Sequence[Row]) -> None:
             values = row.values(key)
             is_best = bool(values) and math.isclose(statistics.mean(values), best[key])
             cells.append(f"**{cell}**" if is_best else cell)
-        seconds = statistics.mean(run["seconds"] for run in row.runs)
-        setting = (
-            f"{row.setting}" if "tuned" in row.setting else f"{row.setting}, {row.runs[0]['learning_rate']:g}"
-        )
-        print_row(row.name, setting, row.runs[0]["steps"], f"{seconds:.0f}", len(row.runs), *cells)
+        own_rate = f", {row.runs[0]['learning_rate']:g}" if row.runs[0]["rate"] is None else ""
+        averaged = sum(run["averaged"] for run in row.runs)
+        weights = ", averaged" if averaged == len(row.runs) else f", averaged: {averaged} of {len(row.runs)}"
+        setting = row.setting + own_rate + (weights if averaged else "")
+        print_row(row.name, setting, row.runs[0]["steps"], len(row.runs), *cells)
+
+
+def print_floors(floors: dict[str, dict[str, float]]) -> None:
+    """Prints a Markdown table of the metrics of ``FLOORS``."""
+    keys = [key for key in _METRICS if any(key in numbers for numbers in floors.values())]
+    print_head("without training", *(_METRICS[key][0] for key in keys))
+    for name, numbers in floors.items():
+        print_row(name, *(format(numbers[key], _METRICS[key][1]) for key in keys))
 
 
 def print_changes(rows: Sequence[Row], bases: Sequence[Row]) -> None:
@@ -222,7 +285,7 @@ def _with_difference(pairs: Sequence[tuple[dict[str, float], dict[str, float]]],
 
 
 def draw_curves(rows: Sequence[Row], path: Path) -> None:
-    """Writes PSNR and LPIPS against processor seconds as a PNG: a line per row, ours solid."""
+    """Writes PSNR and LPIPS against the share of the budget as a PNG: a line per row, ours solid."""
     figure = Figure((10, 5.2), dpi=80, layout="constrained")
     for axes, key, name in zip(
         figure.subplots(1, 2), ("psnr", "lpips_alex"), ("PSNR, dB", "LPIPS (alex)"), strict=True
@@ -230,14 +293,14 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
         for number, row in enumerate(rows):
             curve = row.runs[0]["curve"]
             axes.plot(
-                [point["seconds"] for point in curve],
+                [point["step"] / row.runs[0]["steps"] for point in curve],
                 [point[key] for point in curve],
                 color=COLOURS[number % len(COLOURS)],
                 linestyle="--" if row.name in PEERS else "-",
                 marker=".",
                 label=f"{row.name}, {row.setting}",
             )
-        axes.set_xlabel("processor seconds of training", color=QUIET)
+        axes.set_xlabel(f"share of {row.runs[0]['budget']}", color=QUIET)
         axes.set_title(name, loc="left")
         axes.grid(color=GRID)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
