@@ -1,6 +1,6 @@
 """What a process and a device can do, and whether code computes or is only followed.
 
-The cores that a process may use; whether a device computes in float64; whether a compiler, an export or a
+The cores that a process may use; whether a device computes in float64 or bfloat16; whether a compiler, an export or a
 transform follows the code instead of computing with it.
 """
 
@@ -18,6 +18,19 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux, where a scheduler may grant a few of them
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this machine's accelerator, or else its CPU, multiplies in bfloat16.
+
+    GPUs since Ampere do, and CPUs with AVX512-BF16 or AMX. Other CPUs convert to float32 and back, which
+    takes longer than float32 alone.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.accelerator.is_available():
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def has_float64(device: torch.device) -> bool:

@@ -3,7 +3,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentae.devices import is_exporting, is_traced, values_are_readable
+from latentae.devices import has_native_bfloat16, is_exporting, is_traced, values_are_readable
 from latentae.quantizers import create_quantizer
 
 
@@ -62,3 +62,34 @@ def test_quantizers_look_up_indices_on_fake_tensors(kind):
     with FakeTensorMode(allow_non_fake_inputs=True):
         indices = quantizer.indices(torch.zeros(1, 2, 3, 4))
         assert quantizer.codes(indices).shape == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "expected"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_a_cpu_computes_bfloat16_with_avx512_bf16_or_amx(monkeypatch, avx512, amx, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert has_native_bfloat16() is expected
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_emulates_bfloat16_does_not_count(monkeypatch, native):
+    asked = []
+
+    def is_supported(including_emulation=True):
+        asked.append(including_emulation)
+        return including_emulation or native
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert has_native_bfloat16() is native
+    assert asked == [False]
+
+
+def test_other_accelerators_do_not_count(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert not has_native_bfloat16()

@@ -125,7 +125,8 @@ def refused_changes(old: RunConfig, new: RunConfig, allowed: frozenset[str] = fr
         allowed: additional keys that may change.
     """
     resumable = RESUMABLE_KEYS - _STREAM_KEYS if new.data.streaming else RESUMABLE_KEYS
-    if old.mixed_precision is None:  # written before runs recorded the setting of their launcher
+    # Written before runs recorded the setting of their launcher, or what the run has recorded will be kept.
+    if old.mixed_precision is None or new.mixed_precision == "auto":
         allowed |= {"mixed_precision"}
     if _both_pretrained(old, new):
         allowed |= {"model.pretrained"}

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from latentae import distributed
 from latentae.config import DATA_SPELLING_KEYS, RunConfig, changed_keys
-from latentae.devices import usable_cores
+from latentae.devices import has_native_bfloat16, usable_cores
 
 _OWN_KEYS = DATA_SPELLING_KEYS | {"output_dir", "resume", "cpu_threads", "data.cache_megabytes"}
 """Keys that may differ between the processes of a run: paths on a node, and the node's size."""
@@ -36,6 +36,7 @@ __all__ = [
     "create_accelerator",
     "gather_object",
     "process_group_timeout",
+    "settle_precision",
     "track",
     "track_picture",
 ]
@@ -87,6 +88,18 @@ def create_accelerator(config: RunConfig) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
+
+
+def settle_precision(config: RunConfig, recorded: str | None) -> RunConfig:
+    """Returns the config with a number format in place of `mixed_precision: auto`.
+
+    Args:
+        recorded: that of the run that is resumed.
+    """
+    if config.mixed_precision != "auto":
+        return config
+    chosen = recorded or ("bf16" if has_native_bfloat16() else "no")
+    return config.model_copy(update={"mixed_precision": chosen})
 
 
 def process_group_timeout(config: RunConfig) -> timedelta:

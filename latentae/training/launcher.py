@@ -29,7 +29,9 @@ _COMPILER = "ACCELERATE_DYNAMO_BACKEND"
 
 
 def apply_launcher_settings(config: RunConfig, environment: Mapping[str, str] = os.environ) -> RunConfig:
-    """Returns the config with the launcher's `mixed_precision` if its own is null.
+    """Returns the config with the launcher's `mixed_precision` if its own is null or `auto`.
+
+    `auto` stays if the launcher says `no`.
 
     Args:
         environment: the variables that the launcher has set.
@@ -41,7 +43,7 @@ def apply_launcher_settings(config: RunConfig, environment: Mapping[str, str] = 
     problems = list(_contradictions(config, environment, precision))
     if problems:
         raise ConfigError("\n".join(problems))
-    if config.mixed_precision is not None:
+    if config.mixed_precision not in (None, "auto") or (config.mixed_precision, precision) == ("auto", "no"):
         return config
     return config.model_copy(update={"mixed_precision": precision})
 
@@ -78,7 +80,7 @@ def _contradictions(config: RunConfig, environment: Mapping[str, str], precision
             f"{_PRECISION} is {precision}, which is not supported; start with --mixed_precision bf16, fp16 "
             "or no"
         )
-    elif config.mixed_precision is not None and precision not in ("no", config.mixed_precision):
+    elif config.mixed_precision not in (None, "auto") and precision not in ("no", config.mixed_precision):
         yield (
             f"`mixed_precision` is {config.mixed_precision}, and the launcher was told {precision} "
             f"({_PRECISION}); set mixed_precision={precision}, or start with --mixed_precision "

@@ -158,6 +158,12 @@ class RunFolder:
         began_there = read_config(self.config).resume == config.resume
         return "auto" if began_there and not self.owns(Path(config.resume)) else config.resume
 
+    def recorded_precision(self) -> str | None:
+        """Returns the `mixed_precision` of the run in this folder; None if it has learned nothing yet."""
+        if not (self.config.is_file() and (self.all_checkpoints() or self.model.exists())):
+            return None
+        return read_config(self.config).mixed_precision
+
     def owns(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is one of this run's own."""
         return checkpoint.parent.resolve() == self.checkpoints.resolve()

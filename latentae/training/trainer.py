@@ -23,6 +23,7 @@ from latentae.training.accelerator import (
     create_accelerator,
     gather_object,
     process_group_timeout,
+    settle_precision,
     track,
     track_picture,
 )
@@ -75,6 +76,7 @@ class Trainer:
         self.config = config = apply_launcher_settings(config)
         self.folder = RunFolder(Path(config.output_dir))
         self.folder.check(config)
+        self.config = config = settle_precision(config, self.folder.recorded_precision())
         self.torch_settings = TorchSettings.read()
         self.accelerator = create_accelerator(config)
         self.device = self.accelerator.device
@@ -280,10 +282,11 @@ class Trainer:
     def _describe_start(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.networks.autoencoder.parameters())
         begin = f"continuing at step {self.step}" if self.step else "starting"
+        form = {"bf16": " in bfloat16", "fp16": " in float16"}.get(self.accelerator.mixed_precision, "")
         return (
             f"{begin}: {type(self.networks.autoencoder).__name__}, {parameters / 1e6:.2f} M parameters, "
             f"f{self.networks.autoencoder.downsampling_factor}; {self.images.describe()}; "
-            f"{distributed.world_size()} x {self.device.type}"
+            f"{distributed.world_size()} x {self.device.type}{form}"
         )
 
     def batches(self) -> Iterator[Batch]:

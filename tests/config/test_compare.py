@@ -244,8 +244,9 @@ def test_what_a_teacher_s_checkpoint_fixes() -> None:
 
 
 def test_precision_of_a_resume_and_of_a_branch() -> None:
-    no, bf16, fp16 = (config({"mixed_precision": name}) for name in ("no", "bf16", "fp16"))
+    no, bf16, fp16, auto = (config({"mixed_precision": name}) for name in ("no", "bf16", "fp16", "auto"))
     assert refused_changes(no, bf16) == ["mixed_precision: 'no' → bf16"]
     assert refused_changes(config(), bf16) == []  # a run that did not record what its launcher decided
+    assert refused_changes(no, auto) == refused_changes(fp16, auto) == []  # auto keeps what is recorded
     assert refused_in_branch(no, bf16) == refused_in_branch(fp16, no) == []
     assert refused_in_branch(bf16, fp16) == ["mixed_precision: bf16 → fp16"]  # there is no loss scale to load

@@ -28,6 +28,14 @@ def test_the_precision_of_the_launcher_is_written_into_the_config():
     assert apply_launcher_settings(settled, PLAIN) == settled
 
 
+@pytest.mark.parametrize(("told", "precision"), [("no", "auto"), ("bf16", "bf16"), ("fp16", "fp16")])
+def test_auto_is_the_precision_of_the_launcher_unless_that_is_no(told, precision):
+    environment = {**PLAIN, "ACCELERATE_MIXED_PRECISION": told}
+    assert apply_launcher_settings(config({"mixed_precision": "auto"}), environment) == config(
+        {"mixed_precision": precision}
+    )
+
+
 def test_numbers_that_both_state_may_agree():
     told = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}
     apply_launcher_settings(config({"gradient_accumulation_steps": 4, "max_grad_norm": 1}), told)

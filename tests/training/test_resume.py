@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
-from latentae.config import ConfigError, load_config, read_config
+from latentae.config import ConfigError, dump_config, load_config, read_config
 from latentae.data import BrokenImageError
+from latentae.training import accelerator
 from latentae.training.run_folder import RunError, RunFolder
 from latentae.training.signals import RunStopped
 from latentae.training.trainer import Trainer
@@ -130,6 +131,28 @@ def test_the_precision_of_the_launcher_is_recorded_and_kept(tiny, tmp_path, monk
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     with pytest.raises(ConfigError, match=r"mixed_precision: bf16 → 'no'"):
         Trainer(tiny(*FEW, "max_steps=3"))
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "no")])
+def test_auto_is_recorded_as_what_the_device_computes_and_kept_elsewhere(
+    tiny, tmp_path, monkeypatch, native, precision
+):
+    monkeypatch.setattr(accelerator, "has_native_bfloat16", lambda: native)
+    trainer = Trainer(tiny(*FEW, "mixed_precision=auto"))
+    assert trainer.accelerator.mixed_precision == precision
+    trainer.fit()
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["mixed_precision"] == precision
+    # On another machine the run goes on as it began, whatever that machine would choose.
+    monkeypatch.setattr(accelerator, "has_native_bfloat16", lambda: not native)
+    continued = Trainer(tiny(*FEW, "max_steps=3", "mixed_precision=auto"))
+    assert (continued.step, continued.accelerator.mixed_precision) == (2, precision)
+
+
+def test_auto_chooses_anew_where_nothing_was_learned(tiny, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(dump_config(tiny(*FEW, "mixed_precision=bf16")))
+    monkeypatch.setattr(accelerator, "has_native_bfloat16", lambda: False)
+    assert Trainer(tiny(*FEW, "mixed_precision=auto")).config.mixed_precision == "no"
 
 
 def stop_after_a_step(trainer):

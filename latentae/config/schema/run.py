@@ -183,8 +183,10 @@ class RunConfig(Section):
     """Images per process and forward pass."""
     gradient_accumulation_steps: Count = 1
     """Forward passes per optimizer step."""
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    """Number format of the forward pass; null: the setting of `accelerate launch`."""
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = None
+    """Number format of the forward pass; null: the setting of `accelerate launch`. auto: the same, but if
+    that is no, bf16 on devices that compute bfloat16 natively: GPUs since Ampere, CPUs with AVX512-BF16 or
+    AMX. A resumed run keeps what auto chose."""
     deterministic: bool = False
     """Use only deterministic kernels: repeated runs are bit-equal on CUDA too, but slower."""
     performance: Literal["auto", "memory", "off"] = "auto"
