@@ -1,5 +1,7 @@
 """Networks small enough for float64 comparisons of whole training steps."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,7 +23,7 @@ class FeatureDistance(nn.Module):
         return (self.net(reconstruction) - self.net(images)).square().mean(dim=(1, 2, 3))
 
 
-def tiny_vqgan(quantizer: str = "vector") -> VQGAN:
+def tiny_vqgan(type: str = "vector", **quantizer: Any) -> VQGAN:
     return VQGAN(
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -29,7 +31,7 @@ def tiny_vqgan(quantizer: str = "vector") -> VQGAN:
         norm_num_groups=4,
         latent_channels=4,
         num_vq_embeddings=16,
-        quantizer={"type": quantizer},
+        quantizer={"type": type, **quantizer},
     )
 
 
