@@ -17,7 +17,7 @@ from peers import with_taming_blocks
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from latentae.losses.feature_maps import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Peer:
@@ -303,7 +303,7 @@ class DiffusersVQGAN(Peer):
         self._descend(self.discriminator, (F.relu(1 + fake) + F.relu(1 - real)).mean() + penalty)
 
     def _features(self, images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
         features = (images - mean) / std
         for number in (1, 2, 3):
             features = getattr(self.lpips.net, f"slice{number}")(features)

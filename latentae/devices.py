@@ -1,7 +1,7 @@
 """What a process and a device can do, and whether code computes or is only followed.
 
-The cores that a process may use; whether a device computes in float64 or bfloat16; whether a compiler, an export or a
-transform follows the code instead of computing with it.
+The cores that a process may use; whether a device computes in float64 or bfloat16; whether a compiler, an
+export or a transform follows the code instead of computing with it.
 """
 
 import os
