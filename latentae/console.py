@@ -17,8 +17,11 @@ from typing import Any, TextIO
 # Errors of writing to an output without a reader: a closed pipe, a closed terminal.
 _NO_READER = (errno.EPIPE, errno.EIO)
 _SECONDS_BETWEEN_LINES = 10.0
-# What torch's errors say: of its allocator on Linux and elsewhere, and of a GPU.
-_TOO_LITTLE_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+# What torch's errors say of too little memory. Libraries such as cuBLAS and cuDNN also allocate: they say
+# CUBLAS_STATUS_ALLOC_FAILED, and since cuDNN 9 CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
+# CUDNN_STATUS_INTERNAL_ERROR alone has other causes, too.
+_CPU_MEMORY = ("can't allocate memory", "not enough memory", "HOST_ALLOCATION_FAILED")
+_GPU_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 
 FAMILIES = ("sd1", "sdxl", "sd3", "flux")
 """Families of models whose scale and shift are known, named as in latentae/models/checkpoints/families.py."""
@@ -110,16 +113,13 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
 
-    says_so = isinstance(error, RuntimeError) and any(words in str(error) for words in _TOO_LITTLE_MEMORY)
-    return says_so or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    return _says(error, _CPU_MEMORY + _GPU_MEMORY) or isinstance(error, MemoryError) or _is_torchs_own(error)
 
 
 def describe_lack_of_memory(error: Exception) -> str:
     """Returns where there was too little memory, and how much was asked for if the error tells."""
     text = str(error)
-    on_gpu = type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and "out of memory" in text
-    )
+    on_gpu = _is_torchs_own(error) or (_says(error, _GPU_MEMORY) and not _says(error, _CPU_MEMORY))
     place = "the GPU is out of memory" if on_gpu else "the computer is out of memory"
     found = re.search(r"allocate (\d[\d.]*) (bytes|[KMGT]iB)", text)
     if found is None:
@@ -127,6 +127,15 @@ def describe_lack_of_memory(error: Exception) -> str:
     amount, unit = found.groups()
     asked = f"{int(amount) / 2**30:,.2f} GiB" if unit == "bytes" else f"{amount} {unit}"
     return f"{place} ({asked} more could not be allocated)"
+
+
+def _says(error: Exception, phrases: tuple[str, ...]) -> bool:
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
+
+
+def _is_torchs_own(error: Exception) -> bool:
+    """Whether it is torch's error of a GPU, by name: torch is not imported here."""
+    return type(error).__name__ == "OutOfMemoryError"
 
 
 def is_first_process() -> bool:

@@ -67,7 +67,17 @@ def test_an_interrupt_with_nothing_to_add(capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), TypeError("a bug"), SystemExit("told already")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a bug"),
+        TypeError("a bug"),
+        SystemExit("told already"),
+        # These have other causes, too.
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"),
+    ],
+)
 def test_other_errors_keep_their_traceback(error):
     with pytest.raises(type(error), match=str(error)):
         run(failing(error))
@@ -105,6 +115,24 @@ ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't al
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "the computer is out of memory"),
         (OutOfMemoryError("Tried to allocate 9.00 GiB. GPU 0"), "the GPU is out of memory (9.00 GiB more"),
         (RuntimeError("MPS backend out of memory"), "the GPU is out of memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "the GPU is out of memory: ",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "the GPU is out of memory: "),
+        (
+            RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`"),
+            "the GPU is out of memory: ",
+        ),
+        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), "the GPU is out of memory: "),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+            "the GPU is out of memory: ",
+        ),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+            "the computer is out of memory: ",
+        ),
     ],
 )
 def test_too_little_memory_is_one_sentence_with_the_remedy(error, sentence, capsys, monkeypatch):
