@@ -344,7 +344,9 @@ def _decode_page(data: bytes | Path, number: int, request: _Request) -> Pixels:
                 layout.check()
                 known = layout.default_range() if request.value_range is None else request.value_range
                 return _to_array(ImageOps.exif_transpose(image), replace(request, value_range=known))
-    except (UnidentifiedImageError, SyntaxError):  # Pillow has no mode for this page
+    except (UnidentifiedImageError, SyntaxError):
+        # By these errors Pillow says that it has no mode for this page, or cannot make sense of its tags.
+        # Nothing is hidden: tifffile reads the page from its tags, or raises an error of its own.
         pass
     return read_page(data, request.channels, request.value_range, request.check_size, number)
 
