@@ -28,6 +28,7 @@ def _stats_options(parser: CommandParser) -> None:
     parser.add_batch_size()
     parser.add_workers()
     parser.add_seed("crops, order and posterior samples")
+    parser.add_resizing_by_alpha()
     what = "folder for the calibrated model; omitted: measure only"
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=what)
     hidden = argparse.SUPPRESS
@@ -74,6 +75,7 @@ def _encode_options(parser: CommandParser) -> None:
         "images of several sizes: take central squares, keep the aspect ratio, or refuse them",
     )
     parser.add_argument("--sizes", default="crop", choices=sizes, help=what)
+    parser.add_resizing_by_alpha()
     parser.add_switch("--flips", "also store the latents of the mirrored images")
     codes = parser.add_mutually_exclusive_group()
     codes.add_argument("--codes", action="store_true", help="also store the code indices (VQ models)")
@@ -152,6 +154,7 @@ def _export_options(parser: CommandParser) -> None:
     what = "side of the images in pixels; omitted: the model's sample_size, at most 128"
     parser.add_number("--image-size", what)
     parser.add_number("--max-images", "measure activations on at most N images", default=8)
+    parser.add_resizing_by_alpha()
 
 
 def _wrapped(name: str, what: str) -> str:
@@ -172,6 +175,7 @@ def _export(
     data: str | None,
     image_size: int | None,
     max_images: int,
+    alpha: bool,
     **reading: Any,
 ) -> None:
     if format == "comfyui" and family is None:
@@ -179,6 +183,8 @@ def _export(
     if half_safe != (data is not None):
         problem = "--half-safe needs --data IMAGES" if half_safe else "--data is for --half-safe"
         raise ValueError(f"{problem}: activations are measured on these images")
+    if alpha and not half_safe:
+        raise ValueError("--alpha is for --half-safe: without it, no images are read")
 
     from safetensors import SafetensorError
 
@@ -197,7 +203,8 @@ def _export(
         images = None
         if data is not None:
             selection = DataSelection(data, **reading)
-            images = read_images(autoencoder, selection, image_size=image_size, max_images=max_images)
+            sizes: Any = {"image_size": image_size, "max_images": max_images}
+            images = read_images(autoencoder, selection, alpha=alpha, **sizes)
         report = export_autoencoder(
             autoencoder,
             out,

@@ -116,6 +116,11 @@ class CommandParser(argparse.ArgumentParser):
     def add_overwrite(self, what: str) -> None:
         self.add_switch("--overwrite", f"replace {what}")
 
+    def add_resizing_by_alpha(self) -> None:
+        self.add_switch(
+            "--alpha", "images are RGBA: resize their colours weighted by alpha, also of .npy arrays"
+        )
+
     def add_seed(self, what: str) -> None:
         self.add_number("--seed", f"seed of {what}", default=0, least=0)
 

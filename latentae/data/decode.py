@@ -98,6 +98,22 @@ def check_channels(channels: int) -> None:
         )
 
 
+def check_alpha(channels: int, *, several: bool = False) -> None:
+    """Raises ValueError if RGBA images are asked for, and models take another number of channels.
+
+    Args:
+        channels: of the images that the model takes.
+        several: whether the message is about several models.
+    """
+    if channels == 4:
+        return
+    take, name = ("models take", "RGBA models") if several else ("model takes", "an RGBA model")
+    raise ValueError(
+        f"alpha is set, but the {take} images of {channels} channels, and images with transparency have "
+        f"four: leave --alpha out, or name {name}"
+    )
+
+
 def decode_image(
     data: bytes | Path | Image.Image,
     channels: int,

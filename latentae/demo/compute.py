@@ -19,12 +19,12 @@ from torch import Tensor
 
 from latentae.data import CenterCrop, decode_image, validation_photos
 from latentae.data.arrays import ValueRange
-from latentae.data.decode import Pixels
+from latentae.data.decode import Pixels, check_alpha
 from latentae.data.transforms import to_tensor
 from latentae.evaluation.metrics import psnr
 from latentae.evaluation.models import NamedModel, channels_of, factor_of
 from latentae.evaluation.reconstruct import shrink
-from latentae.evaluation.transparency import check_alpha, composite_psnr
+from latentae.evaluation.transparency import composite_psnr
 from latentae.latents.inspection.channels import normal_noise
 from latentae.latents.inspection.codes import count_codes
 from latentae.latents.statistics import noise_generators

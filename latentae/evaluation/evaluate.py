@@ -15,6 +15,7 @@ import torch
 
 from latentae import __version__, distributed
 from latentae.data import DataSelection, describe_source
+from latentae.data.decode import check_alpha
 from latentae.evaluation.assembly import Assembled, percentiles
 from latentae.evaluation.blocks import ImageBlocks, Protocol, open_images, protocol_called
 from latentae.evaluation.features import Measures
@@ -35,7 +36,6 @@ from latentae.evaluation.models import (
 from latentae.evaluation.networks import METRICS_OF, choose_weights, open_measures
 from latentae.evaluation.pictures import choose_pictures, save_crops, save_pictures
 from latentae.evaluation.single_block import IFID_NETWORK
-from latentae.evaluation.transparency import check_alpha
 from latentae.files import check_output_folder
 from latentae.lock import FolderLock
 from latentae.models import load_autoencoder

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from latentae.console import describe_lack_of_memory, is_out_of_memory
 from latentae.data import FolderSource, decode_image
 from latentae.data.arrays import ValueRange
-from latentae.data.decode import Pixels, stated_size
+from latentae.data.decode import Pixels, check_alpha, stated_size
 from latentae.data.transforms import Window, resize_window, to_tensor
 from latentae.evaluation.metrics import psnr
-from latentae.evaluation.transparency import check_alpha, transparent_psnr
+from latentae.evaluation.transparency import transparent_psnr
 from latentae.models.decoders import downscale, upscale_of
 from latentae.report.grids import picture_grid, save_png
 

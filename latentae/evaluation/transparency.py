@@ -26,22 +26,6 @@ HIGHEST_PSNR = 60.0
 They are limited as in libvmaf (6 · 8 bits + 12), so that means stay finite."""
 
 
-def check_alpha(channels: int, *, several: bool = False) -> None:
-    """Raises ValueError if RGBA images are asked for, and models take another number of channels.
-
-    Args:
-        channels: of the images that the model takes.
-        several: whether the message is about several models.
-    """
-    if channels == 4:
-        return
-    take, name = ("models take", "RGBA models") if several else ("model takes", "an RGBA model")
-    raise ValueError(
-        f"alpha is set, but the {take} images of {channels} channels, and images with transparency have "
-        f"four: leave --alpha out, or name {name}"
-    )
-
-
 def transparent_psnr(reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
     """Returns PSNRs in dB, at most ``HIGHEST_PSNR``: metric → [B] float64.
 

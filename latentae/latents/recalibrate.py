@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from latentae import distributed
 from latentae.data import CenterCrop, DataSelection, ImageDataset, RandomCrop, open_sources
-from latentae.data.decode import check_channels
+from latentae.data.decode import check_alpha, check_channels
 from latentae.distributed import on_main
 from latentae.export import export_autoencoder
 from latentae.latents.calibration import calibrate, check_per_channel
@@ -41,6 +41,7 @@ def recalibrate(
     num_workers: int = 0,
     seed: int = 0,
     out: Path | None = None,
+    alpha: bool = False,
     device: torch.device | None = None,
     say: Callable[[str], None],
 ) -> None:
@@ -59,6 +60,7 @@ def recalibrate(
         num_workers: processes that decode images.
         seed: of crops, order and posterior samples.
         out: a new or empty folder for the calibrated model; None: nothing is written.
+        alpha: whether images are RGBA, whose colours are resized by their alpha: see ``resize_window``.
         device: to measure on; None: the CPU.
         say: receives the report, part by part.
 
@@ -67,6 +69,8 @@ def recalibrate(
         BrokenImageError: none of the images can be decoded.
     """
     autoencoder = _open_model(model, out, per_channel)
+    if alpha:
+        check_alpha(autoencoder.config.in_channels)
     autoencoder.to(device or torch.device("cpu"))
 
     # Open the images.
@@ -75,8 +79,8 @@ def recalibrate(
     sources = open_sources(**vars(selection))
     say(sources.description)
     settings: Any = {"channels": autoencoder.config.in_channels, "seed": seed}
-    training = ImageDataset(sources.train, RandomCrop(size), **settings)
-    held_out = ImageDataset(sources.validation, CenterCrop(size), **settings)
+    training = ImageDataset(sources.train, RandomCrop(size, alpha=alpha), **settings)
+    held_out = ImageDataset(sources.validation, CenterCrop(size, alpha=alpha), **settings)
     measuring: Any = {
         "batch_size": batch_size,
         "max_views": MOST_VIEWS if max_images is None else max_images,

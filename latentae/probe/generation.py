@@ -195,7 +195,8 @@ class GenerationEvaluator:
     ) -> dict[str, float]:
         # Features: of samples, of reconstructed training and held-out images, and of decoded noise
         count, real = len(images), self.images
-        copies = ImageBlocks(real.training, real.protocol, real.reference.channels, count)
+        channels, alpha = real.reference.channels, real.reference.alpha
+        copies = ImageBlocks(real.training, real.protocol, channels, count, alpha=alpha)
         copied, held_out = (
             self._features(reconstruct_images(subject, real_images(blocks), self.device))
             for blocks in (copies, real.measured)

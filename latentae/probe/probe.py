@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from latentae import distributed
+from latentae.data.decode import check_alpha
 from latentae.data.source import spread_evenly
 from latentae.evaluation.features import Measures
 from latentae.evaluation.measuring import Evaluation, Settings
 from latentae.evaluation.models import NamedModel, channels_of, factor_of, open_models
 from latentae.evaluation.networks import open_measures
-from latentae.evaluation.transparency import check_alpha
 from latentae.latents.cache import LatentDataset, encode_dataset
 from latentae.lock import FolderLock
 from latentae.models import load_autoencoder
@@ -302,6 +302,7 @@ class ModelProbe:
                 device=self.device,
                 say=self.say,
                 flips=request.flips and name == "training",
+                alpha=request.alpha,
             )
             opened.append(LatentDataset(own.latents / name, seed=request.seed))
         training, held_out = opened

@@ -38,7 +38,8 @@ class ProbeRequest:
         unconditional: ignore the labels of the data.
         flips: mirror half of the images in training, left and right.
         alpha: whether images are RGBA. Pictures then show a checkerboard, features are those of composites
-            over white, and reconstructions are measured as ``Evaluation`` measures RGBA images.
+            over white, and reconstructions are measured as ``Evaluation`` measures RGBA images. Colours are
+            resized by alpha: see ``resize_window``.
         learning_rate: the highest one.
         size: of the denoiser.
         reference_images: the largest number of training images to measure against, evenly spread.
@@ -112,8 +113,10 @@ class ProbeRequest:
         settings = asdict(self)
         for name in ("models", "families", "out", "num_workers", "inception"):
             del settings[name]
-        if not self.alpha:  # it appears only if given, so that older probes open
-            del settings["alpha"]
+        if self.alpha:
+            settings["resized_by_alpha"] = True  # older probes with alpha are not
+        else:
+            del settings["alpha"]  # it appears only if given, so that older probes open
         return settings
 
 
@@ -157,8 +160,8 @@ def open_images(request: ProbeRequest, channels: int) -> ProbeImages:
             "it out"
         )
     protocol = protocol_called(f"resize-{request.image_size}")
-    reference = ImageBlocks(training, protocol, channels, request.reference_images)
+    reference = ImageBlocks(training, protocol, channels, request.reference_images, alpha=request.alpha)
     reference.check()
-    measured = ImageBlocks(held_out, protocol, channels)
+    measured = ImageBlocks(held_out, protocol, channels, alpha=request.alpha)
     measured.check()
     return ProbeImages(training, held_out, reference, measured, protocol, sources.description)

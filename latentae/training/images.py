@@ -210,6 +210,7 @@ def _with_latents(training: ImageDataset, data: DataConfig) -> ImagesWithLatents
             training.channels,
             training.seed,
             flip=data.random_flip,
+            alpha=data.alpha,
         )
     except ValueError as error:
         raise ConfigError(f"`data.latents` is {data.latents}, which cannot be used: {error}") from error

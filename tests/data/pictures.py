@@ -3,12 +3,15 @@
 import io
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from diffusers.models.autoencoders.vae import Encoder
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from latentae.data import BrokenImageError
 from latentae.data.source import EncodedImage
@@ -27,9 +30,9 @@ def write_png(path: Path, value: int, side: int = 8) -> Path:
     return path
 
 
-def write_cutout(path: Path, side: int) -> Path:
+def write_cutout(path: Path, side: int, red: float = 1) -> Path:
     """An array of RGBA [side, side, 4]: opaque red columns, and green ones that alpha hides."""
-    columns = np.where(np.arange(side)[:, np.newaxis] % 3 == 0, (1, 0, 0, 1), (0, 1, 0, 0))
+    columns = np.where(np.arange(side)[:, np.newaxis] % 3 == 0, (red, 0, 0, 1), (0, 1, 0, 0))
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, np.broadcast_to(columns, (side, side, 4)).astype(np.float32))
     return path
@@ -39,6 +42,22 @@ def shows_green(images: Tensor) -> bool:
     """Whether green is visible in images [..., 4, H, W] in [-1, 1] of the file above."""
     alpha, green = images[..., 3, :, :], images[..., 1, :, :]
     return bool((green[alpha > -0.9] > -0.9).any())
+
+
+@contextmanager
+def encoded_images() -> Iterator[list[Tensor]]:
+    """Collects the images [B, C, H, W] that diffusers' encoders get in its body."""
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if isinstance(module, Encoder):
+            seen.append(arguments[0].detach().cpu())
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 class ListSource:

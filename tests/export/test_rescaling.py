@@ -11,6 +11,7 @@ from latentae.export import export_autoencoder
 from latentae.export.export import _FORMATS
 from latentae.export.formats import Diffusers
 from latentae.export.rescaling import read_images
+from tests.data.pictures import shows_green, write_cutout
 from tests.export.conftest import all_files, make_kl, make_vq
 
 THREE = {
@@ -124,6 +125,33 @@ def test_images_are_read_for_the_model(photos):
     grey = read_images(make_kl(in_channels=1), selection, image_size=8, max_images=2)
     assert grey.shape == (2, 1, 8, 8)
     assert -1 <= grey.min() < grey.max() <= 1
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+def test_arrays_are_resized_by_their_alpha(tmp_path, alpha):
+    write_cutout(tmp_path / "data/a.npy", side=30)
+    selection, model = DataSelection(str(tmp_path / "data")), make_kl(in_channels=4, sample_size=16)
+    assert shows_green(read_images(model, selection, alpha=alpha)) != alpha
+    with pytest.raises(ValueError, match="alpha is set, but the model takes images of 3 channels"):
+        read_images(make_kl(), selection, alpha=True)
+
+
+def test_the_command_reads_images_by_alpha(tmp_path, capsys, monkeypatch):
+    write_cutout(tmp_path / "data/a.npy", side=30)
+    make_kl(in_channels=4, out_channels=4, sample_size=16).save_pretrained(tmp_path / "model")
+    seen = []
+
+    def read(*arguments, **options):
+        seen.append(read_images(*arguments, **options))
+        return seen[0]
+
+    monkeypatch.setattr("latentae.export.rescaling.read_images", read)
+    arguments = [str(tmp_path / "model"), "--format", "diffusers", "--out", str(tmp_path / "out"), "--alpha"]
+    assert cli.main(["export", *arguments]) == 2
+    assert capsys.readouterr().err == "error: --alpha is for --half-safe: without it, no images are read\n"
+    assert cli.main(["export", *arguments, "--half-safe", "--data", str(tmp_path / "data")]) == 0
+    assert seen[0].shape == (1, 4, 16, 16)
+    assert not shows_green(seen[0])
 
 
 def test_the_command(tmp_path, photos, capsys):

@@ -50,6 +50,7 @@ def test_codes_alone(classes, tmp_path):
             "error: label_column is 'a', but annotations is false",
         ),
         (["{images}", "--data", "{images}", "--out", "{out}"], "error: "),
+        (["{kl}", "--data", "{images}", "--out", "{out}", "--alpha"], "error: alpha is set, but the model"),
         (
             ["{kl}", "--data", "{images}", "--out", "{out}", "--image-size", "1"],
             "error: images of 1x1 pixels",

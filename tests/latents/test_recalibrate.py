@@ -10,6 +10,7 @@ from latentae.data import FolderSource, ImageDataset, RandomCrop
 from latentae.latents.calibration import calibrate_on
 from latentae.latents.recalibrate import recalibrate
 from latentae.latents.statistics import measure_latents, merge_over_ranks
+from tests.data.pictures import shows_green, write_cutout
 from tests.latents.conftest import SHAPE, batches_of, draw_tensors, make_kl, make_vq
 
 
@@ -74,6 +75,29 @@ def test_the_number_of_crops_has_a_limit(picture_folder, monkeypatch, kl_folder)
     assert any("posterior samples of 30 crops" in part for part in said)
     dataset = ImageDataset(FolderSource(picture_folder), RandomCrop(16), channels=3, seed=0)
     assert calibrate_on(make_kl(), dataset, batch_size=8).statistics.images == 30
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+def test_arrays_are_resized_by_their_alpha(tmp_path, monkeypatch, alpha):
+    for number in range(6):
+        write_cutout(tmp_path / f"data/{number}.npy", side=30)
+    make_kl(in_channels=4, out_channels=4).save_pretrained(tmp_path / "rgba")
+    seen = []
+
+    def measure(model, batches, **options):
+        seen.extend(batch["images"] for batch in batches)
+        return measure_latents(model, batches_of(torch.rand(6, 4, 16, 16), 6), **options)
+
+    monkeypatch.setattr("latentae.latents.recalibrate.measure_latents", measure)
+    options = ["--max-images", "8", *(["--alpha"] if alpha else [])]
+    assert cli.main(["stats", str(tmp_path / "rgba"), "--data", str(tmp_path / "data"), *options]) == 0
+    assert sum(len(images) for images in seen) > 8  # of training crops and held-out images
+    assert all(shows_green(images) != alpha for images in seen)
+
+
+def test_alpha_needs_four_channels(kl_folder, picture_folder):
+    with pytest.raises(ValueError, match="alpha is set, but the model takes images of 3 channels"):
+        recalibrate(str(kl_folder), data=str(picture_folder), alpha=True, say=str)
 
 
 def test_broken_images_are_told_of(kl_folder, picture_folder):

@@ -17,6 +17,7 @@ from latentae.probe.generation import GenerationEvaluator
 from latentae.probe.pipeline import pipeline_autoencoder
 from latentae.probe.probe import ModelProbe, _remarks, probe
 from latentae.probe.request import ProbeRequest, open_images
+from tests.data.pictures import encoded_images, shows_green, write_cutout
 from tests.probe.conftest import draw_images, tiny_model
 
 CPU = torch.device("cpu")
@@ -160,6 +161,19 @@ def test_reconstructions_of_transparent_images_are_measured_as_composites(reques
     request = replace(request_of, models=["a=kl"], alpha=True)
     results, _ = run(request, measures, open_model=lambda path: rgba)
     assert {"psnr_black", "psnr_white", "alpha_psnr"} <= set(results.reconstruction["a"])
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+def test_arrays_are_resized_by_their_alpha(request_of, measures, tmp_path, alpha):
+    """Those that are encoded for the denoiser, and those that are reconstructed and measured."""
+    for number in range(16):
+        write_cutout(tmp_path / f"arrays/{number:02d}.npy", side=46, red=number / 16)
+    request = replace(request_of, models=["a=kl"], data=str(tmp_path / "arrays"), alpha=alpha, steps=1)
+    rgba = tiny_model(in_channels=4, out_channels=4)
+    with encoded_images() as seen:
+        run(request, measures, open_model=lambda path: rgba)
+    assert len(seen) > 4
+    assert all(shows_green(images) != alpha for images in seen)
 
 
 def test_images_of_several_sizes_are_cropped(request_of, measures, image_folder):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from latentae.probe.request import ProbeRequest, open_images
+from tests.data.pictures import shows_green, write_cutout
 from tests.probe.conftest import draw_images
 
 
@@ -44,7 +45,18 @@ def test_settings_are_what_results_depend_on(request_of):
 
 def test_alpha_is_a_setting_only_where_it_is_given(request_of):
     assert "alpha" not in request_of.settings()
-    assert replace(request_of, alpha=True).settings() == {**request_of.settings(), "alpha": True}
+    more = {"alpha": True, "resized_by_alpha": True}  # older probes with alpha resized arrays as bands
+    assert replace(request_of, alpha=True).settings() == request_of.settings() | more
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+def test_arrays_are_resized_by_their_alpha(tmp_path, alpha):
+    for number in range(8):
+        write_cutout(tmp_path / f"data/{number}.npy", side=30)
+    request = ProbeRequest(["a"], str(tmp_path / "data"), tmp_path, image_size=16, batch_size=4, alpha=alpha)
+    images = open_images(request, 4)
+    for blocks in (images.reference, images.measured):
+        assert shows_green(blocks.prepare(0)) != alpha
 
 
 def test_families_are_told_by_the_models(request_of):

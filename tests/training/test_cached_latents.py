@@ -12,6 +12,7 @@ from latentae.data import training_loader
 from latentae.latents.cache import encode_dataset
 from latentae.training.randomness import StepRandomness
 from latentae.training.trainer import Trainer
+from tests.data.pictures import shows_green, write_cutout
 from tests.training.conftest import draw_images
 from tests.training.launch import flatten, log_lines, states_of
 from tests.training.pretrained_models import fine_tuning, make_pretrained, write_pretrained
@@ -151,3 +152,17 @@ def test_caches_that_do_not_belong_are_refused(tiny, tmp_path, place):
     shutil.rmtree(tmp_path / "latents")
     with pytest.raises(ConfigError, match="there are no latents in"):
         Trainer(fine_tuning(tiny, place, *SHARED, latents))
+
+
+def test_a_run_says_whether_its_cache_knows_of_transparency(tiny, tmp_path):
+    (tmp_path / "images").rename(tmp_path / "rgb")
+    for number in range(10):
+        write_cutout(tmp_path / f"images/{number:02d}.npy", side=48, red=1 - number / 20)
+    rgba = make_pretrained(in_channels=4, out_channels=4)
+    place = write_pretrained(rgba, tmp_path, "our folder")
+    words = (*SHARED, "model.in_channels=4", "data.alpha=true")
+    as_bands, by_alpha = (cached(place, tmp_path, f"{alpha}", alpha=alpha) for alpha in (False, True))
+    with pytest.raises(ConfigError, match=r"`data\.latents` is .*resized as bands, and data\.alpha is true"):
+        Trainer(fine_tuning(tiny, place, *words, as_bands))
+    training = Trainer(fine_tuning(tiny, place, *words, by_alpha)).images.training
+    assert not any(shows_green(training[0, index]["images"]) for index in range(len(training)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from latentae.data import (
     take_evenly,
 )
 from latentae.data.annotations import Annotations, read_annotations
-from latentae.data.decode import check_channels
+from latentae.data.decode import check_alpha, check_channels
 from latentae.data.metadata import unread_columns
 from latentae.distributed import on_main
 from latentae.files import remove_unfinished
@@ -170,6 +170,7 @@ def encode_dataset(
     broken: str = "skip",
     shard_size: int | None = None,
     seed: int = 0,
+    alpha: bool = False,
     device: torch.device | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> CacheReport:
@@ -190,7 +191,7 @@ def encode_dataset(
         family: of a model that is opened by its path: the family that gives scale and shift, as
             ``load_autoencoder`` takes it.
         image_size: pixels; None: the model's ``sample_size``.
-        sizes, flips, codes, latents, dtype, precision, broken, seed: see ``CacheOptions``.
+        sizes, flips, codes, latents, dtype, precision, broken, seed, alpha: see ``CacheOptions``.
         shard_size: images per shard; None: see ``default_shard_size``.
         device: to encode on; None: the model's device.
         say: receives progress and broken images, on every rank.
@@ -222,6 +223,7 @@ def encode_dataset(
         broken=broken,
         seed=seed,
         shard_size=shard_size,
+        alpha=alpha,
     )
     return _encode(autoencoder, path, request, Path(out), options, batch_size, workers, say)
 
@@ -274,6 +276,8 @@ def _encode(
         say(f"note: {_about_scale(options)}")
     channels = model.config.in_channels
     check_channels(channels)
+    if options.alpha:
+        check_alpha(channels)
     source, annotations = request.open()
     if unread := request.unread(source):
         say(f"note: {unread}")
@@ -293,7 +297,7 @@ def _encode(
             "images": len(source),
             "caption_column": request.caption_column,
         },
-        options=asdict(options),
+        options=options.recorded(),
     )
     check_folder(folder, settings)
     distributed.barrier()  # nobody writes before everybody has looked
@@ -314,7 +318,8 @@ def _encode(
         # Encode them.
         started = time.monotonic()
         crop = options.sizes != "refuse"
-        images = CacheImages(source, channels, crop=crop, broken=options.broken, seed=options.seed)
+        given: Any = {"broken": options.broken, "seed": options.seed, "alpha": options.alpha}
+        images = CacheImages(source, channels, crop=crop, **given)
         encoder = ShardEncoder(model, images, annotations, folder, options, say)
         encoder.encode(missing, batch_size=batch_size, workers=workers)
         seconds = time.monotonic() - started

@@ -44,7 +44,7 @@ class CacheSettings:
         normalisation: ``shift`` and ``scale``, a number per channel, and ``patch`` for a FLUX.2 VAE; None
             where they are not known.
         data: ``hash`` (see ``data_hash``), ``name``, the number of ``images`` and the ``caption_column``.
-        options: the fields of ``CacheOptions``.
+        options: what ``CacheOptions.recorded`` returns.
         version: of the files' layout.
     """
 
@@ -166,11 +166,13 @@ def check_folder(folder: Path, settings: CacheSettings) -> None:
             f"{folder} holds latents made with caption_column={columns[0]!r} (now {columns[1]!r}): give the "
             f"same, or {_RESTART}"
         )
-    changed = [name for name in settings.options if settings.options[name] != there.options.get(name)]
+    pairs = {
+        name: (there.options.get(name), settings.options.get(name))
+        for name in {**settings.options, **there.options}
+    }
+    changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if changed:
-        differences = ", ".join(
-            f"{name}={there.options.get(name)!r} (now {settings.options[name]!r})" for name in changed
-        )
+        differences = ", ".join(f"{name}={was!r} (now {now!r})" for name, (was, now) in changed.items())
         raise ValueError(
             f"{folder} holds latents made with {differences}: give the same options, or {_RESTART}"
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentae.data import CenterCrop, ImageDataset, ImageSource
+from latentae.data import BrokenImageError, CenterCrop, ImageDataset, ImageSource
 from latentae.data.dataset import Sample
 from latentae.data.seeding import SAMPLE, generator
 from latentae.data.source import EncodedImage, broken_image, spread_evenly
@@ -31,7 +31,8 @@ class ImagesWithLatents(ImageDataset):
 
     These are the stored moments of the image, float32 and unscaled: [2, c, h, w] mean and standard deviation,
     or [1, c, h, w] of a model without a posterior. The image is cropped as it was for the cache: its shorter
-    side is resized and the centre is taken. Whether it is mirrored is drawn by (seed, epoch, index).
+    side is resized, by alpha if the cache did so, and the centre is taken. Whether it is mirrored is drawn
+    by (seed, epoch, index).
 
     Images and latents are matched by the images' names. The cache may hold more images. An image that could
     not be decoded for the cache counts as broken here, too: another one, with its own latents, replaces it.
@@ -41,6 +42,7 @@ class ImagesWithLatents(ImageDataset):
         folder: of the cache.
         image_size: (height, width) in pixels, which must be the cache's.
         flip: mirror half of the images; their mirrored latents must be stored.
+        alpha: whether the images are RGBA, which the cache must know of arrays.
 
     Raises:
         ValueError: there is no finished cache, or it lacks latents of these images at this size.
@@ -56,12 +58,16 @@ class ImagesWithLatents(ImageDataset):
         max_retries: int = 16,
         *,
         flip: bool = False,
+        alpha: bool = False,
     ) -> None:
-        super().__init__(source, CenterCrop(image_size), channels, seed, max_retries)
         self.cache = LatentDataset(folder, sample=False, normalised=False)
+        by_alpha = bool(self.cache.index.settings.options.get("alpha", False))
+        super().__init__(source, CenterCrop(image_size, alpha=by_alpha), channels, seed, max_retries)
         self.flip = flip
         self._check_contents(image_size)
         self._rows = self._find_rows()
+        if alpha != by_alpha:
+            self._check_alpha(alpha)
 
     def __getitem__(self, key: tuple[int, int] | tuple[int, int, int]) -> Sample:
         epoch, index = key[:2]
@@ -168,6 +174,31 @@ class ImagesWithLatents(ImageDataset):
                 "it has no latents of mirrored images: use data.random_flip=false, or encode the images with "
                 "--flips"
             )
+
+    def _check_alpha(self, alpha: bool) -> None:
+        """Raises ValueError where the run would resize images in another way than the cache did.
+
+        It would where four channels are floats: those of uint8 are RGBA anyway (see ``resize_window``).
+        """
+        if self.channels != 4 or self.cache.index.settings.options["sizes"] == "refuse":  # not resized
+            return
+        count = min(_ENCODED_AGAIN, len(self))
+        for index in (position * len(self) // count for position in range(count)):
+            try:
+                picture = self.source.load(index, self.channels)
+            except BrokenImageError:
+                continue
+            if picture.dtype != np.uint8:
+                how, remedy = "as bands", "encode the images with --alpha into another folder"
+                if not alpha:
+                    how, remedy = (
+                        "by their alpha",
+                        f"use data.alpha=true, or {remedy.replace('with', 'without')}",
+                    )
+                raise ValueError(
+                    f"it was made of arrays that were resized {how}, and data.alpha is {str(alpha).lower()}: "
+                    f"{remedy}"
+                )
 
     def _find_rows(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Returns the place of each image in the cache, int64 [n]; −1: it could not be decoded for it.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,7 @@ class CacheOptions:
             error.
         shard_size: images per shard; None only until the data are known.
         seed: chooses replacements.
+        alpha: four channels are RGBA, whose colours are resized by their alpha: see ``resize_window``.
 
     Raises:
         ValueError: an option has a value that is not allowed.
@@ -78,6 +80,7 @@ class CacheOptions:
     broken: str = "skip"
     shard_size: int | None = None
     seed: int = 0
+    alpha: bool = False
 
     def __post_init__(self) -> None:
         choices = {"sizes": SIZES, "dtype": DTYPES, "precision": PRECISIONS, "broken": BROKEN}
@@ -91,6 +94,13 @@ class CacheOptions:
             raise ValueError(f"image_size is needed where sizes is {self.sizes!r}: the side in pixels")
         if not self.latents and not self.codes:
             raise ValueError("latents is false and codes is false: there would be nothing to store")
+
+    def recorded(self) -> dict[str, Any]:
+        """Returns the options as a cache records them: ``alpha`` only if given, so that older caches open."""
+        options = asdict(self)
+        if not self.alpha:
+            del options["alpha"]
+        return options
 
 
 def check_at_least(lowest: int, **numbers: int | None) -> None:

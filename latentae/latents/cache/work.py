@@ -200,14 +200,25 @@ class CacheImages(Dataset[ImageBatch]):
         crop: resize and crop to the size; False: the images have that size.
         broken: ``skip``, ``replace`` or ``stop``: see ``CacheOptions``.
         seed: chooses replacements.
+        alpha: whether four channels are RGBA: see ``resize_window``.
     """
 
-    def __init__(self, source: ImageSource, channels: int, *, crop: bool, broken: str, seed: int) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        channels: int,
+        *,
+        crop: bool,
+        broken: str,
+        seed: int,
+        alpha: bool = False,
+    ) -> None:
         self.source = source
         self.channels = channels
         self.crop = crop
         self.broken = broken
         self.seed = seed
+        self.alpha = alpha
 
     def __getitem__(self, key: tuple[Size, Sequence[int]]) -> ImageBatch:
         size, indices = key
@@ -234,7 +245,9 @@ class CacheImages(Dataset[ImageBatch]):
 
     def _image(self, index: int, size: Size) -> Tensor:
         picture = self.source.load(index, self.channels)
-        return CenterCrop(size)(picture) if self.crop else to_tensor(to_picture(picture))
+        if not self.crop:
+            return to_tensor(to_picture(picture))
+        return CenterCrop(size, alpha=self.alpha)(picture)
 
 
 def batch_loader(

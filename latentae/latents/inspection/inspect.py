@@ -21,11 +21,10 @@ from latentae.data import (
     validation_loader,
     without_broken,
 )
-from latentae.data.decode import check_channels
+from latentae.data.decode import check_alpha, check_channels
 from latentae.data.seeding import check_seed
 from latentae.evaluation.blocks import open_images
 from latentae.evaluation.models import weights_sha256
-from latentae.evaluation.transparency import check_alpha
 from latentae.files import check_output_folder, write_together
 from latentae.latents.inspection.channels import check_memory
 from latentae.latents.inspection.decoding import Autoencoder
@@ -74,7 +73,8 @@ def inspect(
         max_images: the largest number of images to measure, evenly spread.
         batch_size, num_workers: images at a time, and processes that decode them.
         seed: of the posterior's noise and of the samples.
-        alpha: whether images are RGBA, which the figures then show on a checkerboard.
+        alpha: whether images are RGBA. Colours are then resized by their alpha, and figures show a
+            checkerboard.
         overwrite: whether to replace an inspection in ``out``.
         device: None is the CPU.
         say: gets messages about progress.

@@ -9,14 +9,14 @@ from PIL import Image
 from safetensors.torch import load
 
 from latentae import LatentDataset
-from latentae.data import BrokenImageError, DataSelection
+from latentae.data import BrokenImageError, CenterCrop, DataSelection
 from latentae.data.annotations import Annotations
 from latentae.latents.cache import encode_dataset
 from latentae.latents.cache.encode import CacheReport, DataRequest, finish_cache
 from latentae.latents.cache.folder import read_index, write_shard
 from latentae.latents.cache.planning import plan_shards
 from latentae.latents.cache.work import CacheError
-from tests.data.pictures import ListSource
+from tests.data.pictures import ListSource, shows_green, write_cutout
 from tests.latents.cache.test_folder import SETTINGS
 from tests.latents.conftest import make_kl
 from tests.processes import launch
@@ -95,6 +95,36 @@ def test_a_folder_of_something_else_stays_as_it_is(changes, says, classes, cache
     with pytest.raises(ValueError, match=says):
         encode_dataset(out=cache, **arguments)
     assert contents(cache) == before
+
+
+def test_arrays_are_resized_by_their_alpha_where_that_is_asked_for(tmp_path):
+    write_cutout(tmp_path / "data/a.npy", side=30)
+    model = make_kl(in_channels=4)
+    usual = {"dtype": "float32", "image_size": 16}
+    for name, alpha in (("bands", False), ("rgba", True)):
+        for sizes in ("crop", "bucket"):
+            folder = tmp_path / name / sizes
+            encode_dataset(model, tmp_path / "data", folder, alpha=alpha, sizes=sizes, **usual)
+            image = CenterCrop(16, alpha=alpha)(np.load(tmp_path / "data/a.npy"))
+            assert shows_green(image) != alpha
+            with torch.no_grad():
+                expected = model.encode(image[None]).latent_dist.mode()[0]
+            found = LatentDataset(folder, sample=False, normalised=False)[0]["latents"]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # A cache from before this option has none, and goes on without it.
+    bands, rgba = tmp_path / "bands/crop", tmp_path / "rgba/crop"
+    assert "alpha" not in read_index(bands).settings.options
+    assert read_index(rgba).settings.options["alpha"]
+    for folder, alpha, says in (
+        (bands, True, r"alpha=None \(now True"),
+        (rgba, False, r"alpha=True \(now None"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            encode_dataset(model, tmp_path / "data", folder, alpha=alpha, **usual)
+    assert encode_dataset(model, tmp_path / "data", rgba, alpha=True, **usual).encoded == 0
+    with pytest.raises(ValueError, match="alpha is set, but the model takes images of 3 channels"):
+        encode_dataset(make_kl(), tmp_path / "data", tmp_path / "new", alpha=True, **usual)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_changed_picture_is_other_data(classes, cache):

@@ -10,6 +10,7 @@ from PIL import Image
 from latentae import VQVAE
 from latentae.data import open_source, training_loader
 from latentae.latents.cache import ImagesWithLatents, encode_dataset
+from tests.data.pictures import shows_green, write_cutout
 from tests.latents.conftest import make_kl
 from tests.models.test_flux2 import make_flux2
 from tests.training.conftest import draw_images
@@ -159,3 +160,40 @@ def test_the_error_of_a_dtype(photos, tmp_path, dtype, error):
     )
     assert posterior_error(dataset[0, 0], make_kl()) <= error
     dataset.check_model(make_kl())
+
+
+def test_arrays_are_cropped_as_the_cache_did(tmp_path):
+    for number in range(3):
+        write_cutout(tmp_path / f"arrays/{number}.npy", side=48)
+    source = open_source(str(tmp_path / "arrays"))
+    model = make_kl(in_channels=4)
+    for alpha, refusal in (
+        (
+            True,
+            r"by their alpha, and data\.alpha is false: use data\.alpha=true, or encode .* without --alpha",
+        ),
+        (False, r"as bands, and data\.alpha is true: encode the images with --alpha into another folder"),
+    ):
+        folder = encode(tmp_path / "arrays", tmp_path / str(alpha), model, alpha=alpha)
+        sample = ImagesWithLatents(source, folder, SIZE, 4, alpha=alpha)[0, 1]
+        assert shows_green(sample["images"]) != alpha
+        assert posterior_error(sample, model) < 1e-5
+        with pytest.raises(ValueError, match=refusal):
+            ImagesWithLatents(source, folder, SIZE, 4, alpha=not alpha)
+        # Arrays that were not resized are the same either way.
+        whole = encode(
+            tmp_path / "arrays",
+            tmp_path / f"{alpha} whole",
+            model,
+            alpha=alpha,
+            sizes="refuse",
+            image_size=48,
+        )
+        assert len(ImagesWithLatents(source, whole, (48, 48), 4, alpha=not alpha)) == 3
+
+
+def test_pictures_state_their_alpha_themselves(photos, tmp_path):
+    model = make_kl(in_channels=4)
+    folder = encode(photos, tmp_path / "cache", model)
+    dataset = ImagesWithLatents(open_source(str(photos)), folder, SIZE, 4, alpha=True)
+    assert posterior_error(dataset[0, 0], model) < 1e-5
