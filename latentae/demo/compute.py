@@ -29,7 +29,6 @@ from latentae.latents.inspection.channels import normal_noise
 from latentae.latents.inspection.codes import count_codes
 from latentae.latents.statistics import noise_generators
 from latentae.models import VQVAE
-from latentae.models.decoders import downscale
 from latentae.models.interpolation import slerp
 from latentae.report.grids import Picture, picture_grid
 
@@ -198,7 +197,7 @@ def is_scaled(model: NamedModel) -> bool:
 
 def encode(model: NamedModel, images: Tensor) -> Tensor:
     """Returns the latents [B, c, h, w] of images in a denoiser's scale, or unscaled if that is not known."""
-    latents = model.encode(downscale(images, model.upscale)).float()
+    latents = model.encode(model.seen(images)).float()
     return model.normalise(latents) if is_scaled(model) else latents
 
 
@@ -267,7 +266,7 @@ def count_photo_codes(model: NamedModel, device: torch.device) -> Tensor:
     source = validation_photos()
     images = [to_tensor(source.load(index, channels_of(model))) for index in range(len(source))]
     parts = torch.stack(images).to(device).split(_COUNTED_AT_ONCE)
-    return count_codes(vq, (model.encode(downscale(part, model.upscale)) for part in parts))
+    return count_codes(vq, (model.encode(model.seen(part)) for part in parts))
 
 
 def draw_codes(counts: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:

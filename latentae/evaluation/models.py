@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latentae.console import FAMILIES
 from latentae.models import ForeignAutoencoder, load_autoencoder
-from latentae.models.decoders import reconstruct, upscale_of
+from latentae.models.decoders import downscale, reconstruct, upscale_of
 from latentae.weights import hash_tensors
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
@@ -33,20 +33,25 @@ class NamedModel:
         path: where the model comes from.
         autoencoder: in eval mode, called as ``autoencoder(images)``.
         autocast: reduced precision of its forward pass, such as ``torch.bfloat16``; None keeps its own.
+        alpha: whether its images are RGBA, whose colours ``downscale`` weights by alpha.
         sha256: of the weights.
-        identity: everything that its reconstructions depend on: weights, config and precision.
+        identity: everything that its reconstructions depend on: weights, config, precision and, if it
+            upscales, alpha.
     """
 
     name: str
     path: str
     autoencoder: nn.Module
     autocast: torch.dtype | None = None
+    alpha: bool = False
     _warm: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.sha256 = weights_sha256(self.autoencoder)
         config = {k: v for k, v in getattr(self.autoencoder, "config", {}).items() if not k.startswith("_")}
         self.identity = f"{self.sha256} {json.dumps(config, sort_keys=True, default=str)} {self.autocast}"
+        if self.alpha and self.upscale > 1:
+            self.identity += " downscaled by alpha"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Any:
@@ -58,7 +63,7 @@ class NamedModel:
             ValueError: the reconstruction is not finite, or has another size than the images.
         """
         with self._precision(images):
-            output = reconstruct(self.autoencoder, images)
+            output = reconstruct(self.autoencoder, images, alpha=self.alpha)
         output.sample = output.sample.float()
         if output.sample.shape != images.shape:
             made, taken = list(output.sample.shape), list(images.shape)
@@ -69,6 +74,10 @@ class NamedModel:
                 "training diverged"
             )
         return output
+
+    def seen(self, images: Tensor) -> Tensor:
+        """Returns what the encoder sees of images [B, C, H, W]: of a model that upscales smaller ones."""
+        return downscale(images, self.upscale, alpha=self.alpha)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -176,7 +185,7 @@ def open_models(
         taken, made = autoencoder.config.in_channels, autoencoder.config.out_channels
         if taken != made:
             raise ValueError(f"{name} makes images of {made} channels from {taken}: they cannot be compared")
-        opened.append(NamedModel(name, path, autoencoder, PRECISIONS[precision]))
+        opened.append(NamedModel(name, path, autoencoder, PRECISIONS[precision], alpha))
     if len({channels_of(model) for model in opened}) > 1:
         listed = ", ".join(f"{model.name} {channels_of(model)}" for model in opened)
         raise ValueError(f"models take different numbers of channels ({listed}): evaluate them apart")

@@ -174,7 +174,7 @@ def _compare(model: Any, job: Job, max_side: int | None, *, alpha: bool, **readi
         with torch.no_grad():
             reconstruction = model(images).sample
         upscale = upscale_of(model)
-        small = downscale(reconstruction, upscale)
+        small = downscale(reconstruction, upscale, alpha=alpha)
         ratio = (transparent_psnr(small, images)["psnr"] if alpha else psnr(small, images)).item()
         if upscale > 1:  # beside a larger reconstruction, every pixel of the image is a square
             images = F.interpolate(images, scale_factor=float(upscale), mode="nearest")

@@ -27,7 +27,13 @@ from latentae.evaluation.metrics import (
 )
 from latentae.evaluation.models import NamedModel
 from latentae.evaluation.rate import CodeMeter, LatentMoments, kl_bits_per_pixel
-from latentae.evaluation.transparency import composite_psnr, composites, over_backgrounds, transparent_psnr
+from latentae.evaluation.transparency import (
+    composite_psnr,
+    composites,
+    downscaled_composite_psnr,
+    over_backgrounds,
+    transparent_psnr,
+)
 from latentae.losses.perceptual import MINIMUM_SIZE
 
 # Pixels per side that a metric needs.
@@ -96,7 +102,8 @@ def measure_block(
         detail, crops = _detail_values(composites(shown, images) if alpha else [(shown, images)])
         values |= detail
         if model.upscale > 1:
-            values["psnr_downscaled"] = downscaled_psnr(output.sample, images, model.upscale)
+            small_psnr = downscaled_composite_psnr if alpha else downscaled_psnr
+            values["psnr_downscaled"] = small_psnr(output.sample, images, model.upscale)
         if output.mean is not None:
             values["kl_bits_per_pixel"] = kl_bits_per_pixel(
                 output.mean, output.log_variance, *images.shape[2:]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from latentae.evaluation.metrics import psnr, to_images, to_uint8
 from latentae.losses.compositing import BLACK, WHITE, composite
+from latentae.models.decoders import downscale
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,6 +47,11 @@ def transparent_psnr(reconstruction: Tensor, images: Tensor) -> dict[str, Tensor
 def composite_psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
     """Returns the mean PSNR in dB of the composites over black and over white, [B]; arguments as above."""
     return transparent_psnr(reconstruction, images)["psnr"]
+
+
+def downscaled_composite_psnr(reconstruction: Tensor, images: Tensor, upscale: int) -> Tensor:
+    """Returns ``composite_psnr`` of a model that upscales, at the size of the images that its encoder saw."""
+    return composite_psnr(*(downscale(x, upscale, alpha=True) for x in (reconstruction, images)))
 
 
 def over_black_and_white(metric: Metric, reconstruction: Tensor, images: Tensor) -> Tensor:

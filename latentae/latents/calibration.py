@@ -121,6 +121,7 @@ def calibrate_on(
     per_channel: bool = False,
     num_workers: int = 0,
     upscale: int = 1,
+    alpha: bool = False,
 ) -> Calibration:
     """Measures the latents of a training set and calibrates the model in place; every rank must call it.
 
@@ -137,6 +138,7 @@ def calibrate_on(
         per_channel: as in ``calibrate``.
         num_workers: processes that decode images.
         upscale: the model's. The encoder sees images that many times smaller than those of the dataset.
+        alpha: whether the images are RGBA: see ``downscale``.
 
     Raises:
         ValueError: as ``measure_latents``, ``calibrate`` and ``view_loader``.
@@ -155,7 +157,7 @@ def calibrate_on(
         num_workers=num_workers,
     )
     if upscale > 1:
-        batches = ({**batch, "images": downscale(batch["images"], upscale)} for batch in batches)
+        batches = ({**batch, "images": downscale(batch["images"], upscale, alpha=alpha)} for batch in batches)
     return calibrate(model, measure_latents(model, batches, seed=seed), per_channel=per_channel)
 
 

@@ -36,7 +36,7 @@ class TeacherTerms:
     latents_weight: float = 0.0
 
 
-def output_distance(student: Tensor, teacher: Tensor, *, alpha: bool = False) -> Tensor:
+def output_distance(student: Tensor, teacher: Tensor, *, images: Tensor | None = None) -> Tensor:
     """Returns the mean absolute difference of two batches of images, a scalar.
 
     It has the unit of the reconstruction loss ``l1``. If one decoder makes images that are k times larger,
@@ -45,19 +45,20 @@ def output_distance(student: Tensor, teacher: Tensor, *, alpha: bool = False) ->
     Args:
         student: [B, C, H, W], may have a gradient.
         teacher: [B, C, H', W'], without one.
-        alpha: whether images are RGBA. Colours are then multiplied by the teacher's α, clamped to [0, 1],
-            as ``weigh_by_alpha`` does: what the teacher makes of colours that nobody sees is no target.
+        images: [B, 4, H, W] in [−1, 1], RGBA images of the student's size that both reconstruct; None: the
+            channels are not RGBA. With them, colours are multiplied by the teacher's α, clamped to [0, 1], as
+            ``weigh_by_alpha`` does: what the teacher makes of colours that nobody sees is no target. Within a
+            block of a larger student, colours count by the images' α, as where ``downscale`` made the images
+            that the teacher encodes.
 
     Raises:
         ValueError: one size is not a whole multiple of the other.
     """
     teacher = teacher.to(student.dtype)
-    if alpha:  # at the full size of each: an average would mix hidden colours into visible ones
+    if images is not None:  # at the full size of each: an average would mix hidden colours into visible ones
         visible = opacity(teacher).clamp(0, 1)
-        student, teacher = (
-            torch.cat([images[:, :3] * _resized(visible, images), images[:, 3:]], dim=1)
-            for images in (student, teacher)
-        )
+        weights = _resized(visible, student) * _shares(opacity(images).clamp(0, 1), teacher)
+        student, teacher = _weighted(student, weights), _weighted(teacher, visible)
     return l1(_averaged(student, teacher), _averaged(teacher, student)).mean()
 
 
@@ -82,6 +83,20 @@ def _resized(values: Tensor, images: Tensor) -> Tensor:
     """Returns values [B, 1, h, w] at the images' size."""
     size = images.shape[-2:]
     return values if values.shape[-2:] == size else F.interpolate(values, size=size, mode="area")
+
+
+def _weighted(images: Tensor, weights: Tensor) -> Tensor:
+    """Returns images [B, 4, H, W] with their colours multiplied by weights [B, 1, H, W]."""
+    return torch.cat([images[:, :3] * weights, images[:, 3:]], dim=1)
+
+
+def _shares(visible: Tensor, other: Tensor) -> Tensor:
+    """Returns α [B, 1, H, W] over its mean in the pixel's block, or 1 where nothing of the block is visible.
+
+    A block becomes one pixel of ``other``, if that is smaller.
+    """
+    means = _resized(_averaged(visible, other), visible)
+    return torch.where(means > 0, visible / torch.where(means > 0, means, 1), 1)
 
 
 def _averaged(images: Tensor, other: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ sees, which ``downscale`` makes of the originals wherever both are compared.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import Decoder
@@ -154,18 +156,47 @@ def decoder_objection(config: Any, stock_class: type) -> str | None:
 # Images of two sizes
 
 
-def downscale(images: Tensor, factor: int) -> Tensor:
+def downscale(images: Tensor, factor: int, *, alpha: bool = False) -> Tensor:
     """Makes images [B, C, H, W] ``factor`` times smaller: every pixel becomes the mean of factor × factor.
 
     That is an antialiased area filter; values stay in the range of the images. Sides that are no multiple of
     the factor are first padded by repeating the right and bottom edge. A factor of 1 returns the images.
+
+    Args:
+        alpha: whether images are RGBA: see ``average_by_alpha``.
+
+    Raises:
+        ValueError: they are RGBA, but have not four channels.
     """
     if factor == 1:
         return images
     height, width = images.shape[-2:]
     if height % factor or width % factor:
         images = F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")
-    return F.avg_pool2d(images, factor)
+    average = partial(F.avg_pool2d, kernel_size=factor)
+    return average_by_alpha(images, average) if alpha else average(images)
+
+
+def average_by_alpha(images: Tensor, average: Callable[[Tensor], Tensor]) -> Tensor:
+    """Makes RGBA images smaller by means of their pixels, in which colours are weighted by alpha.
+
+    So colours under transparent pixels do not bleed into visible ones. Pixels of which nothing is visible
+    become black, as where files are resized.
+
+    Args:
+        images: [B, 4, H, W] in [−1, 1] with straight alpha, which is clamped to its range as a weight.
+        average: makes images [B, c, H, W] smaller by means of their pixels.
+
+    Raises:
+        ValueError: the images have not four channels.
+    """
+    if images.shape[1] != 4:
+        raise ValueError(f"images have shape {list(images.shape)}: give RGBA images [B, 4, H, W]")
+    colours, alpha = images[:, :3], images[:, 3:]
+    weights = ((alpha + 1) / 2).clamp(0, 1)
+    visible = average(weights)
+    means = average(weights * colours) / torch.where(visible > 0, visible, 1)
+    return torch.cat([torch.where(visible > 0, means, -1), average(alpha)], dim=1)
 
 
 def upscale_of(model: Any) -> int:
@@ -173,19 +204,20 @@ def upscale_of(model: Any) -> int:
     return int(getattr(model, "upscale", 1))
 
 
-def reconstruct(model: Any, images: Tensor, **arguments: Any) -> Any:
+def reconstruct(model: Any, images: Tensor, *, alpha: bool = False, **arguments: Any) -> Any:
     """Reconstructs images at their own size, whatever the model: the encoder of one that upscales sees less.
 
     Args:
         model: called with the images, or for a model that upscales with what ``downscale`` makes of them.
         images: [B, C, H, W] in [−1, 1], the originals.
+        alpha: whether they are RGBA: see ``downscale``.
         arguments: of the model.
 
     Returns:
         the model's output, with a ``sample`` [B, C, H, W].
     """
     factor = upscale_of(model)
-    output = model(downscale(images, factor), **arguments)
+    output = model(downscale(images, factor, alpha=alpha), **arguments)
     if factor > 1:
         output.sample = _cropped(output.sample, images.shape[-2:])
     return output

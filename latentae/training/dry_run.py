@@ -315,7 +315,7 @@ def _latents(trainer: Trainer, images: Tensor) -> str:
     """Shapes and compression, from one image that is encoded."""
     model = trainer.networks.ema.model
     image = images[:1].to(trainer.device)
-    image = downscale(image, model.upscale)
+    image = downscale(image, model.upscale, alpha=trainer.config.data.alpha)
     with evaluating(model), torch.no_grad():
         output = model(image)
     channels, height, width = image.shape[1:]

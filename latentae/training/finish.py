@@ -16,7 +16,12 @@ from latentae.config import RunConfig
 from latentae.data import Batch, BrokenImageError, ImageDataset, validation_loader, with_true_colors
 from latentae.devices import to_float64
 from latentae.evaluation.metrics import downscaled_psnr, psnr, ssim, to_images, to_uint8
-from latentae.evaluation.transparency import ALPHA_METRICS, over_black_and_white, transparent_psnr
+from latentae.evaluation.transparency import (
+    ALPHA_METRICS,
+    downscaled_composite_psnr,
+    over_black_and_white,
+    transparent_psnr,
+)
 from latentae.export import export_diffusers
 from latentae.files import written_aside
 from latentae.latents.calibration import calibrate_on
@@ -186,6 +191,7 @@ def _calibrate(
             seed=config.seed,
             num_workers=config.data.num_workers,
             upscale=model.upscale,
+            alpha=config.data.alpha,
         )
     except ValueError as error:
         # Latents that do not vary or are not finite are no reason to lose the run.
@@ -302,7 +308,7 @@ class _OwnImages:
         if not len(batch["images"]):  # none could be decoded
             return
         images = batch["images"].to(self.device)
-        output = reconstruct(self.autoencoder, images)
+        output = reconstruct(self.autoencoder, images, alpha=self.alpha)
         originals, reconstructions = (to_images(to_uint8(x)) for x in (images, output.sample))
         if self.alpha:
             ratios = transparent_psnr(reconstructions, originals)
@@ -318,7 +324,8 @@ class _OwnImages:
                 to_float64(lpips(reconstructions, originals)),
             ]
         if self.upscale > 1:
-            values.append(downscaled_psnr(output.sample, images, self.upscale))
+            small_psnr = downscaled_composite_psnr if self.alpha else downscaled_psnr
+            values.append(small_psnr(output.sample, images, self.upscale))
         self.rows.append(torch.stack([to_float64(batch["indices"].to(self.device)), *values], dim=1))
         if self.counts is not None:
             self.counts += code_counts(output.indices, self.counts.shape[-1])

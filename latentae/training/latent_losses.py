@@ -103,8 +103,12 @@ class LatentLosses:
         finally:
             self.equivariance = equivariance
 
-    def prepare(self, images: Tensor, randomness: StepRandomness) -> PreparedStep:
-        """Draws the changes of a micro-batch of images [B, C, H, W], of the decoder's size."""
+    def prepare(self, images: Tensor, randomness: StepRandomness, *, alpha: bool = False) -> PreparedStep:
+        """Draws the changes of a micro-batch of images [B, C, H, W], of the decoder's size.
+
+        With ``alpha`` they are RGBA, and ``downscale`` weights their colours by alpha. (The config refuses
+        the other losses that make images smaller.)
+        """
         # Equivariance transforms the latents, or makes the images smaller before they are encoded.
         draw, factor = None, self.downsampling_factor * self.upscale
         if self.equivariance is not None:
@@ -112,7 +116,7 @@ class LatentLosses:
         if draw is not None and draw.before_encoding:
             images = draw.transform.images(images, factor)
         latents_draw = None if draw is None or draw.before_encoding else draw
-        encoded = downscale(images, self.upscale)
+        encoded = downscale(images, self.upscale, alpha=alpha)
         prepared = PreparedStep(encoded, images, transformed=latents_draw is not None)
         if latents_draw is not None:
             prepared.target = latents_draw.transform.images(images, factor)

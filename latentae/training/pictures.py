@@ -37,7 +37,7 @@ def preview(
     Returns:
         [height, width, 3].
     """
-    seen = downscale(images, upscale_of(autoencoder))
+    seen = downscale(images, upscale_of(autoencoder), alpha=alpha)
     mode = autoencoder(seen).sample
     if not posterior:
         return picture_grid(torch.stack([images, mode]), alpha=alpha)
@@ -69,7 +69,7 @@ def whole_preview(autoencoder: Autoencoder, images: Sequence[Tensor], *, alpha: 
     """
     rows = []
     for image in images:
-        sample = reconstruct(autoencoder, image[None]).sample
+        sample = reconstruct(autoencoder, image[None], alpha=alpha).sample
         rows.append(picture_grid(torch.stack([image, sample[0]])[None], alpha=alpha))
     width = max(row.shape[1] for row in rows)
     white = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]

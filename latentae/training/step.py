@@ -98,7 +98,7 @@ class TrainingStep:
             moments: of the images' latents, if they are known: see ``PreparedStep``. Then no encoder runs.
         """
         step, adversary = randomness.step, self.adversary
-        prepared = self.latent_losses.prepare(images, randomness)
+        prepared = self.latent_losses.prepare(images, randomness, alpha=self.alpha)
         prepared.moments = moments
         if self.alpha:
             prepared.backgrounds = randomness.background_colours(len(images))

@@ -137,7 +137,8 @@ class Teacher:
         # The images, and the activations.
         if self.decodes:
             images, activations = self._decode(prepared, output)
-            distance = output_distance(reconstruction, images, alpha=prepared.backgrounds is not None)
+            transparent = prepared.target if prepared.backgrounds is not None else None
+            distance = output_distance(reconstruction, images, images=transparent)
             loss = self.terms.output_weight * distance
             (gradient,) = torch.autograd.grad(loss, reconstruction)
             numbers["teacher_output"] = distance.detach()
@@ -168,7 +169,8 @@ class Teacher:
             elif self.shares_latents:
                 latents, size = output.latents, tuple(prepared.images.shape[-2:])
             else:
-                encoded = downscale(prepared.target, self.upscale)
+                is_rgba = prepared.backgrounds is not None
+                encoded = downscale(prepared.target, self.upscale, alpha=is_rgba)
                 latents, size = model.encode(encoded).latents, tuple(encoded.shape[-2:])
             images: Tensor = model.decode(latents.detach(), size=size).sample
         return images, activations

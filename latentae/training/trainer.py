@@ -272,8 +272,8 @@ class Trainer:
         if self.guard.longest >= self.config.guard.max_consecutive:
             self._save_checkpoint()
             with self.accelerator.autocast():
-                seen = downscale(self.latest_images, self.networks.autoencoder.upscale)
-                own = str(diagnose(self.networks.autoencoder, seen))
+                model, alpha = self.networks.autoencoder, self.config.data.alpha
+                own = str(diagnose(model, downscale(self.latest_images, model.upscale, alpha=alpha)))
             why = explain(skipped, gather_object([own]), self.accelerator.scaler)
             saved = f"the run is saved at step {self.step}, its weights as they were before. {RETRY}"
             count = f"{self.guard.longest} updates in a row were not made"

@@ -6,12 +6,18 @@ import torch
 from PIL import Image
 
 from latentae import cli
+from latentae.data.transforms import to_tensor
+from latentae.demo.compute import Reading, encode, read_image
 from latentae.evaluation import evaluate as module
 from latentae.evaluation.evaluate import Request, evaluate
 from latentae.evaluation.measuring import Settings
 from latentae.evaluation.metrics import psnr, to_images, to_uint8
+from latentae.evaluation.models import NamedModel
+from latentae.evaluation.reconstruct import plan_jobs, run_jobs
+from latentae.evaluation.transparency import composite_psnr
 from latentae.models.decoders import downscale
 from latentae.models.kl import KLVAE
+from tests.data.pictures import encoded_images, shows_green, write_cutout
 from tests.models.conftest import make
 
 CPU = torch.device("cpu")
@@ -83,3 +89,65 @@ def test_reconstruct_writes_larger_pictures(model, tmp_path, capsys):
     assert torch.equal(picture[..., 2:24, 34:62], to_uint8(sample))
     expected = psnr(downscale(sample, 2), to_images(image)).item()
     assert f"{expected:.1f}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def rgba():
+    torch.manual_seed(0)
+    return make(KLVAE, upscale=2, in_channels=4, out_channels=4)
+
+
+def test_images_with_transparency_are_downscaled_by_alpha(rgba, measures, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "open_measures", lambda device, **options: measures)
+    rgba.save_pretrained(tmp_path / "x2")
+    for number in range(3):
+        write_cutout(tmp_path / f"data/{number}.npy", side=30, red=1 - number / 4)
+    request = Request(
+        [str(tmp_path / "x2")],
+        str(tmp_path / "data"),
+        tmp_path / "report",
+        protocol="native",
+        settings=Settings(cycle_images=0),
+        alpha=True,
+    )
+    with encoded_images() as seen:
+        results = evaluate(request, CPU)
+    assert len(seen) > 1
+    assert not any(shows_green(images) for images in seen)
+    ratios = []
+    for number in range(3):
+        image = to_tensor(np.load(tmp_path / f"data/{number}.npy"))[None]
+        with torch.no_grad():
+            pair = (rgba(downscale(image, 2, alpha=True)).sample, image)
+        ratios.append(composite_psnr(*(downscale(x, 2, alpha=True) for x in pair)))
+    expected = torch.cat(ratios).mean().item()
+    assert results.models["x2"]["psnr_downscaled"].value == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_model_is_another_one_with_alpha_only_where_it_downscales(rgba):
+    usual = make(KLVAE, in_channels=4, out_channels=4)
+    for model, upscales in ((rgba, True), (usual, False)):
+        identities = {NamedModel("a", "a", model, alpha=alpha).identity for alpha in (True, False)}
+        assert len(identities) == 1 + upscales
+
+
+def test_the_demo_encodes_images_that_are_downscaled_by_alpha(rgba, tmp_path):
+    image = read_image(write_cutout(tmp_path / "a.npy", side=28), 4, Reading(alpha=True)).fit((28, 28))
+    for alpha in (True, False):
+        with encoded_images() as seen:
+            encode(NamedModel("a", "a", rgba, alpha=alpha), image)
+        assert seen[0].shape == (1, 4, 14, 14)
+        assert shows_green(seen[0]) != alpha
+
+
+def test_larger_reconstructions_are_downscaled_by_alpha(rgba, tmp_path):
+    image = write_cutout(tmp_path / "a.npy", side=12)
+    (comparison,) = run_jobs(rgba, plan_jobs(image, tmp_path / "a.png"), alpha=True)
+    original = to_tensor(np.load(image))[None]
+    with torch.no_grad():
+        sample = rgba(original).sample
+    expected, as_bands = (
+        composite_psnr(downscale(sample, 2, alpha=alpha), original).item() for alpha in (True, False)
+    )
+    assert comparison.psnr == pytest.approx(expected, abs=1e-4)
+    assert abs(expected - as_bands) > 0.01

@@ -12,6 +12,7 @@ from latentae.losses.teacher import (
     level_widths,
     output_distance,
 )
+from latentae.models.decoders import downscale
 
 
 def decoder(widths=(8, 16, 24), block="UpDecoderBlock2D"):
@@ -47,8 +48,31 @@ def test_hidden_colours_do_not_count(larger):
     student = torch.tensor([0.0, 0.0, 0.0, 0.8, 1.0, 1.0, 1.0, -0.6]).view(1, 2, 4).mT[:, :, None]
     student = student.repeat_interleave(larger, 2).repeat_interleave(larger, 3)
     expected = (3 * 0.5 + 0.2 + 0.4) / 8
-    assert output_distance(student, teacher, alpha=True).item() == pytest.approx(expected)
+    images = torch.zeros_like(student)
+    assert output_distance(student, teacher, images=images).item() == pytest.approx(expected)
     assert output_distance(student, teacher).item() == pytest.approx((3 * 0.5 + 0.2 + 3 * 1.0 + 0.4) / 8)
+
+
+@pytest.mark.parametrize("hidden", [0.9, -0.4])
+def test_hidden_colours_of_a_larger_student_do_not_count(hidden):
+    """A student that equals the images has no distance from a teacher that equals the smaller images."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 4, 6, 8, dtype=torch.float64) * 2 - 1
+    images[:, 3, ::3] = -1
+    images[:, 3, :2, :2] = -1  # nothing of this block is visible
+    student = torch.where(images[:, 3:] == -1, hidden, images)
+    student[:, 3:] = images[:, 3:]
+    teacher = downscale(images, 2, alpha=True)
+    assert output_distance(student, teacher, images=images).item() == pytest.approx(0, abs=1e-12)
+    # By hand: one block, of which a quarter is opaque and a quarter half visible, the teacher's alpha is 0.5.
+    images = torch.zeros(1, 4, 2, 2)
+    images[0, 3] = torch.tensor([[1.0, 0.0], [-1.0, -1.0]])
+    student = images.clone()
+    student[0, :3] = torch.tensor([[0.4, -0.2], [hidden, hidden]])
+    teacher = torch.tensor([0.1, 0.1, 0.1, 0.0]).view(1, 4, 1, 1)
+    mean = (0.4 - 0.5 * 0.2) / 1.5
+    expected = (3 * 0.5 * abs(mean - 0.1) + 0.25) / 4
+    assert output_distance(student, teacher, images=images).item() == pytest.approx(expected)
 
 
 def test_the_distance_of_latents_by_hand():

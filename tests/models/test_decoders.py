@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from latentae import KLVAE, load_autoencoder
+from latentae.losses.compositing import composite
 from latentae.models.card import model_card
 from latentae.models.decoders import DecoderShape, downscale, reconstruct
 from latentae.models.folding import fold_normalisation
@@ -148,6 +149,32 @@ def test_downscaling_takes_means():
     assert torch.equal(downscale(F.interpolate(images, scale_factor=4.0, mode="nearest"), 4), images)
 
 
+def test_hidden_colours_do_not_bleed_into_smaller_images():
+    # Opaque 0.5, half visible -0.7, and hidden 1.0; then a block of which nothing is visible.
+    colours = torch.tensor([[0.5, -0.7, 0.9, 0.9], [1.0, 1.0, 0.9, 0.9]])
+    alpha = torch.tensor([[1.0, 0.0, -1.0, -1.0], [-1.0, -1.0, -1.0, -1.0]])
+    images = torch.stack([colours, colours, -colours, alpha])[None]
+    mean = (1 * 0.5 + 0.5 * -0.7) / 1.5
+    expected = torch.tensor([[mean, -1.0], [mean, -1.0], [-mean, -1.0], [-0.25, -1.0]])[None, :, None]
+    torch.testing.assert_close(downscale(images, 2, alpha=True), expected)
+    bands = F.avg_pool2d(images, 2)
+    assert torch.equal(downscale(images, 2), bands)
+    opaque = torch.cat([images[:, :3], torch.ones_like(images[:, 3:])], dim=1)
+    assert torch.equal(downscale(opaque, 2, alpha=True), F.avg_pool2d(opaque, 2))
+    # A reconstruction's alpha may leave its range, where it is no weight.
+    wild = torch.cat([images[:, :3], 3 * images[:, 3:]], dim=1)
+    assert downscale(wild, 2, alpha=True)[0, 0, 0].tolist() == pytest.approx([mean, -1.0])
+    # It is the image whose composites are the means of the composites, over any background.
+    torch.manual_seed(0)
+    images = torch.rand(2, 4, 6, 8, dtype=torch.float64) * 2 - 1
+    small = downscale(images, 2, alpha=True)
+    for background in (-1.0, 0.3):
+        whole = F.avg_pool2d(composite(images, background), 2)
+        torch.testing.assert_close(composite(small, background), whole, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"\[2, 3, 6, 8\]: give RGBA images"):
+        downscale(images[:, :3], 2, alpha=True)
+
+
 @torch.no_grad()
 def test_reconstructing_originals():
     model = make(KLVAE, upscale=2)
@@ -157,6 +184,10 @@ def test_reconstructing_originals():
     assert torch.equal(sample, model(downscale(images, 2)).sample[..., :33, :46])
     usual = make(KLVAE)
     assert torch.equal(reconstruct(usual, images).sample, usual(images).sample)
+    rgba = make(KLVAE, upscale=2, in_channels=4, out_channels=4)
+    images = torch.rand(2, 4, 32, 46) * 2 - 1
+    expected = rgba(downscale(images, 2, alpha=True)).sample
+    assert torch.equal(reconstruct(rgba, images, alpha=True).sample, expected)
 
 
 @pytest.mark.parametrize(

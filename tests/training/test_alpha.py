@@ -9,17 +9,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from latentae.config import ConfigError
+from latentae import KLVAE
+from latentae.config import ConfigError, load_config
 from latentae.discriminators import PatchGAN
 from latentae.evaluation.evaluate import Request, evaluate
 from latentae.evaluation.reconstruct import plan_jobs, run_jobs
 from latentae.losses.compositing import composites
-from latentae.models import load_autoencoder
+from latentae.models import AutoencoderOutput, load_autoencoder
 from latentae.report.grids import checkerboard
 from latentae.training.adversary import Adversary
+from latentae.training.finish import evaluate_reconstruction
 from latentae.training.randomness import StepRandomness
 from latentae.training.trainer import Trainer
+from tests.data.pictures import encoded_images, shows_green, write_cutout
 from tests.processes import launch
+from tests.training.pretrained_models import KL, make_pretrained
 
 ALPHA = ["model.in_channels=4", "data.alpha=true", "log_every=1", "model.quantizer.revive_after=null"]
 
@@ -192,3 +196,44 @@ def test_a_grown_model_first_reconstructs_what_it_did(tiny_rgba, tmp_path):
     )
     with pytest.raises(ValueError, match="does not see transparency"):
         Trainer(tiny_rgba(*here, *grown, f"output_dir={tmp_path}/frozen", "freeze_encoder=true"))
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+def test_a_model_that_upscales_encodes_images_downscaled_by_alpha(tiny, tmp_path, alpha):
+    """In steps, by the teacher, in sample pictures, in validation, in the measurement of the scale."""
+    (tmp_path / "images").rename(tmp_path / "rgb")
+    for number in range(10):
+        write_cutout(tmp_path / f"images/{number:02d}.npy", side=32, red=1 - number / 20)
+    make_pretrained(KLVAE, in_channels=4, out_channels=4).save_pretrained(tmp_path / "teacher")
+    words = [*KL, "model.in_channels=4", f"data.alpha={str(alpha).lower()}", "decoder={upscale: 2}"]
+    words += ["data.downscale=null", "max_steps=2", "sample_every=1", "validate_every=1"]
+    words += [f"loss.teacher={{model: {tmp_path}/teacher}}"]
+    with encoded_images() as seen:
+        trainer = Trainer(load_config("kl_vae", ["--config", str(tiny.file), *words]))
+        summary = trainer.fit()
+    shapes = {tuple(images.shape[1:]) for images in seen}
+    assert shapes == {(4, 16, 16)}
+    assert len(seen) > 10
+    assert all(shows_green(images) != alpha for images in seen)
+    assert summary["scale_source"] == "measured on the training images"
+    assert math.isfinite(summary["psnr_downscaled"])
+
+
+def test_the_downscaled_psnr_is_of_composites():
+    """A model that repeats each pixel is perfect at the encoder's size, whatever it hides."""
+
+    class Enlarging(torch.nn.Module):
+        upscale = 2
+
+        def forward(self, images):
+            sample = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+            sample[:, :3] = torch.where(sample[:, 3:] == -1, 0.7, sample[:, :3])
+            return AutoencoderOutput(sample=sample)
+
+    images = torch.rand(2, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images[:, 3] = torch.where(images[:, 3] < 0, -1.0, 1.0)
+    batch = {"images": images, "indices": torch.arange(2)}
+    distance = lambda a, b: (a - b).square().mean(dim=(1, 2, 3))  # noqa: E731
+    quality = evaluate_reconstruction(Enlarging(), [batch], distance, torch.device("cpu"), alpha=True)
+    assert quality.psnr_downscaled > 45  # of 8 bits
+    assert quality.psnr < 20

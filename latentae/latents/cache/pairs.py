@@ -182,8 +182,7 @@ class ImagesWithLatents(ImageDataset):
         """
         if self.channels != 4 or self.cache.index.settings.options["sizes"] == "refuse":  # not resized
             return
-        count = min(_ENCODED_AGAIN, len(self))
-        for index in (position * len(self) // count for position in range(count)):
+        for index in spread_evenly(_ENCODED_AGAIN, len(self)):
             try:
                 picture = self.source.load(index, self.channels)
             except BrokenImageError:

@@ -102,7 +102,8 @@ def inspect(
 
     # One pass over the images, then the figures
     loader = validation_loader(dataset, batch_size=batch_size, num_workers=num_workers)
-    measured = measure(autoencoder, tqdm(loader, unit="batch", leave=False, disable=None), seed=seed)
+    batches = tqdm(loader, unit="batch", leave=False, disable=None)
+    measured = measure(autoencoder, batches, seed=seed, alpha=alpha)
     sections = all_sections(Inspected(autoencoder, measured, seed, batch_size, alpha))
     facts = _facts(model, autoencoder, f"{data}, split {chosen}", measured, seed)
     _write(out, sections, facts)

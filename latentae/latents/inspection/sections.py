@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from latentae.latents.inspection.spectrum import (
 )
 from latentae.latents.statistics import noise_generators
 from latentae.models import KLVAE, VQVAE
+from latentae.models.decoders import average_by_alpha
 from latentae.models.interpolation import OppositeEndsError
 from latentae.report.grids import Figure
 
@@ -274,7 +276,7 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(model: Autoencoder, batches: Iterable[Any], *, seed: int = 0) -> Measured:
+def measure(model: Autoencoder, batches: Iterable[Any], *, seed: int = 0, alpha: bool = False) -> Measured:
     """Encodes each image once, to samples of the posterior, and measures these in float64.
 
     All latents are kept in memory. The size of the batches changes the result by rounding only.
@@ -283,6 +285,7 @@ def measure(model: Autoencoder, batches: Iterable[Any], *, seed: int = 0) -> Mea
         model: in eval mode.
         batches: with ``images`` [B, C, H, W] in [−1, 1], all of one size, and ``indices`` [B].
         seed: of the posterior's noise.
+        alpha: whether the images are RGBA: see ``average_by_alpha``.
 
     Raises:
         ValueError: no images, images of several sizes, or latents that are not finite or need more than 2 GB.
@@ -298,7 +301,8 @@ def measure(model: Autoencoder, batches: Iterable[Any], *, seed: int = 0) -> Mea
         # The power spectra, image by image: images themselves are not kept
         if min(latents.shape[2:]) >= SMALLEST_SIDE:
             height, width = latents.shape[2:]
-            small = F.adaptive_avg_pool2d(images.double(), (height, width))
+            average, precise = partial(F.adaptive_avg_pool2d, output_size=(height, width)), images.double()
+            small = average_by_alpha(precise, average) if alpha else average(precise)
             for own, maps in zip(powers.values(), (images, small, latents), strict=True):
                 own.append(map_power(maps))
     values, count = gather_channels(gathered)

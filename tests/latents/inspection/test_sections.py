@@ -130,3 +130,14 @@ def test_latents_too_small_for_a_spectrum_have_none(kl):
 def test_no_images_are_refused(kl):
     with pytest.raises(ValueError, match="no latents"):
         measure(kl, [])
+
+
+def test_hidden_colours_are_not_averaged_into_visible_ones():
+    images = torch.rand(3, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images[:, 3] = torch.where(images[:, 3] < 0, -1.0, 1.0)
+    other = torch.where(images[:, 3:] < 0, -images, images)
+    other[:, 3] = images[:, 3]
+    name, model = "images, averaged down", make_kl(in_channels=4)
+    for alpha in (True, False):
+        spectra = [measure(model, batches_of(x, 3), alpha=alpha).spectra[name].power for x in (images, other)]
+        assert torch.allclose(*spectra, rtol=1e-6) == alpha
