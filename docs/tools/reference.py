@@ -111,7 +111,11 @@ def _training() -> Iterator[str]:
     yield f"`{usage}`, with FAMILY {families}."
     yield ""
     scripts = ", ".join(f"`scripts/{family.script}`" for family in FAMILIES.values())
-    yield f"In a checkout, {scripts} are the same commands, for launchers such as `accelerate launch`."
+    yield (
+        f"In a checkout, {scripts} are the same commands, for launchers such as `accelerate launch`. So are "
+        "`scripts/evaluate.py` (`latentae evaluate`), `latent_stats.py` (`stats`), `encode_dataset.py` "
+        "(`encode`) and `export.py` (`export`)."
+    )
     yield ""
     defaults = ", ".join(f"`{family.default_config}` for {name}" for name, family in FAMILIES.items())
     rows = [
