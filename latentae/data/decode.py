@@ -27,7 +27,7 @@ from latentae.data.arrays import (
     to_pixels,
 )
 from latentae.data.names import picture_suffixes, printable, printable_name
-from latentae.data.tiff import TIFF_MAGIC, Layout, band_pages, read_page
+from latentae.data.tiff import TIFF_MAGIC, Layout, band_pages, pages_are_bands, read_page
 
 MAX_PIXELS = 200_000_000
 """Pixels of the largest picture that is decoded by default: the largest that phones take."""
@@ -131,7 +131,8 @@ def decode_image(
         data: the bytes of a file, its path, or a PIL image (which is not changed).
         channels: 1 (grey, ITU-R 601 luma), 3 (RGB) or 4 (RGBA, opaque if the file has no alpha). Any other
             number needs a .npy file with as many channels, or a TIFF with as many samples per pixel or as
-            many grey pages. 4 may also be a TIFF with four samples of which none is alpha.
+            many grey pages. 3 and 4 may also be the grey pages of a TIFF that has exactly so many, of one
+            size and of more than one bit, and 4 a TIFF with four samples of which none is alpha.
         minimum_side: if given, a JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its size whose
             shorter side still has this many pixels, which is several times faster.
         max_pixels: pictures with more pixels count as broken (a decompression bomb takes all memory);
@@ -141,13 +142,13 @@ def decode_image(
             numbers outside are clipped. None: 0 and the largest number of 9 to 16 bits, 0 and 1 for floats.
 
     Returns:
-        [height, width, channels], uint8 in [0, 255]; float32 in [0, 1] for grey images of more than 8 bits
-        and for floats. Pillow reduces colour files with 16 bits per channel to 8, and deep grey ones become
-        8 bits too where their transparency is kept. The orientation (EXIF) is applied. Transparency (an alpha
-        channel, a transparent palette entry or colour) is composited over white if channels is 1 or 3, and
-        kept if it is 4. If channels is 1, 3 or 4, the first page or frame is decoded. Arrays (.npy) are read
-        by `to_pixels`: they must have exactly these channels, and a large uint8 array is memory-mapped and
-        read-only.
+        [height, width, channels], uint8 in [0, 255]; float32 in [0, 1] for grey images and RGB TIFFs of more
+        than 8 bits and for floats. Pillow reduces other colour files with 16 bits per channel to 8, and all
+        deep images become 8 bits where their transparency is kept. The orientation (EXIF) is applied.
+        Transparency (an alpha channel, a transparent palette entry or colour) is composited over white if
+        channels is 1 or 3, and kept if it is 4. If channels is 1, 3 or 4, the first page or frame is decoded,
+        unless the pages are bands. Arrays (.npy) are read by `to_pixels`: they must have exactly these
+        channels, and a large uint8 array is memory-mapped and read-only.
 
     Raises:
         ValueError: channels is less than 1.
@@ -322,7 +323,7 @@ def _scale_transparency(image: ImageFile.ImageFile) -> None:
 
 def _decode_tiff(data: bytes | Path, request: _Request) -> Pixels:
     """Decodes the first page of a TIFF, or as many pages as there are channels."""
-    if request.channels in PICTURE_CHANNELS:
+    if request.channels in PICTURE_CHANNELS and not pages_are_bands(data, request.channels):
         return _decode_page(data, 0, request)
     pages = band_pages(data)
     if len(pages) == 1 and pages[0][1].has_bands(request.channels):
@@ -345,7 +346,9 @@ def _decode_tiff(data: bytes | Path, request: _Request) -> Pixels:
         raise ValueError(
             "a TIFF with pages of different bits: to be the bands of one image, all must have the same"
         )
-    return np.concatenate(bands, axis=2)
+    pixels = np.concatenate(bands, axis=2)
+    # Four channels of uint8 would mean RGBA, whose colours a resize weights by the fourth.
+    return deep_to_fractions(pixels, None) if request.channels == 4 else pixels
 
 
 def _decode_page(data: bytes | Path, number: int, request: _Request) -> Pixels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from latentae.data.arrays import ValueRange, deep_to_fractions, to_bytes, unpremultiply
 
@@ -109,6 +110,11 @@ class Layout:
         return self.samples == 1 and _COLOURS.get(self.photometric) == 1
 
     @property
+    def kind(self) -> tuple[Any, ...]:
+        """What the pages that are the bands of one image have in common."""
+        return self.size, self.photometric, self.bits, self.formats
+
+    @property
     def has_alpha(self) -> bool:
         return _ASSOCIATED in self.extras or _UNASSOCIATED in self.extras
 
@@ -133,9 +139,9 @@ class Layout:
         """Whether Pillow decodes the page as its tags say, with this many channels.
 
         Pillow drops unspecified extra samples, does not invert WhiteIsZero of more than 8 bits, takes planes
-        of 16 bits for stripes and signed bytes for unsigned ones, and reverses the bytes of compressed
-        big-endian numbers with a sign or a fraction. Before release 13 it finds no data in uncompressed
-        YCbCr.
+        of 16 bits for stripes and signed bytes for unsigned ones, keeps 8 of 16 bits of colours, and reverses
+        the bytes of compressed big-endian numbers with a sign or a fraction. Before release 13 it finds no
+        data in uncompressed YCbCr.
         """
         if self.photometric == _YCBCR and self.compression == 1:
             return False
@@ -155,8 +161,14 @@ class Layout:
             return True
         if _COLOURS.get(self.photometric) == 1:
             return self.samples == 1 and self.photometric == _BLACK_IS_ZERO and self.bits[0] in (12, 16)
-        # It keeps 8 of 16 bits, too few for any value range but the full one.
-        return not self.is_planar and value_range in (None, (0, 65535))
+        # Of CMYK, which tifffile does not convert, 8 of 16 bits are enough for the full value range alone.
+        return self.photometric != _RGB and not self.is_planar and value_range in (None, (0, 65535))
+
+    @property
+    def pillow_unpacks_deep_colours(self) -> bool:
+        """Whether Pillow undoes the compression of RGB pixels of 16 bits, if not tifffile."""
+        is_deep = set(self.bits) == {16} and set(self.formats) == {_UINT} and self.photometric == _RGB
+        return is_deep and not self.is_planar and self.samples in (3, 4) and self.compression != 1
 
     def check(self) -> None:
         """Raises ValueError if the page's numbers have a meaning that neither reader supports."""
@@ -186,6 +198,27 @@ def band_pages(data: bytes | Path) -> list[tuple[int, Layout]]:
         ]
 
 
+def pages_are_bands(data: bytes | Path, channels: int) -> bool:
+    """Whether a file holds as many plain grey pages, of one size and kind, as there are channels: 3 or 4.
+
+    Pages of one bit are scans of text, and one page is a grey picture. False also if tifffile cannot read the
+    tags of all pages: Pillow may still read the first one.
+    """
+    try:
+        with _open(data) as file:
+            first = Layout.of(file.pages[0].tags.valueof)
+            if channels == 1 or not first.is_band or max(first.bits) == 1 or len(file.pages) < channels:
+                return False
+        pages = band_pages(data)
+    except ValueError:
+        return False
+    return (
+        len(pages) == channels
+        and all(layout.is_band for _, layout in pages)
+        and len({layout.kind for _, layout in pages}) == 1
+    )
+
+
 def read_page(
     data: bytes | Path,
     channels: int,
@@ -212,6 +245,8 @@ def read_page(
         except (ValueError, NotImplementedError) as error:
             if "imagecodecs" not in str(error):
                 raise
+            if layout.pillow_unpacks_deep_colours:
+                return _to_channels(_by_pillow(data, number, layout), layout, channels, value_range)
             how = f", compressed by {page.compression.name}" if layout.compression != 1 else ""
             raise ValueError(
                 f"a TIFF, {layout.describe()}{how}, which needs `pip install imagecodecs`; or store "
@@ -228,6 +263,25 @@ def read_page(
         if layout.photometric == _YCBCR:
             samples = _to_rgb(samples)
         return _turn(_to_channels(samples, layout, channels, value_range), page.tags.valueof(274))
+
+
+def _by_pillow(data: bytes | Path, number: int, layout: Layout) -> NDArray[np.uint16]:
+    """Reads turned 16-bit colours [H, W, 3 or 4] whose compression tifffile alone cannot undo.
+
+    Pillow keeps one byte of each number: the page is read for the upper bytes, and again for the lower ones.
+    """
+    mode = "RGB" if layout.samples == 3 else "RGBA"
+    halves = []
+    for order in "LB" if sys.byteorder == "little" else "BL":  # libtiff unpacks in the machine's order
+        source = io.BytesIO(data) if isinstance(data, bytes) else data
+        with Image.open(source, formats=["TIFF"]) as image:
+            image.seek(number)
+            (tile,) = image.tile
+            # The raw mode "L" keeps the second byte of each number, "B" the first.
+            image.tile = [tile._replace(args=(f"{mode};16{order}", *tile.args[1:]))]
+            image._mode = mode
+            halves.append(np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16))
+    return halves[0] << 8 | halves[1]
 
 
 @contextmanager
@@ -267,6 +321,12 @@ def _check_readable(page: Any, layout: Layout, channels: int) -> None:
     if layout.has_bands(channels):
         return
     is_spectral = colours == 1 and layout.extras.count(_UNSPECIFIED) > 1
+    if is_spectral and layout.has_alpha and layout.samples in (3, 4):
+        raise ValueError(
+            f"a TIFF of {layout.samples} grey samples per pixel whose ExtraSamples {list(layout.extras)} "
+            f"mark one as alpha (1 or 2): for {layout.samples} bands of equal rank, store 0 for each; for "
+            "colours, store PhotometricInterpretation RGB"
+        )
     if channels not in (1, 3, 4) or layout.samples < colours or is_spectral:
         raise ValueError(
             f"a TIFF of {layout.samples} sample(s) per pixel, not of {channels} channels: ask for as many as "
@@ -294,7 +354,7 @@ def _to_channels(
         # Four channels of uint8 would mean RGBA, whose colours a resize weights by the fourth.
         return to_bytes(colours) if is_eight_bit and channels != 4 else colours
 
-    alpha = _alpha(samples, layout, count)
+    alpha = _alpha(samples, layout, count, value_range)
     if alpha is not None and layout.extras and _ASSOCIATED in layout.extras:
         colours = unpremultiply(colours, alpha)
     if channels == 4:
@@ -319,13 +379,18 @@ def _to_rgb(samples: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray(picture.convert("RGB"))
 
 
-def _alpha(samples: NDArray[Any], layout: Layout, first: int) -> NDArray[np.float32] | None:
+def _alpha(
+    samples: NDArray[Any], layout: Layout, first: int, value_range: ValueRange | None
+) -> NDArray[np.float32] | None:
     """Returns the opacity [H, W, 1] in [0, 1], or None if no sample holds it."""
     if not layout.is_rgba:
         return None
     kinds = layout.extras or (_UNASSOCIATED,)
     place = first + next(i for i, kind in enumerate(kinds) if kind in (_ASSOCIATED, _UNASSOCIATED))
-    return deep_to_fractions(samples[..., place : place + 1], layout.default_range())
+    known = layout.default_range()
+    if known is None and value_range is not None and samples.dtype.kind in "iu":
+        known = (0, int(np.iinfo(samples.dtype).max))  # the value range is that of the colours
+    return deep_to_fractions(samples[..., place : place + 1], known)
 
 
 def _turn(picture: NDArray[Any], orientation: int | None) -> NDArray[Any]:

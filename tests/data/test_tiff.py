@@ -24,6 +24,14 @@ def numbers(values, kind, order):
     return np.array(values).astype(order + kind).tobytes()
 
 
+def by_lzw(pixels):
+    """LZW of TIFF in its plainest form: codes of 9 bits for single bytes, begun anew before they grow."""
+    codes = []
+    for index, byte in enumerate(pixels):
+        codes += [256, byte] if index % 200 == 0 else [byte]
+    return pack_bits([*codes, 257], 9)
+
+
 def written(array, **options):
     """A TIFF by tifffile, for compression, tiles and planes."""
     stream = io.BytesIO()
@@ -232,3 +240,170 @@ def test_pages_of_smaller_versions_are_no_bands():
             file.write(np.full((4, 4), value, np.uint8), photometric="minisblack", metadata=None)
         file.write(np.full((2, 2), 9, np.uint8), photometric="minisblack", subfiletype=1, metadata=None)
     assert decode_image(stream.getvalue(), 2)[0, 0].tolist() == [10, 20]
+
+
+DEEP = np.random.default_rng(0).integers(0, 4096, (6, 7, 4)).astype("u2")  # 16 levels of 8 bits
+
+
+@ORDERS
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"compression": "zlib", "predictor": True}])
+def test_colours_of_sixteen_bits_keep_them(options, planar, order):
+    colours = DEEP[..., :3]
+    stored = colours if planar == "contig" else np.ascontiguousarray(np.moveaxis(colours, 2, 0))
+    image = written(stored, photometric="rgb", planarconfig=planar, byteorder=order, **options)
+    for channels in (3, 4):
+        decoded = decode_image(image, channels)
+        assert decoded.dtype == np.float32
+        assert np.allclose(decoded[..., :3], colours / 65535, rtol=1e-6)
+    assert (decoded[..., 3] == 1).all()
+    assert np.allclose(decode_image(image, 1)[..., 0], colours @ [0.299, 0.587, 0.114] / 65535, atol=1e-7)
+    with pytest.raises(BrokenImageError, match="7 by 6 are 42 pixels"):
+        decode_image(image, 3, max_pixels=41)
+
+
+@pytest.mark.parametrize("kind", ["i2", "i4", "u4", "f2", "f4", "f8"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_colours_of_other_kinds_are_fractions_of_16_bits_or_stay_floats(kind, planar):
+    colours = DEEP[..., :3] if kind[0] in "iu" else DEEP[..., :3] / 4096
+    stored = colours.astype(kind)
+    expected = stored / 65535 if kind[0] in "iu" else stored.astype("f4")
+    if planar == "separate":
+        stored = np.ascontiguousarray(np.moveaxis(stored, 2, 0))
+    image = written(stored, photometric="rgb", planarconfig=planar, compression="zlib")
+    assert np.allclose(decode_image(image, 3), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_transparent_colours_of_sixteen_bits_over_white_keep_them(planar):
+    alpha = DEEP[..., 3:] * 16 / 65535
+    expected = DEEP[..., :3] / 65535 * alpha + 1 - alpha
+    stored = np.concatenate([DEEP[..., :3], DEEP[..., 3:] * 16], axis=2)
+    if planar == "separate":
+        stored = np.ascontiguousarray(np.moveaxis(stored, 2, 0))
+    image = written(stored, photometric="rgb", planarconfig=planar, extrasamples=["unassalpha"])
+    found = decode_image(image, 3)
+    assert found.dtype == np.float32
+    assert np.allclose(found, expected, atol=1e-6)
+    # Four channels of uint8 mean RGBA: floats would be four bands to a resize.
+    kept = decode_image(image, 4)
+    assert kept.dtype == np.uint8
+    assert np.allclose(kept / 255, np.concatenate([DEEP[..., :3] / 65535, alpha], axis=2), atol=0.002)
+
+
+@pytest.mark.parametrize("kind", ["i2", "u4"])
+def test_a_value_range_is_not_that_of_alpha(kind):
+    largest = np.iinfo(kind).max
+    stored = np.array([[[0, 500, 1000, largest], [0, 500, 1000, largest // 5]]], kind)
+    image = written(stored, photometric="rgb", extrasamples=["unassalpha"])
+    expected = [[0, 0.5, 1], [0.8, 0.9, 1]]
+    assert np.allclose(decode_image(image, 3, value_range=(0, 1000))[0], expected, atol=1e-4)
+
+
+@ORDERS
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_compressed_colours_that_tifffile_cannot_unpack_keep_sixteen_bits(orientation, order, tmp_path):
+    def image(samples, **tags):
+        pixels = by_lzw(numbers(samples, "u2", order))
+        options = tags | {"compression": 5, "orientation": orientation}
+        return tiff((7, 6), 16, RGB, pixels, samples=samples.shape[2], order=order, **options)
+
+    def turned(picture):
+        return picture if orientation == 1 else np.rot90(picture, -1)
+
+    colours = DEEP[..., :3]
+    path = tmp_path / "a.tif"
+    path.write_bytes(image(colours))
+    for data in (path, path.read_bytes()):
+        assert np.allclose(decode_image(data, 3), turned(colours / 65535), rtol=1e-6)
+        found = decode_image(data, 3, value_range=(0, 4096))
+        assert np.allclose(found, turned(colours / 4096), rtol=1e-6)
+    four = image(DEEP, extra_samples=UNSPECIFIED)
+    assert np.allclose(decode_image(four, 4), turned(DEEP / 65535), rtol=1e-6)
+    assert np.allclose(decode_image(four, 3), turned(colours / 65535), rtol=1e-6)
+    alpha = np.full_like(DEEP[..., :1], 13107)  # 0.2
+    for kind, factor in ((UNASSOCIATED, 0.2), (ASSOCIATED, 1)):
+        transparent = image(np.concatenate([colours, alpha], axis=2), extra_samples=kind)
+        assert np.allclose(decode_image(transparent, 3), turned(colours / 65535 * factor + 0.8), atol=1e-6)
+
+
+def test_what_contradicts_the_wanted_channels_is_said_with_the_remedy():
+    pixels = np.zeros((2, 3, 4), np.uint16)
+    options = {"photometric": "minisblack", "planarconfig": "contig"}
+    marked = written(pixels, extrasamples=["unspecified", "unspecified", "unassalpha"], **options)
+    for channels in (1, 3, 4):
+        what = r"^a: a TIFF of 4 grey samples .* ExtraSamples \[0, 0, 2\] .* alpha.*: for 4 bands .* store 0"
+        with pytest.raises(BrokenImageError, match=what):
+            decode_image(marked, channels, name="a")
+    equal = written(pixels, extrasamples=["unspecified"] * 3, **options)
+    assert decode_image(equal, 4).shape == (2, 3, 4)
+
+
+def paged(images, **options):
+    """A TIFF of several pages; each image is an array, or a pair of an array and its NewSubfileType."""
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        for image in images:
+            array, kind = image if isinstance(image, tuple) else (image, 0)
+            photometric = "rgb" if array.ndim == 3 else "minisblack"
+            choice = {"photometric": photometric, "subfiletype": kind, "metadata": None}
+            file.write(array, **(choice | options))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize(
+    ("kind", "largest"), [("u1", 255), ("u2", 65535), ("f4", 1), ("f8", 1), ("i2", 65535)]
+)
+def test_grey_pages_are_the_bands_of_three_or_four_channels(kind, largest, count):
+    bands = np.random.default_rng(1).integers(0, 200, (count, 5, 6))
+    stored = (bands / 200 if kind[0] == "f" else bands).astype(kind)
+    expected = np.moveaxis(stored / largest, 0, 2)
+    small = (stored[0, ::2, ::2], 1)
+    for pages in ([*stored], [*stored, small], [(page, 2) for page in stored]):
+        image = paged(pages, compression="zlib")
+        assert np.allclose(fractions(image, count), expected, atol=1e-6)
+        assert np.allclose(fractions(image, 1), expected[..., :1], atol=1e-6)
+        first = fractions(image, 7 - count)  # another number of channels: the first page
+        assert np.allclose(first[..., :3], np.repeat(expected[..., :1], 3, axis=2), atol=1e-6)
+    # Not uint8, which would mean RGBA.
+    assert decode_image(image, count).dtype == (np.uint8 if (kind, count) == ("u1", 3) else np.float32)
+
+
+def test_a_value_range_and_a_polarity_apply_to_the_bands():
+    bands = np.arange(48, dtype=np.uint16).reshape(4, 3, 4) * 20
+    assert np.allclose(
+        decode_image(paged(bands), 4, value_range=(0, 1000)), np.moveaxis(bands, 0, 2) / 1000, atol=1e-6
+    )
+    inverted = decode_image(paged(bands, photometric="miniswhite"), 4)
+    assert np.allclose(inverted, 1 - np.moveaxis(bands, 0, 2) / 65535, atol=1e-6)
+
+
+GREY, COLOUR = np.full((4, 4), 51, np.uint8), np.full((4, 4, 3), (51, 102, 153), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [COLOUR, COLOUR, COLOUR],  # a scan
+        [GREY, GREY[:3], GREY],  # another size
+        [GREY, (GREY[::2, ::2], 1), (GREY[::4, ::4], 1)],  # overviews
+        [GREY, (GREY, 1), (GREY > 0, 4)],  # an overview of the same size, a mask
+        [GREY, GREY.astype("u2"), GREY],  # other bits
+        [GREY, COLOUR, GREY],
+        [GREY] * 5,
+    ],
+)
+def test_pages_that_are_no_bands_are_left_out(pages):
+    first = pages[0] if pages[0].ndim == 3 else np.repeat(GREY[..., None], 3, axis=2)
+    for filled in (pages, [*pages, (GREY, 1)]):
+        image = paged(filled)
+        assert np.array_equal(decode_image(image, 3), first)
+        assert np.array_equal(decode_image(image, 4), np.dstack([first, np.full((4, 4), 255, np.uint8)]))
+
+
+def test_pages_of_one_bit_are_a_scan():
+    stream = io.BytesIO()
+    white, black = Image.new("1", (9, 9), 1), Image.new("1", (9, 9), 0)
+    white.save(stream, "TIFF", save_all=True, append_images=[black, black])
+    assert (decode_image(stream.getvalue(), 3) == 255).all()
