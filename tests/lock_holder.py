@@ -1,6 +1,5 @@
 """Another process that holds the lock of a folder, for tests of what a second one does."""
 
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -8,9 +7,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from latentae.lock import FolderLock
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["latentae.lock"])
+from tests.processes import CONTEXT, fork
 
 
 def _hold(folder: Path, taken: Event, leave: Event) -> None:
@@ -22,9 +19,8 @@ def _hold(folder: Path, taken: Event, leave: Event) -> None:
 @contextmanager
 def another_process(folder: Path) -> Iterator[tuple[BaseProcess, Event]]:
     """Yields a process that holds the lock of ``folder``, and the event that lets it leave."""
-    taken, leave = _CONTEXT.Event(), _CONTEXT.Event()
-    process = _CONTEXT.Process(target=_hold, args=(folder, taken, leave))
-    process.start()
+    taken, leave = CONTEXT.Event(), CONTEXT.Event()
+    process = fork(_hold, folder, taken, leave)
     assert taken.wait(60)
     yield process, leave
     if process.is_alive():  # setting it would wait for ever for a waiter that was killed

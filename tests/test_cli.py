@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT, run_script
 from tests.training.conftest import TINY, draw_images
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = str(ROOT / "scripts/train_vqgan.py")
 
 
@@ -94,7 +93,7 @@ def test_train_then_say_that_it_is_done(tiny_file, tmp_path):
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
 
-    second = run(*arguments)
+    second = run_script(*arguments)
     assert second.returncode == 0
     assert "is complete" in second.stdout
     assert f"{summary['psnr']:.2f} dB" in second.stdout
@@ -102,19 +101,19 @@ def test_train_then_say_that_it_is_done(tiny_file, tmp_path):
 
 
 def test_a_dry_run_tells_and_leaves_no_run(tiny_file, tmp_path):
-    result = run(SCRIPT, "--dry-run", "--config", str(tiny_file))
+    result = run_script(SCRIPT, "--dry-run", "--config", str(tiny_file))
     assert result.returncode == 0, result.stderr
     for words in ("parameters", "latents", "6 steps of 2 images", "checkpoint", "memory", "run-dry-run.png"):
         assert words in result.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "run-dry-run.png", "tiny.yaml"]
-    missing = run("-m", "latentae.cli", "train", "vqgan", "data.name=nowhere/at/all", "--dry-run")
+    missing = run_script(SCRIPT, "data.name=nowhere/at/all", "--dry-run")
     assert missing.returncode == 2
     assert "does not exist" in missing.stderr
     assert "Traceback" not in missing.stderr
 
 
 def test_bad_data_is_one_sentence(tiny_file, tmp_path):
-    result = run(SCRIPT, "--config", str(tiny_file), f"data.name={tmp_path}/nowhere")
+    result = run_script(SCRIPT, "--config", str(tiny_file), f"data.name={tmp_path}/nowhere")
     assert result.returncode == 2
     assert "does not exist" in result.stderr
     assert "Traceback" not in result.stderr

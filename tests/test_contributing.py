@@ -88,10 +88,69 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+# What is tried on the copy, one after the other in one process: it imports torch and the package only once.
+PARTS = {
+    "train": """
+from latentae import cli
+assert cli.main(["train", "vq_vae", "--config", "tiny.yaml"]) == 0
+""",
+    "evaluate": """
+from latentae import cli
+options = ["--data=images", "--out=report", "--protocol=native", "--no-features", "--cycle-images=0"]
+assert cli.main(["evaluate", "tiny=run", *options]) == 0
+""",
+    "discriminator": """
+import torch
+from latentae import build
+from latentae.config import load_config
+config = load_config("vqgan", ["discriminator.type=pixels", "discriminator.base_channels=8"])
+discriminator = build.build_discriminator(config)
+assert discriminator(torch.zeros(2, 3, 4, 6)).shape == (2, 1, 4, 6)
+assert discriminator.layers[0].out_channels == 8
+""",
+    "file format": """
+from latentae import load_autoencoder
+opened = load_autoencoder("vae.npz", norm_num_groups=4).state_dict()
+for name, tensor in load_autoencoder("same").state_dict().items():
+    assert tensor.equal(opened[name]), name
+assert len(opened) > 50
+""",
+    "tests": """
+import pytest
+files = ["quantizers/test_quantizer.py", "losses/test_huber.py", "evaluation/test_largest_error.py"]
+options = ["-q", "-p", "no:cacheprovider", "-k", "manhattan or huber or largest"]
+assert pytest.main([*options, *(f"tests/{file}" for file in files)]) == 0
+""",
+}
+DRIVER = """
+import json, sys, traceback
+outcomes = {}
+for name, code in json.loads(sys.argv[1]).items():
+    try:
+        exec(code, {})
+        outcomes[name] = "passed"
+    except BaseException:
+        outcomes[name] = traceback.format_exc()
+    with open("outcomes.json", "w") as file:
+        json.dump(outcomes, file)
+"""
+
+
 def run(copy: Path, *words: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def outcomes(copy: Path) -> dict[str, str]:
+    """For each of PARTS "passed", or a traceback."""
+    torch.manual_seed(0)
+    model = KLVAE(block_out_channels=(8,), norm_num_groups=4)
+    np.savez(copy / "vae.npz", **{name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    model.save_pretrained(copy / "same")
+    run(copy, "-c", DRIVER, json.dumps(PARTS))
+    return json.loads((copy / "outcomes.json").read_text())
 
 
 def test_recipes_are_short() -> None:
@@ -106,47 +165,28 @@ def test_recipes_keep_the_rules_for_imports_and_style(copy: Path) -> None:
     run(copy, "-m", "ruff", "check", "latentae", "tests")
 
 
-def test_a_new_quantizer_and_loss_are_trained_and_a_new_metric_is_reported(copy: Path) -> None:
-    run(copy, "-m", "latentae.cli", "train", "vq_vae", "--config", "tiny.yaml")
+def test_a_new_quantizer_and_loss_are_trained(copy: Path, outcomes: dict[str, str]) -> None:
+    assert outcomes["train"] == "passed"
     lines = (copy / "run/metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["reconstruction"] > 0
     config = json.loads((copy / "run/model/config.json").read_text())
     assert config["quantizer"]["type"] == "manhattan"
-    options = ["--data=images", "--out=report", "--protocol=native", "--no-features", "--cycle-images=0"]
-    run(copy, "-m", "latentae.cli", "evaluate", "tiny=run", *options)
+
+
+def test_a_new_metric_is_reported(copy: Path, outcomes: dict[str, str]) -> None:
+    assert outcomes["evaluate"] == "passed"
     metrics = json.loads((copy / "report/results.json").read_text())["models"]["tiny"]
     assert 0 < metrics["largest_error"]["value"] <= 2
     assert "largest error" in (copy / "report/results.md").read_text()
 
 
-def test_a_new_discriminator_is_built(copy: Path) -> None:
-    code = (
-        "import torch\n"
-        "from latentae import build\n"
-        "from latentae.config import load_config\n"
-        "config = load_config('vqgan', ['discriminator.type=pixels', 'discriminator.base_channels=8'])\n"
-        "discriminator = build.build_discriminator(config)\n"
-        "assert discriminator(torch.zeros(2, 3, 4, 6)).shape == (2, 1, 4, 6)\n"
-        "assert discriminator.layers[0].out_channels == 8\n"
-    )
-    run(copy, "-c", code)
+def test_a_new_discriminator_is_built(outcomes: dict[str, str]) -> None:
+    assert outcomes["discriminator"] == "passed"
 
 
-def test_a_file_of_a_new_format_opens(copy: Path) -> None:
-    torch.manual_seed(0)
-    model = KLVAE(block_out_channels=(8,), norm_num_groups=4)
-    np.savez(copy / "vae.npz", **{name: tensor.numpy() for name, tensor in model.state_dict().items()})
-    model.save_pretrained(copy / "same")
-    code = (
-        "from latentae import load_autoencoder\n"
-        "opened = load_autoencoder('vae.npz', norm_num_groups=4).state_dict()\n"
-        "for name, tensor in load_autoencoder('same').state_dict().items():\n"
-        "    assert tensor.equal(opened[name]), name\n"
-    )
-    run(copy, "-c", code)
+def test_a_file_of_a_new_format_opens(outcomes: dict[str, str]) -> None:
+    assert outcomes["file format"] == "passed"
 
 
-def test_the_tests_of_the_recipes_pass(copy: Path) -> None:
-    files = ["quantizers/test_quantizer.py", "losses/test_huber.py", "evaluation/test_largest_error.py"]
-    options = ["-q", "-p", "no:cacheprovider", "-k", "manhattan or huber or largest"]
-    run(copy, "-m", "pytest", *options, *(f"tests/{file}" for file in files))
+def test_the_tests_of_the_recipes_pass(outcomes: dict[str, str]) -> None:
+    assert outcomes["tests"] == "passed"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from latentae import distributed
+from tests.processes import run_ranks
 
 WORLD_SIZE = 2
 
@@ -92,7 +92,7 @@ def observe(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(observe, args=(folder,), nprocs=WORLD_SIZE)
+    run_ranks(observe, WORLD_SIZE, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD_SIZE)]
 
 
@@ -210,7 +210,7 @@ def test_launched_processes_find_each_other(tmp_path: Path) -> None:
         for probe in (first, second):
             probe.bind(("127.0.0.1", 0))
         ports = [probe.getsockname()[1] for probe in (first, second)]
-    mp.spawn(launched, args=(tmp_path, ports), nprocs=WORLD_SIZE)
+    run_ranks(launched, WORLD_SIZE, tmp_path, ports)
     for rank in range(WORLD_SIZE):
         assert torch.load(tmp_path / f"{rank}.pt") == {
             "device": "cpu",

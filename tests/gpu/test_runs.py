@@ -17,7 +17,7 @@ from latentae.training.log import Meter
 from latentae.training.trainer import Trainer
 from latentae.weights import WeightsNotFoundError
 from tests.probe.conftest import draw_images, measures, tiny_model  # noqa: F401
-from tests.processes import launch
+from tests.processes import launch_by_torchrun
 from tests.training.launch import flatten, log_lines, states_of
 
 # Everything that a step can do, in turns. Each case is overrides of the tiny VQGAN.
@@ -109,7 +109,7 @@ def test_ranks_over_nccl(tiny, tmp_path, cuda, ranks):
     overrides = [f"batch_size={2 // ranks}", f"output_dir={tmp_path}/ranks"]
     words = json.dumps([["vqgan", [*shared, *overrides]]])
     script = Path(__file__).parent / "train_offline_in_ranks.py"
-    launch(script, ranks, words, ACCELERATE_USE_CPU="false")
+    launch_by_torchrun(script, ranks, words, ACCELERATE_USE_CPU="false")
     states = [
         flatten(torch.load(tmp_path / "ranks" / f"rank_{rank}.pt", map_location="cpu", weights_only=False))
         for rank in range(ranks)

@@ -1,9 +1,7 @@
 import os
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from latentae import VQGAN, cli, distributed, load_autoencoder
 from latentae.data import FolderSource, ImageDataset, RandomCrop
@@ -12,6 +10,7 @@ from latentae.latents.recalibrate import recalibrate
 from latentae.latents.statistics import measure_latents, merge_over_ranks
 from tests.data.pictures import shows_green, write_cutout
 from tests.latents.conftest import SHAPE, batches_of, draw_tensors, make_kl, make_vq
+from tests.processes import free_port, run_ranks
 
 
 @pytest.fixture
@@ -117,12 +116,6 @@ def test_what_is_written_must_be_what_was_calibrated(kl_folder, picture_folder, 
     assert not (tmp_path / "out").exists()
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def work_as(rank, folder, port):
     """One of two processes as torchrun would start them: uneven shares, then the whole command."""
     os.environ |= {
@@ -157,7 +150,7 @@ def work_as(rank, folder, port):
 
 
 def test_two_ranks_measure_and_write_what_one_does(kl_folder, picture_folder, tmp_path):
-    mp.spawn(work_as, args=(tmp_path, free_port()), nprocs=2)
+    run_ranks(work_as, 2, tmp_path, free_port())
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     images = draw_tensors(11)
     alone = {

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from latentae.losses.kl import (
@@ -22,6 +21,7 @@ from latentae.losses.kl import (
     reverse_kl,
 )
 from latentae.losses.reconstruction import GaussianLikelihood, ReconstructionObjective, l1, l2
+from tests.processes import run_ranks
 
 
 def random_posteriors(*shape):
@@ -133,7 +133,7 @@ def test_free_bits_of_two_ranks_equal_one(tmp_path):
     whole = DIVERGENCE.clone().requires_grad_()
     loss = FreeBits(5.0)(whole)
     loss.backward()
-    mp.spawn(free_bits_of_a_rank, args=(tmp_path,), nprocs=2)
+    run_ranks(free_bits_of_a_rank, 2, tmp_path)
     (first, first_gradient, first_count), (second, second_gradient, second_count) = (
         torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)
     )

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from latentae import distributed
+from tests.processes import run_ranks
 from tests.quantizers.conftest import CASES, draw, generator, make
 
 STEPS, MICRO_BATCHES, BATCH = 4, 2, 4
@@ -61,7 +61,7 @@ def work(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(folder,), nprocs=2)
+    run_ranks(work, 2, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

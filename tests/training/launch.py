@@ -1,7 +1,6 @@
 """What tests of ranks, signals and kills share: processes to wait for or strike, and a run's whole state."""
 
 import json
-import multiprocessing
 import os
 import subprocess
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from latentae.training.run_folder import RunFolder, step_of
-from tests.processes import ROOT, environment
+from tests.processes import ROOT, environment, run_ranks
 
 
 def start(*words, **extra):
@@ -88,18 +87,11 @@ def log_lines(run):
 
 def in_two_ranks(function, folder):
     """What a function of ``folder`` returns in each of two processes, joined over gloo."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.kill_points"])
-    ranks = [context.Process(target=_as_rank, args=(function, folder, rank)) for rank in (0, 1)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
+    run_ranks(_as_rank, 2, function, folder)
     return [json.loads((folder / f"result_{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def _as_rank(function, folder, rank):
+def _as_rank(rank, function, folder):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     meeting = f"file://{folder / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)

@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latentae.training.accelerator import create_accelerator, process_group_timeout, track, track_picture
-from tests.processes import launch
+from tests.processes import launch_by_torchrun
 
 
 def test_a_tracker_that_is_not_installed(tiny, monkeypatch):
@@ -109,7 +109,7 @@ dist.destroy_process_group()
 def test_torchrun_alone_joins_its_processes(tiny, tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text(JOINED)
-    launch(
+    launch_by_torchrun(
         worker, 2, "--config", str(tiny.file), "process_group_timeout_hours=1.5", ACCELERATE_USE_CPU="false"
     )
     assert [(tmp_path / f"worker.py.{rank}").read_text() for rank in (0, 1)] == ["2 1:30:00"] * 2

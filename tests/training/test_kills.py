@@ -1,7 +1,6 @@
 """Runs killed or asked to leave, then continued, against one that was left alone: equal bit by bit."""
 
 import json
-import multiprocessing
 import signal
 
 import pytest
@@ -10,13 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latentae.training.run_folder import RunFolder
+from tests.processes import fork
 from tests.training.conftest import TINY, draw_images
 from tests.training.kill_points import POINTS, REQUESTS, train
 from tests.training.launch import flatten, log_lines
-
-# Children are forked from a process that has imported everything, and has not begun to compute.
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.training.kill_points"])
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +32,7 @@ def run(folder, name, point=None):
         "discriminator.r1={weight: 1.0, every: 2}",
     ]
     arguments += ["data.holdout=0.3", f"output_dir={folder / name}"]
-    child = context.Process(target=train, args=(["--config", str(folder / "tiny.yaml"), *arguments], point))
-    child.start()
+    child = fork(train, ["--config", str(folder / "tiny.yaml"), *arguments], point)
     child.join(60)
     return child.exitcode
 

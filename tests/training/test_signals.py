@@ -1,5 +1,4 @@
 import ctypes
-import multiprocessing
 import os
 import signal
 import sys
@@ -11,12 +10,8 @@ import pytest
 from latentae import distributed
 from latentae.training import signals
 from latentae.training.signals import RunStopped, StopSignals
-from tests.processes import torchrun
+from tests.processes import fork, torchrun
 from tests.training.launch import children, in_two_ranks, last_step, output_of, start, wait_for_log
-
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.training.kill_points"])
-
 
 strike = signal.raise_signal  # in this thread; os.kill may choose another, and Python learns of it later
 
@@ -83,8 +78,7 @@ def twice(first, second, launched, seconds):
     ],
 )
 def test_the_second_one_ends_at_once(arguments, code):
-    process = context.Process(target=twice, args=arguments)
-    process.start()
+    process = fork(twice, *arguments)
     process.join(30)
     assert process.exitcode == code
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from latentae.config import load_config
 from latentae.latents import calibration
 from latentae.training.trainer import Trainer
-from tests.processes import free_port
+from tests.processes import free_port, launch
 from tests.training.launch import children, last_step, output_of, start, wait_for_log
 
 KL = ["model.class=KLVAE", "loss.kl.weight=0.01", "loss.adversarial=null", "discriminator=null"]
@@ -42,8 +42,8 @@ def test_two_nodes(tiny, tmp_path, monkeypatch):
     assert printed.count("stopped by") == 1
     assert f"stopped by SIGUSR1: the run is saved at step {steps}; the same command continues" in printed
 
-    for node in start_nodes(*config, f"max_steps={steps + 2}"):
-        output_of(node, code=0)
+    one_per_node = {"LOCAL_WORLD_SIZE": 1, "LOCAL_RANK": 0}
+    launch("scripts/train_kl_vae.py", 2, *config, f"max_steps={steps + 2}", **one_per_node)
     monkeypatch.setattr(calibration, "FEWEST_VIEWS", 16)
     alone = [f"max_steps={steps + 2}", "batch_size=4", f"output_dir={tmp_path}/alone"]
     Trainer(load_config("kl_vae", [*config, *alone])).fit()

@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 
 import pytest
 import torch
@@ -12,10 +11,8 @@ from latentae.config import load_config
 from latentae.latents import calibration
 from latentae.training import trainer
 from tests.pretend_device import pretend_device
+from tests.processes import fork
 from tests.training.conftest import TINY, draw_images
-
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.training.kill_points", "tests.pretend_device"])
 
 WITHOUT_GAN = ["loss.adversarial=null", "discriminator=null"]
 KL = ["model.class=KLVAE", "loss.kl={weight: 0.01}"]
@@ -75,8 +72,7 @@ def test_a_run(tmp_path, alexnet_trunk, name):
     lines = TINY.format(folder=tmp_path).splitlines(keepends=True)
     lines = [line for line in lines if name != "kl_vae" or "quantizer:" not in line]
     (tmp_path / "tiny.yaml").write_text("".join(lines))
-    process = context.Process(target=train, args=(tmp_path, name))
-    process.start()
+    process = fork(train, tmp_path, name)
     process.join(60)
     assert process.exitcode == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
