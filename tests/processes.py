@@ -142,6 +142,8 @@ def _replace_environment(variables):
 
 def _call(function, arguments, variables):
     _replace_environment(variables)
+    # As in any other process, and not as this one was started: workers of data loaders depend on it.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     function(*arguments)
 
 

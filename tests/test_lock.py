@@ -1,5 +1,7 @@
 """One process per folder."""
 
+import os
+
 import pytest
 
 from latentae.lock import FolderLock
@@ -10,6 +12,10 @@ from tests.lock_holder import another_process
 def other(tmp_path):
     with another_process(tmp_path) as held:
         yield held
+
+
+def holder_of(folder):
+    return int((folder / ".lock").read_text().split()[1])
 
 
 def test_two_processes_never_share_a_folder(tmp_path, other):
@@ -24,6 +30,8 @@ def test_two_processes_never_share_a_folder(tmp_path, other):
 def test_one_that_leaves_is_waited_for(tmp_path, other):
     _, leave = other
     FolderLock(tmp_path, "out", patience=60).acquire(lambda sentence: leave.set())
+    assert leave.is_set()
+    assert holder_of(tmp_path) == os.getpid()
 
 
 def test_one_that_is_killed_leaves_nothing_behind(tmp_path, other):
@@ -31,6 +39,7 @@ def test_one_that_is_killed_leaves_nothing_behind(tmp_path, other):
     process.kill()
     process.join()
     FolderLock(tmp_path, "out", patience=0).acquire(print)
+    assert holder_of(tmp_path) == os.getpid()
 
 
 def test_before_there_is_a_folder_there_is_nothing_to_lock(tmp_path):
@@ -46,6 +55,7 @@ def test_a_process_is_not_in_its_own_way(tmp_path):
     first, second = FolderLock(tmp_path, "out"), FolderLock(tmp_path, "out", patience=0)
     first.acquire(print)
     second.acquire(print)
+    assert holder_of(tmp_path) == os.getpid()
 
 
 def test_a_released_lock_leaves_no_file(tmp_path):

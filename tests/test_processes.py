@@ -1,5 +1,6 @@
 """What the tests of several processes stand on: an assertion that fails in a rank fails the test."""
 
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -47,11 +48,12 @@ def test_a_process_that_never_ends_is_killed():
 
 
 def write_place(path):
-    path.write_text(f"{Path.cwd()} {os.environ.get('LATENTAE_CACHE')}")
+    start = multiprocessing.get_start_method()
+    path.write_text(f"{Path.cwd()} {os.environ.get('LATENTAE_CACHE')} {start}")
 
 
 def test_a_forked_process_is_where_the_test_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LATENTAE_CACHE", "elsewhere")
     assert join([fork(write_place, tmp_path / "seen")]) == [0]
-    assert (tmp_path / "seen").read_text() == f"{tmp_path} elsewhere"
+    assert (tmp_path / "seen").read_text() == f"{tmp_path} elsewhere {multiprocessing.get_start_method()}"

@@ -65,7 +65,12 @@ def problems(changes: dict[str, Any]) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def one_problem(changes: dict[str, Any], key: str, *parts: Any) -> None:
+def assert_valid(changes: dict[str, Any]) -> None:
+    """The changed example has no problem."""
+    assert isinstance(config(changes), RunConfig)
+
+
+def assert_one_problem(changes: dict[str, Any], key: str, *parts: Any) -> None:
     """The changed example has one problem; it starts with the key and names all these values and keys."""
     (line,) = problems(changes)
     assert line.startswith(f"`{key}`"), line

@@ -1,10 +1,13 @@
-"""What torchrun starts: trains discriminators on shares of the same images, and compares with one process.
+"""What two processes run: trains discriminators on shares of the same images, and compares with one process.
 
 All in float64, so that ranks and one process differ by 1e-15 or by a mistake.
 """
 
 import contextlib
+import json
+import sys
 import warnings
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -86,10 +89,12 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     dist.init_process_group("gloo")
+    compared = {}
     for kind in ("frozen_features", "wavelet", "patchgan"):
         several = learn(kind, dist.get_rank(), dist.get_world_size())
         alone = learn(kind, 0, 1)
         for ours, expected in zip(several, alone, strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
-        assert len(alone) > 50
+        compared[kind] = len(alone)
+    Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(compared))
     dist.destroy_process_group()

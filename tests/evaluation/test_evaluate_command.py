@@ -1,8 +1,4 @@
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -11,7 +7,7 @@ import torch
 from latentae import cli
 from latentae.evaluation import evaluate as module
 from tests.evaluation.conftest import tiny_model
-from tests.processes import ROOT, environment
+from tests.processes import environment, fork
 
 
 def main(arguments):
@@ -138,19 +134,15 @@ def test_killed_in_the_middle_it_goes_on(models, image_folder, tmp_path, capsys)
     models["kl"].save_pretrained(tmp_path / "kl")
     arguments = [str(tmp_path / "kl"), "--data", str(image_folder), "--protocol", "native"]
     arguments += ["--cycle-images", "0", "--no-features", "--out"]
-    started = subprocess.Popen(
-        [sys.executable, "scripts/evaluate.py", *arguments, str(tmp_path / "report")],
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.DEVNULL,
-    )
+    words = ["evaluate", *arguments, str(tmp_path / "report")]
+    started = fork(cli.main, words, variables=environment())
     deadline = time.monotonic() + 120
     while not list((tmp_path / "report").glob(".measured/kl-*/0*.safetensors")):
-        assert started.poll() is None, "it ended before it could be killed"
+        assert started.is_alive(), "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(started.pid, signal.SIGKILL)
-    started.wait()
+    started.kill()
+    started.join()
     assert not (tmp_path / "report/results.json").exists()
     for name in ("report", "whole"):
         assert main([*arguments, str(tmp_path / name)]) == 0

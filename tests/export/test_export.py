@@ -219,3 +219,6 @@ def test_empty_folder_and_earlier_file_may_be_written_to(tmp_path):
     check_target(tmp_path, folder=True, overwrite=False)
     (tmp_path / "file.safetensors").touch()
     check_target(tmp_path / "file.safetensors", folder=False, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "file.safetensors"
+    ]  # which only the export replaces

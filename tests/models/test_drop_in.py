@@ -58,7 +58,7 @@ def moments(model, images):
     return encoded if isinstance(encoded, torch.Tensor) else encoded.parameters
 
 
-def same(first, second, atol=1e-5):
+def assert_close(first, second, atol=1e-5):
     torch.testing.assert_close(first, second, rtol=0, atol=atol)
 
 
@@ -90,7 +90,7 @@ def test_tuples_hold_what_the_dataclasses_hold(cls, noise):
         for value, expected in zip(values, fields, strict=False):
             if not isinstance(value, torch.Tensor):
                 value, expected = value.parameters, expected.parameters
-            same(value, expected, atol=0)
+            assert_close(value, expected, atol=0)
 
 
 @every
@@ -119,7 +119,7 @@ def test_saved_and_loaded_in_half_precision(cls, dtype, noise, tmp_path, low_cpu
     loaded = cls.from_pretrained(tmp_path, torch_dtype=dtype, low_cpu_mem_usage=low_cpu_mem_usage)
     assert loaded.dtype == dtype
     assert {value.dtype for value in loaded.parameters()} == {dtype}
-    same(output(loaded, noise.to(dtype)), output(model, noise.to(dtype)), atol=5e-3)
+    assert_close(output(loaded, noise.to(dtype)), output(model, noise.to(dtype)), atol=5e-3)
 
 
 @every
@@ -224,11 +224,11 @@ def test_gradient_checkpointing(cls, noise):
     for model in (plain, checkpointed):
         losses.append((model(noise, return_dict=False)[0] * target).mean())
         losses[-1].backward()
-    same(losses[1], losses[0])
+    assert_close(losses[1], losses[0])
     for (name, value), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
         assert (value.grad is None) == (other.grad is None), name
         if value.grad is not None:
-            same(other.grad, value.grad, atol=5e-5)
+            assert_close(other.grad, value.grad, atol=5e-5)
     checkpointed.disable_gradient_checkpointing()
     assert not checkpointed.is_gradient_checkpointing
 
@@ -241,7 +241,7 @@ def test_attention_processors(cls, noise):
     names = {f"{part}.mid_block.attentions.0.processor" for part in ("encoder", "decoder")}
     assert model.attn_processors.keys() == names
     model.set_attn_processor(AttnProcessor())
-    same(output(model, noise), expected)
+    assert_close(output(model, noise), expected)
     model.set_attn_processor({name: AttnProcessor2_0() for name in model.attn_processors})
     assert torch.equal(output(model, noise), expected)
     model.set_default_attn_processor()
@@ -257,7 +257,7 @@ def test_fused_projections(cls, noise):
     model.fuse_qkv_projections()
     assert {type(p).__name__ for p in model.attn_processors.values()} == {"FusedAttnProcessor2_0"}
     assert all(m.fused_projections for m in model.modules() if hasattr(m, "fused_projections"))
-    same(output(model, noise), expected)
+    assert_close(output(model, noise), expected)
     model.unfuse_qkv_projections()
     assert torch.equal(output(model, noise), expected)
 
@@ -271,7 +271,7 @@ def test_slicing_and_tiling_on_and_off(cls, noise):
         (model.enable_tiling, model.disable_tiling),
     ):
         on()
-        same(output(model, noise), expected)
+        assert_close(output(model, noise), expected)
         off()
         assert torch.equal(output(model, noise), expected)
 

@@ -141,7 +141,10 @@ WATCHERS = {
 @pytest.mark.parametrize("watcher", WATCHERS)
 def test_the_range_is_not_checked_where_something_watches(autoencoder, watcher):
     autoencoder.requires_grad_(False)
-    WATCHERS[watcher](autoencoder, torch.full((1, 3, 16, 16), 200.0))
+    images = torch.full((1, 3, 16, 16), 200.0)
+    with pytest.raises(ValueError, match="these run from 200 to 200"):
+        autoencoder.encode(images)
+    WATCHERS[watcher](autoencoder, images)  # does not raise
 
 
 @pytest.mark.parametrize("cls", [KLVAE, VQGAN])

@@ -38,10 +38,11 @@ def test_auto_is_the_precision_of_the_launcher_unless_that_is_no(told, precision
 
 def test_numbers_that_both_state_may_agree():
     told = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}
-    apply_launcher_settings(config({"gradient_accumulation_steps": 4, "max_grad_norm": 1}), told)
-    apply_launcher_settings(
-        config(), {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_GRADIENT_CLIPPING": "auto"}
-    )
+    settled = apply_launcher_settings(config({"gradient_accumulation_steps": 4, "max_grad_norm": 1}), told)
+    assert (settled.gradient_accumulation_steps, settled.max_grad_norm) == (4, 1)
+    told = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_GRADIENT_CLIPPING": "auto"}
+    settled = apply_launcher_settings(config(), told)
+    assert (settled.gradient_accumulation_steps, settled.max_grad_norm) == (1, None)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What torchrun starts: trains one config after the other, and writes what this rank holds in the end.
+"""What two processes run: trains one config after the other, and writes what this rank holds in the end.
 
 Usage: train_in_ranks.py JSON, a list of [family, [argument, ...]].
 """

@@ -6,7 +6,7 @@ import pytest
 
 from latentae.config import changed_keys, load_config, refused_in_branch
 from latentae.config.pretrained import fill_in
-from tests.config.example import KLVAE, config, mapping, one_problem
+from tests.config.example import KLVAE, assert_one_problem, config, mapping
 
 SMALL = {**KLVAE, "decoder": {"widths": [16, 32, 32]}}
 
@@ -20,30 +20,32 @@ def test_valid_sections() -> None:
 
 
 def test_a_vq_model_has_none() -> None:
-    one_problem({"decoder": {"upscale": 2}}, "decoder", "VQGAN", "set it to null", "KLVAE")
+    assert_one_problem({"decoder": {"upscale": 2}}, "decoder", "VQGAN", "set it to null", "KLVAE")
 
 
 def test_another_number_of_levels() -> None:
-    one_problem({**KLVAE, "decoder": {"widths": [16, 32]}}, "decoder.widths", "[16, 32]", "3 levels")
+    assert_one_problem({**KLVAE, "decoder": {"widths": [16, 32]}}, "decoder.widths", "[16, 32]", "3 levels")
 
 
 def test_widths_that_the_groups_do_not_divide() -> None:
     changes = {**KLVAE, "decoder": {"widths": [8, 24, 32]}}
-    one_problem(changes, "decoder.widths", "norm_num_groups: 16", "8 and 24", "use [16, 32, 32]")
+    assert_one_problem(changes, "decoder.widths", "norm_num_groups: 16", "8 and 24", "use [16, 32, 32]")
 
 
 @pytest.mark.parametrize("size", [36, 60])
 def test_images_are_multiples_of_the_enlarged_latents(size: int) -> None:
     # 3 levels, and twice: 8 pixels per latent.
     changes: dict[str, Any] = {**KLVAE, "data.image_size": size, "decoder": {"upscale": 2}}
-    one_problem(changes, "data.image_size", size, "multiple of 8", "times `decoder.upscale: 2`", "use ")
+    assert_one_problem(
+        changes, "data.image_size", size, "multiple of 8", "times `decoder.upscale: 2`", "use "
+    )
     assert config({**KLVAE, "data.image_size": size}).data.image_size == size
 
 
 def test_images_too_small_for_one_latent() -> None:
     changes = {**KLVAE, "model.block_out_channels": [16] * 5, "data.image_size": 32}
     assert config(changes).data.image_size == 32
-    one_problem({**changes, "decoder": {"upscale": 4}}, "data.image_size", "multiple of 64", "use 64")
+    assert_one_problem({**changes, "decoder": {"upscale": 4}}, "data.image_size", "multiple of 64", "use 64")
 
 
 def test_a_branch_keeps_it() -> None:
@@ -119,4 +121,4 @@ CACHED = {
 )
 def test_cached_latents_need_crops_that_stay(changes: dict[str, Any], remedy: str) -> None:
     assert config(CACHED).data.latents == "cache"
-    one_problem({**CACHED, **changes}, "data.latents", "cache", remedy, "data.latents=null")
+    assert_one_problem({**CACHED, **changes}, "data.latents", "cache", remedy, "data.latents=null")

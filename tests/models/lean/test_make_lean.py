@@ -168,8 +168,11 @@ images = torch.rand(4, 3, 12, 10, generator=torch.Generator().manual_seed(2), dt
 wrapped = DistributedDataParallel(lean)
 wrapped(images[2 * rank : 2 * rank + 2]).sample.square().mean().backward()
 stock(images).sample.square().mean().backward()
+compared = 0
 for (name, parameter), other in zip(stock.named_parameters(), lean.parameters(), strict=True):
     torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-9, atol=1e-10, msg=name)
+    compared += 1
+print(f"rank {rank}: {compared} gradients are equal")
 torch.distributed.destroy_process_group()
 """
 
@@ -177,4 +180,6 @@ torch.distributed.destroy_process_group()
 def test_two_ranks_get_the_gradient_of_the_whole_batch(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
-    launch(script, 2)
+    parameters = len(list(make_pair()[0].parameters()))
+    printed = sorted(launch(script, 2).stdout.splitlines())
+    assert printed == [f"rank {rank}: {parameters} gradients are equal" for rank in (0, 1)]
