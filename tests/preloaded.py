@@ -16,5 +16,6 @@ import latentae.probe.probe
 import tests.pretend_device
 import tests.training.kill_points
 
+os.fsync = os.fstat  # as in tests/conftest.py
 gc.collect()
 gc.freeze()  # or a collection in a forked process would go through all that was imported, and copy it

@@ -120,21 +120,15 @@ def test_bad_data_is_one_sentence(tiny_file, tmp_path):
 
 
 def test_no_weights_to_be_had_is_one_sentence(tiny_file, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, subprocess\n"
+    (tmp_path / "offline.py").write_text(
+        "import subprocess, sys, urllib.request\n"
         "def refuse(*a, **k): raise OSError('the network is switched off')\n"
-        "subprocess.run = refuse\n"
-        "import urllib.request\n"
-        "urllib.request.urlopen = refuse\n"
+        "subprocess.run = urllib.request.urlopen = refuse\n"
+        "from latentae.cli import train\n"
+        "sys.exit(train('vqgan'))\n"
     )
-    result = run(
-        SCRIPT,
-        "--config",
-        str(tiny_file),
-        LATENTAE_CACHE=str(tmp_path / "cache"),
-        TORCH_HOME=str(tmp_path / "torch"),
-        PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}",
-    )
+    caches = {"LATENTAE_CACHE": tmp_path / "cache", "TORCH_HOME": tmp_path / "torch"}
+    result = run_script(tmp_path / "offline.py", "--config", str(tiny_file), **caches)
     assert result.returncode == 2
     assert "LATENTAE_CACHE" in result.stderr
     assert "Traceback" not in result.stderr

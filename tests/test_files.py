@@ -1,5 +1,6 @@
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from latentae.files import (
     FullDiskError,
     check_output_folder,
     file_sha256,
+    flush,
     has_keys,
     list_files,
     mend_swap,
@@ -39,6 +41,43 @@ def test_a_full_disk_says_so_and_leaves_nothing_behind(code, tmp_path, monkeypat
     with pytest.raises(FullDiskError, match=r"no space left to write .*b\.safetensors \(2\.0 MiB\).*goes on"):
         write_aside(tmp_path / "b.safetensors", bytes(2**21))
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.fixture
+def flushed(monkeypatch):
+    """What the disk is waited for, in order; with the real function, which tests/conftest.py takes away."""
+    posix = pytest.importorskip("posix")
+    paths = []
+
+    def fsync(descriptor):
+        posix.fsync(descriptor)
+        paths.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return paths
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the names of open files from Linux")
+
+
+@linux
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, flushed, monkeypatch):
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, new: (flushed.append(new), replace(path, new))[1])
+    write_aside(tmp_path / "a.json", b"new")
+    aside, name, folder = flushed
+    assert (name, folder) == (tmp_path / "a.json", tmp_path)
+    assert aside != name
+    assert aside.parent == tmp_path
+
+
+@linux
+def test_all_files_and_folders_are_waited_for(tmp_path, flushed):
+    (tmp_path / "a/b").mkdir(parents=True)
+    for name in ("a/1", "a/b/2"):
+        (tmp_path / name).write_text("")
+    flush(tmp_path / "a")
+    assert sorted(flushed) == [tmp_path / name for name in ("a", "a/1", "a/b", "a/b/2")]
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from latentae.config import load_config
+from latentae.latents import calibration
 from latentae.training.trainer import Trainer
 
 
@@ -12,7 +13,8 @@ def train(folder, *changes):
     return Trainer(load_config("vqgan", words)).fit()
 
 
-def test_the_first_steps_of_the_quickstart_learn(alexnet_trunk, tmp_path):
+def test_the_first_steps_of_the_quickstart_learn(alexnet_trunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "FEWEST_VIEWS", 16)
     short = ("max_steps=40", "optimizer.warmup_steps=10", "sample_every=40", "checkpoint_every=40")
     summary = train(tmp_path / "run", *short, "cpu_threads=1")
     assert summary["images"] == 36

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from torchvision.models import vgg16
 
+from benchmarks.random_weights import random_trunk
 from latentae.config import load_config
 from latentae.losses.perceptual import LPIPS
 from latentae.losses.reconstruction import ReconstructionObjective, l1
@@ -63,7 +63,7 @@ def test_on_any_other_device_lpips_is_bounded_in_memory(monkeypatch, alexnet_tru
 
 def test_the_bound_on_lpips_is_less_than_a_gibibyte():
     """Of the larger trunk; memory grows with the pixels that it takes at a time, not with the batch."""
-    trunk = {f"features.{name}": value for name, value in vgg16(weights=None).features.state_dict().items()}
+    trunk = random_trunk("vgg")
     images, target = torch.rand(2, 4, 3, 32, 32) * 2 - 1
     peaks, values = {}, {}
     for chunk in (None, 1):
@@ -205,13 +205,16 @@ def test_the_end_of_a_run_puts_torch_s_settings_back(tiny, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or the run would leave it behind
     threads, within = torch.get_num_threads(), []
-    trainer = Trainer(tiny("deterministic=true", f"cpu_threads={threads + 1}", "max_steps=1"))
+    torch.set_num_threads(threads + 1)  # fewer in the run: of more than cores, all wait
+    trainer = Trainer(tiny("deterministic=true", f"cpu_threads={threads}", "max_steps=1"))
     torch.backends.cudnn.benchmark = True  # as on CUDA
     train = trainer._train
     trainer._train = lambda *arguments: (within.append(TorchSettings.read()), train(*arguments))
     trainer.fit()
-    assert within == [TorchSettings(True, 2, threads + 1)]
-    assert TorchSettings.read() == TorchSettings(False, 0, threads)
+    after = TorchSettings.read()
+    torch.set_num_threads(threads)
+    assert within == [TorchSettings(True, 2, threads)]
+    assert after == TorchSettings(False, 0, threads + 1)
 
 
 @pytest.fixture
