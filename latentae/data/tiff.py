@@ -276,12 +276,12 @@ def _by_pillow(data: bytes | Path, number: int, layout: Layout) -> NDArray[np.ui
         source = io.BytesIO(data) if isinstance(data, bytes) else data
         with Image.open(source, formats=["TIFF"]) as image:
             image.seek(number)
-            (tile,) = image.tile
+            ((*place, options),) = image.tile
             # The raw mode "L" keeps the second byte of each number, "B" the first.
-            image.tile = [tile._replace(args=(f"{mode};16{order}", *tile.args[1:]))]
-            image._mode = mode
+            tiles: list[Any] = [(*place, (f"{mode};16{order}", *tuple(options or ())[1:]))]
+            image.tile, image._mode = tiles, mode
             halves.append(np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16))
-    return halves[0] << 8 | halves[1]
+    return np.asarray(halves[0] << 8 | halves[1], np.uint16)
 
 
 @contextmanager
